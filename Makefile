@@ -1,0 +1,56 @@
+# `make help` lists the targets. Everything lives in .venv and build/; nothing is installed outside.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# On a machine without a GPU: TORCH_INDEX=https://download.pytorch.org/whl/cpu fetches PyTorch's CPU build.
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test lint format bench clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# PyTorch first: the extension is built against it, without build isolation.
+$(VENV)/.tools: constraints.txt | $(BIN)/python
+	$(PIP) -q "setuptools>=77" wheel ninja torch
+	@touch $@
+
+$(VENV)/.run: $(SOURCES) | $(VENV)/.tools
+	$(PIP) -q --no-build-isolation -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
+	$(PIP) -q --no-build-isolation -e ".[demo,triton,test,bench,lint]"
+	@touch $@ $(VENV)/.run
+
+setup: $(VENV)/.run  ## Create .venv, install the pinned dependencies, build the extension
+
+setup-dev: $(VENV)/.dev  ## The same, with the tools for tests, linting and benchmarks
+
+demo: setup  ## Train on handwritten digits, sample and score them; writes out/demo/
+	$(BIN)/fastdiff demo
+
+test: setup-dev  ## Run the whole test suite
+	$(BIN)/python -m pytest tests
+
+lint: setup-dev  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup-dev  ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup-dev  ## Time the ops against plain PyTorch and diffusers; writes bench/results/
+	$(BIN)/python bench/run.py
+
+clean:  ## Remove .venv, build products and caches
+	rm -rf $(VENV) build dist *.egg-info fastdiff/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
