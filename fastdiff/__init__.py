@@ -1,0 +1,60 @@
+"""fastdiff: train, sample, score and edit with denoising diffusion models, fast and exactly.
+
+    import fastdiff as fd
+
+    diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(1000))
+    table = fd.samplers.ddim(diffusion, steps=20)
+    images = fd.sample(model, table, shape=(64, 3, 32, 32), seed=0)
+
+Schedules, diffusions, tables and samplers need NumPy alone; everything else is imported, with torch, on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastdiff import samplers
+from fastdiff.diffusion import Diffusion
+from fastdiff.schedule import NoiseSchedule
+from fastdiff.table import CoefficientTable
+
+if TYPE_CHECKING:
+    from fastdiff import likelihood, ops
+    from fastdiff.sampling import sample
+    from fastdiff.unet import UNet, UNetConfig
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "UNet": "fastdiff.unet",
+    "UNetConfig": "fastdiff.unet",
+    "sample": "fastdiff.sampling",
+    "likelihood": "",
+    "ops": "",
+}
+
+__all__ = [
+    "CoefficientTable",
+    "Diffusion",
+    "NoiseSchedule",
+    "UNet",
+    "UNetConfig",
+    "__version__",
+    "likelihood",
+    "ops",
+    "sample",
+    "samplers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+    if not _LAZY[name]:
+        return importlib.import_module(f"fastdiff.{name}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
