@@ -1,0 +1,26 @@
+// The elementwise kernels for avx2; run only where dispatch.cpp has found it.
+#include <cstdint>
+
+#include "elementwise.h"
+#include "noise_layout.h"
+#include "row_layout.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#pragma GCC target("avx2,fma,f16c")
+
+namespace fastdiff {
+namespace avx2 {
+
+#include "vec.h"
+#include "convert.h"
+#include "elementwise_impl.h"
+
+}  // namespace avx2
+
+extern const Kernels kernels_avx2;
+const Kernels kernels_avx2 = {"avx2", avx2::run_diffuse, avx2::run_step};
+
+}  // namespace fastdiff
+#endif

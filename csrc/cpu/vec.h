@@ -1,0 +1,155 @@
+// Vectors of 16 lanes in GCC's vector extension, and the noise contract's arithmetic on them.
+// Included inside the namespace of one instruction set, after its target pragma: see kernels_*.cpp.
+#define FD_INLINE static inline __attribute__((always_inline))
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint64_t u64x8 __attribute__((vector_size(64)));
+typedef float f32x16u __attribute__((vector_size(64), aligned(4)));
+
+FD_INLINE f32x16 splat(float v) { return v - (f32x16){}; }
+FD_INLINE u32x16 splat_u(uint32_t v) { return v - (u32x16){}; }
+FD_INLINE f32x16 select(i32x16 mask, f32x16 a, f32x16 b) { return mask ? a : b; }
+
+// Products of the even 32-bit lanes, 64 bits each.
+FD_INLINE u64x8 mul_even(u32x16 a, u32x16 b) {
+#if defined(__AVX512F__)
+  return (u64x8)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  union { u32x16 v; __m256i h[2]; } x = {a}, y = {b};
+  union { u64x8 v; __m256i h[2]; } z;
+  z.h[0] = _mm256_mul_epu32(x.h[0], y.h[0]);
+  z.h[1] = _mm256_mul_epu32(x.h[1], y.h[1]);
+  return z.v;
+#else
+  const u64x8 low = (uint64_t)0xFFFFFFFFu - (u64x8){};
+  return ((u64x8)a & low) * ((u64x8)b & low);
+#endif
+}
+
+FD_INLINE void mul_hi_lo(u32x16 a, uint32_t factor, u32x16& hi, u32x16& lo) {
+  const u32x16 b = splat_u(factor);
+  const u64x8 even = mul_even(a, b);
+  const u64x8 odd = mul_even((u32x16)((u64x8)a >> 32), b);
+  const u64x8 low = (uint64_t)0xFFFFFFFFu - (u64x8){};
+  hi = (u32x16)((even >> 32) | (odd & ~low));
+  lo = (u32x16)((even & low) | (odd << 32));
+}
+
+FD_INLINE f32x16 sqrt_v(f32x16 x) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  union { f32x16 v; __m256 h[2]; } u = {x};
+  u.h[0] = _mm256_sqrt_ps(u.h[0]);
+  u.h[1] = _mm256_sqrt_ps(u.h[1]);
+  return u.v;
+#else
+  for (int i = 0; i < 16; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+// -2 log(x) for normal positive x. log(m * 2^e) = e log 2 + log1p(m - 1), m in [sqrt(1/2), sqrt(2)); polynomial of
+// Cephes' logf (S. Moshier), within 1 ulp or so, relative, near 1 as well.
+FD_INLINE f32x16 minus_two_log(f32x16 x) {
+  i32x16 bits = (i32x16)x;
+  i32x16 e = ((bits - 0x3F3504F3) >> 23);
+  const f32x16 m = (f32x16)(bits - (e << 23));
+  const f32x16 f = m - 1.0f;
+  const f32x16 k = __builtin_convertvector(e, f32x16);
+  const f32x16 z = f * f;
+  f32x16 p = splat(7.0376836292e-2f);
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  f32x16 y = f * z * p;
+  y = y + k * -2.12194440e-4f - 0.5f * z;
+  return -2.0f * (k * 0.693359375f + (f + y));
+}
+
+// cos and sin of 2 pi a for a in [-1/2, 1/2]: the quarter turn nearest to a comes off exactly, then Cephes' polynomials.
+FD_INLINE void cos_sin_turns(f32x16 a, f32x16& cosine, f32x16& sine) {
+  const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
+  const f32x16 shifted = a * 4.0f + magic;
+  const i32x16 quadrant = (i32x16)shifted;
+  const f32x16 g = a - (shifted - magic) * 0.25f;
+  const f32x16 w = g * 6.28318530717958647692f;
+  const f32x16 z = w * w;
+  f32x16 s = splat(-1.9515295891e-4f);
+  s = s * z + 8.3321608736e-3f;
+  s = s * z - 1.6666654611e-1f;
+  s = s * z * w + w;
+  f32x16 c = splat(2.443315711809948e-5f);
+  c = c * z - 1.388731625493765e-3f;
+  c = c * z + 4.166664568298827e-2f;
+  c = c * z * z - 0.5f * z + 1.0f;
+  const i32x16 swap = (quadrant & 1) != 0;
+  const i32x16 sine_sign = (quadrant & 2) << 30;
+  const i32x16 cosine_sign = ((quadrant + 1) & 2) << 30;
+  cosine = (f32x16)((i32x16)select(swap, s, c) ^ cosine_sign);
+  sine = (f32x16)((i32x16)select(swap, c, s) ^ sine_sign);
+}
+
+// exp for |x| < 80 or so; beyond, it saturates to the ends of the float range. NaN stays NaN.
+FD_INLINE f32x16 exp_v(f32x16 x) {
+  const f32x16 top = splat(88.0f), bottom = splat(-87.0f);
+  const f32x16 y = select(x > top, top, select(x < bottom, bottom, x));
+  const f32x16 magic = splat(12582912.0f);
+  const f32x16 shifted = y * 1.44269504088896341f + magic;
+  const f32x16 k = shifted - magic;
+  const f32x16 r = y - k * 0.693359375f - k * -2.12194440e-4f;
+  f32x16 p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const f32x16 scale = (f32x16)((((i32x16)shifted - 0x4B400000) + 127) << 23);
+  return select(x == x, p * scale, x);
+}
+
+// Blocks first_block .. first_block + 15 of one sample's noise: 64 normals, in element order, to out.
+FD_INLINE void normals_chunk(float* out, uint32_t first_block, uint64_t sample_id, uint32_t last_word, uint64_t seed) {
+  const u32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  u32x16 c0 = lane + first_block, c1 = splat_u((uint32_t)sample_id), c2 = splat_u((uint32_t)(sample_id >> 32));
+  u32x16 c3 = splat_u(last_word);
+  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+#pragma GCC unroll 10
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+    u32x16 hi0, lo0, hi1, lo1;
+    mul_hi_lo(c0, PHILOX_M0, hi0, lo0);
+    mul_hi_lo(c2, PHILOX_M1, hi1, lo1);
+    c0 = hi1 ^ c1 ^ k0;
+    c1 = lo1;
+    c2 = hi0 ^ c3 ^ k1;
+    c3 = lo0;
+    k0 += PHILOX_W0;
+    k1 += PHILOX_W1;
+  }
+  const f32x16 u0 = __builtin_convertvector(c0, f32x16) * 0x1p-32f + 0x1p-33f;
+  const f32x16 u1 = __builtin_convertvector(c2, f32x16) * 0x1p-32f + 0x1p-33f;
+  const f32x16 a0 = __builtin_convertvector((i32x16)c1, f32x16) * 0x1p-32f;
+  const f32x16 a1 = __builtin_convertvector((i32x16)c3, f32x16) * 0x1p-32f;
+  const f32x16 r0 = sqrt_v(minus_two_log(u0)), r1 = sqrt_v(minus_two_log(u1));
+  f32x16 cos0, sin0, cos1, sin1;
+  cos_sin_turns(a0, cos0, sin0);
+  cos_sin_turns(a1, cos1, sin1);
+  const f32x16 z0 = r0 * cos0, z1 = r0 * sin0, z2 = r1 * cos1, z3 = r1 * sin1;
+  // Transpose 4 x 16 to 16 x 4, two zips each way.
+  const i32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  const i32x16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const f32x16 even_low = __builtin_shuffle(z0, z2, low), even_high = __builtin_shuffle(z0, z2, high);
+  const f32x16 odd_low = __builtin_shuffle(z1, z3, low), odd_high = __builtin_shuffle(z1, z3, high);
+  *(f32x16u*)(out) = __builtin_shuffle(even_low, odd_low, low);
+  *(f32x16u*)(out + 16) = __builtin_shuffle(even_low, odd_low, high);
+  *(f32x16u*)(out + 32) = __builtin_shuffle(even_high, odd_high, low);
+  *(f32x16u*)(out + 48) = __builtin_shuffle(even_high, odd_high, high);
+}
