@@ -1,0 +1,495 @@
+"""The U-Net of Ho (2020), improved-diffusion and guided-diffusion, in one class.
+
+The modules are plain PyTorch, train as they are, and are laid out flat so that the engine can lower them one by one:
+every group norm with its SiLU and its scale and shift is one `GroupNormAct`, every block one `ResBlock`,
+`AttentionBlock`, `Downsample` or `Upsample`, and what depends on time alone is `UNet.embed`.
+
+Parameter names, and those of an OpenAI state dict (the number j counts the layers of block i):
+
+| here | OpenAI |
+|---|---|
+| time_embed.{0,2}, label_emb | the same |
+| input_blocks.0.0 (a convolution) | the same |
+| {input,output}_blocks.i.j, middle_block.j | the same prefix |
+| ResBlock: norm1, conv1, emb_proj | in_layers.{0,2}, emb_layers.1 |
+| ResBlock: norm2, conv2, skip | out_layers.{0,3}, skip_connection |
+| AttentionBlock: norm, qkv [3C, C], proj [C, C] | norm, qkv [3C, C, 1], proj_out [C, C, 1] |
+| Downsample: conv; Upsample: conv | op; conv |
+| norm_out, conv_out | out.{0,2} |
+
+Each name ends in .weight or .bias, except label_emb, which has only .weight.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiff.unet_config import PRESETS, DownsamplePadding, QkvLayout, TimeEmbedding, UNetConfig
+
+__all__ = [
+    "PRESETS",
+    "AttentionBlock",
+    "Block",
+    "Downsample",
+    "GroupNormAct",
+    "ResBlock",
+    "UNet",
+    "UNetConfig",
+    "Upsample",
+    "num_parameters",
+    "timestep_embedding",
+]
+
+Resample = Literal["none", "down", "up"]
+
+_TIME_DTYPES = (torch.int64, torch.int32, torch.float32, torch.float64)
+_LABEL_DTYPES = (torch.int64, torch.int32)
+
+
+def timestep_embedding(t: Tensor, channels: int, kind: TimeEmbedding, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sinusoidal embedding of the time.
+
+    Args:
+        t: Times [B], integer or floating, in network timesteps.
+        channels: Length of the embedding, even.
+        kind: "sin_cos" (Ho): sin(t * w_i) for i = 0 ... half - 1, then cos(t * w_i), half = channels / 2, with
+            w_i = exp(-log(1e4) * i / (half - 1)). "cos_sin" (OpenAI): cosines first, w_i = exp(-log(1e4) * i / half).
+        dtype: Type of the arithmetic and the result. At t = 1000 float32 is good to about 1e-4; the published
+            networks were trained with exactly these roundings, so it is the default.
+
+    Returns:
+        Embedding [B, channels].
+
+    Source: Vaswani et al. (2017), arXiv:1706.03762, section 3.5, as changed by Ho (2020) and OpenAI (2021).
+    """
+    half = channels // 2
+    steps = half - 1 if kind == "sin_cos" else half
+    exponent = -math.log(1e4) * torch.arange(half, dtype=dtype, device=t.device) / steps
+    angles = t.to(dtype)[:, None] * torch.exp(exponent)[None, :]
+    pair = (angles.sin(), angles.cos()) if kind == "sin_cos" else (angles.cos(), angles.sin())
+    return torch.cat(pair, dim=1)
+
+
+class GroupNormAct(nn.Module):
+    """Group norm, then an optional scale and shift per sample and channel, then an optional SiLU.
+
+    y = act(((x - mean) / sqrt(var + eps) * weight + bias) * (1 + scale) + shift), mean and (biased) variance over the
+    pixels and channels of a group. All of it is computed in float32 at least and rounded once, to the type of x.
+
+    Parameters: weight [C], bias [C].
+
+    Source: Wu, He (2018), arXiv:1803.08494; the scale and shift: Nichol, Dhariwal (2021), arXiv:2102.09672, appendix A.
+    """
+
+    def __init__(self, channels: int, groups: int, eps: float, *, act: bool = True) -> None:
+        super().__init__()
+        self.groups = groups
+        self.eps = eps
+        self.act = act
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Normalise x [B, C, H, W]; scale and shift are [B, C].
+
+        Raises:
+            ValueError: Only one of scale and shift is given.
+        """
+        if (scale is None) != (shift is None):
+            raise ValueError("scale and shift must be given together, got one of them; pass both or neither")
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        h = x.to(dtype)
+        if x.device.type == "cpu":
+            # ATen's channels_last kernel takes the variance as E[x^2] - E[x]^2: in float32 it is off by 6e-4 where the
+            # mean is ten deviations from zero, and useless at a thousand. A group norm ignores a constant, and so
+            # does its gradient, so one is subtracted first.
+            h = h - self._group_mean(h.detach())
+        # torch.group_norm, since F.group_norm refuses a single value per group and takes it in a larger batch.
+        h = torch.group_norm(h, self.groups, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+        if scale is not None and shift is not None:
+            h = h * (1 + scale.to(dtype)[:, :, None, None]) + shift.to(dtype)[:, :, None, None]
+        if self.act:
+            h = F.silu(h)
+        return h.to(x.dtype)
+
+    def _group_mean(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        size = channels // self.groups
+        mean = x.mean(dim=(2, 3)).view(x.shape[0], self.groups, size, 1, 1).mean(dim=2, keepdim=True)
+        return mean.expand(-1, -1, size, 1, 1).reshape(x.shape[0], channels, 1, 1)
+
+    def extra_repr(self) -> str:
+        """Settings for printing."""
+        return f"{self.weight.shape[0]}, groups={self.groups}, eps={self.eps}, act={self.act}"
+
+
+class Downsample(nn.Module):
+    """Half the resolution: a 3x3 convolution of stride 2, or the average of 2x2 pixels.
+
+    Parameters: conv.weight [C, C, 3, 3], conv.bias [C], or none.
+    """
+
+    def __init__(self, channels: int, *, use_conv: bool, padding: DownsamplePadding) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = None
+        if use_conv:
+            self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if padding == "symmetric" else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, H/2, W/2]."""
+        if self.conv is None:
+            return F.avg_pool2d(x, 2)
+        if self.padding == "asymmetric":
+            x = F.pad(x, (0, 1, 0, 1))
+        y: Tensor = self.conv(x)
+        return y
+
+
+class Upsample(nn.Module):
+    """Twice the resolution by repeating pixels, then an optional 3x3 convolution.
+
+    Parameters: conv.weight [C, C, 3, 3], conv.bias [C], or none.
+    """
+
+    def __init__(self, channels: int, *, use_conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 2H, 2W]."""
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if self.conv is None:
+            return x
+        y: Tensor = self.conv(x)
+        return y
+
+
+class ResBlock(nn.Module):
+    """Residual block that is told the time: x + conv(act(norm(conv(act(norm(x))) + e))), e a projection of the time.
+
+    With `scale_shift`, e enters the second norm as scale and shift instead of being added before it. With `resample`
+    "down" or "up", both branches change resolution without parameters, the inner one between its norm and its
+    convolution (ADM, after BigGAN).
+
+    Parameters: norm1 [C_in], conv1 [C, C_in, 3, 3], emb_proj [C or 2C, E], norm2 [C], conv2 [C, C, 3, 3], and
+    skip [C, C_in, 1, 1] where C differs from C_in.
+
+    Source: Ho (2020), arXiv:2006.11239, appendix B; Dhariwal, Nichol (2021), arXiv:2105.05233, section 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        dropout: float,
+        scale_shift: bool,
+        resample: Resample = "none",
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.resample = resample
+        self.norm1 = GroupNormAct(in_channels, groups, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.emb_proj = nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
+        self.norm2 = GroupNormAct(out_channels, groups, eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: Features [B, C_in, H, W].
+            emb: Embedding [B, E] with its SiLU already applied, as `UNet.embed` gives it.
+
+        Returns:
+            Features [B, C, H', W'] with H' = H, H/2 or 2H.
+        """
+        h = self.norm1(x)
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            h, x = (F.interpolate(a, scale_factor=2.0, mode="nearest") for a in (h, x))
+        h = self.conv1(h)
+        emb = self.emb_proj(emb)
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)
+            h = self.norm2(h, scale, shift)
+        else:
+            h = self.norm2(h + emb[:, :, None, None])
+        h = self.conv2(self.dropout(h))
+        y: Tensor = self.skip(x) + h
+        return y
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention between all pixels: x + proj(softmax(q k^T / sqrt(d)) v), d channels per head.
+
+    The d^-1/2 acts as d^-1/4 on q and on k where scores are stored, and on float32 accumulators in the fused
+    kernels, so float16 cannot overflow; the softmax is in float32 or wider in either case. The fused kernels have no
+    second derivative: where one is wanted, run under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+
+    Parameters: norm [C], qkv [3C, C] with rows in the order of `layout`, proj [C, C].
+
+    Source: Ho (2020), arXiv:2006.11239, appendix B; heads: Nichol, Dhariwal (2021), arXiv:2102.09672, appendix A.
+    """
+
+    def __init__(self, channels: int, num_heads: int, *, groups: int, eps: float, layout: QkvLayout) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.layout = layout
+        self.norm = GroupNormAct(channels, groups, eps, act=False)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the packed [B, N, 3C] as q, k and v, each [B, heads, N, d].
+
+        Given row numbers, [1, 1, 3C], it tells where each row of q, k and v lies in the packed weight.
+        """
+        batch, num_tokens, width = qkv.shape
+        head_dim = width // (3 * self.num_heads)
+        if self.layout == "legacy":
+            packed = qkv.view(batch, num_tokens, self.num_heads, 3, head_dim).permute(3, 0, 2, 1, 4)
+        elif self.layout == "edm":
+            packed = qkv.view(batch, num_tokens, self.num_heads, head_dim, 3).permute(4, 0, 2, 1, 3)
+        else:
+            packed = qkv.view(batch, num_tokens, 3, self.num_heads, head_dim).permute(2, 0, 3, 1, 4)
+        return packed[0], packed[1], packed[2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same shape."""
+        batch, channels, height, width = x.shape
+        # In channels_last the tokens are a view: no copy on the way in or out.
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        q, k, v = self.split_heads(self.qkv(tokens))
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.proj(h.transpose(1, 2).reshape(batch, height * width, channels))
+        y: Tensor = x + h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return y
+
+
+class Block(nn.ModuleList):
+    """Layers that run one after the other; those that want the embedding get it."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Features [B, C, H, W] and activated embedding [B, E] to features."""
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """The denoising network: an image and its time in, eps (or x0, v, score, with or without a variance) out.
+
+    `input_blocks`, `middle_block` and `output_blocks` hold `Block`s in the order in which they run. The output of
+    each input block is kept, and each output block takes the latest one left, concatenated behind its input.
+    The module's own page says how parameters are named. They are channels_last in memory.
+
+    Args:
+        config: Shape and conventions; see `UNetConfig` and `UNetConfig.preset`.
+
+    Source: Ho (2020), arXiv:2006.11239, appendix B; Nichol, Dhariwal (2021), arXiv:2102.09672;
+    Dhariwal, Nichol (2021), arXiv:2105.05233.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        emb_channels = 4 * config.channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(config.channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        self.label_emb = None if config.num_classes is None else nn.Embedding(config.num_classes, emb_channels)
+
+        widths = config.level_channels
+        has_attention = [size in config.attention_resolutions for size in config.level_sizes]
+        last = len(widths) - 1
+        width = widths[0]
+        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(config.in_channels, width, 3, padding=1)])])
+        skip_widths = [width]
+        for level, out_width in enumerate(widths):
+            for _ in range(config.num_res_blocks):
+                layers: list[nn.Module] = [self._res_block(width, out_width)]
+                width = out_width
+                if has_attention[level]:
+                    layers.append(self._attention(width))
+                self.input_blocks.append(Block(layers))
+                skip_widths.append(width)
+            if level != last:
+                self.input_blocks.append(Block([self._downsample(width)]))
+                skip_widths.append(width)
+
+        self.middle_block = Block(
+            [self._res_block(width, width), self._attention(width), self._res_block(width, width)]
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level in range(last, -1, -1):
+            for i in range(config.num_res_blocks + 1):
+                layers = [self._res_block(width + skip_widths.pop(), widths[level])]
+                width = widths[level]
+                if has_attention[level]:
+                    layers.append(self._attention(width))
+                if level and i == config.num_res_blocks:
+                    layers.append(self._upsample(width))
+                self.output_blocks.append(Block(layers))
+
+        self.norm_out = GroupNormAct(width, config.norm_groups, config.norm_eps)
+        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+        self._init_parameters()
+        nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
+
+    def embed(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Embedding of time and label with its SiLU applied, which is all that the blocks see of them.
+
+        Args:
+            t: Times [B].
+            y: Labels [B], or None where the network has none.
+
+        Returns:
+            Embedding [B, 4 * channels].
+        """
+        dtype = self.conv_out.weight.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        waves = timestep_embedding(t, self.config.channels, self.config.time_embedding, dtype=wide)
+        emb: Tensor = self.time_embed(waves.to(dtype))
+        if self.label_emb is not None:
+            emb = emb + self.label_emb(y)
+        # Each residual block takes the SiLU of the same embedding, so it is computed once.
+        return F.silu(emb)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: Noisy images [B, in_channels, H, W], floating, H and W divisible by 2^(levels - 1). Converted to the
+                type of the parameters.
+            t: Times [B] in network timesteps, int64 or float32 (int32 and float64 are taken too).
+            y: Labels [B] in [0, num_classes), int64, for a network with labels; None for one without.
+
+        Returns:
+            Output [B, out_channels, H, W], channels_last, in the type of the parameters or of autocast.
+
+        Raises:
+            ValueError: An argument has the wrong shape, type or device, or labels are missing, surplus or, on the
+                CPU, out of range. (On CUDA the embedding's own device-side check reports them: no synchronisation.)
+        """
+        self._check_inputs(x, t, y)
+        emb = self.embed(t, y)
+        h = x.to(self.conv_out.weight.dtype).contiguous(memory_format=torch.channels_last)
+        skips: list[Tensor] = []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat((h, skips.pop()), dim=1), emb)
+        out: Tensor = self.conv_out(self.norm_out(h))
+        return out.contiguous(memory_format=torch.channels_last)
+
+    def _check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
+        config = self.config
+        divisor = config.size_divisor
+        if x.dim() != 4 or x.shape[1] != config.in_channels:
+            raise ValueError(f"x must have shape [B, {config.in_channels}, H, W], got {list(x.shape)}")
+        if x.shape[2] % divisor or x.shape[3] % divisor or x.shape[2] == 0 or x.shape[3] == 0:
+            raise ValueError(
+                f"height and width of x must be positive multiples of {divisor} for {len(config.channel_mult)} levels, "
+                f"got {x.shape[2]} x {x.shape[3]}; pad or crop the image"
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating, got {x.dtype}; scale images to [-1, 1] first")
+        if t.shape != x.shape[:1]:
+            raise ValueError(f"t must have shape [{x.shape[0]}], one time per image, got {list(t.shape)}")
+        if t.dtype not in _TIME_DTYPES:
+            # bfloat16 cannot tell t = 999 from t = 1000.
+            raise ValueError(f"t must be int64 or float32, got {t.dtype}; convert it")
+        if t.device != x.device:
+            raise ValueError(f"t must be on the device of x, {x.device}, got {t.device}; move it")
+        if config.num_classes is None:
+            if y is not None:
+                raise ValueError("this network has no labels, got y; leave it out or set num_classes")
+            return
+        if y is None:
+            raise ValueError(f"this network needs labels y in [0, {config.num_classes}), got None")
+        if y.shape != x.shape[:1]:
+            raise ValueError(f"y must have shape [{x.shape[0]}], one label per image, got {list(y.shape)}")
+        if y.dtype not in _LABEL_DTYPES:
+            raise ValueError(f"y must be int64, got {y.dtype}; convert it")
+        if y.device != x.device:
+            raise ValueError(f"y must be on the device of x, {x.device}, got {y.device}; move it")
+        # Reading values would make CUDA wait, and would break a compiled graph in two.
+        readable = y.device.type == "cpu" and y.numel() > 0 and not torch.compiler.is_compiling()
+        if readable and not 0 <= int(y.min()) <= int(y.max()) < config.num_classes:
+            raise ValueError(f"y must lie in [0, {config.num_classes}), got {int(y.min())} to {int(y.max())}")
+
+    def _res_block(self, in_channels: int, out_channels: int, resample: Resample = "none") -> ResBlock:
+        config = self.config
+        return ResBlock(
+            in_channels,
+            out_channels,
+            4 * config.channels,
+            groups=config.norm_groups,
+            eps=config.norm_eps,
+            dropout=config.dropout,
+            scale_shift=config.scale_shift_norm,
+            resample=resample,
+        )
+
+    def _attention(self, channels: int) -> AttentionBlock:
+        config = self.config
+        return AttentionBlock(
+            channels,
+            config.heads(channels),
+            groups=config.norm_groups,
+            eps=config.norm_eps,
+            layout=config.qkv_layout,
+        )
+
+    def _downsample(self, channels: int) -> nn.Module:
+        if self.config.resblock_updown:
+            return self._res_block(channels, channels, "down")
+        return Downsample(channels, use_conv=self.config.conv_resample, padding=self.config.downsample_padding)
+
+    def _upsample(self, channels: int) -> nn.Module:
+        if self.config.resblock_updown:
+            return self._res_block(channels, channels, "up")
+        return Upsample(channels, use_conv=self.config.conv_resample)
+
+    def _init_parameters(self) -> None:
+        # Ho's variance scaling (fan_avg, uniform, scale 1: Xavier's uniform) with zero biases, for all three papers:
+        # the authors chose it (diffusion_tf/nn.py of their code), while OpenAI's is PyTorch's default, which keeps a
+        # third of the variance in every layer and draws the biases. The last layer of every residual branch and of
+        # the network starts at zero in all three, so a fresh network predicts 0. Label embeddings: N(0, 1), as OpenAI.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                nn.init.zeros_(module.conv2.weight)
+            elif isinstance(module, AttentionBlock):
+                # q, k and v are three layers of C inputs and C outputs.
+                bound = math.sqrt(6 / (2 * module.qkv.in_features))
+                nn.init.uniform_(module.qkv.weight, -bound, bound)
+                nn.init.zeros_(module.proj.weight)
+        nn.init.zeros_(self.conv_out.weight)
+
+
+def num_parameters(config: UNetConfig) -> int:
+    """Number of parameters of `UNet(config)`, counted on the meta device: nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in UNet(config).parameters())
