@@ -1,0 +1,241 @@
+"""sample(): model x table -> images."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff import ops
+from fastdiff.noise import Stream, check_seed
+from fastdiff.schedule import nearest_name
+from fastdiff.table import CoefficientTable
+
+Model = Callable[..., Tensor]
+Runner = Literal["auto", "eager"]
+RUNNERS = ("auto", "eager")
+
+
+@dataclass(frozen=True)
+class SamplingStep:
+    """What a callback is given after each row.
+
+    Attributes:
+        row: The row just executed, 0-based.
+        num_rows: Rows of the table.
+        t: The row's timestep, as the network sees it.
+        x: The state after the row, [B, C, ...]. It is overwritten by the next row: clone it to keep it.
+        prediction: The predicted x_0 (for data-prediction tables), clipped, [B, C, ...]; None for a row without an
+            evaluation. Clone it to keep it.
+    """
+
+    row: int
+    num_rows: int
+    t: float
+    x: Tensor
+    prediction: Tensor | None
+
+
+def sample(
+    model: Model,
+    table: CoefficientTable,
+    *,
+    shape: tuple[int, ...],
+    seed: int = 0,
+    sample_ids: Tensor | Iterable[int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    x_init: Tensor | None = None,
+    start_row: int = 0,
+    runner: Runner = "auto",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+    callback: Callable[[SamplingStep], None] | None = None,
+) -> Tensor:
+    """Run a coefficient table with a model.
+
+    The result depends on (model, table, seed, sample id) alone: not on the batch size, the device or what else is in
+    the batch. A module is run in eval mode and its mode is restored.
+
+    Args:
+        model: Any callable (x [B, C, ...], t [B], **model_kwargs) -> [B, C or 2C, ...]. t is int64 when all times of
+            the table are whole numbers, else float32. x has the dtype of the module's parameters, else float32.
+        table: The sampler, from `fastdiff.samplers`.
+        shape: [B, C, H, W] of the result; other ranks work as well.
+        seed: In [0, 2^64).
+        sample_ids: One whole number in [0, 2^63) per sample; 0..B-1 when None. Samples 100..199 of a seed are
+            sample_ids=range(100, 200).
+        model_kwargs: Passed to the model at each call.
+        x_init: The state to start from, of `shape`, instead of fresh noise.
+        start_row: Row to start at; above 0 only with `x_init`, and only where the row needs nothing from earlier ones.
+        runner: "eager" is a Python loop over rows, for any model; "auto" picks the fastest that fits.
+        device: Where to run; the model's own device, else that of `x_init`, else the CPU.
+        dtype: Of the result; float32 when None. The state is float32 (float64 for float64).
+        progress: Show a progress bar on the terminal.
+        callback: Called after each row.
+
+    Returns:
+        The state at the end of the table, of `shape`, unclamped.
+
+    Raises:
+        ValueError: shapes, ids, rows or options that do not fit; a model output of the wrong shape.
+    """
+    if runner not in RUNNERS:
+        raise ValueError(f"unknown runner {runner!r}: {nearest_name(str(runner), RUNNERS)}")
+    shape = _checked_shape(shape)
+    table.check_start(start_row)
+    if start_row > 0 and x_init is None:
+        raise ValueError(f"start_row = {start_row} needs x_init, the state to start from")
+    place = model_device(model, x_init, device)
+    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    ids = checked_ids(sample_ids, shape[0], place)
+    with torch.no_grad(), eval_mode(model):
+        x = _first_state(table, shape, seed, ids, x_init, place, state_dtype)
+        x = _run_eager(model, table, x, ids, seed, dict(model_kwargs or {}), start_row, progress, callback)
+    return x if dtype is None else x.to(dtype)
+
+
+def _run_eager(
+    model: Model,
+    table: CoefficientTable,
+    x: Tensor,
+    ids: Tensor,
+    seed: int,
+    model_kwargs: dict[str, Any],
+    start_row: int,
+    progress: bool,
+    callback: Callable[[SamplingStep], None] | None,
+) -> Tensor:
+    rows = ops.table_rows(table, x.device, x.dtype)
+    times = torch.from_numpy(table["t"].copy()).to(x.device, torch.int64 if table.integer_times else torch.float32)
+    input_dtype = model_dtype(model, x.dtype)
+    base = torch.empty_like(x) if table.uses_base else None
+    history = ops.new_history(x, table.history_depth) if table.history_depth else None
+    pred = torch.empty_like(x) if callback is not None else None
+    for row in _tracked(range(start_row, len(table)), table.name, progress):
+        evaluates = bool(table["evaluate"][row])
+        output = None
+        if evaluates:
+            scale = float(table["ci"][row])
+            output = model(
+                (x if scale == 1 else x * scale).to(input_dtype), times[row].expand(x.shape[0]), **model_kwargs
+            )
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    f"the model must return a tensor, got {type(output).__name__}; wrap it to pick its sample"
+                )
+        ops.step(
+            x,
+            output,
+            rows,
+            row,
+            seed=seed,
+            sample_ids=ids,
+            learned_variance=table.learned_variance and evaluates,
+            base=base,
+            history=history,
+            pred_out=pred,
+            out=x,
+        )
+        if callback is not None:
+            callback(SamplingStep(row, len(table), float(table["t"][row]), x, pred if evaluates else None))
+    return x
+
+
+def initial_noise(
+    shape: tuple[int, ...], ids: Tensor, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The noise a sampling run begins with: [B, ...] on the device of `ids`, channels_last where there are 4 dims."""
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    zeros = torch.zeros(shape, device=ids.device, dtype=dtype).contiguous(memory_format=layout)
+    table = torch.tensor([[0.0, scale, 0.0, 0.0]], device=ids.device, dtype=dtype)
+    t = torch.zeros(shape[0], dtype=torch.int64, device=ids.device)
+    return ops.diffuse(zeros, t, table, seed=seed, sample_ids=ids, stream=Stream.INITIAL, target=False)[0]
+
+
+@contextlib.contextmanager
+def eval_mode(model: Any) -> Iterator[None]:
+    """Run a module in eval mode (no dropout), and give each submodule its mode back."""
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _first_state(
+    table: CoefficientTable,
+    shape: tuple[int, ...],
+    seed: int,
+    ids: Tensor,
+    x_init: Tensor | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    check_seed(seed)
+    if x_init is None:
+        return initial_noise(shape, ids, seed, table.init_scale, dtype)
+    if tuple(x_init.shape) != shape:
+        raise ValueError(f"x_init must have shape {list(shape)}, got {list(x_init.shape)}")
+    if not x_init.is_floating_point():
+        raise ValueError(f"x_init must be floating point, got {x_init.dtype}")
+    if not bool(torch.isfinite(x_init).all()):
+        raise ValueError("x_init holds NaN or infinite values")
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    # A copy, since the state is updated in place.
+    return x_init.detach().to(device, dtype, copy=True).contiguous(memory_format=layout)
+
+
+def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) < 2 or any(int(n) != n or n < 0 for n in shape):
+        raise ValueError(f"shape must be [B, C, ...] of whole numbers, got {tuple(shape)}")
+    return tuple(int(n) for n in shape)
+
+
+def checked_ids(sample_ids: Tensor | Iterable[int] | None, batch: int, device: torch.device) -> Tensor:
+    """Sample ids as int64 [batch] on the device; 0..batch-1 for None. Raises ValueError for any that do not fit."""
+    if sample_ids is None:
+        return torch.arange(batch, device=device)
+    ids = sample_ids if isinstance(sample_ids, Tensor) else torch.as_tensor(list(sample_ids))
+    if ids.shape != (batch,) or ids.is_floating_point():
+        raise ValueError(f"sample_ids must be {batch} whole numbers, one per sample, got {ids.dtype} {list(ids.shape)}")
+    ids = ids.to(torch.int64)
+    if batch and int(ids.min()) < 0:
+        raise ValueError(f"sample_ids must not be negative, got {int(ids.min())}")
+    return ids.to(device)
+
+
+def model_device(model: Model, x: Tensor | None, device: torch.device | str | None) -> torch.device:
+    """Where to run: the device asked for, else the model's own, else that of x, else the CPU."""
+    if device is not None:
+        return torch.device(device)
+    if isinstance(model, nn.Module):
+        parameter = next(model.parameters(), None)
+        if parameter is not None:
+            return parameter.device
+    return x.device if x is not None else torch.device("cpu")
+
+
+def model_dtype(model: Model, default: torch.dtype) -> torch.dtype:
+    """The type that a model takes its input in: that of a module's parameters, else the default."""
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return default
+
+
+def _tracked(rows: range, name: str, progress: bool) -> Iterator[int]:
+    if not progress:
+        yield from rows
+        return
+    from rich.progress import track
+
+    yield from track(rows, description=name, transient=True)
