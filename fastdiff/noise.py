@@ -133,7 +133,7 @@ def torch_words(seed: int, sample_ids: torch.Tensor, num_elements: int, stream: 
         p0, p1 = c0 * M0, c2 * M1
         c0, c1, c2, c3 = ((p1 >> 32) & MASK) ^ c1 ^ k0, p1 & MASK, ((p0 >> 32) & MASK) ^ c3 ^ k1, p0 & MASK
         k0, k1 = (k0 + W0) & MASK, (k1 + W1) & MASK
-    return torch.stack([c0, c1, c2, c3], dim=-1).reshape(shape[0], -1)
+    return torch.stack([c0, c1, c2, c3], dim=-1).flatten(1)
 
 
 def torch_normals(
@@ -142,11 +142,11 @@ def torch_normals(
     """`normals` in torch: float32 [B, *shape], contiguous, the contract's formula evaluated in float64."""
     num_elements = int(np.prod(shape, dtype=np.int64))
     bits = torch_words(seed, sample_ids, num_elements, stream, row)
-    pairs = bits.reshape(bits.shape[0], -1, 2)
+    pairs = bits.unflatten(1, (-1, 2))
     u = pairs[..., 0].to(torch.float32) * 2.0**-32 + 2.0**-33
     signed = torch.where(pairs[..., 1] >= 1 << 31, pairs[..., 1] - (1 << 32), pairs[..., 1])
     turns = signed.to(torch.float32) * 2.0**-32
     radius = torch.sqrt(-2.0 * torch.log(u.double()))
     angle = (2.0 * torch.pi) * turns.double()
     z = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
-    return z.reshape(bits.shape)[:, :num_elements].float().reshape(bits.shape[0], *shape)
+    return z.flatten(1)[:, :num_elements].float().reshape(bits.shape[0], *shape)
