@@ -8,6 +8,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#define FD_AVX2
+
 #pragma GCC target("avx2,fma,f16c")
 
 namespace fastdiff {

@@ -9,38 +9,42 @@ typedef uint64_t u64x8 __attribute__((vector_size(64)));
 typedef float f32x16u __attribute__((vector_size(64), aligned(4)));
 
 FD_INLINE f32x16 splat(float v) { return v - (f32x16){}; }
-FD_INLINE u32x16 splat_u(uint32_t v) { return v - (u32x16){}; }
 FD_INLINE f32x16 select(i32x16 mask, f32x16 a, f32x16 b) { return mask ? a : b; }
 
-// Products of the even 32-bit lanes, 64 bits each.
-FD_INLINE u64x8 mul_even(u32x16 a, u32x16 b) {
-#if defined(__AVX512F__)
+// Products of the low 32 bits of each 64-bit lane, 64 bits each.
+FD_INLINE u64x8 mul_low(u64x8 a, u64x8 b) {
+#if defined(FD_AVX512)
   return (u64x8)_mm512_mul_epu32((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-  union { u32x16 v; __m256i h[2]; } x = {a}, y = {b};
-  union { u64x8 v; __m256i h[2]; } z;
+#elif defined(FD_AVX2)
+  union { u64x8 v; __m256i h[2]; } x = {a}, y = {b}, z;
   z.h[0] = _mm256_mul_epu32(x.h[0], y.h[0]);
   z.h[1] = _mm256_mul_epu32(x.h[1], y.h[1]);
   return z.v;
 #else
   const u64x8 low = (uint64_t)0xFFFFFFFFu - (u64x8){};
-  return ((u64x8)a & low) * ((u64x8)b & low);
+  return (a & low) * (b & low);
 #endif
 }
 
-FD_INLINE void mul_hi_lo(u32x16 a, uint32_t factor, u32x16& hi, u32x16& lo) {
-  const u32x16 b = splat_u(factor);
-  const u64x8 even = mul_even(a, b);
-  const u64x8 odd = mul_even((u32x16)((u64x8)a >> 32), b);
+// One round of Philox on 8 counters, one word to a 64-bit lane. Only the low halves count: a product's low half is the
+// next word as it stands, and the high halves hold whatever came along, which mul_low does not read.
+FD_INLINE void philox_round(u64x8& c0, u64x8& c1, u64x8& c2, u64x8& c3, uint64_t k0, uint64_t k1) {
+  const u64x8 p0 = mul_low(c0, (uint64_t)PHILOX_M0 - (u64x8){}), p1 = mul_low(c2, (uint64_t)PHILOX_M1 - (u64x8){});
+  c0 = (p1 >> 32) ^ c1 ^ k0;
+  c1 = p1;
+  c2 = (p0 >> 32) ^ c3 ^ k1;
+  c3 = p0;
+}
+
+FD_INLINE u32x16 join(u64x8 even, u64x8 odd) {
   const u64x8 low = (uint64_t)0xFFFFFFFFu - (u64x8){};
-  hi = (u32x16)((even >> 32) | (odd & ~low));
-  lo = (u32x16)((even & low) | (odd << 32));
+  return (u32x16)((even & low) | (odd << 32));
 }
 
 FD_INLINE f32x16 sqrt_v(f32x16 x) {
-#if defined(__AVX512F__)
+#if defined(FD_AVX512)
   return (f32x16)_mm512_sqrt_ps((__m512)x);
-#elif defined(__AVX2__)
+#elif defined(FD_AVX2)
   union { f32x16 v; __m256 h[2]; } u = {x};
   u.h[0] = _mm256_sqrt_ps(u.h[0]);
   u.h[1] = _mm256_sqrt_ps(u.h[1]);
@@ -118,30 +122,29 @@ FD_INLINE f32x16 exp_v(f32x16 x) {
 
 // Blocks first_block .. first_block + 15 of one sample's noise: 64 normals, in element order, to out.
 FD_INLINE void normals_chunk(float* out, uint32_t first_block, uint64_t sample_id, uint32_t last_word, uint64_t seed) {
-  const u32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  u32x16 c0 = lane + first_block, c1 = splat_u((uint32_t)sample_id), c2 = splat_u((uint32_t)(sample_id >> 32));
-  u32x16 c3 = splat_u(last_word);
+  const u64x8 lane = {0, 2, 4, 6, 8, 10, 12, 14};
+  const u64x8 id_low = (sample_id & 0xFFFFFFFFu) - (u64x8){}, id_high = (sample_id >> 32) - (u64x8){};
+  const u64x8 last = (uint64_t)last_word - (u64x8){};
+  // Even and odd blocks apart, since a 64-bit lane holds one.
+  u64x8 a0 = lane + first_block, a1 = id_low, a2 = id_high, a3 = last;
+  u64x8 b0 = lane + first_block + 1, b1 = id_low, b2 = id_high, b3 = last;
   uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
 #pragma GCC unroll 10
   for (int round = 0; round < PHILOX_ROUNDS; ++round) {
-    u32x16 hi0, lo0, hi1, lo1;
-    mul_hi_lo(c0, PHILOX_M0, hi0, lo0);
-    mul_hi_lo(c2, PHILOX_M1, hi1, lo1);
-    c0 = hi1 ^ c1 ^ k0;
-    c1 = lo1;
-    c2 = hi0 ^ c3 ^ k1;
-    c3 = lo0;
+    philox_round(a0, a1, a2, a3, k0, k1);
+    philox_round(b0, b1, b2, b3, k0, k1);
     k0 += PHILOX_W0;
     k1 += PHILOX_W1;
   }
+  const u32x16 c0 = join(a0, b0), c1 = join(a1, b1), c2 = join(a2, b2), c3 = join(a3, b3);
   const f32x16 u0 = __builtin_convertvector(c0, f32x16) * 0x1p-32f + 0x1p-33f;
   const f32x16 u1 = __builtin_convertvector(c2, f32x16) * 0x1p-32f + 0x1p-33f;
-  const f32x16 a0 = __builtin_convertvector((i32x16)c1, f32x16) * 0x1p-32f;
-  const f32x16 a1 = __builtin_convertvector((i32x16)c3, f32x16) * 0x1p-32f;
+  const f32x16 turns0 = __builtin_convertvector((i32x16)c1, f32x16) * 0x1p-32f;
+  const f32x16 turns1 = __builtin_convertvector((i32x16)c3, f32x16) * 0x1p-32f;
   const f32x16 r0 = sqrt_v(minus_two_log(u0)), r1 = sqrt_v(minus_two_log(u1));
   f32x16 cos0, sin0, cos1, sin1;
-  cos_sin_turns(a0, cos0, sin0);
-  cos_sin_turns(a1, cos1, sin1);
+  cos_sin_turns(turns0, cos0, sin0);
+  cos_sin_turns(turns1, cos1, sin1);
   const f32x16 z0 = r0 * cos0, z1 = r0 * sin0, z2 = r1 * cos1, z3 = r1 * sin1;
   // Transpose 4 x 16 to 16 x 4, two zips each way.
   const i32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
