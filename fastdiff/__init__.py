@@ -18,16 +18,26 @@ from fastdiff.schedule import NoiseSchedule
 from fastdiff.table import CoefficientTable
 
 if TYPE_CHECKING:
-    from fastdiff import likelihood, ops
+    from fastdiff import data, likelihood, ops
+    from fastdiff.checkpoint import load_model, save_model
+    from fastdiff.ema import Ema
     from fastdiff.sampling import sample
+    from fastdiff.trainer import TrainConfig, Trainer
     from fastdiff.unet import UNet, UNetConfig
 
 __version__ = "0.1.0"
 
+# Names to the module that holds them; modules themselves to "".
 _LAZY = {
+    "Ema": "fastdiff.ema",
+    "TrainConfig": "fastdiff.train_config",
+    "Trainer": "fastdiff.trainer",
     "UNet": "fastdiff.unet",
     "UNetConfig": "fastdiff.unet",
+    "load_model": "fastdiff.checkpoint",
     "sample": "fastdiff.sampling",
+    "save_model": "fastdiff.checkpoint",
+    "data": "",
     "likelihood": "",
     "ops": "",
 }
@@ -35,14 +45,20 @@ _LAZY = {
 __all__ = [
     "CoefficientTable",
     "Diffusion",
+    "Ema",
     "NoiseSchedule",
+    "TrainConfig",
+    "Trainer",
     "UNet",
     "UNetConfig",
     "__version__",
+    "data",
     "likelihood",
+    "load_model",
     "ops",
     "sample",
     "samplers",
+    "save_model",
 ]
 
 
