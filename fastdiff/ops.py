@@ -93,7 +93,8 @@ def diffuse(
         table: [T, 4] float32 (float64 for float64 images) on x0's device, from `Diffusion.noising_table`.
         seed: In [0, 2^64); with `sample_ids`, `row` and `stream` it fixes the noise (see `fastdiff.noise`).
         sample_ids: int64 [B]; 0..B-1 when None.
-        row: Counter of the draw, for example the training step: one number or int64 [B], in [0, 2^28).
+        row: Counter of the draw, for example the training step: one number or int64 [B], in [0, 2^28), which is not
+            checked for a tensor on a GPU.
         stream: What the noise is for, see `Stream`.
         noise: Standard normal noise of x0's shape to use instead.
         levels: Number of values of uint8 data, 2 to 256.
@@ -106,7 +107,7 @@ def diffuse(
 
     Raises:
         ValueError: shapes, dtypes or ranges that do not fit.
-        IndexError: t outside [0, T) on the CPU.
+        IndexError: t outside [0, T) or a tensor of rows outside [0, 2^28), on the CPU.
         RuntimeError: the named implementation is not available.
 
     Source: Ho et al. (2020), arXiv:2006.11239, eq. 4 and algorithm 1.
@@ -301,7 +302,9 @@ def _dispatch(name: str, x: Tensor, implementation: Implementation, arguments: t
             raise RuntimeError(f"implementation 'cpu' was asked for tensors on {x.device}")
         return _call(name, arguments)
     if implementation == "triton":
-        return _launcher(name)(*arguments)
+        launch = _launcher(name)
+        # On a GPU through the dispatcher, for autograd's sake; elsewhere there is Triton's interpreter.
+        return launch(*arguments) if x.device.type != "cuda" or x.dtype == torch.float64 else _call(name, arguments)
     raise ValueError(f"implementation must be 'auto', 'reference', 'cpu' or 'triton', got {implementation!r}")
 
 
@@ -310,10 +313,7 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
         return getattr(torch.ops.fastdiff, name)(*arguments)
     except RuntimeError:
         # The C++ kernel checks its indices; here they get Python's own error.
-        if name == "diffuse":
-            _check_index("t", arguments[1], arguments[2].shape[0])
-        else:
-            _check_index("row", arguments[3], arguments[2].shape[0])
+        _check_indices(name, arguments)
         raise
 
 
@@ -346,6 +346,7 @@ def _diffuse_reference(
     want_target: bool,
 ) -> tuple[Tensor, Tensor]:
     _check_index("t", t, table.shape[0])
+    _check_index("row", row, MAX_ROW)
     x_t, target = reference.diffuse(x0, t, table, noise, sample_ids, row, seed & (1 << 64) - 1, stream, levels)
     layout = memory_format(x0)
     x_t = x_t.to(dtype).contiguous(memory_format=layout)
@@ -376,6 +377,14 @@ def _step_reference(
             slot.copy_(value)
 
 
+def _check_indices(name: str, arguments: tuple[Any, ...]) -> None:
+    if name == "diffuse":
+        _check_index("t", arguments[1], arguments[2].shape[0])
+        _check_index("row", arguments[5], MAX_ROW)
+    else:
+        _check_index("row", arguments[3], arguments[2].shape[0])
+
+
 def _check_index(name: str, index: Tensor, length: int) -> None:
     if index.device.type == "cpu" and index.numel() and (int(index.min()) < 0 or int(index.max()) >= length):
         bad = index[(index < 0) | (index >= length)]
@@ -394,6 +403,8 @@ def _register(name: str) -> None:
         return run_reference(*arguments)
 
     def cuda(*arguments: Any) -> Any:
+        if arguments[0].dtype == torch.float64:
+            return run_reference(*arguments)
         try:
             launch = _launcher(name)
         except RuntimeError as error:

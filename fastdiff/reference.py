@@ -123,7 +123,8 @@ def step(
         z = draw(x, noise, sample_ids, row, seed, Stream.SAMPLING)
         scale = k["s"]
         if learned_variance and v is not None:
-            scale = scale * torch.exp(0.5 * (v * k["log_max"] + (1 - v) * k["log_min"]))
+            log_variance = torch.where(k["evaluate"] != 0, v * k["log_max"] + (1 - v) * k["log_min"], 0)
+            scale = scale * torch.exp(0.5 * log_variance)
         x_next = x_next + torch.where(k["s"] != 0, scale * z, 0)
 
     base_next = history_next = None

@@ -9,7 +9,8 @@ model's output m and fresh noise z:
     base' = bx*x + bb*base + bm*m + b0*pred + b1*p1 + b2*p2 + b3*p3     if save_base
     push pred into the history                                          if push
 
-logvar is 0, or, where the variance is learned, v*log_max + (1 - v)*log_min with v = (second half of the output + 1)/2.
+logvar is 0, or, where the variance is learned and the row evaluates, v*log_max + (1 - v)*log_min with
+v = (second half of the output + 1)/2.
 NumPy float64; importing this module does not import torch.
 """
 

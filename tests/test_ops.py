@@ -155,6 +155,32 @@ def test_diffuse_gradients_are_the_coefficients():
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("row", [-1, 2**28])
+def test_diffuse_refuses_rows_out_of_range(implementation, row):
+    with pytest.raises(IndexError, match=rf"row must be in \[0, {2**28}\), got {row}"):
+        ops.diffuse(
+            images((1, 1, 2, 2)),
+            torch.tensor([0]),
+            noising_table(),
+            row=torch.tensor([row]),
+            implementation=implementation,
+        )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_step_row_without_an_evaluation_ignores_the_variance(implementation):
+    """Such a row's noise is plain: what stands in the model's output is of another row, or NaN."""
+    table = CoefficientTable(
+        {"t": [1.0], "evaluate": [0], "cx": [1.0], "s": [0.5], "log_min": [-3.0], "log_max": [-1.0]}
+    )
+    x = torch.zeros(1, 1, 4, 4)
+    nan = torch.full((1, 2, 4, 4), torch.nan)
+    rows = ops.table_rows(table)
+    out = ops.step(x, nan, rows, 0, learned_variance=True, noise=torch.ones_like(x), implementation=implementation)
+    assert torch.equal(out, torch.full_like(x, 0.5))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("t", [-1, 100])
 def test_diffuse_refuses_t_out_of_range(implementation, t):
     with pytest.raises(IndexError, match=rf"t must be in \[0, 100\), got {t}"):
@@ -218,7 +244,7 @@ def exact_steps(table, x, outputs, seed, ids, learned):
             m = 0 * m
         pred = np.clip(k["px"] * x + k["pm"] * m, -k["clip"], k["clip"])
         z = noise.normals(seed, ids, int(np.prod(x.shape[1:])), Stream.SAMPLING, r).reshape(x.shape).astype(np.float64)
-        scale = k["s"] * (np.exp(0.5 * (v * k["log_max"] + (1 - v) * k["log_min"])) if learned else 1)
+        scale = k["s"] * (np.exp(0.5 * (v * k["log_max"] + (1 - v) * k["log_min"])) if learned and k["evaluate"] else 1)
 
         def combine(letter, k=k, x=x, m=m, pred=pred, base=base):
             total = k[f"{letter}x"] * x + k[f"{letter}m"] * m + k[f"{letter}0"] * pred

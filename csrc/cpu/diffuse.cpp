@@ -1,3 +1,4 @@
+#include "noise_layout.h"
 #include "tensors.h"
 
 namespace fastdiff {
@@ -15,6 +16,7 @@ std::tuple<Tensor, Tensor> diffuse_cpu(Tensor x0, Tensor t, Tensor table, std::o
                   "table must be contiguous [T, 4] of the arithmetic's type");
   STD_TORCH_CHECK((dtype == ScalarType::Double) == is_double, "float64 results go with float64 images");
   check_index("t", t, table.size(0));
+  check_index("row", row, int64_t{1} << STREAM_SHIFT);
   const bool channels_last = is_channels_last(x0);
   const Tensor image = in_layout(x0, channels_last);
   std::optional<Tensor> given;

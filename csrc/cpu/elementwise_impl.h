@@ -111,7 +111,7 @@ static void step_tiles(const StepArgs& args, int64_t first_unit, int64_t last_un
     const A* z = zeros;
     if (k[ROW_S] != A(0)) {
       z = noise_tile(args.noise, args.shape, tile, z_buffer);
-      if (args.variance_output.data != nullptr) {
+      if (args.variance_output.data != nullptr && has_output) {
         if (z != z_buffer)
           for (int64_t i = 0; i < n; ++i) z_buffer[i] = z[i];
         const A* output = load_tile(args.variance_output, tile, slot_buffer);
