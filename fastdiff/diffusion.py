@@ -72,36 +72,12 @@ class Diffusion:
         return Diffusion(self.schedule.subset(indices), self.prediction, self.variance)
 
     def x0_coefficients(self) -> tuple[Array, Array]:
-        """Arrays (px, pm) of length T with x_0 = px x_t + pm m for the network's output m.
-
-        Raises:
-            ValueError: a network that predicts eps or the score cannot give x_0 where no signal is left (abar = 0).
-        """
-        alpha, sigma = self.signal_noise()
-        if self.prediction == "x0":
-            return np.zeros_like(alpha), np.ones_like(alpha)
-        if self.prediction == "v":
-            return alpha, -sigma
-        if (alpha == 0).any():
-            where = int(np.flatnonzero(alpha == 0)[0])
-            raise ValueError(
-                f"prediction {self.prediction!r} does not give x0 at t = {where}, where the schedule leaves no signal: "
-                "use prediction 'v' or 'x0'"
-            )
-        if self.prediction == "eps":
-            return 1 / alpha, -sigma / alpha
-        return 1 / alpha, sigma**2 / alpha
+        """Arrays (px, pm) of length T with x_0 = px x_t + pm m for the network's output m; see `x0_coefficients`."""
+        return x0_coefficients(self.prediction, *self.signal_noise())
 
     def eps_coefficients(self) -> tuple[Array, Array]:
         """Arrays (ex, em) of length T with eps = ex x_t + em m for the network's output m."""
-        alpha, sigma = self.signal_noise()
-        if self.prediction == "eps":
-            return np.zeros_like(alpha), np.ones_like(alpha)
-        if self.prediction == "score":
-            return np.zeros_like(alpha), -sigma
-        if self.prediction == "v":
-            return sigma, alpha
-        return 1 / sigma, -alpha / sigma
+        return eps_coefficients(self.prediction, *self.signal_noise())
 
     def signal_noise(self) -> tuple[Array, Array]:
         """Arrays (alpha, sigma) of length T with x_t = alpha x_0 + sigma eps."""
@@ -144,3 +120,35 @@ class Diffusion:
             raise ValueError("a diffusion needs the key 'schedule'")
         options = {key: data[key] for key in ("prediction", "variance") if key in data}
         return cls(NoiseSchedule.from_dict(data["schedule"]), **options)
+
+
+def x0_coefficients(prediction: Prediction, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+    """Arrays (px, pm) with x_0 = px x + pm m, for x = alpha x_0 + sigma eps and the network's output m.
+
+    Raises:
+        ValueError: a network that predicts eps or the score cannot give x_0 where no signal is left (alpha = 0).
+    """
+    if prediction == "x0":
+        return np.zeros_like(alpha), np.ones_like(alpha)
+    if prediction == "v":
+        return alpha, -sigma
+    if (alpha == 0).any():
+        where = int(np.flatnonzero(alpha == 0)[0])
+        raise ValueError(
+            f"prediction {prediction!r} does not give x0 at entry {where}, where the schedule leaves no signal: "
+            "use prediction 'v' or 'x0'"
+        )
+    if prediction == "eps":
+        return 1 / alpha, -sigma / alpha
+    return 1 / alpha, sigma**2 / alpha
+
+
+def eps_coefficients(prediction: Prediction, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+    """Arrays (ex, em) with eps = ex x + em m, for x = alpha x_0 + sigma eps and the network's output m."""
+    if prediction == "eps":
+        return np.zeros_like(alpha), np.ones_like(alpha)
+    if prediction == "score":
+        return np.zeros_like(alpha), -sigma
+    if prediction == "v":
+        return sigma, alpha
+    return 1 / sigma, -alpha / sigma

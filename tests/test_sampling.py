@@ -73,8 +73,10 @@ def test_sample_depends_on_seed_and_sample_id_alone(unet, name):
     whole = run(range(20, 29))
     parts = torch.cat([run([20]), run([21, 22]), run(range(23, 29))])
     shuffled = run([28, 20, 24])
-    assert (whole - parts).abs().max() <= BATCH_SPLIT
-    assert (whole[[8, 0, 4]] - shuffled).abs().max() <= BATCH_SPLIT
+    # Without a clip an untrained network lets values grow; the tolerance is relative to them.
+    tolerance = BATCH_SPLIT * max(1.0, float(whole.abs().max()))
+    assert (whole - parts).abs().max() <= tolerance
+    assert (whole[[8, 0, 4]] - shuffled).abs().max() <= tolerance
     assert torch.equal(whole, run(range(20, 29)))
     assert (whole - run(range(20, 29), seed=4)).abs().max() > 0.1
 

@@ -19,7 +19,7 @@ def spaced_indices(
     num_timesteps: int,
     steps: int | None = None,
     spacing: str = "trailing",
-    timesteps: Sequence[int] | None = None,
+    timesteps: Sequence[float] | None = None,
 ) -> list[int]:
     """The chosen timesteps, strictly increasing, each in [0, T).
 
@@ -53,7 +53,7 @@ def spaced_indices(
             else np.array([num_timesteps - 1])
         )
     elif spacing == "quad":
-        chosen = _strictly_increasing(
+        chosen = strictly_increasing(
             (np.linspace(0, math.sqrt(0.8 * num_timesteps), steps) ** 2).astype(np.int64), num_timesteps
         )
     else:
@@ -61,14 +61,14 @@ def spaced_indices(
     return [int(t) for t in chosen]
 
 
-def _strictly_increasing(chosen: npt.NDArray[np.int64], num_timesteps: int) -> npt.NDArray[np.int64]:
+def strictly_increasing(chosen: npt.NDArray[np.int64], num_timesteps: int) -> npt.NDArray[np.int64]:
     """Move repeated steps up to the next free one, and back below T where that runs over."""
     offsets = np.arange(chosen.size)
     chosen = np.maximum.accumulate(chosen - offsets) + offsets
     return np.asarray(np.minimum(chosen, num_timesteps - chosen.size + offsets))
 
 
-def _explicit(num_timesteps: int, steps: int | None, timesteps: Sequence[int]) -> list[int]:
+def _explicit(num_timesteps: int, steps: int | None, timesteps: Sequence[float]) -> list[int]:
     chosen = np.asarray(timesteps)
     if chosen.ndim != 1 or chosen.size == 0 or not (chosen == np.round(chosen)).all():
         raise ValueError("timesteps must be a non-empty list of whole numbers")

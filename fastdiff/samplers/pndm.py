@@ -1,0 +1,178 @@
+"""Pseudo numerical methods: classical formulas on the noise prediction, moved between levels by DDIM's rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastdiff.diffusion import Diffusion
+from fastdiff.samplers.levels import Final, Levels, levels_at, table_from_rows, visited
+from fastdiff.samplers.multistep import check_order
+from fastdiff.table import CoefficientTable
+
+# Adams-Bashforth weights for equal steps, newest value first.
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+def ipndm(
+    diffusion: Diffusion,
+    steps: int | None = None,
+    *,
+    order: int = 4,
+    spacing: str = "trailing",
+    timesteps: Sequence[float] | None = None,
+    final: Final = "zero",
+    continuous: bool = False,
+) -> CoefficientTable:
+    """Coefficients of improved PNDM: linear multistep with equal-step weights, the order growing from 1.
+
+    Args:
+        diffusion: What the network was trained on.
+        steps: Network evaluations, 1 to T; None for all T.
+        order: Values combined, 1 to 4, with equal-step weights; 1 is DDIM. The order of convergence is at most 2,
+            since DDIM's rule moves the combined value as if it were constant over the step.
+        spacing: See `visited`, as for `timesteps`, `final` and `continuous`.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Source: Zhang and Chen (2023), arXiv:2204.13902, appendix H.2; Liu et al. (2022), arXiv:2202.09778.
+    """
+    check_order(order, 4)
+    levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
+    rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
+    options = {"order": order, "spacing": spacing, "final": final, "steps": len(levels)}
+    return table_from_rows(levels, rows, "ipndm", order=min(order, 2), options=options)
+
+
+def plms(
+    diffusion: Diffusion,
+    steps: int | None = None,
+    *,
+    order: int = 4,
+    spacing: str = "trailing",
+    timesteps: Sequence[float] | None = None,
+    final: Final = "zero",
+    continuous: bool = False,
+) -> CoefficientTable:
+    """Coefficients of PLMS: `ipndm` whose first step is an improved Euler step, with a second evaluation of its own.
+
+    Args:
+        diffusion: What the network was trained on.
+        steps: Network evaluations, 1 to T + 1: one more than the levels (one evaluation is one level).
+        order: Values combined, 1 to 4; the order of convergence is 2 at most, as in `ipndm`.
+        spacing: See `visited`, as for `timesteps` (the levels), `final` and `continuous`.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Source: Liu et al. (2022), arXiv:2202.09778, eq. 12 and 13, as in latent diffusion's and diffusers' code.
+    """
+    check_order(order, 4)
+    num_levels = None if steps is None else max(1, steps - 1)
+    levels = visited(diffusion, num_levels, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
+    rows = [_multistep_row(levels, 0, 1)]
+    reached = [1]
+    if len(levels) > 1:
+        rows[0] |= {"save_base": 1.0, "bx": 1.0}
+        gain, scale = _ddim(levels, 0, 1)
+        # At level 1 already: again from level 0, with the mean of both values.
+        rows.append(_evaluation(levels, 1) | {"cb": gain, "c0": 0.5 * scale, "c1": 0.5 * scale})
+        rows += [_multistep_row(levels, i, min(order, i + 1)) for i in range(1, len(levels))]
+        reached = [1, *range(1, len(levels) + 1)]
+    options = {"order": order, "spacing": spacing, "final": final, "steps": len(rows)}
+    return table_from_rows(levels, rows, "plms", states=reached, order=min(order, 2), options=options)
+
+
+def pndm(
+    diffusion: Diffusion,
+    steps: int | None = None,
+    *,
+    spacing: str = "trailing",
+    timesteps: Sequence[int] | None = None,
+    final: Final = "zero",
+) -> CoefficientTable:
+    """Coefficients of PNDM: up to three Runge-Kutta steps of four evaluations each, then linear multistep of order 4.
+
+    The inner evaluations of a Runge-Kutta step lie half way in time, at the nearest timestep.
+
+    Args:
+        diffusion: What the network was trained on.
+        steps: Network evaluations, 1 to T; with fewer than 12 there are fewer Runge-Kutta steps. None for T levels.
+        spacing: See `visited`, as for `timesteps` (the levels) and `final`.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Source: Liu et al. (2022), arXiv:2202.09778, algorithm 2, eq. 11 to 13.
+    """
+    num_runge_kutta = 3 if steps is None else min(3, max(0, (steps - 1) // 4))
+    num_levels = None if steps is None else steps - 3 * num_runge_kutta
+    levels = visited(diffusion, num_levels, spacing=spacing, timesteps=timesteps, final=final)
+    num_runge_kutta = min(num_runge_kutta, len(levels) - 1)
+    rows, reached = [], []
+    for i in range(len(levels)):
+        if i < num_runge_kutta:
+            inner = _half_way(diffusion, levels, i)
+            rows += _runge_kutta_rows(inner)
+            reached += [i + 1] * 4
+        else:
+            rows.append(_multistep_row(levels, i, min(4, i + 1)))
+            reached.append(i + 1)
+    options = {"spacing": spacing, "final": final, "steps": len(rows)}
+    return table_from_rows(levels, rows, "pndm", states=reached, order=2, options=options)
+
+
+def _ddim(levels: Levels, start: int, end: int) -> tuple[float, float]:
+    """(A, B) of x' = A x + B eps between two levels, PNDM's eq. 11 in a form without cancellation of its own."""
+    alpha, sigma = levels.alpha, levels.sigma
+    gain = float(alpha[end] / alpha[start])
+    return gain, float(sigma[end] - gain * sigma[start])
+
+
+def _evaluation(levels: Levels, i: int) -> dict[str, float]:
+    ex, em = levels.eps()
+    return {"t": levels.t[i], "px": ex[i], "pm": em[i]}
+
+
+def _multistep_row(levels: Levels, i: int, order: int) -> dict[str, float]:
+    gain, scale = _ddim(levels, i, i + 1)
+    values = {f"c{age}": scale * weight for age, weight in enumerate(ADAMS_BASHFORTH[order - 1])}
+    return _evaluation(levels, i) | {"cx": gain, "push": 1.0} | values
+
+
+def _half_way(diffusion: Diffusion, levels: Levels, i: int) -> Levels:
+    """Levels i, half way to i + 1, and i + 1."""
+    times = diffusion.schedule.timesteps
+    middle = 0.5 * (levels.t[i] + levels.t[i + 1])
+    # The earlier of two equally near timesteps.
+    nearest = float(np.argmin(np.abs(times - middle)))
+    positions = np.array([np.searchsorted(times, levels.t[i]), nearest], dtype=np.float64)
+    inner = levels_at(diffusion, positions, (float(levels.alpha[i + 1]), float(levels.sigma[i + 1])))
+    return Levels(inner.prediction, np.append(inner.t, levels.t[i + 1]), np.append(inner.alpha, 1.0),
+                  np.append(inner.sigma, 0.0))  # fmt: skip
+
+
+def _runge_kutta_rows(inner: Levels) -> list[dict[str, float]]:
+    """The four rows of a Runge-Kutta step from level 0 over level 1 to level 2 of `inner`; only k1 is pushed.
+
+    x_half = A_h base + B_h k, x_full = A base + B k. The third row's input is A_h base + B_h k2, so k2 is known from x
+    and base, and base can take up A base + B (k2 + k3) / 3: with k1 in the history nothing else need be kept.
+    """
+    gain_half, scale_half = _ddim(inner, 0, 1)
+    gain, scale = _ddim(inner, 0, 2)
+    third = scale / 3
+    first = {"cx": gain_half, "c0": scale_half, "save_base": 1.0, "bx": 1.0, "push": 1.0}
+    second = {"cb": gain_half, "c0": scale_half}
+    # k2 = (x - A_h base) / B_h.
+    from_x = third / scale_half
+    third_row = {"cb": gain, "c0": scale, "save_base": 1.0, "bx": from_x, "bb": gain - from_x * gain_half, "b0": third}
+    fourth = {"cb": 1.0, "c0": scale / 6, "c1": scale / 6}
+    rows = (first, second, third_row, fourth)
+    return [_evaluation(inner, at) | row for at, row in zip((0, 1, 1, 2), rows, strict=True)]

@@ -1,0 +1,121 @@
+"""Singlestep solvers: each step starts afresh, with one to three evaluations of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from fastdiff.diffusion import Diffusion
+from fastdiff.samplers.ancestral import clip_column
+from fastdiff.samplers.exponential import weights
+from fastdiff.samplers.levels import Final, table_from_rows, visited
+from fastdiff.samplers.multistep import SolverType, check_order, check_solver_type, transfer
+from fastdiff.table import CoefficientTable
+
+
+def dpmpp_singlestep(
+    diffusion: Diffusion,
+    steps: int | None = None,
+    *,
+    order: int = 2,
+    solver_type: SolverType = "midpoint",
+    spacing: str = "trailing",
+    timesteps: Sequence[float] | None = None,
+    final: Final = "zero",
+    continuous: bool = False,
+    clip: float | None = 1.0,
+) -> CoefficientTable:
+    """Coefficients of singlestep DPM-Solver++, from noise to data.
+
+    The levels are taken in groups of up to `order`; within a group every row starts from the group's first state, with
+    all values since. The last groups are smaller where the steps do not divide, and the last is of order 1 where
+    sampling ends without noise.
+
+    Args:
+        diffusion: What the network was trained on.
+        steps: Network evaluations, 1 to T; None for all T.
+        order: 1 to 3.
+        solver_type: The second-order formula; "heun" is the exact one for a linear prediction.
+        spacing: See `visited`, as for `timesteps`, `final` and `continuous`.
+        clip: Bound on the predicted x_0, in units of the data; None for no bound.
+
+    Returns:
+        Table of one row per evaluation, float64.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Source: Lu et al. (2022), arXiv:2211.01095, algorithm 1; arXiv:2206.00927, algorithms 1 and 2 and appendix D.1.
+    """
+    return _singlestep("dpmpp_singlestep", "data", diffusion, steps, order, solver_type, spacing, timesteps, final,
+                       continuous, clip)  # fmt: skip
+
+
+def dpm_solver_singlestep(
+    diffusion: Diffusion,
+    steps: int | None = None,
+    *,
+    order: int = 2,
+    solver_type: SolverType = "midpoint",
+    spacing: str = "trailing",
+    timesteps: Sequence[float] | None = None,
+    final: Final = "zero",
+    continuous: bool = False,
+) -> CoefficientTable:
+    """Coefficients of singlestep DPM-Solver, which integrates the noise prediction; nothing is clipped.
+
+    Args, Returns, Raises: as `dpmpp_singlestep`.
+
+    Source: Lu et al. (2022), arXiv:2206.00927, algorithms 1 and 2 and appendix D.1.
+    """
+    return _singlestep("dpm_solver_singlestep", "noise", diffusion, steps, order, solver_type, spacing, timesteps,
+                       final, continuous, None)  # fmt: skip
+
+
+def group_sizes(steps: int, order: int, ends_clean: bool) -> list[int]:
+    """Sizes of the groups: `order` each, what is left over as one smaller group, and one of 1 last if it ends clean."""
+    whole = steps - 1 if ends_clean else steps
+    sizes = [order] * (whole // order) + ([whole % order] if whole % order else [])
+    return sizes + ([1] if ends_clean else [])
+
+
+def _singlestep(
+    name: str,
+    kind: Literal["data", "noise"],
+    diffusion: Diffusion,
+    steps: int | None,
+    order: int,
+    solver_type: SolverType,
+    spacing: str,
+    timesteps: Sequence[float] | None,
+    final: Final,
+    continuous: bool,
+    clip: float | None,
+) -> CoefficientTable:
+    check_order(order, 3)
+    check_solver_type(solver_type)
+    levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
+    px, pm = levels.x0() if kind == "data" else levels.eps()
+    bound = clip_column(clip) if kind == "data" else np.inf
+    lam, rows, start = levels.lam, [], 0
+    for size in group_sizes(len(levels), order, levels.ends_clean()):
+        for inside in range(size):
+            i = start + inside
+            k = inside + 1
+            gain, moments = transfer(kind, levels, start, i + 1, k)
+            h = lam[i + 1] - lam[start]
+            # Newest value first, as the history has them.
+            nodes = [(lam[i - age] - lam[start]) / h for age in range(k)] if k > 1 else [0.0]
+            if k == 2 and solver_type == "midpoint":
+                moments[1] = 0.5 * moments[0]
+            w = weights(nodes, moments)
+            row = {"t": levels.t[i], "px": px[i], "pm": pm[i], "clip": bound, "push": 1.0}
+            row |= {f"c{age}": value for age, value in enumerate(w)}
+            # The first row of a group starts from x and saves it; the others start from what was saved.
+            row |= {"cx": gain, "save_base": 1.0, "bx": 1.0} if inside == 0 else {"cb": gain}
+            rows.append(row)
+        start += size
+    options = {"order": order, "solver_type": solver_type, "spacing": spacing, "final": final, "steps": len(levels)}
+    return table_from_rows(levels, rows, name, order=order, options=options)
