@@ -18,10 +18,11 @@ from fastdiff.schedule import NoiseSchedule
 from fastdiff.table import CoefficientTable
 
 if TYPE_CHECKING:
-    from fastdiff import data, likelihood, ops
+    from fastdiff import data, guidance, likelihood, ops
     from fastdiff.checkpoint import load_model, save_model
     from fastdiff.ema import Ema
     from fastdiff.sampling import sample
+    from fastdiff.thresholding import DynamicThreshold
     from fastdiff.trainer import TrainConfig, Trainer
     from fastdiff.unet import UNet, UNetConfig
 
@@ -37,7 +38,9 @@ _LAZY = {
     "load_model": "fastdiff.checkpoint",
     "sample": "fastdiff.sampling",
     "save_model": "fastdiff.checkpoint",
+    "DynamicThreshold": "fastdiff.thresholding",
     "data": "",
+    "guidance": "",
     "likelihood": "",
     "ops": "",
 }
@@ -45,6 +48,7 @@ _LAZY = {
 __all__ = [
     "CoefficientTable",
     "Diffusion",
+    "DynamicThreshold",
     "Ema",
     "NoiseSchedule",
     "TrainConfig",
@@ -53,6 +57,7 @@ __all__ = [
     "UNetConfig",
     "__version__",
     "data",
+    "guidance",
     "likelihood",
     "load_model",
     "ops",

@@ -14,6 +14,7 @@ from fastdiff import ops
 from fastdiff.noise import Stream, check_seed
 from fastdiff.schedule import nearest_name
 from fastdiff.table import CoefficientTable
+from fastdiff.thresholding import DynamicThreshold
 
 Model = Callable[..., Tensor]
 Runner = Literal["auto", "eager"]
@@ -29,8 +30,8 @@ class SamplingStep:
         num_rows: Rows of the table.
         t: The row's timestep, as the network sees it.
         x: The state after the row, [B, C, ...]. It is overwritten by the next row: clone it to keep it.
-        prediction: The predicted x_0 (for data-prediction tables), clipped, [B, C, ...]; None for a row without an
-            evaluation. Clone it to keep it.
+        prediction: The predicted x_0, clipped (the predicted noise where the table's `data_prediction` is False),
+            [B, C, ...]; None for a row without an evaluation. Clone it to keep it.
     """
 
     row: int
@@ -55,6 +56,7 @@ def sample(
     dtype: torch.dtype | None = None,
     progress: bool = True,
     callback: Callable[[SamplingStep], None] | None = None,
+    threshold: DynamicThreshold | None = None,
 ) -> Tensor:
     """Run a coefficient table with a model.
 
@@ -70,13 +72,15 @@ def sample(
         sample_ids: One whole number in [0, 2^63) per sample; 0..B-1 when None. Samples 100..199 of a seed are
             sample_ids=range(100, 200).
         model_kwargs: Passed to the model at each call.
-        x_init: The state to start from, of `shape`, instead of fresh noise.
+        x_init: The state to start from, of `shape`, instead of fresh noise. Tables that start from an image, such as
+            those of `renoise` and `ddim_encode` (`init_scale` is 0), need it.
         start_row: Row to start at; above 0 only with `x_init`, and only where the row needs nothing from earlier ones.
         runner: "eager" is a Python loop over rows, for any model; "auto" picks the fastest that fits.
         device: Where to run; the model's own device, else that of `x_init`, else the CPU.
         dtype: Of the result; float32 when None. The state is float32 (float64 for float64).
         progress: Show a progress bar on the terminal.
         callback: Called after each row.
+        threshold: Dynamic thresholding of the predicted x_0, between the model and the step.
 
     Returns:
         The state at the end of the table, of `shape`, unclamped.
@@ -90,12 +94,14 @@ def sample(
     table.check_start(start_row)
     if start_row > 0 and x_init is None:
         raise ValueError(f"start_row = {start_row} needs x_init, the state to start from")
+    if table.init_scale == 0 and x_init is None:
+        raise ValueError(f"the table of {table.name!r} starts from an image: give it as x_init")
     place = model_device(model, x_init, device)
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     ids = checked_ids(sample_ids, shape[0], place)
     with torch.no_grad(), eval_mode(model):
         x = _first_state(table, shape, seed, ids, x_init, place, state_dtype)
-        x = _run_eager(model, table, x, ids, seed, dict(model_kwargs or {}), start_row, progress, callback)
+        x = _run_eager(model, table, x, ids, seed, dict(model_kwargs or {}), start_row, progress, callback, threshold)
     return x if dtype is None else x.to(dtype)
 
 
@@ -109,6 +115,7 @@ def _run_eager(
     start_row: int,
     progress: bool,
     callback: Callable[[SamplingStep], None] | None,
+    threshold: DynamicThreshold | None,
 ) -> Tensor:
     rows = ops.table_rows(table, x.device, x.dtype)
     times = torch.from_numpy(table["t"].copy()).to(x.device, torch.int64 if table.integer_times else torch.float32)
@@ -128,6 +135,8 @@ def _run_eager(
                 raise ValueError(
                     f"the model must return a tensor, got {type(output).__name__}; wrap it to pick its sample"
                 )
+            if threshold is not None:
+                output = threshold.apply(table, row, x, output)
         ops.step(
             x,
             output,

@@ -58,6 +58,7 @@ class CoefficientTable:
         learned_variance: The model gives 2C channels and the noise's scale comes from the second half.
         init_scale: The first state is init_scale * z.
         order: Order of convergence; 0 when stochastic or not known.
+        data_prediction: Whether `pred` is the predicted image; else it is the predicted noise.
         alphas, sigmas: Length R + 1, the level of the state before the first row and after each row: nominally
             x ~ N(alpha x_0, sigma^2). Empty when the builder does not say.
         options: What the builder was asked for; for people and for JSON.
@@ -71,6 +72,7 @@ class CoefficientTable:
     learned_variance: bool = False
     init_scale: float = 1.0
     order: int = 0
+    data_prediction: bool = True
     alphas: npt.ArrayLike = ()
     sigmas: npt.ArrayLike = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -230,6 +232,7 @@ class CoefficientTable:
             "learned_variance": self.learned_variance,
             "init_scale": self.init_scale,
             "order": self.order,
+            "data_prediction": self.data_prediction,
             "alphas": np.asarray(self.alphas).tolist(),
             "sigmas": np.asarray(self.sigmas).tolist(),
             "options": dict(self.options),
@@ -239,7 +242,8 @@ class CoefficientTable:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CoefficientTable:
         """The inverse of `to_dict`. Raises ValueError for unknown keys, another format or broken invariants."""
-        known = ["format", "name", "learned_variance", "init_scale", "order", "alphas", "sigmas", "options", "columns"]
+        known = ["format", "name", "learned_variance", "init_scale", "order", "data_prediction", "alphas", "sigmas"]
+        known += ["options", "columns"]
         check_keys(dict(data), known, "a coefficient table")
         if data.get("format") != _FORMAT or "columns" not in data:
             raise ValueError(

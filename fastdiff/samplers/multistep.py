@@ -187,7 +187,9 @@ def _dpm(
     prediction = levels.eps() if kind == "noise" else levels.x0()
     rows = _rows(levels, order, lower_order_final, step, prediction, clip_column(clip))
     options = {"order": order, "solver_type": solver_type, "spacing": spacing, "final": final, "steps": len(levels)}
-    return table_from_rows(levels, rows, name, order=0 if kind == "sde" else order, options=options)
+    return table_from_rows(
+        levels, rows, name, order=0 if kind == "sde" else order, data_prediction=kind != "noise", options=options
+    )
 
 
 def transfer(
@@ -207,13 +209,19 @@ def transfer(
 
 def dpmpp_2m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "trailing",
              timesteps: Sequence[float] | None = None, clip: float | None = 1.0) -> CoefficientTable:  # fmt: skip
-    """DPM-Solver++(2M): `dpmpp` of order 2."""
+    """DPM-Solver++(2M): `dpmpp` of order 2.
+
+    Source: Lu et al. (2022), arXiv:2211.01095, algorithm 2 and appendix B.
+    """
     return dpmpp(diffusion, steps, order=2, spacing=spacing, timesteps=timesteps, clip=clip)
 
 
 def dpmpp_3m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "trailing",
              timesteps: Sequence[float] | None = None, clip: float | None = 1.0) -> CoefficientTable:  # fmt: skip
-    """DPM-Solver++(3M): `dpmpp` of order 3."""
+    """DPM-Solver++(3M): `dpmpp` of order 3.
+
+    Source: Lu et al. (2022), arXiv:2211.01095, algorithm 2 and appendix B.
+    """
     return dpmpp(diffusion, steps, order=3, spacing=spacing, timesteps=timesteps, clip=clip)
 
 
@@ -253,7 +261,7 @@ def deis(
         raise ValueError(f"variable must be 'log_rho', 't' or 'rho', got {variable!r}")
     rows = _adams_bashforth(diffusion, levels, order, variable, lower_order_final)
     options = {"order": order, "variable": variable, "spacing": spacing, "final": final, "steps": len(levels)}
-    return table_from_rows(levels, rows, "deis", order=order, options=options)
+    return table_from_rows(levels, rows, "deis", order=order, data_prediction=False, options=options)
 
 
 def lms(
@@ -276,7 +284,7 @@ def lms(
     levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
     rows = _adams_bashforth(diffusion, levels, order, "rho", False)
     options = {"order": order, "spacing": spacing, "final": final, "steps": len(levels)}
-    return table_from_rows(levels, rows, "lms", order=order, options=options)
+    return table_from_rows(levels, rows, "lms", order=order, data_prediction=False, options=options)
 
 
 def _adams_bashforth(

@@ -48,7 +48,7 @@ def ipndm(
     levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
     rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
     options = {"order": order, "spacing": spacing, "final": final, "steps": len(levels)}
-    return table_from_rows(levels, rows, "ipndm", order=min(order, 2), options=options)
+    return table_from_rows(levels, rows, "ipndm", order=min(order, 2), data_prediction=False, options=options)
 
 
 def plms(
@@ -65,7 +65,8 @@ def plms(
 
     Args:
         diffusion: What the network was trained on.
-        steps: Network evaluations, 1 to T + 1: one more than the levels (one evaluation is one level).
+        steps: Network evaluations, 1 to T + 1: one more than the levels. 1 and 2 leave no room for the second
+            evaluation, and are `ipndm`.
         order: Values combined, 1 to 4; the order of convergence is 2 at most, as in `ipndm`.
         spacing: See `visited`, as for `timesteps` (the levels), `final` and `continuous`.
 
@@ -75,19 +76,21 @@ def plms(
     Source: Liu et al. (2022), arXiv:2202.09778, eq. 12 and 13, as in latent diffusion's and diffusers' code.
     """
     check_order(order, 4)
-    num_levels = None if steps is None else max(1, steps - 1)
+    improved = steps is None or steps > 2
+    num_levels = steps - 1 if steps is not None and improved else steps
     levels = visited(diffusion, num_levels, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
-    rows = [_multistep_row(levels, 0, 1)]
-    reached = [1]
-    if len(levels) > 1:
+    rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
+    reached = list(range(1, len(levels) + 1))
+    if improved and len(levels) > 1:
         rows[0] |= {"save_base": 1.0, "bx": 1.0}
         gain, scale = _ddim(levels, 0, 1)
         # At level 1 already: again from level 0, with the mean of both values.
-        rows.append(_evaluation(levels, 1) | {"cb": gain, "c0": 0.5 * scale, "c1": 0.5 * scale})
-        rows += [_multistep_row(levels, i, min(order, i + 1)) for i in range(1, len(levels))]
-        reached = [1, *range(1, len(levels) + 1)]
+        rows.insert(1, _evaluation(levels, 1) | {"cb": gain, "c0": 0.5 * scale, "c1": 0.5 * scale})
+        reached.insert(0, 1)
     options = {"order": order, "spacing": spacing, "final": final, "steps": len(rows)}
-    return table_from_rows(levels, rows, "plms", states=reached, order=min(order, 2), options=options)
+    return table_from_rows(
+        levels, rows, "plms", states=reached, order=min(order, 2), data_prediction=False, options=options
+    )
 
 
 def pndm(
@@ -126,7 +129,7 @@ def pndm(
             rows.append(_multistep_row(levels, i, min(4, i + 1)))
             reached.append(i + 1)
     options = {"spacing": spacing, "final": final, "steps": len(rows)}
-    return table_from_rows(levels, rows, "pndm", states=reached, order=2, options=options)
+    return table_from_rows(levels, rows, "pndm", states=reached, order=2, data_prediction=False, options=options)
 
 
 def _ddim(levels: Levels, start: int, end: int) -> tuple[float, float]:

@@ -118,4 +118,4 @@ def _singlestep(
             rows.append(row)
         start += size
     options = {"order": order, "solver_type": solver_type, "spacing": spacing, "final": final, "steps": len(levels)}
-    return table_from_rows(levels, rows, name, order=order, options=options)
+    return table_from_rows(levels, rows, name, order=order, data_prediction=kind == "data", options=options)

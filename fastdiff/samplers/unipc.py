@@ -82,7 +82,7 @@ def unipc(
         rows.append(row)
     options: dict[str, object] = {"order": order, "variant": variant, "predict_x0": predict_x0, "corrector": corrector}
     options |= {"spacing": spacing, "final": final, "steps": count}
-    return table_from_rows(levels, rows, "unipc", order=order + corrector, options=options)
+    return table_from_rows(levels, rows, "unipc", order=order + corrector, data_prediction=predict_x0, options=options)
 
 
 def _formula(
