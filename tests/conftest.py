@@ -1,4 +1,6 @@
-"""Shared fixtures. Tests run on one thread: they hold values, not times, and share the machine with each other."""
+"""Shared fixtures. Tests hold values, not times: one thread each where several processes share the machine."""
+
+import os
 
 import pytest
 import torch
@@ -6,4 +8,4 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else 2)

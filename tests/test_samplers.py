@@ -173,7 +173,7 @@ def test_ddim_equals_diffusers(prediction, clip, rederive, eta):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_samplers_hold_their_invariants(data):
+def test_ddpm_and_ddim_hold_their_invariants(data):
     num_timesteps = data.draw(st.integers(1, 60))
     betas = data.draw(st.lists(st.floats(1e-6, 0.9), min_size=num_timesteps, max_size=num_timesteps))
     diffusion = Diffusion(
@@ -182,7 +182,7 @@ def test_samplers_hold_their_invariants(data):
         data.draw(st.sampled_from(get_args(Variance))),
     )
     steps = data.draw(st.integers(1, num_timesteps))
-    name = data.draw(st.sampled_from(samplers.names()))
+    name = data.draw(st.sampled_from(["ddpm", "ddim"]))
     spacing = data.draw(st.sampled_from(SPACINGS))
     table = samplers.build(name, diffusion, steps, spacing=spacing)
     assert len(table) == steps

@@ -66,9 +66,13 @@ def unet():
 @pytest.mark.parametrize("name", fd.samplers.names())
 def test_sample_depends_on_seed_and_sample_id_alone(unet, name):
     table = fd.samplers.build(name, DIFFUSION, 10, **({"eta": 0.7} if name == "ddim" else {}))
+    starts_from_image = table.init_scale == 0
 
     def run(ids, seed=3):
-        return fd.sample(unet, table, shape=(len(ids), 1, 8, 8), seed=seed, sample_ids=ids, progress=False)
+        # An image per id, the same for all seeds.
+        images = torch.from_numpy(noise.normals(0, list(ids), 64, Stream.INITIAL, 0)).reshape(-1, 1, 8, 8).clamp(-1, 1)
+        init = images if starts_from_image else None
+        return fd.sample(unet, table, shape=(len(ids), 1, 8, 8), seed=seed, sample_ids=ids, x_init=init, progress=False)
 
     whole = run(range(20, 29))
     parts = torch.cat([run([20]), run([21, 22]), run(range(23, 29))])
@@ -78,7 +82,14 @@ def test_sample_depends_on_seed_and_sample_id_alone(unet, name):
     assert (whole - parts).abs().max() <= tolerance
     assert (whole[[8, 0, 4]] - shuffled).abs().max() <= tolerance
     assert torch.equal(whole, run(range(20, 29)))
-    assert (whole - run(range(20, 29), seed=4)).abs().max() > 0.1
+    if table.is_stochastic or not starts_from_image:
+        assert (whole - run(range(20, 29), seed=4)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["renoise", "ddim_encode"])
+def test_sample_refuses_to_edit_nothing(name):
+    with pytest.raises(ValueError, match="starts from an image: give it as x_init"):
+        fd.sample(gaussian_model(), fd.samplers.build(name, DIFFUSION, 4), shape=(1, 1, 2, 2))
 
 
 def test_sample_runs_modules_in_eval_mode_and_restores_them(unet):

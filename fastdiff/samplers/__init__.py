@@ -1,13 +1,24 @@
 """Samplers: pure functions from a `Diffusion` to a `CoefficientTable`. NumPy only."""
 
+from fastdiff.samplers.analytic import (
+    analytic_ddim,
+    analytic_ddpm,
+    gaussian_eps_error,
+    gaussian_eps_moment,
+    optimal_timesteps,
+)
 from fastdiff.samplers.ancestral import ddpm
 from fastdiff.samplers.ddim import ddim
+from fastdiff.samplers.encode import ddim_encode
+from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_corrector
 from fastdiff.samplers.levels import LEVEL_SPACINGS, Levels, levels_at, visited
 from fastdiff.samplers.multistep import deis, dpm_solver, dpmpp, dpmpp_2m, dpmpp_3m, dpmpp_sde, lms
 from fastdiff.samplers.pndm import ipndm, plms, pndm
 from fastdiff.samplers.registry import SamplerInfo, build, describe, names
+from fastdiff.samplers.repaint import renoise, repaint
 from fastdiff.samplers.singlestep import dpm_solver_singlestep, dpmpp_singlestep
 from fastdiff.samplers.spacing import SPACINGS, spaced_indices
+from fastdiff.samplers.two_stage import dpm2, dpm2_ancestral, edm, euler, euler_ancestral, heun
 from fastdiff.samplers.unipc import unipc
 
 __all__ = [
@@ -15,11 +26,17 @@ __all__ = [
     "SPACINGS",
     "Levels",
     "SamplerInfo",
+    "analytic_ddim",
+    "analytic_ddpm",
+    "annealed_langevin",
     "build",
     "ddim",
+    "ddim_encode",
     "ddpm",
     "deis",
     "describe",
+    "dpm2",
+    "dpm2_ancestral",
     "dpm_solver",
     "dpm_solver_singlestep",
     "dpmpp",
@@ -27,12 +44,23 @@ __all__ = [
     "dpmpp_3m",
     "dpmpp_sde",
     "dpmpp_singlestep",
+    "edm",
+    "euler",
+    "euler_ancestral",
+    "gaussian_eps_error",
+    "gaussian_eps_moment",
+    "heun",
     "ipndm",
+    "langevin",
     "levels_at",
     "lms",
     "names",
+    "optimal_timesteps",
     "plms",
     "pndm",
+    "predictor_corrector",
+    "renoise",
+    "repaint",
     "spaced_indices",
     "unipc",
     "visited",

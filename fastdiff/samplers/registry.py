@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastdiff.diffusion import Diffusion
+from fastdiff.samplers.analytic import analytic_ddim, analytic_ddpm, gaussian_eps_moment
 from fastdiff.samplers.ancestral import ddpm
 from fastdiff.samplers.ddim import ddim
+from fastdiff.samplers.encode import ddim_encode
+from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_corrector
 from fastdiff.samplers.multistep import deis, dpm_solver, dpmpp, dpmpp_2m, dpmpp_3m, dpmpp_sde, lms
 from fastdiff.samplers.pndm import ipndm, plms, pndm
+from fastdiff.samplers.repaint import renoise, repaint
 from fastdiff.samplers.singlestep import dpm_solver_singlestep, dpmpp_singlestep
+from fastdiff.samplers.two_stage import dpm2, dpm2_ancestral, edm, euler, euler_ancestral, heun
 from fastdiff.samplers.unipc import unipc
 from fastdiff.schedule import NoiseSchedule, check_keys, nearest_name
 from fastdiff.table import CoefficientTable
@@ -34,8 +39,28 @@ _BUILDERS: tuple[Callable[..., CoefficientTable], ...] = (
     ipndm,
     plms,
     pndm,
+    euler,
+    euler_ancestral,
+    heun,
+    dpm2,
+    dpm2_ancestral,
+    edm,
+    analytic_ddpm,
+    analytic_ddim,
+    langevin,
+    annealed_langevin,
+    predictor_corrector,
+    repaint,
+    renoise,
+    ddim_encode,
 )
 SAMPLERS: dict[str, Callable[..., CoefficientTable]] = {builder.__name__: builder for builder in _BUILDERS}
+
+
+# More than one network evaluation per step of the ladder, with default options.
+_EVALUATIONS_PER_STEP = dict.fromkeys(
+    ("heun", "dpm2", "dpm2_ancestral", "edm", "dpm_solver_singlestep", "dpmpp_singlestep", "predictor_corrector"), 2
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +69,11 @@ class SamplerInfo:
 
     Attributes:
         name: As `build` takes it.
-        summary: First sentence of its documentation.
+        summary: First sentence of its documentation, without the words that all begin with.
         order: Order of convergence with its default options; 0 when stochastic.
-        evaluations_per_step: Network evaluations per level visited, of a table of 24 evaluations.
+        evaluations_per_step: Network evaluations per step from one level to the next, with its default options.
         stochastic: Whether rows draw noise.
+        starts_from: "noise", or "image" where `x_init` is needed.
         options: Its keyword options with their defaults.
         source: Where it is from.
     """
@@ -55,15 +81,20 @@ class SamplerInfo:
     name: str
     summary: str
     order: int
-    evaluations_per_step: float
+    evaluations_per_step: int
     stochastic: bool
+    starts_from: Literal["noise", "image"]
     options: dict[str, Any]
     source: str
 
 
-def names() -> list[str]:
-    """The names that `build` takes."""
-    return sorted(SAMPLERS)
+def names(*, with_statistics: bool = False) -> list[str]:
+    """The names that `build` takes.
+
+    Args:
+        with_statistics: Also those that need statistics of the network (`eps_moment`) besides the diffusion.
+    """
+    return sorted(name for name in SAMPLERS if with_statistics or "eps_moment" not in _parameters(name))
 
 
 def build(name: str, diffusion: Diffusion, steps: int | None = None, **options: Any) -> CoefficientTable:
@@ -72,28 +103,28 @@ def build(name: str, diffusion: Diffusion, steps: int | None = None, **options: 
     Raises:
         ValueError: unknown name or option (the nearest is suggested), or an option out of range.
     """
-    builder = _builder(name)
-    known = [key for key in inspect.signature(builder).parameters if key not in ("diffusion", "steps")]
+    known = [key for key in _parameters(name) if key not in ("diffusion", "steps")]
     check_keys(options, known, f"sampler {name!r}")
-    return builder(diffusion, steps, **options)
+    return SAMPLERS[name](diffusion, steps, **options)
 
 
 def describe(name: str) -> SamplerInfo:
     """What the sampler called `name` is. Raises ValueError for an unknown name."""
-    builder = _builder(name)
-    parameters = inspect.signature(builder).parameters
+    parameters = _parameters(name)
     options = {key: p.default for key, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    text = inspect.getdoc(builder) or ""
+    text = inspect.getdoc(SAMPLERS[name]) or ""
     source = re.search(r"Source: (.*?)(?:\n\n|$)", text, re.DOTALL)
-    table = builder(Diffusion(NoiseSchedule.linear(1000)), 24)
-    moving = table["evaluate"] == 1
-    levels = len({round(float(level), 12) for level in table["t"][moving]})
+    diffusion = Diffusion(NoiseSchedule.linear(1000))
+    statistics = {"eps_moment": gaussian_eps_moment(diffusion, 0.25)} if "eps_moment" in parameters else {}
+    table = build(name, diffusion, 24, **statistics)
+    summary = re.split(r"[.:](?:\s|$)", " ".join(text.split()).removeprefix("Coefficients of "))[0]
     return SamplerInfo(
         name=name,
-        summary=text.split(".")[0].replace("\n", " "),
+        summary=summary[:1].upper() + summary[1:],
         order=table.order,
-        evaluations_per_step=round(table.num_evaluations / max(1, levels), 2),
+        evaluations_per_step=_EVALUATIONS_PER_STEP.get(name, 1),
         stochastic=table.is_stochastic,
+        starts_from="noise" if table.init_scale else "image",
         options=options,
         source=" ".join(source.group(1).split()).rstrip(".") if source else "",
     )
@@ -101,16 +132,18 @@ def describe(name: str) -> SamplerInfo:
 
 def to_markdown() -> str:
     """The table of all samplers, for the documentation."""
-    lines = ["| name | order | stochastic | options | source |", "|---|---|---|---|---|"]
-    for name in names():
+    lines = ["| name | what it is | order | evaluations per step | noise | options | source |", "|" + "---|" * 7]
+    for name in names(with_statistics=True):
         info = describe(name)
-        options = ", ".join(f"{key}={value!r}" for key, value in info.options.items())
+        options = " ".join(f"`{key}={value!r}`" for key, value in info.options.items())
         order = str(info.order) if info.order else "-"
-        lines.append(f"| `{name}` | {order} | {'yes' if info.stochastic else 'no'} | {options} | {info.source} |")
+        cells = [f"`{name}`", info.summary, order, str(info.evaluations_per_step)]
+        cells += ["yes" if info.stochastic else "no", options, info.source]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _builder(name: str) -> Callable[..., CoefficientTable]:
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}: {nearest_name(name, SAMPLERS)}")
-    return SAMPLERS[name]
+    return inspect.signature(SAMPLERS[name]).parameters

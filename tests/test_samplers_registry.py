@@ -1,0 +1,103 @@
+"""What holds for every sampler in the registry, those to come included."""
+
+import inspect
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdiff import Diffusion, NoiseSchedule, samplers
+from fastdiff.diffusion import Prediction, Variance
+from fastdiff.samplers.registry import SAMPLERS
+from fastdiff.table import CoefficientTable
+
+ALL = samplers.names(with_statistics=True)
+# Times fall along the rows of a sampler, but for the jumps back into noise and the way from data to noise.
+JUMPS, RISES = {"repaint"}, {"ddim_encode"}
+
+
+def statistics(name, diffusion):
+    return {"eps_moment": samplers.gaussian_eps_moment(diffusion, 0.3)} if name.startswith("analytic") else {}
+
+
+def random_diffusion(data):
+    num_timesteps = data.draw(st.integers(1, 60), "T")
+    betas = data.draw(st.lists(st.floats(1e-4, 0.5), min_size=num_timesteps, max_size=num_timesteps), "betas")
+    prediction = data.draw(st.sampled_from(get_args(Prediction)), "prediction")
+    return Diffusion(
+        NoiseSchedule.from_betas(betas), prediction, data.draw(st.sampled_from(get_args(Variance)), "variance")
+    )
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_samplers_hold_their_invariants(data):
+    diffusion = random_diffusion(data)
+    name = data.draw(st.sampled_from(ALL), "sampler")
+    steps = data.draw(st.integers(1, diffusion.num_timesteps), "steps")
+    options = statistics(name, diffusion)
+    if name == "renoise":
+        # By default there are as many timesteps as half of the way up has.
+        options["strength"] = 1.0
+    if "spacing" in inspect.signature(SAMPLERS[name]).parameters:
+        by_level = "continuous" in inspect.signature(SAMPLERS[name]).parameters
+        spacings = samplers.SPACINGS + (samplers.LEVEL_SPACINGS if by_level else ())
+        options["spacing"] = data.draw(st.sampled_from(spacings), "spacing")
+    table = samplers.build(name, diffusion, steps, **options)
+    rows = np.delete(table.rows(), 4, axis=1)
+    assert np.isfinite(rows).all()
+    assert table.num_evaluations == steps or (name in JUMPS and table.num_evaluations > steps)
+    assert table["s"][-1] == 0
+    direction = np.diff(table["t"])
+    assert name in JUMPS or ((direction >= 0) if name in RISES else (direction <= 0)).all()
+    assert ((table["t"] >= 0) & (table["t"] <= diffusion.num_timesteps - 1)).all()
+    assert len(table.alphas) == len(table.sigmas) == len(table) + 1
+    np.testing.assert_allclose(table.alphas**2 + table.sigmas**2, 1, rtol=1e-9)
+    clean = 0 if name in RISES else -1
+    assert (table.alphas[clean], table.sigmas[clean]) == (1, 0)
+    again = CoefficientTable.from_json(table.to_json())
+    assert all(np.array_equal(again.columns[key], values) for key, values in table.columns.items())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_samplers_refuse_impossible_steps(name):
+    diffusion = Diffusion(NoiseSchedule.cosine(10))
+    for steps in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="steps"):
+            samplers.build(name, diffusion, steps, **statistics(name, diffusion))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_samplers_reach_every_prediction_alike(name):
+    """The four predictions are four ways to say one thing: the same table for x_0 as a function of x and x_0."""
+    maps = []
+    for prediction in get_args(Prediction):
+        diffusion = Diffusion(NoiseSchedule.linear(50), prediction)
+        table = samplers.build(name, diffusion, 12, **statistics(name, diffusion))
+        maps.append([table[key] for key in ("t", "cx", "cb", "c0", "c1", "c2", "c3", "s", "push")])
+    if not np.any(table["cm"]) and not np.any(table["bm"]):
+        for other in maps[1:]:
+            for a, b in zip(maps[0], other, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_samplers_describe_themselves(name):
+    info = samplers.describe(name)
+    assert info.name == name
+    assert len(info.summary) >= 4
+    assert info.source
+    assert info.evaluations_per_step in (1, 2)
+    assert getattr(samplers, name) is SAMPLERS[name]
+    assert info.stochastic == (info.order == 0)
+
+
+def test_names_without_statistics_build_from_a_diffusion_alone():
+    diffusion = Diffusion(NoiseSchedule.cosine(100))
+    assert set(ALL) - set(samplers.names()) == {"analytic_ddpm", "analytic_ddim"}
+    for name in samplers.names():
+        assert len(samplers.build(name, diffusion, 20)) >= 20
+    with pytest.raises(ValueError, match="eps_moment"):
+        samplers.build("analytic_ddpm", diffusion, 20)
