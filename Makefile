@@ -37,7 +37,7 @@ demo: setup  ## Train on handwritten digits, sample and score them; writes out/d
 	$(BIN)/fastdiff demo
 
 test: setup-dev  ## Run the whole test suite
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n auto tests
 
 lint: setup-dev  ## Check style and types
 	$(BIN)/ruff check .
