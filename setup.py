@@ -12,7 +12,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 # The stable ABI of PyTorch 2.10 and (py_limited_api) the limited Python API: one build serves all later versions.
 DEFINES = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
-FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 
 NO_TORCH = """fastdiff builds a C++ extension against the PyTorch that it will run with, and this build cannot see one.
 Install torch>=2.10 first and build without isolation:

@@ -2,8 +2,14 @@
 
 import os
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples at every run, so that a red run is about the change. `--hypothesis-profile=explore` looks further.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="session")

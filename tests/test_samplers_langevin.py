@@ -215,7 +215,8 @@ def test_predictor_corrector_with_a_learned_variance_runs():
 @given(st.data())
 def test_langevin_samplers_hold_their_invariants(data):
     num_timesteps = data.draw(st.integers(1, 60))
-    betas = data.draw(st.lists(st.floats(1e-6, 0.9), min_size=num_timesteps, max_size=num_timesteps))
+    # Enough signal stays at the end that one beta can say it in float64.
+    betas = data.draw(st.lists(st.floats(1e-6, 0.3), min_size=num_timesteps, max_size=num_timesteps))
     diffusion = Diffusion(NoiseSchedule.from_betas(betas), data.draw(st.sampled_from(get_args(Prediction))))
     steps = data.draw(st.integers(1, num_timesteps))
     spacing = data.draw(st.sampled_from(SPACINGS))

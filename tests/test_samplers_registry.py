@@ -24,7 +24,7 @@ def statistics(name, diffusion):
 
 def random_diffusion(data):
     num_timesteps = data.draw(st.integers(1, 60), "T")
-    betas = data.draw(st.lists(st.floats(1e-4, 0.5), min_size=num_timesteps, max_size=num_timesteps), "betas")
+    betas = data.draw(st.lists(st.floats(1e-6, 0.3), min_size=num_timesteps, max_size=num_timesteps), "betas")
     prediction = data.draw(st.sampled_from(get_args(Prediction)), "prediction")
     return Diffusion(
         NoiseSchedule.from_betas(betas), prediction, data.draw(st.sampled_from(get_args(Variance)), "variance")
