@@ -12,7 +12,9 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 # The stable ABI of PyTorch 2.10 and (py_limited_api) the limited Python API: one build serves all later versions.
 DEFINES = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
-FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+# The last two are about the compiler's own headers.
+FLAGS += ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 
 NO_TORCH = """fastdiff builds a C++ extension against the PyTorch that it will run with, and this build cannot see one.
 Install torch>=2.10 first and build without isolation:
@@ -51,7 +53,7 @@ def extension_arguments():
 
 
 setup(
-    packages=["fastdiff", "fastdiff.samplers", "fastdiff.kernels"],
+    packages=["fastdiff", "fastdiff.ops", "fastdiff.samplers", "fastdiff.kernels"],
     package_dir={"fastdiff": "fastdiff", "fastdiff.kernels": "kernels"},
     package_data={"fastdiff": ["py.typed"]},
     **extension_arguments(),

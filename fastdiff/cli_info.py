@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,16 +84,16 @@ def schedules(
 
 @info_app.command()
 def samplers() -> None:
-    """Samplers by name, with their options."""
+    """Samplers by name: order, network evaluations per step, noise, options, source."""
     from fastdiff import samplers as builders
 
-    table = _table("name", "what it is", "options, for --option")
-    for name in builders.names():
-        builder = getattr(builders, name)
-        parameters = inspect.signature(builder).parameters.values()
-        options = [f"{p.name}={p.default}" for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-        summary = (inspect.getdoc(builder) or "").split("\n\n")[0].replace("\n", " ")
-        table.add_row(name, summary.removeprefix("Coefficients of "), " ".join(options))
+    table = _table("name", "what it is", "order", "evaluations", "noise", "options, for --option", "source")
+    for name in builders.names(with_statistics=True):
+        info = builders.describe(name)
+        options = " ".join(f"{key}={value}" for key, value in info.options.items())
+        order = str(info.order) if info.order else "-"
+        noise = "yes" if info.stochastic else "no"
+        table.add_row(name, info.summary, order, str(info.evaluations_per_step), noise, options, info.source)
     _print(table)
 
 
@@ -107,6 +106,8 @@ def coefficients(
     prediction: Annotated[str, typer.Option(help="eps, x0, v or score.")] = "eps",
     variance: Annotated[str, typer.Option(help="fixed_small, fixed_large, learned or learned_range.")] = "fixed_small",
     option: Annotated[list[str] | None, typer.Option("--option", help="Of the sampler, as name=value.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the coefficients and the levels visited: a .png.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file.")] = None,
 ) -> None:
     """The rows that a sampler executes; `fastdiff.table` says what the columns mean."""
     from fastdiff import samplers as builders
@@ -117,7 +118,15 @@ def coefficients(
     kind: Any = prediction
     spread: Any = variance
     diffusion = Diffusion(NoiseSchedule.named(schedule, timesteps), kind, spread)
-    typer.echo(str(builders.build(sampler, diffusion, steps, **key_values(option or []))))
+    table = builders.build(sampler, diffusion, steps, **key_values(option or []))
+    typer.echo(str(table))
+    if json_file is not None:
+        json_file.write_text(table.to_json() + "\n", encoding="utf-8")
+        typer.echo(str(json_file))
+    if figure is not None:
+        from fastdiff.figures import plot_table
+
+        typer.echo(str(plot_table(figure, table)))
 
 
 @info_app.command()

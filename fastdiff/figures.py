@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from fastdiff.table import CoefficientTable
+
 __all__ = [
     "DenoisingFrames",
     "plot_bound",
@@ -32,6 +34,7 @@ __all__ = [
     "plot_loss",
     "plot_nearest",
     "plot_samples",
+    "plot_table",
     "write_denoising_gif",
 ]
 
@@ -103,6 +106,25 @@ def plot_samples(
                 ax.set_xlabel(labels[index], fontsize=9, labelpad=2)
             else:
                 ax.set_axis_off()
+    return Path(path)
+
+
+def plot_table(path: str | Path, table: CoefficientTable) -> Path:
+    """The coefficients of a sampler, and the noise levels that it visits where it says so, against the row.
+
+    Args:
+        path: PNG to write.
+        table: The sampler.
+    """
+    with _figure(path, 10.0, 4.0) as figure:
+        left, right = figure.subplots(1, 2)
+        figure.subplots_adjust(0.07, 0.13, 0.98, 0.9, wspace=0.22)
+        table.plot(left)
+        if np.asarray(table.alphas).size:
+            table.plot_levels(right)
+            right.set_title("the state's noise level")
+        else:
+            right.set_axis_off()
     return Path(path)
 
 

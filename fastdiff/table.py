@@ -283,10 +283,46 @@ class CoefficientTable:
 
             ax = plt.figure(figsize=(7, 4), layout="constrained").add_subplot()
         varying = [n for n in COEFFICIENTS if n not in ("t", "clip") and np.ptp(self[n]) > 0]
-        for name in varying if names is None else names:
-            ax.plot(self[name], label=name, marker="." if len(self) < 60 else None)
+        for number, name in enumerate(varying if names is None else names):
+            ax.plot(
+                self[name],
+                label=name,
+                color=f"C{number % 10}",
+                ls="--" if number >= 10 else "-",
+                marker="." if len(self) < 60 else None,
+            )
+        # Coefficients of a noisy start are a hundred times the others.
+        ax.set_yscale("symlog", linthresh=1.0)
         ax.set_xlabel("row")
         ax.set_ylabel("coefficient")
         ax.set_title(repr(self))
         ax.legend(ncols=2, fontsize="small")
+        return ax
+
+    def plot_levels(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Draw the noise levels that the state visits, sigma / alpha on a logarithmic axis, against the row.
+
+        Args:
+            ax: Where to draw; a new figure when None. Needs matplotlib (extra "plot").
+            style: Passed to `Axes.plot`.
+
+        Raises:
+            ValueError: the builder did not say which levels it visits.
+        """
+        alphas, sigmas = np.asarray(self.alphas), np.asarray(self.sigmas)
+        if alphas.size == 0:
+            raise ValueError(
+                f"the table of {self.name!r} does not say which levels it visits: build it with alphas, sigmas"
+            )
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.figure(figsize=(7, 4), layout="constrained").add_subplot()
+        # A clean image has no place on the axis.
+        noisy = np.flatnonzero((sigmas > 0) & (alphas > 0))
+        marker = "." if len(self) < 60 else None
+        ax.plot(noisy, sigmas[noisy] / alphas[noisy], **({"label": self.name, "marker": marker} | style))
+        ax.set_yscale("log")
+        ax.set_xlabel("rows done")
+        ax.set_ylabel("noise to signal, sigma / alpha")
         return ax

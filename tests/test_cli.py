@@ -527,7 +527,15 @@ def test_info_lists_presets_with_the_papers_sizes():
 
 def test_info_lists_schedules_and_samplers():
     assert all(name in works("info", "schedules", "-T", 100) for name in NoiseSchedule.names())
-    assert all(name in works("info", "samplers") for name in fastdiff.samplers.names())
+    assert all(name in works("info", "samplers") for name in fastdiff.samplers.names(with_statistics=True))
+
+
+def test_info_writes_a_table(tmp_path):
+    works("info", "table", "unipc", "--steps", 5, "--figure", tmp_path / "t.png", "--json", tmp_path / "t.json")
+    read = fastdiff.CoefficientTable.from_json((tmp_path / "t.json").read_text())
+    expected = fastdiff.samplers.unipc(Diffusion(NoiseSchedule.linear(1000)), 5)
+    np.testing.assert_array_equal(read.rows(), expected.rows())
+    assert Image.open(tmp_path / "t.png").size > (500, 200)
 
 
 def test_info_prints_a_table():

@@ -122,6 +122,18 @@ def test_table_prints_and_plots():
     assert {line.get_label() for line in ax.get_lines()} >= {"px", "pm", "cx", "c0"}
 
 
+def test_table_plots_the_levels_it_visits():
+    diffusion = Diffusion(NoiseSchedule.cosine(100))
+    table = samplers.ddim(diffusion, 4)
+    (line,) = table.plot_levels().get_lines()
+    # Trailing: from t = 99 down, and the clean image is off the axis.
+    alpha, sigma = diffusion.signal_noise()
+    steps = [99, 74, 49, 24]
+    np.testing.assert_allclose(line.get_ydata(), sigma[steps] / alpha[steps])
+    with pytest.raises(ValueError, match="does not say which levels"):
+        CoefficientTable({"t": [0.0]}, "mine").plot_levels()
+
+
 def test_table_is_read_only():
     table = samplers.ddpm(Diffusion(NoiseSchedule.cosine(10)))
     with pytest.raises(ValueError, match="read-only"):

@@ -1,0 +1,17 @@
+"""The ops: public wrappers over `torch.ops.fastdiff.*`, which check their arguments and choose an implementation."""
+
+from fastdiff.ops._diffuse import diffuse
+from fastdiff.ops._shared import EXTENSION_ERROR, FLOAT_DTYPES, Implementation, has_extension, memory_format
+from fastdiff.ops._step import new_history, step, table_rows
+
+__all__ = [
+    "EXTENSION_ERROR",
+    "FLOAT_DTYPES",
+    "Implementation",
+    "diffuse",
+    "has_extension",
+    "memory_format",
+    "new_history",
+    "step",
+    "table_rows",
+]

@@ -1,0 +1,164 @@
+"""The op `diffuse`: noising, and the training target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import reference
+from fastdiff.noise import MAX_ROW, Stream
+from fastdiff.ops._shared import (
+    FLOAT_DTYPES,
+    Implementation,
+    check_index,
+    define,
+    describe,
+    dispatch,
+    dtype_name,
+    memory_format,
+    noise_arguments,
+    signed,
+)
+
+_SCHEMA = (
+    "(Tensor x0, Tensor t, Tensor table, Tensor? noise, Tensor sample_ids, Tensor row, SymInt seed, int stream, "
+    "int levels, ScalarType dtype, bool want_target) -> (Tensor, Tensor)"
+)
+
+
+def diffuse(
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    *,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    row: int | Tensor = 0,
+    stream: int = Stream.TRAIN_NOISE,
+    noise: Tensor | None = None,
+    levels: int = 256,
+    dtype: torch.dtype | None = None,
+    target: bool = True,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Noise images and give the training target, in one pass: x_t = c0 x_0 + c1 z, target = c2 x_0 + c3 z.
+
+    Args:
+        x0: [B, ...] float32, bfloat16, float16 or float64 in [-1, 1], or uint8 in [0, levels), scaled to [-1, 1].
+        t: Timesteps, int64 [B], 0-based, in [0, T). On a GPU a t out of range gives NaN, since raising would wait
+            for the device; everywhere else it raises.
+        table: [T, 4] float32 (float64 for float64 images) on x0's device, from `Diffusion.noising_table`.
+        seed: In [0, 2^64); with `sample_ids`, `row` and `stream` it fixes the noise (see `fastdiff.noise`).
+        sample_ids: int64 [B]; 0..B-1 when None.
+        row: Counter of the draw, for example the training step: one number or int64 [B], in [0, 2^28), which is not
+            checked for a tensor on a GPU.
+        stream: What the noise is for, see `Stream`.
+        noise: Standard normal noise of x0's shape to use instead.
+        levels: Number of values of uint8 data, 2 to 256.
+        dtype: Of the results; x0's, or float32 for uint8.
+        target: False leaves the target out (an empty tensor).
+        implementation: "auto" by device, or one by name; a named one that is not available raises.
+
+    Returns:
+        (x_t, target), both of x0's shape and memory format.
+
+    Raises:
+        ValueError: shapes, dtypes or ranges that do not fit.
+        IndexError: t outside [0, T) or a tensor of rows outside [0, 2^28), on the CPU.
+        RuntimeError: the named implementation is not available.
+
+    Source: Ho et al. (2020), arXiv:2006.11239, eq. 4 and algorithm 1.
+    """
+    if x0.dtype != torch.uint8 and x0.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"x0 must be uint8 or floating point, got {x0.dtype}")
+    if x0.ndim < 1:
+        raise ValueError("x0 must have a batch dimension, got a scalar")
+    if t.shape != x0.shape[:1] or t.dtype != torch.int64:
+        raise ValueError(f"t must be int64 [{x0.shape[0]}], got {describe(t)}")
+    if table.ndim != 2 or table.shape[1] != 4 or table.dtype != reference.compute_dtype(x0):
+        raise ValueError(f"table must be {dtype_name(x0)} [T, 4] (from Diffusion.noising_table), got {describe(table)}")
+    if not 2 <= levels <= 256:
+        raise ValueError(f"levels must be in [2, 256], got {levels}")
+    if not 0 <= int(stream) < 16:
+        raise ValueError(f"stream must be in [0, 16), got {stream}")
+    dtype = dtype or (torch.float32 if x0.dtype == torch.uint8 else x0.dtype)
+    if dtype not in FLOAT_DTYPES or (dtype == torch.float64) != (x0.dtype == torch.float64):
+        raise ValueError(f"dtype {dtype} does not fit images of {x0.dtype}: float64 goes with float64 only")
+    ids, rows = noise_arguments(x0, noise, sample_ids, row)
+    arguments = (x0, t, table, noise, ids, rows, signed(seed), int(stream), levels, dtype, target)
+    return dispatch("diffuse", x0, implementation, arguments)  # type: ignore[no-any-return]
+
+
+def _reference(
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | None,
+    sample_ids: Tensor,
+    row: Tensor,
+    seed: int,
+    stream: int,
+    levels: int,
+    dtype: torch.dtype,
+    want_target: bool,
+) -> tuple[Tensor, Tensor]:
+    check_index("t", t, table.shape[0])
+    check_index("row", row, MAX_ROW)
+    x_t, target = reference.diffuse(x0, t, table, noise, sample_ids, row, seed & (1 << 64) - 1, stream, levels)
+    layout = memory_format(x0)
+    x_t = x_t.to(dtype).contiguous(memory_format=layout)
+    target = target.to(dtype).contiguous(memory_format=layout) if want_target else x_t.new_empty(0)
+    return x_t, target
+
+
+def _check_indices(arguments: tuple[Any, ...]) -> None:
+    check_index("t", arguments[1], arguments[2].shape[0])
+    check_index("row", arguments[5], MAX_ROW)
+
+
+def _fake(
+    x0: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | None,
+    sample_ids: Tensor,
+    row: Tensor,
+    seed: int,
+    stream: int,
+    levels: int,
+    dtype: torch.dtype,
+    want_target: bool,
+) -> tuple[Tensor, Tensor]:
+    x_t = torch.empty_like(x0, dtype=dtype, memory_format=memory_format(x0))
+    return x_t, torch.empty_like(x_t) if want_target else x_t.new_empty(0)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x0, t, table, noise = inputs[:4]
+    ctx.save_for_backward(t, table)
+    ctx.image_dtype, ctx.noise_dtype = x0.dtype, None if noise is None else noise.dtype
+    ctx.want_target = inputs[-1]
+
+
+def _backward(ctx: Any, grad_x_t: Tensor, grad_target: Tensor) -> tuple[Tensor | None, ...]:
+    """Both results are linear in x_0 and z, so the gradients are the coefficients times those of the results."""
+    t, table = ctx.saved_tensors
+
+    def back(first: int, second: int, dtype: torch.dtype) -> Tensor:
+        def c(i: int) -> Tensor:
+            return reference.per_sample(table[t, i], grad_x_t)
+
+        grad = c(first) * grad_x_t.to(table.dtype)
+        if ctx.want_target:
+            grad = grad + c(second) * grad_target.to(table.dtype)
+        return grad.to(dtype)
+
+    grad_x0 = back(0, 2, ctx.image_dtype) if ctx.image_dtype != torch.uint8 and ctx.needs_input_grad[0] else None
+    grad_noise = back(1, 3, ctx.noise_dtype) if ctx.needs_input_grad[3] else None
+    return grad_x0, None, None, grad_noise, *[None] * 7
+
+
+define("diffuse", _SCHEMA, _reference, _fake, _check_indices)
+torch.library.register_autograd("fastdiff::diffuse", _backward, setup_context=_setup)

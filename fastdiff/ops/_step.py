@@ -1,0 +1,183 @@
+"""The op `step`: one row of a coefficient table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import reference
+from fastdiff.ops._shared import (
+    FLOAT_DTYPES,
+    Implementation,
+    check_index,
+    define,
+    describe,
+    dispatch,
+    dtype_name,
+    memory_format,
+    noise_arguments,
+    signed,
+)
+from fastdiff.table import ROW_WIDTH, CoefficientTable
+
+_SCHEMA = (
+    "(Tensor x, Tensor? model_output, Tensor rows, Tensor row, Tensor? noise, Tensor sample_ids, SymInt seed, "
+    "bool learned_variance, Tensor(a!)? base, Tensor(b!)? history, Tensor(c!)? pred_out, Tensor(d!) out) -> ()"
+)
+
+
+def new_history(x: Tensor, depth: int) -> Tensor:
+    """An uninitialised ring [depth, *x.shape] for `step`, each slot laid out as x."""
+    flat: Tensor = torch.empty(
+        (depth * x.shape[0], *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=memory_format(x)
+    )
+    history: Tensor = flat.unflatten(0, (depth, x.shape[0]))
+    return history
+
+
+def table_rows(
+    table: CoefficientTable, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The rows of a table as `step` reads them: [R, ROW_WIDTH], float32, or float64 for float64 states."""
+    import numpy as np
+
+    return torch.from_numpy(table.rows(np.float64 if dtype == torch.float64 else np.float32)).to(device)
+
+
+def step(
+    x: Tensor,
+    model_output: Tensor | None,
+    rows: Tensor,
+    row: int | Tensor,
+    *,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    noise: Tensor | None = None,
+    learned_variance: bool = False,
+    base: Tensor | None = None,
+    history: Tensor | None = None,
+    pred_out: Tensor | None = None,
+    out: Tensor | None = None,
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """Execute one row of a coefficient table; the formula stands in `fastdiff.table`. Inference only.
+
+    Args:
+        x: State [B, C, ...], float32, bfloat16, float16 or float64.
+        model_output: [B, C, ...], or [B, 2C, ...] of which the second half is read only when `learned_variance`;
+            any of the same dtypes. None where no row evaluates the model.
+        rows: [R, ROW_WIDTH] from `table_rows`, on x's device.
+        row: One row number, or int64 [1] or [B] on x's device, so that samples at different steps can share a batch.
+            In [0, R). On a GPU a row out of range gives NaN; everywhere else it raises.
+        seed: In [0, 2^64).
+        sample_ids: int64 [B]; 0..B-1 when None.
+        noise: Standard normal noise of x's shape to use instead of that of (seed, sample id, row).
+        learned_variance: Scale the noise by the model's own variance.
+        base: The saved state, x's shape, dtype and layout; updated in place. Needed where a row uses it.
+        history: Ring of past predictions from `new_history`; updated in place. Needed where a row uses it.
+        pred_out: Where to write the prediction, x's shape and dtype.
+        out: Where to write the result; may be x itself. A new tensor when None.
+        implementation: "auto" by device, or one by name; a named one that is not available raises.
+
+    Returns:
+        x' in `out`.
+
+    Raises:
+        ValueError: shapes, dtypes or layouts that do not fit, or tensors that require grad.
+        IndexError: row outside [0, R) on the CPU.
+        RuntimeError: the named implementation is not available.
+    """
+    if x.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"the state must be float32, bfloat16, float16 or float64, got {x.dtype}")
+    if x.ndim < 2:
+        raise ValueError(f"the state must be [B, C, ...], got shape {list(x.shape)}")
+    if torch.is_grad_enabled() and (x.requires_grad or (model_output is not None and model_output.requires_grad)):
+        raise ValueError("step is for inference only: call it under torch.no_grad(), or detach its inputs")
+    if rows.ndim != 2 or rows.shape[1] != ROW_WIDTH or rows.dtype != reference.compute_dtype(x):
+        raise ValueError(f"rows must be {dtype_name(x)} [R, {ROW_WIDTH}] (from table_rows), got {describe(rows)}")
+    if model_output is not None:
+        _check_model_output(x, model_output, learned_variance)
+    elif learned_variance:
+        raise ValueError("a learned variance needs the model's output")
+    ids, row_tensor = noise_arguments(x, noise, sample_ids, row)
+    out = torch.empty_like(x, memory_format=memory_format(x)) if out is None else out
+    for name, value in (("base", base), ("pred_out", pred_out), ("out", out)):
+        if value is not None:
+            _check_slot(name, value, x)
+    if history is not None:
+        if history.ndim != x.ndim + 1 or not 1 <= history.shape[0] <= 3:
+            raise ValueError(f"history must be [1 to 3, *x.shape] (from new_history), got {list(history.shape)}")
+        _check_slot("history", history[0], x)
+    arguments = (
+        x,
+        model_output,
+        rows,
+        row_tensor,
+        noise,
+        ids,
+        signed(seed),
+        learned_variance,
+        base,
+        history,
+        pred_out,
+        out,
+    )
+    dispatch("step", x, implementation, arguments)
+    return out
+
+
+def _check_model_output(x: Tensor, model_output: Tensor, learned_variance: bool) -> None:
+    channels = x.shape[1]
+    allowed = (2 * channels,) if learned_variance else (channels, 2 * channels)
+    fits = model_output.ndim == x.ndim and model_output.shape[0] == x.shape[0] and model_output.shape[2:] == x.shape[2:]
+    if not fits or model_output.shape[1] not in allowed:
+        expected = " or ".join(str([x.shape[0], c, *x.shape[2:]]) for c in allowed)
+        raise ValueError(f"the model's output must have shape {expected}, got {list(model_output.shape)}")
+    if model_output.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"the model's output must be floating point, got {model_output.dtype}")
+    if model_output.device != x.device:
+        raise ValueError(f"the model's output is on {model_output.device}, the state on {x.device}")
+
+
+def _check_slot(name: str, value: Tensor, x: Tensor) -> None:
+    if value.shape != x.shape or value.dtype != x.dtype or value.device != x.device:
+        raise ValueError(f"{name} must be {describe(x)}, as the state, got {describe(value)}")
+    layout = memory_format(x)
+    if not value.is_contiguous(memory_format=layout):
+        raise ValueError(f"{name} must have the state's memory format ({layout}), got strides {value.stride()}")
+
+
+def _reference(
+    x: Tensor,
+    model_output: Tensor | None,
+    rows: Tensor,
+    row: Tensor,
+    noise: Tensor | None,
+    sample_ids: Tensor,
+    seed: int,
+    learned_variance: bool,
+    base: Tensor | None,
+    history: Tensor | None,
+    pred_out: Tensor | None,
+    out: Tensor,
+) -> None:
+    check_index("row", row, rows.shape[0])
+    x_next, pred, base_next, history_next = reference.step(
+        x, model_output, rows, row, noise, sample_ids, seed & (1 << 64) - 1, learned_variance, base, history
+    )
+    for slot, value in ((out, x_next), (pred_out, pred), (base, base_next), (history, history_next)):
+        if slot is not None and value is not None:
+            slot.copy_(value)
+
+
+def _check_indices(arguments: tuple[Any, ...]) -> None:
+    check_index("row", arguments[3], arguments[2].shape[0])
+
+
+def _fake(*arguments: Any) -> None:
+    return None
+
+
+define("step", _SCHEMA, _reference, _fake, _check_indices)
