@@ -80,6 +80,9 @@ def to_markdown(about: dict[str, object], timings: list[dict[str, object]]) -> s
             "{fraction_of_copy:.0%}".format(**line),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    if built := [line for line in compact(timings) if line["group"] == "build a table"]:
+        lines += ["", "| table of 1,000 evaluations | rows | build, ms |", "|---|---|---|"]
+        lines += [f"| {line['arm']} | {line['rows']} | {line['median_us'] / 1000:.1f} |" for line in built]  # type: ignore[operator]
     return "\n".join(lines) + "\n"
 
 

@@ -65,8 +65,17 @@ def plain_moments(count: int, scale: float) -> list[float]:
 
 
 def weights(nodes: Sequence[float], moments: Sequence[float]) -> Array:
-    """The w_k with sum_k w_k r_k^j = M_j for as many j as there are nodes."""
-    if len(nodes) == 1:
-        return np.array([moments[0]])
-    powers = np.power.outer(np.asarray(nodes, dtype=np.float64), np.arange(len(nodes))).T
-    return np.linalg.solve(powers, np.asarray(moments[: len(nodes)], dtype=np.float64))
+    """The w_k with sum_k w_k r_k^j = M_j for as many j as there are nodes, which must differ.
+
+    Source: Bjorck and Pereyra (1970), Mathematics of Computation 24; Golub and Van Loan, algorithm 4.6.2.
+    """
+    r, w, last = list(nodes), [float(moment) for moment in moments[: len(nodes)]], len(nodes) - 1
+    for k in range(last):
+        for i in range(last, k, -1):
+            w[i] -= r[k] * w[i - 1]
+    for k in range(last - 1, -1, -1):
+        for i in range(k + 1, last + 1):
+            w[i] /= r[i] - r[i - k - 1]
+        for i in range(k, last):
+            w[i] -= w[i + 1]
+    return np.array(w)
