@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastdiff import data, guidance, likelihood, ops
     from fastdiff.checkpoint import load_model, save_model
     from fastdiff.ema import Ema
+    from fastdiff.engine import compile
     from fastdiff.sampling import sample
     from fastdiff.thresholding import DynamicThreshold
     from fastdiff.trainer import TrainConfig, Trainer
@@ -35,6 +36,7 @@ _LAZY = {
     "Trainer": "fastdiff.trainer",
     "UNet": "fastdiff.unet",
     "UNetConfig": "fastdiff.unet",
+    "compile": "fastdiff.engine",
     "load_model": "fastdiff.checkpoint",
     "sample": "fastdiff.sampling",
     "save_model": "fastdiff.checkpoint",
@@ -56,6 +58,7 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "__version__",
+    "compile",
     "data",
     "guidance",
     "likelihood",

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fastdiff import ops
+from fastdiff.engine.loop import run_table
+from fastdiff.engine.lower import Unsupported
+from fastdiff.engine.native import NativeNetwork, cached_network
 from fastdiff.noise import Stream, check_seed
 from fastdiff.schedule import nearest_name
 from fastdiff.table import CoefficientTable
 from fastdiff.thresholding import DynamicThreshold
+from fastdiff.unet import UNet
 
 Model = Callable[..., Tensor]
-Runner = Literal["auto", "eager"]
-RUNNERS = ("auto", "eager")
+Runner = Literal["auto", "eager", "native"]
+RUNNERS = get_args(Runner)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def sample(
         x_init: The state to start from, of `shape`, instead of fresh noise. Tables that start from an image, such as
             those of `renoise` and `ddim_encode` (`init_scale` is 0), need it.
         start_row: Row to start at; above 0 only with `x_init`, and only where the row needs nothing from earlier ones.
-        runner: "eager" is a Python loop over rows, for any model; "auto" picks the fastest that fits.
+        runner: "eager" is a Python loop over rows, for any model. "native" is the C++ engine, for a float32 `UNet` on
+            the CPU. "auto" takes the fastest that fits, and warns where a part of a `UNet` keeps the engine from it.
         device: Where to run; the model's own device, else that of `x_init`, else the CPU.
         dtype: Of the result; float32 when None. The state is float32 (float64 for float64).
         progress: Show a progress bar on the terminal.
@@ -86,7 +92,9 @@ def sample(
         The state at the end of the table, of `shape`, unclamped.
 
     Raises:
-        ValueError: shapes, ids, rows or options that do not fit; a model output of the wrong shape.
+        ValueError: shapes, ids, rows or options that do not fit; a model output of the wrong shape; a runner that
+            cannot run this model.
+        RuntimeError: runner "native" without the C++ extension.
     """
     if runner not in RUNNERS:
         raise ValueError(f"unknown runner {runner!r}: {nearest_name(str(runner), RUNNERS)}")
@@ -101,8 +109,70 @@ def sample(
     ids = checked_ids(sample_ids, shape[0], place)
     with torch.no_grad(), eval_mode(model):
         x = _first_state(table, shape, seed, ids, x_init, place, state_dtype)
-        x = _run_eager(model, table, x, ids, seed, dict(model_kwargs or {}), start_row, progress, callback, threshold)
+        kwargs = dict(model_kwargs or {})
+        network = _native_network(model, runner, x, kwargs, threshold)
+        if network is not None:
+            x = _run_native(network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback)
+        else:
+            x = _run_eager(model, table, x, ids, seed, kwargs, start_row, progress, callback, threshold)
     return x if dtype is None else x.to(dtype)
+
+
+def _native_network(
+    model: Model, runner: Runner, x: Tensor, model_kwargs: dict[str, Any], threshold: DynamicThreshold | None
+) -> NativeNetwork | None:
+    """The network compiled for the CPU, or None where the eager runner is to be used."""
+    if runner == "eager":
+        return None
+    reason = None
+    if type(model) is not UNet:
+        reason = f"it runs a fastdiff.UNet, got {type(model).__name__}"
+    elif x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 4:
+        reason = f"it runs float32 images [B, C, H, W] on the CPU, got {x.dtype} {list(x.shape)} on {x.device}"
+    elif model.conv_out.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        reason = "it computes in float32: no other type of weights, and no autocast"
+    elif threshold is not None:
+        reason = "it has no dynamic thresholding"
+    elif surplus := set(model_kwargs) - {"y"}:
+        reason = f"it passes y to the model and nothing else, got {sorted(surplus)}"
+    elif not ops.has_extension():
+        if runner == "native":
+            raise RuntimeError(f"runner 'native' needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
+        return None
+    if reason is None:
+        assert isinstance(model, UNet)
+        model._check_inputs(x, torch.zeros(len(x), dtype=torch.int64), model_kwargs.get("y"))
+        try:
+            return cached_network(model)
+        except Unsupported as error:
+            if runner == "auto":
+                warnings.warn(f"the slower eager runner is used: {error}", RuntimeWarning, stacklevel=3)
+                return None
+            reason = str(error)
+    if runner == "native":
+        raise ValueError(f"runner 'native' cannot run this: {reason}; use 'auto' or 'eager'")
+    return None
+
+
+def _run_native(
+    network: NativeNetwork,
+    table: CoefficientTable,
+    x: Tensor,
+    ids: Tensor,
+    seed: int,
+    y: Tensor | None,
+    start_row: int,
+    progress: bool,
+    callback: Callable[[SamplingStep], None] | None,
+) -> Tensor:
+    def on_row(row: int, prediction: Tensor | None) -> None:
+        assert callback is not None
+        callback(SamplingStep(row, len(table), float(table["t"][row]), x, prediction))
+
+    if len(x) == 0:
+        return x
+    with _bar(table, start_row, progress) as advance:
+        return run_table(network, table, x, ids, seed, y, start_row, on_row if callback else None, advance)
 
 
 def _run_eager(
@@ -123,35 +193,37 @@ def _run_eager(
     base = torch.empty_like(x) if table.uses_base else None
     history = ops.new_history(x, table.history_depth) if table.history_depth else None
     pred = torch.empty_like(x) if callback is not None else None
-    for row in _tracked(range(start_row, len(table)), table.name, progress):
-        evaluates = bool(table["evaluate"][row])
-        output = None
-        if evaluates:
-            scale = float(table["ci"][row])
-            output = model(
-                (x if scale == 1 else x * scale).to(input_dtype), times[row].expand(x.shape[0]), **model_kwargs
-            )
-            if not isinstance(output, Tensor):
-                raise ValueError(
-                    f"the model must return a tensor, got {type(output).__name__}; wrap it to pick its sample"
+    with _bar(table, start_row, progress) as advance:
+        for row in range(start_row, len(table)):
+            evaluates = bool(table["evaluate"][row])
+            output = None
+            if evaluates:
+                scale = float(table["ci"][row])
+                output = model(
+                    (x if scale == 1 else x * scale).to(input_dtype), times[row].expand(x.shape[0]), **model_kwargs
                 )
-            if threshold is not None:
-                output = threshold.apply(table, row, x, output)
-        ops.step(
-            x,
-            output,
-            rows,
-            row,
-            seed=seed,
-            sample_ids=ids,
-            learned_variance=table.learned_variance and evaluates,
-            base=base,
-            history=history,
-            pred_out=pred,
-            out=x,
-        )
-        if callback is not None:
-            callback(SamplingStep(row, len(table), float(table["t"][row]), x, pred if evaluates else None))
+                if not isinstance(output, Tensor):
+                    raise ValueError(
+                        f"the model must return a tensor, got {type(output).__name__}; wrap it to pick its sample"
+                    )
+                if threshold is not None:
+                    output = threshold.apply(table, row, x, output)
+            ops.step(
+                x,
+                output,
+                rows,
+                row,
+                seed=seed,
+                sample_ids=ids,
+                learned_variance=table.learned_variance and evaluates,
+                base=base,
+                history=history,
+                pred_out=pred,
+                out=x,
+            )
+            advance(1)
+            if callback is not None:
+                callback(SamplingStep(row, len(table), float(table["t"][row]), x, pred if evaluates else None))
     return x
 
 
@@ -241,10 +313,14 @@ def model_dtype(model: Model, default: torch.dtype) -> torch.dtype:
     return default
 
 
-def _tracked(rows: range, name: str, progress: bool) -> Iterator[int]:
+@contextlib.contextmanager
+def _bar(table: CoefficientTable, start_row: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar over rows, which is told how many were done since; or nothing."""
     if not progress:
-        yield from rows
+        yield lambda count: None
         return
-    from rich.progress import track
+    from rich.progress import Progress
 
-    yield from track(rows, description=name, transient=True)
+    with Progress(transient=True) as bar:
+        task = bar.add_task(table.name, total=len(table) - start_row)
+        yield lambda count: bar.advance(task, count)

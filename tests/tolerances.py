@@ -10,3 +10,7 @@ NORMAL_ULP = 6
 BATCH_SPLIT = 1e-5
 # One rounding to the storage type, relative.
 STORAGE = {"float32": FLOAT32, "bfloat16": 2**-8, "float16": 2**-10, "float64": FLOAT64}
+# One instruction of the engine against float64, over the largest value: Winograd's transforms cost a digit of float32.
+ENGINE_INSTRUCTION = 1e-5
+# A whole small network of the engine against float64, likewise.
+ENGINE_NETWORK = 2e-5

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "elementwise.h"
+#include "engine.h"
 #include "noise_layout.h"
 #include "row_layout.h"
 
@@ -18,11 +19,16 @@ namespace avx2 {
 #include "vec.h"
 #include "convert.h"
 #include "elementwise_impl.h"
+#include "engine_impl.h"
+#include "engine_rest_impl.h"
 
 }  // namespace avx2
 
 extern const Kernels kernels_avx2;
 const Kernels kernels_avx2 = {"avx2", avx2::run_diffuse, avx2::run_step};
+
+extern const Engine engine_avx2;
+const Engine engine_avx2 = {"avx2", avx2::run_unit};
 
 }  // namespace fastdiff
 #endif

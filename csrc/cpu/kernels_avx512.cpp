@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "elementwise.h"
+#include "engine.h"
 #include "noise_layout.h"
 #include "row_layout.h"
 
@@ -18,11 +19,16 @@ namespace avx512 {
 #include "vec.h"
 #include "convert.h"
 #include "elementwise_impl.h"
+#include "engine_impl.h"
+#include "engine_rest_impl.h"
 
 }  // namespace avx512
 
 extern const Kernels kernels_avx512;
 const Kernels kernels_avx512 = {"avx512", avx512::run_diffuse, avx512::run_step};
+
+extern const Engine engine_avx512;
+const Engine engine_avx512 = {"avx512", avx512::run_unit};
 
 }  // namespace fastdiff
 #endif

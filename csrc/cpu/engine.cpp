@@ -1,0 +1,100 @@
+// How instructions are cut into units of work. No unit's arithmetic depends on the batch or the number of threads: an
+// element of a result is the same sum in the same order wherever it is computed.
+#include "engine.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "elementwise.h"
+
+namespace fastdiff {
+
+static int64_t channels_in(const Instruction& i) { return i.channels + i.channels2; }
+
+Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads) {
+  Tiles t;
+  t.size = i.algorithm == PLAN_WINOGRAD4 ? 4 : 2;
+  t.points = (t.size + 2) * (t.size + 2);
+  t.per_row = ceil_div(i.width, t.size);
+  t.rows = batch * ceil_div(i.height, t.size);
+  t.total = t.rows * t.per_row;
+  // Both transformed matrices of a block stay near the caches; a block of 24 or 48 tiles fills whole micro-kernels.
+  const int64_t bytes = 4 * t.points * (channels_in(i) + panels_of(i.channels_out) * PANEL);
+  const int64_t wanted = 48 * bytes <= (int64_t)5 << 19 ? 48 : 24;
+  t.block_rows = std::max<int64_t>(1, wanted / t.per_row);
+  t.phased = ceil_div(t.rows, t.block_rows) < 2 * threads && threads > 1;
+  return t;
+}
+
+Padded padded_of(const Instruction& i) {
+  Padded p;
+  p.height = (i.height - 1) * i.stride + i.kernel;
+  p.width = (i.width - 1) * i.stride + i.kernel;
+  p.copied = i.kernel != 1 || i.stride != 1 || i.norm >= 0 || i.act || i.upsample || i.source2 >= 0;
+  return p;
+}
+
+int64_t num_phases(const Instruction& i, int64_t batch, int64_t threads) {
+  if (i.op == PLAN_ATTENTION) return 2;
+  if (i.op != PLAN_CONV) return 1;
+  if (i.algorithm == PLAN_DIRECT) return padded_of(i).copied ? 2 : 1;
+  return tiles_of(i, batch, threads).phased ? 3 : 1;
+}
+
+int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t phase) {
+  switch (i.op) {
+    case PLAN_STATS: return batch * panels_of(i.channels);
+    case PLAN_NORM: return batch;
+    case PLAN_POOL:
+    case PLAN_REPEAT: return batch * i.height;
+    case PLAN_ATTENTION:
+      return batch * i.heads * (phase == 0 ? 1 : ceil_div(i.height * i.width, QUERY_BLOCK));
+    default: break;
+  }
+  if (i.algorithm == PLAN_DIRECT) {
+    const Padded p = padded_of(i);
+    if (p.copied && phase == 0) return batch * p.height;
+    return panels_of(i.channels_out) * ceil_div(batch * i.height * i.width, PIXEL_BLOCK);
+  }
+  const Tiles t = tiles_of(i, batch, threads);
+  if (!t.phased) return ceil_div(t.rows, t.block_rows);
+  return phase == 1 ? t.points * panels_of(i.channels_out) : t.rows;
+}
+
+int64_t shared_scratch(const Instruction& i, int64_t batch, int64_t threads) {
+  if (i.op == PLAN_ATTENTION)
+    return batch * i.heads * panels_of(i.height * i.width) * PANEL * (i.channels / 3 / i.heads);
+  if (i.op != PLAN_CONV) return 0;
+  if (i.algorithm == PLAN_DIRECT) {
+    const Padded p = padded_of(i);
+    return p.copied ? batch * p.height * p.width * channels_in(i) : 0;
+  }
+  const Tiles t = tiles_of(i, batch, threads);
+  return t.phased ? t.points * t.total * (channels_in(i) + panels_of(i.channels_out) * PANEL) : 0;
+}
+
+int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads) {
+  if (i.op == PLAN_ATTENTION) return QUERY_BLOCK * panels_of(i.height * i.width) * PANEL;
+  if (i.op != PLAN_CONV || i.algorithm == PLAN_DIRECT) return 0;
+  const Tiles t = tiles_of(i, batch, threads);
+  const int64_t rows = (t.size + 2) * (t.size * t.per_row + 2) * channels_in(i);
+  if (t.phased) return rows;
+  return rows + t.points * t.block_rows * t.per_row * (channels_in(i) + panels_of(i.channels_out) * PANEL);
+}
+
+const Engine& engine() {
+  static const Engine& chosen = []() -> const Engine& {
+    const Engine* all[] = {
+        &engine_generic,
+#if defined(__x86_64__)
+        &engine_avx2, &engine_avx512,
+#endif
+    };
+    for (const Engine* one : all)
+      if (std::strcmp(one->name, kernels().name) == 0) return *one;
+    return engine_generic;
+  }();
+  return chosen;
+}
+
+}  // namespace fastdiff

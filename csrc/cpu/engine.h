@@ -1,0 +1,59 @@
+// What the plan's kernels are given. Plain data, as in elementwise.h.
+#pragma once
+
+#include <cstdint>
+
+#include "plan_layout.h"
+
+namespace fastdiff {
+
+// One instruction, for a batch.
+struct Work {
+  Instruction i;
+  int64_t batch;
+  float* arena;
+  const float* weights;
+  const float* times;    // one vector, or one per sample
+  int64_t times_stride;  // 0: one for all samples
+  float* shared;         // scratch of this instruction
+  int64_t phase;
+};
+
+// Rows of the micro-kernel, and tiles that a thread transforms before it multiplies.
+constexpr int64_t GEMM_ROWS = 6;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
+
+// Winograd: tiles of `size` x `size` results, from (size + 2)^2 pixels.
+struct Tiles {
+  int64_t size, points, per_row, rows, total;  // rows: rows of tiles in the whole batch
+  int64_t block_rows;                          // rows of tiles of a unit
+  bool phased;                                 // too few tiles to give each thread its own
+};
+Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads);
+
+// Padded input of a direct convolution.
+struct Padded {
+  int64_t height, width;
+  bool copied;  // else the source itself is read
+};
+Padded padded_of(const Instruction& i);
+constexpr int64_t PIXEL_BLOCK = 48;
+constexpr int64_t QUERY_BLOCK = 24;
+
+int64_t num_phases(const Instruction& i, int64_t batch, int64_t threads);
+int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t phase);
+// Floats of scratch: of the instruction, and of each thread.
+int64_t shared_scratch(const Instruction& i, int64_t batch, int64_t threads);
+int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads);
+
+struct Engine {
+  const char* name;
+  void (*run)(const Work& work, int64_t threads, int64_t unit, float* scratch);
+};
+
+extern const Engine engine_generic, engine_avx2, engine_avx512;
+const Engine& engine();
+
+}  // namespace fastdiff

@@ -1,0 +1,176 @@
+// The plan's instructions that are not convolutions, and the way in; included after engine_impl.h.
+
+// Mean and sum of squares about it, per channel, over all pixels. By chunks, so that no difference of large numbers is
+// taken: Chan, Golub, LeVeque (1983), eq. 2.1.
+static void channel_stats(const Work& w, int64_t unit) {
+  const Instruction& i = w.i;
+  const int64_t panels = panels_of(i.channels), sample = unit / panels, first = unit % panels * PANEL;
+  const int64_t last = first + PANEL < i.channels ? first + PANEL : i.channels, pixels = i.height_in * i.width_in;
+  const float* from = at(w, i.source, sample, pixels * i.channels);
+  float* to = at(w, i.target, sample, 2 * i.channels);
+  constexpr int64_t CHUNK = 64;
+  for (int64_t c = first; c < last; c += 16) {
+    const int64_t count = last - c;
+    // About the first pixel: where the mean is far from zero, float32 has no digits to lose.
+    const f32x16 pivot = load_some(from + c, count);
+    f32x16 mean = {}, squares = {};
+    for (int64_t start = 0; start < pixels; start += CHUNK) {
+      const int64_t n = pixels - start < CHUNK ? pixels - start : CHUNK;
+      const float* p = from + start * i.channels + c;
+      f32x16 sum = {}, about = {};
+      for (int64_t k = 0; k < n; ++k) sum += load_some(p + k * i.channels, count) - pivot;
+      const f32x16 chunk_mean = sum / (float)n;
+      for (int64_t k = 0; k < n; ++k) {
+        const f32x16 d = load_some(p + k * i.channels, count) - pivot - chunk_mean;
+        about += d * d;
+      }
+      const f32x16 difference = chunk_mean - mean;
+      const float share = (float)n / (float)(start + n);
+      squares += about + difference * difference * ((float)start * share);
+      mean += difference * share;
+    }
+    store_some(to + c, mean + pivot, count);
+    store_some(to + i.channels + c, squares, count);
+  }
+}
+
+// Factor and offset of each channel: act(norm(x)) is then one multiplication and addition away.
+static void norm_factors(const Work& w, int64_t sample) {
+  const Instruction& i = w.i;
+  const int64_t total = i.channels + i.channels2, size = total / i.groups;
+  const double pixels = (double)(i.height_in * i.width_in);
+  const float* stats[2] = {at(w, i.stats, sample, 2 * i.channels),
+                           i.stats2 < 0 ? nullptr : at(w, i.stats2, sample, 2 * i.channels2)};
+  const float *gamma = w.weights + i.weight, *beta = w.weights + i.bias;
+  const float* scale = i.time < 0 ? nullptr : time_of(w, sample);
+  float* to = at(w, i.target, sample, 2 * total);
+  const double epsilon = w.weights[i.epsilon];
+  for (int64_t g = 0; g < i.groups; ++g) {
+    double mean = 0, squares = 0;
+    for (int64_t k = 0; k < size; ++k) {
+      const int64_t c = g * size + k;
+      const bool second = c >= i.channels;
+      const float* s = second ? stats[1] + c - i.channels : stats[0] + c;
+      const double difference = s[0] - mean;
+      squares += s[second ? i.channels2 : i.channels] + difference * difference * pixels * (double)k / (double)(k + 1);
+      mean += difference / (double)(k + 1);
+    }
+    const double rstd = 1 / __builtin_sqrt(squares / (pixels * (double)size) + epsilon);
+    for (int64_t c = g * size; c < (g + 1) * size; ++c) {
+      double factor = rstd * gamma[c], offset = beta[c] - mean * factor;
+      if (scale != nullptr) {
+        factor *= 1 + (double)scale[c];
+        offset = offset * (1 + (double)scale[c]) + scale[total + c];
+      }
+      to[c] = (float)factor;
+      to[total + c] = (float)offset;
+    }
+  }
+}
+
+// k^T of one head in panels of keys, [keys / PANEL][d][PANEL], zero behind the last key.
+static void attention_keys(const Work& w, int64_t unit) {
+  const Instruction& i = w.i;
+  const int64_t keys = i.height * i.width, width = i.channels / 3, d = width / i.heads;
+  const int64_t sample = unit / i.heads, head = unit % i.heads;
+  const float* from = at(w, i.source, sample, keys * i.channels) + width + head * d;
+  float* to = w.shared + unit * panels_of(keys) * PANEL * d;
+  for (int64_t panel = 0; panel < panels_of(keys); ++panel)
+    for (int64_t k = 0; k < d; ++k)
+      for (int64_t j = 0; j < PANEL; ++j) {
+        const int64_t key = panel * PANEL + j;
+        to[(panel * d + k) * PANEL + j] = key < keys ? from[key * i.channels + k] : 0.0f;
+      }
+}
+
+// Whole vectors: what lies behind the last key, up to a vector's end, becomes zero.
+static void softmax(float* row, int64_t count) {
+  const float lowest = -__builtin_inff();
+  for (int64_t j = count; j % 16 != 0; ++j) row[j] = lowest;
+  f32x16 most = splat(lowest), sums = {};
+  for (int64_t j = 0; j < count; j += 16) {
+    const f32x16 v = load16(row + j);
+    most = select(v > most, v, most);
+  }
+  float largest = most[0], sum = 0;
+  for (int k = 1; k < 16; ++k) largest = most[k] > largest ? most[k] : largest;
+  for (int64_t j = 0; j < count; j += 16) {
+    const f32x16 v = load16(row + j), e = select(v == lowest, (f32x16){}, exp_v(v - largest));
+    sums += e;
+    store16(row + j, e);
+  }
+  for (int k = 0; k < 16; ++k) sum += sums[k];
+  const float scale = 1.0f / sum;
+  for (int64_t j = 0; j < count; j += 16) store16(row + j, load16(row + j) * scale);
+}
+
+// Rows of softmax(q k^T) v; q comes scaled.
+static void attention_queries(const Work& w, int64_t unit, float* scores) {
+  const Instruction& i = w.i;
+  const int64_t keys = i.height * i.width, width = i.channels / 3, d = width / i.heads;
+  const int64_t blocks = ceil_div(keys, QUERY_BLOCK), panels = panels_of(keys), stride = panels * PANEL, none = 0;
+  const int64_t pair = unit / blocks, sample = pair / i.heads, head = pair % i.heads;
+  const int64_t first = unit % blocks * QUERY_BLOCK, count = keys - first < QUERY_BLOCK ? keys - first : QUERY_BLOCK;
+  const float* qkv = at(w, i.source, sample, keys * i.channels);
+  const float* packed = w.shared + pair * panels * PANEL * d;
+  float* to = at(w, i.target, sample, keys * width) + first * width + head * d;
+  const float* a[GEMM_ROWS];
+  for (int64_t q = 0; q < count; q += GEMM_ROWS) {
+    const int64_t rows = count - q < GEMM_ROWS ? count - q : GEMM_ROWS;
+    for (int64_t m = 0; m < rows; ++m) a[m] = qkv + (first + q + m) * i.channels + head * d;
+    for (int64_t panel = 0; panel < panels; ++panel)
+      multiply_panel(rows, a, &none, 1, d, packed + panel * d * PANEL, PANEL, PANEL, [&](int m, int64_t v, f32x16 sum) {
+        store16(scores + (q + m) * stride + panel * PANEL + 16 * v, sum);
+      });
+    for (int64_t m = 0; m < rows; ++m) softmax(scores + (q + m) * stride, keys);
+    for (int64_t m = 0; m < rows; ++m) a[m] = scores + (q + m) * stride;
+    for (int64_t c = 0; c < d; c += PANEL)
+      multiply_panel(rows, a, &none, 1, keys, qkv + 2 * width + head * d + c, i.channels, d - c < PANEL ? d - c : PANEL,
+                     [&](int m, int64_t v, f32x16 sum) { store16(to + (q + m) * width + c + 16 * v, sum); });
+  }
+}
+
+// A row of the mean of 2x2 pixels, or of each pixel twice, behind norm and activation. One source.
+static void resample_row(const Work& w, int64_t unit, bool down) {
+  const Instruction& i = w.i;
+  const int64_t sample = unit / i.height, y = unit % i.height;
+  float* to = at(w, i.target, sample, i.height * i.width * i.channels) + y * i.width * i.channels;
+  for (int64_t x = 0; x < i.width; ++x, to += i.channels) {
+    if (!down) {
+      read_pixel(w, sample, y / 2, x / 2, to);
+      continue;
+    }
+    for (int64_t c = 0; c < i.channels; ++c) to[c] = 0.0f;
+    for (int64_t k = 0; k < 4; ++k) {
+      const float* from = at(w, i.source, sample, i.height_in * i.width_in * i.channels) +
+                          ((2 * y + k / 2) * i.width_in + 2 * x + k % 2) * i.channels;
+      const float* factors = i.norm >= 0 ? at(w, i.norm, sample, 2 * i.channels) : nullptr;
+      for (int64_t c = 0; c < i.channels; c += 16) {
+        const int64_t count = i.channels - c;
+        f32x16 v = load_some(from + c, count);
+        if (factors != nullptr) v = v * load_some(factors + c, count) + load_some(factors + i.channels + c, count);
+        if (i.act) v = silu_v(v);
+        store_some(to + c, load_some(to + c, count) + 0.25f * v, count);
+      }
+    }
+  }
+}
+
+static void run_unit(const Work& w, int64_t threads, int64_t unit, float* scratch) {
+  const Instruction& i = w.i;
+  switch (i.op) {
+    case PLAN_STATS: return channel_stats(w, unit);
+    case PLAN_NORM: return norm_factors(w, unit);
+    case PLAN_POOL: return resample_row(w, unit, true);
+    case PLAN_REPEAT: return resample_row(w, unit, false);
+    case PLAN_ATTENTION: return w.phase == 0 ? attention_keys(w, unit) : attention_queries(w, unit, scratch);
+    default: break;
+  }
+  if (i.algorithm == PLAN_WINOGRAD4) return winograd<4>(w, threads, unit, scratch);
+  if (i.algorithm == PLAN_WINOGRAD2) return winograd<2>(w, threads, unit, scratch);
+  const Padded padded = padded_of(i);
+  if (padded.copied && w.phase == 0)
+    return read_row(w, unit / padded.height, unit % padded.height - i.pad, padded.width,
+                    w.shared + unit * padded.width * (i.channels + i.channels2));
+  direct_multiply(w, unit);
+}

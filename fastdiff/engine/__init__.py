@@ -1,0 +1,20 @@
+"""The inference engine: a network is lowered to a plan, and executors run the plan."""
+
+from fastdiff.engine.lower import Unsupported, lower
+from fastdiff.engine.native import NativeNetwork, Precision, compile
+from fastdiff.engine.plan import Buffer, Instruction, Placement, Plan, place
+from fastdiff.engine.reference import run_plan
+
+__all__ = [
+    "Buffer",
+    "Instruction",
+    "NativeNetwork",
+    "Placement",
+    "Plan",
+    "Precision",
+    "Unsupported",
+    "compile",
+    "lower",
+    "place",
+    "run_plan",
+]

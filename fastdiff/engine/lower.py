@@ -1,0 +1,224 @@
+"""From a `UNet` to its plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from fastdiff.engine.plan import Algorithm, Buffer, Instruction, Plan
+from fastdiff.unet import AttentionBlock, Downsample, GroupNormAct, ResBlock, UNet, Upsample
+
+__all__ = ["Unsupported", "lower"]
+
+VECTOR = 16
+
+
+class Unsupported(ValueError):
+    """A part of the network that the engine cannot run; the message names it."""
+
+
+def lower(unet: UNet, height: int, width: int) -> Plan:
+    """The plan of a network for images of height x width pixels.
+
+    Args:
+        unet: The network; its weights are not looked at.
+        height, width: Positive multiples of `unet.config.size_divisor`.
+
+    Raises:
+        ValueError: the size does not fit.
+        Unsupported: a module that has no instruction.
+    """
+    divisor = unet.config.size_divisor
+    if height < divisor or width < divisor or height % divisor or width % divisor:
+        raise ValueError(f"height and width must be positive multiples of {divisor}, got {height} x {width}")
+    for name, module in unet.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Unsupported(f"the engine does not call hooks, and {name or 'the network'} has one")
+    return _Lowering(unet).run(height, width)
+
+
+def choose_algorithm(kernel: int, stride: int, channels_in: int, out: Buffer) -> Algorithm:
+    """How a convolution is computed. It depends on the layer alone, so that a sample does not depend on its batch."""
+    if kernel != 3 or stride != 1 or channels_in % VECTOR or out.channels % VECTOR or channels_in < 2 * VECTOR:
+        return "direct"
+    # Transformed weights are 4 times as large for tiles of 4: small images cannot pay for reading them.
+    if out.height >= 8 and out.width >= 8:
+        return "winograd4"
+    return "winograd2" if out.height >= 4 and out.width >= 4 else "direct"
+
+
+class _Lowering:
+    def __init__(self, unet: UNet) -> None:
+        self.unet = unet
+        self.names = {module: name for name, module in unet.named_modules()}
+        self.buffers: list[Buffer] = []
+        self.instructions: list[Instruction] = []
+        self.projections: list[str] = []
+        self.time_width = 0
+        self.statistics: dict[int, int] = {}
+
+    def run(self, height: int, width: int) -> Plan:
+        unet = self.unet
+        image = self.buffer(height, width, unet.config.in_channels)
+        x, skips = image, []
+        for block in unet.input_blocks:
+            x = self.block(block, (x,))
+            skips.append(x)
+        x = self.block(unet.middle_block, (x,))
+        for block in unet.output_blocks:
+            x = self.block(block, (x, skips.pop()))
+        norm = self.norm(unet.norm_out, (x,))
+        output = self.conv(unet.conv_out, (x,), norm=norm, act=unet.norm_out.act)
+        return Plan(
+            tuple(self.buffers), tuple(self.instructions), image, output, tuple(self.projections), self.time_width
+        )
+
+    def buffer(self, height: int, width: int, channels: int) -> int:
+        self.buffers.append(Buffer(height, width, channels))
+        return len(self.buffers) - 1
+
+    def emit(self, instruction: Instruction) -> int:
+        self.instructions.append(instruction)
+        return instruction.target
+
+    def block(self, layers: nn.Module, sources: tuple[int, ...]) -> int:
+        for layer in layers.children():
+            if isinstance(layer, ResBlock):
+                sources = (self.res_block(layer, sources),)
+                continue
+            (x,) = self.single(layer, sources)
+            if isinstance(layer, AttentionBlock):
+                x = self.attention(layer, x)
+            elif isinstance(layer, Downsample):
+                pad = 1 if layer.padding == "symmetric" else 0
+                x = self.pool(x) if layer.conv is None else self.conv(layer.conv, (x,), stride=2, pad=pad)
+            elif isinstance(layer, Upsample):
+                x = self.repeat(x) if layer.conv is None else self.conv(layer.conv, (x,), upsample=True)
+            elif isinstance(layer, nn.Conv2d):
+                x = self.conv(layer, (x,))
+            else:
+                raise Unsupported(f"the engine has no instruction for {self.names[layer]} ({type(layer).__name__})")
+            sources = (x,)
+        (x,) = self.single(layers, sources)
+        return x
+
+    def single(self, module: nn.Module, sources: tuple[int, ...]) -> tuple[int]:
+        if len(sources) != 1:
+            raise Unsupported(f"the engine cannot run {self.names[module]} on a concatenation")
+        return (sources[0],)
+
+    def res_block(self, block: ResBlock, sources: tuple[int, ...]) -> int:
+        norm = self.norm(block.norm1, sources)
+        channels = block.conv1.out_channels
+        time = self.time(block.emb_proj)
+        added, scaled = (None, time) if block.scale_shift else (time, None)
+        if block.resample == "down":
+            (x,) = self.single(block, sources)
+            h = self.conv(block.conv1, (self.pool(x, norm, block.norm1.act),), time=added)
+            sources = (self.pool(x),)
+        elif block.resample == "up":
+            (x,) = self.single(block, sources)
+            h = self.conv(block.conv1, sources, norm=norm, act=block.norm1.act, upsample=True, time=added)
+            sources = (self.repeat(x),)
+        else:
+            h = self.conv(block.conv1, sources, norm=norm, act=block.norm1.act, time=added)
+        assert self.buffers[h].channels == channels
+        norm = self.norm(block.norm2, (h,), scaled)
+        if isinstance(block.skip, nn.Identity):
+            (residual,) = self.single(block, sources)
+        else:
+            residual = self.conv(block.skip, sources)
+        return self.conv(block.conv2, (h,), norm=norm, act=block.norm2.act, residual=residual)
+
+    def attention(self, block: AttentionBlock, x: int) -> int:
+        buffer = self.buffers[x]
+        if buffer.channels // block.num_heads % VECTOR:
+            raise Unsupported(
+                f"the engine's attention takes heads of a multiple of {VECTOR} channels; {self.names[block]} has "
+                f"{buffer.channels // block.num_heads}"
+            )
+        norm = self.norm(block.norm, (x,))
+        qkv = self.conv(block.qkv, (x,), norm=norm, heads=block.num_heads, packed_qkv=True)
+        out = self.buffer(buffer.height, buffer.width, buffer.channels)
+        self.emit(Instruction("attention", (qkv,), out, heads=block.num_heads))
+        return self.conv(block.proj, (out,), residual=x)
+
+    def norm(self, module: GroupNormAct, sources: tuple[int, ...], time: int | None = None) -> int:
+        for source in sources:
+            if source not in self.statistics:
+                target = self.buffer(2, 1, self.buffers[source].channels)
+                self.statistics[source] = self.emit(Instruction("stats", (source,), target))
+        channels = sum(self.buffers[n].channels for n in sources)
+        return self.emit(
+            Instruction(
+                "norm",
+                sources,
+                self.buffer(2, 1, channels),
+                stats=tuple(self.statistics[n] for n in sources),
+                parameter=self.names[module],
+                time=time,
+                groups=module.groups,
+                eps=module.eps,
+            )
+        )
+
+    def conv(
+        self,
+        module: nn.Conv2d | nn.Linear | nn.Module,
+        sources: tuple[int, ...],
+        *,
+        stride: int = 1,
+        pad: int | None = None,
+        upsample: bool = False,
+        norm: int | None = None,
+        act: bool = False,
+        residual: int | None = None,
+        time: int | None = None,
+        heads: int = 1,
+        packed_qkv: bool = False,
+    ) -> int:
+        if isinstance(module, nn.Conv2d):
+            kernel, channels = module.kernel_size[0], module.out_channels
+        elif isinstance(module, nn.Linear):
+            kernel, channels = 1, module.out_features
+        else:
+            raise Unsupported(f"the engine has no instruction for {self.names[module]} ({type(module).__name__})")
+        first = self.buffers[sources[0]]
+        scale = 2 if upsample else 1
+        target = self.buffer(first.height * scale // stride, first.width * scale // stride, channels)
+        instruction = Instruction(
+            "conv",
+            sources,
+            target,
+            kernel=kernel,
+            stride=stride,
+            pad=kernel // 2 if pad is None else pad,
+            upsample=upsample,
+            act=act,
+            norm=norm,
+            residual=residual,
+            parameter=self.names[module],
+            time=time,
+            heads=heads,
+            packed_qkv=packed_qkv,
+        )
+        channels_in = sum(self.buffers[n].channels for n in sources)
+        algorithm = choose_algorithm(kernel, stride, channels_in, self.buffers[target])
+        return self.emit(replace(instruction, algorithm=algorithm))
+
+    def pool(self, x: int, norm: int | None = None, act: bool = False) -> int:
+        buffer = self.buffers[x]
+        target = self.buffer(buffer.height // 2, buffer.width // 2, buffer.channels)
+        return self.emit(Instruction("pool", (x,), target, norm=norm, act=act))
+
+    def repeat(self, x: int) -> int:
+        buffer = self.buffers[x]
+        target = self.buffer(2 * buffer.height, 2 * buffer.width, buffer.channels)
+        return self.emit(Instruction("repeat", (x,), target))
+
+    def time(self, projection: nn.Linear) -> int:
+        start = self.time_width
+        self.projections.append(self.names[projection])
+        self.time_width += projection.out_features
+        return start

@@ -1,0 +1,172 @@
+"""A network as a plan: a flat list of instructions over buffers, the same for every executor.
+
+Buffers are per sample: images [H, W, C], channels last, and small vectors. What depends on the time alone is one vector
+per time, computed before the plan runs; instructions name slices of it. Parameters are named as in the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+__all__ = ["Algorithm", "Buffer", "Instruction", "Op", "Placement", "Plan", "place"]
+
+Op = Literal["stats", "norm", "conv", "attention", "pool", "repeat"]
+Algorithm = Literal["direct", "winograd4", "winograd2"]
+# Floats; a cache line.
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory of one sample, [height, width, channels] float32."""
+
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return self.height * self.width * self.channels
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One fused operation. Buffers are named by their number in the plan.
+
+    Attributes:
+        op: "stats": mean and sum of squares about it, per channel. "norm": from those, factor and offset of each
+            channel of a group norm. "conv": convolution of act(factor * x + offset) over one or two sources, plus bias,
+            time and residual. "attention": softmax(q k^T) v of the packed q, k, v; q comes scaled. "pool": mean of 2x2
+            pixels of act(factor * x + offset). "repeat": each pixel twice in both directions.
+        sources: What is read; of a convolution's or norm's two sources, the channels follow each other.
+        target: What is written.
+        kernel, stride, pad: Of a convolution; `pad` rows above and columns to the left, zeros outside of the image.
+        upsample: The convolution reads each pixel twice in both directions.
+        act: SiLU behind the norm.
+        norm: Buffer of factors and offsets that a convolution or pool applies to what it reads.
+        residual: Buffer that is added to a convolution's result.
+        stats: Buffers of statistics that a norm reads, one per source.
+        parameter: Name of the module whose weight and bias it uses.
+        time: Where the instruction's slice of the time vector begins: [C] to add, or [2C], scale and shift.
+        groups, eps: Of a norm.
+        heads: Of an attention.
+        packed_qkv: The convolution makes q, k and v: its rows are put in the order q, k, v, and q is scaled.
+        algorithm: Of a convolution.
+    """
+
+    op: Op
+    sources: tuple[int, ...]
+    target: int
+    kernel: int = 1
+    stride: int = 1
+    pad: int = 0
+    upsample: bool = False
+    act: bool = False
+    norm: int | None = None
+    residual: int | None = None
+    stats: tuple[int, ...] = ()
+    parameter: str = ""
+    time: int | None = None
+    groups: int = 1
+    eps: float = 0.0
+    heads: int = 1
+    packed_qkv: bool = False
+    algorithm: Algorithm = "direct"
+
+    def reads(self) -> tuple[int, ...]:
+        """All buffers that it reads."""
+        others = [n for n in (self.norm, self.residual) if n is not None]
+        # A norm needs its sources' shapes and statistics, not their values.
+        return (*(self.sources if self.op != "norm" else ()), *self.stats, *others)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network for one image size.
+
+    Attributes:
+        buffers: All of them.
+        instructions: In the order in which they run.
+        input, output: Buffers of the image and the result.
+        projections: Modules whose outputs for the embedded time, one behind the other, are the time vector.
+        time_width: Length of the time vector.
+    """
+
+    buffers: tuple[Buffer, ...]
+    instructions: tuple[Instruction, ...]
+    input: int
+    output: int
+    projections: tuple[str, ...]
+    time_width: int
+
+    def channels_in(self, instruction: Instruction) -> int:
+        """Channels of all sources."""
+        return sum(self.buffers[n].channels for n in instruction.sources)
+
+    def flops(self, instruction: Instruction) -> int:
+        """Operations of one sample, a multiplication and an addition counted as two, by the direct formula."""
+        out = self.buffers[instruction.target]
+        pixels = out.height * out.width
+        if instruction.op == "conv":
+            return 2 * pixels * out.channels * self.channels_in(instruction) * instruction.kernel**2
+        if instruction.op == "attention":
+            return 4 * pixels * pixels * out.channels
+        return 0
+
+    def bytes(self, instruction: Instruction) -> int:
+        """Bytes of buffers read and written for one sample."""
+        return 4 * sum(self.buffers[n].size for n in (*instruction.reads(), instruction.target))
+
+    def strict(self) -> Plan:
+        """The same with direct convolutions alone."""
+        return replace(self, instructions=tuple(replace(i, algorithm="direct") for i in self.instructions))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each buffer lies in the arena, in floats, for a batch, and how long the arena is."""
+
+    places: tuple[int, ...]
+    length: int
+
+
+def place(plan: Plan, batch: int) -> Placement:
+    """Put buffers into one arena; those that are not alive together share room.
+
+    First fit by falling size. The input and the output live from the first to the last instruction.
+    """
+    last = len(plan.instructions)
+    alive: dict[int, list[int]] = {plan.input: [-1, last], plan.output: [-1, last]}
+    for step, instruction in enumerate(plan.instructions):
+        for number in (*instruction.reads(), instruction.target):
+            span = alive.setdefault(number, [step, step])
+            span[1] = max(span[1], step)
+    places = [0] * len(plan.buffers)
+    done: list[int] = []
+    for number in sorted(alive, key=lambda n: (-plan.buffers[n].size, n)):
+        size = _padded(plan.buffers[number].size * batch)
+        taken = sorted(
+            (places[n], places[n] + _padded(plan.buffers[n].size * batch))
+            for n in done
+            if alive[n][0] <= alive[number][1] and alive[number][0] <= alive[n][1]
+        )
+        places[number] = _first_gap(taken, size)
+        done.append(number)
+    length = max(places[n] + _padded(plan.buffers[n].size * batch) for n in done)
+    return Placement(tuple(places), length)
+
+
+def _padded(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+def _first_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
+    start = 0
+    for first, end in taken:
+        if first - start >= size:
+            return start
+        start = max(start, end)
+    return start

@@ -1,0 +1,109 @@
+"""Runs a plan in plain PyTorch: what the other executors are held to."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdiff.engine.pack import ordered_qkv
+from fastdiff.engine.plan import Instruction, Plan
+from fastdiff.unet import UNet
+
+__all__ = ["run_plan", "run_steps", "time_vectors"]
+
+
+def time_vectors(plan: Plan, unet: UNet, t: Tensor, y: Tensor | None = None) -> Tensor:
+    """What depends on the time and the label alone, [N, time_width], for N times (and labels)."""
+    embedded = unet.embed(t, y)
+    if not plan.projections:
+        return embedded.new_zeros(len(t), 0)
+    return torch.cat([unet.get_submodule(name)(embedded) for name in plan.projections], dim=1)
+
+
+def run_plan(plan: Plan, unet: UNet, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    """The network's output for x [B, C, H, W], in the type of its weights; arguments as in `UNet.forward`."""
+    values = run_steps(plan, unet, x, time_vectors(plan, unet, t, y))
+    return values[plan.output].permute(0, 3, 1, 2)
+
+
+def run_steps(plan: Plan, unet: UNet, x: Tensor, times: Tensor) -> dict[int, Tensor]:
+    """All buffers after a run, [B, height, width, channels] each; times is [B, time_width]."""
+    values = {plan.input: x.permute(0, 2, 3, 1)}
+    for instruction in plan.instructions:
+        values[instruction.target] = _run(plan, unet, instruction, values, times)
+    return values
+
+
+def _run(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor) -> Tensor:
+    if i.op == "norm":
+        return _norm(plan, unet, i, values, times)
+    x = torch.cat([values[n] for n in i.sources], dim=3)
+    if i.op == "stats":
+        mean = x.mean(dim=(1, 2), keepdim=True)
+        squares = (x - mean).square().sum(dim=(1, 2), keepdim=True)
+        return torch.cat([mean, squares], dim=1)
+    if i.op == "attention":
+        return _attention(i, x)
+    if i.norm is not None:
+        factor, offset = values[i.norm].unbind(dim=1)
+        x = x * factor[:, None] + offset[:, None]
+    if i.act:
+        x = F.silu(x)
+    x = x.permute(0, 3, 1, 2)
+    if i.op == "pool":
+        return F.avg_pool2d(x, 2).permute(0, 2, 3, 1)
+    if i.op == "repeat" or i.upsample:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    if i.op == "repeat":
+        return x.permute(0, 2, 3, 1)
+    return _conv(plan, unet, i, x, values, times)
+
+
+def _conv(plan: Plan, unet: UNet, i: Instruction, x: Tensor, values: dict[int, Tensor], times: Tensor) -> Tensor:
+    module = unet.get_submodule(i.parameter)
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    assert bias is None or isinstance(bias, Tensor)
+    if i.packed_qkv:
+        assert bias is not None
+        weight, bias = (part.to(x.dtype) for part in ordered_qkv(unet, i, weight, bias))
+    weight = weight if weight.ndim == 4 else weight[:, :, None, None]
+    out = plan.buffers[i.target]
+    # Zeros on the far sides as far as the last window reaches.
+    reach = ((out.height - 1) * i.stride + i.kernel - i.pad, (out.width - 1) * i.stride + i.kernel - i.pad)
+    x = F.pad(x, (i.pad, max(0, reach[1] - x.shape[3]), i.pad, max(0, reach[0] - x.shape[2])))
+    y = F.conv2d(x, weight, bias, stride=i.stride).permute(0, 2, 3, 1)
+    if i.time is not None:
+        y = y + times[:, None, None, i.time : i.time + out.channels]
+    if i.residual is not None:
+        y = y + values[i.residual]
+    return y
+
+
+def _norm(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor) -> Tensor:
+    module = unet.get_submodule(i.parameter)
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    source = plan.buffers[i.sources[0]]
+    pixels = source.height * source.width
+    mean, squares = torch.cat([values[n] for n in i.stats], dim=3)[:, :, 0].unbind(dim=1)
+    grouped = mean.unflatten(1, (i.groups, -1))
+    group_mean = grouped.mean(dim=2, keepdim=True)
+    within = squares.unflatten(1, (i.groups, -1)) + pixels * (grouped - group_mean).square()
+    variance = within.mean(dim=2, keepdim=True) / pixels
+    rstd = torch.rsqrt(variance + i.eps).expand_as(grouped).flatten(1)
+    factor = rstd * weight
+    offset = bias - group_mean.expand_as(grouped).flatten(1) * factor
+    if i.time is not None:
+        scale, shift = times[:, i.time : i.time + 2 * len(weight)].chunk(2, dim=1)
+        factor, offset = factor * (1 + scale), offset * (1 + scale) + shift
+    return torch.stack([factor, offset], dim=1)[:, :, None]
+
+
+def _attention(i: Instruction, qkv: Tensor) -> Tensor:
+    batch, height, width, channels = qkv.shape
+    q, k, v = qkv.reshape(batch, height * width, 3, i.heads, -1).permute(2, 0, 3, 1, 4)
+    out: Tensor = torch.softmax(q @ k.transpose(2, 3), dim=3) @ v
+    return out.transpose(1, 2).reshape(batch, height, width, channels // 3)

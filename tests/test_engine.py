@@ -1,0 +1,443 @@
+"""The engine: plans, their reference executor, the C++ executor, and sampling with it."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import ENGINE_INSTRUCTION, ENGINE_NETWORK
+
+import fastdiff as fd
+from fastdiff import ops
+from fastdiff.engine import Buffer, Instruction, Plan, Unsupported, lower, place, run_plan
+from fastdiff.engine import loop as engine_loop
+from fastdiff.engine.native import NativeNetwork
+from fastdiff.engine.pack import CODE_FIELDS, encode, pack_layers
+
+SMALL = {"channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "image_size": 16, "attention_resolutions": (8,)}
+CONFIGS = {
+    "ho": {},
+    "iddpm": {
+        "norm_eps": 1e-5,
+        "time_embedding": "cos_sin",
+        "downsample_padding": "symmetric",
+        "scale_shift_norm": True,
+        "qkv_layout": "legacy",
+        "num_heads": 4,
+        "out_channels": 6,
+    },
+    "adm": {
+        "scale_shift_norm": True,
+        "resblock_updown": True,
+        "qkv_layout": "new",
+        "head_channels": 32,
+        "num_classes": 7,
+    },
+    "edm heads": {"qkv_layout": "edm", "num_heads": 2},
+    "no resampling convs": {"conv_resample": False},
+    "three levels": {"channel_mult": (1, 2, 2), "norm_groups": 16},
+    "grey": {"in_channels": 1, "out_channels": 2, "channels": 48, "norm_groups": 12},
+}
+
+
+def network(case, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    net = fd.UNet(fd.UNetConfig(**(SMALL | CONFIGS[case]))).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.08)
+    return net.to(dtype)
+
+
+def double(net):
+    copy = fd.UNet(net.config).double().eval()
+    copy.load_state_dict({name: value.double() for name, value in net.state_dict().items()})
+    return copy
+
+
+def inputs(net, batch=3, height=16, width=16, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, net.config.in_channels, height, width, generator=generator)
+    t = torch.randint(0, 1000, (batch,), generator=generator)
+    y = (
+        None
+        if net.config.num_classes is None
+        else torch.randint(0, net.config.num_classes, (batch,), generator=generator)
+    )
+    return x, t, y
+
+
+def relative(actual, expected):
+    return float((actual.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("size", [(16, 16), (8, 24), (4, 4)], ids=str)
+def test_reference_executor_is_the_network(case, size):
+    net = network(case, torch.float64)
+    x, t, y = inputs(net, 2, *size)
+    with torch.no_grad():
+        expected = net(x.double(), t, y)
+        actual = run_plan(lower(net, *size), net, x.double(), t, y)
+    assert relative(actual, expected) < 1e-12
+
+
+@pytest.mark.parametrize("precision", ["fast", "strict"])
+@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("size", [(16, 16), (8, 24), (4, 4), (20, 12)], ids=str)
+def test_native_executor_is_the_network(case, size, precision):
+    net = network(case)
+    x, t, y = inputs(net, 3, *size)
+    with torch.no_grad():
+        expected = double(net)(x.double(), t, y)
+    compiled = fd.compile(net, precision=precision)
+    actual = compiled(x, t, y)
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert relative(actual, expected) < ENGINE_NETWORK
+    if precision == "strict":
+        assert {i.algorithm for i in compiled.plan(*size).instructions} == {"direct"}
+
+
+@pytest.mark.slow
+def test_native_executor_is_the_published_network():
+    torch.manual_seed(0)
+    net = fd.UNet(fd.UNetConfig.preset("ho-cifar10")).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.03)
+    x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 900])
+    with torch.no_grad():
+        expected = double(net)(x.double(), t)
+    assert relative(fd.compile(net)(x, t), expected) < 1e-4
+
+
+def run_one(instruction, buffers, layers, x, others=()):
+    """The C++ executor's result of a plan of one instruction; `others` fills further buffers."""
+    plan = Plan(buffers, (instruction,), 0, instruction.target, (), 0)
+    placement = place(plan, len(x))
+    weights, places = pack_layers(plan, layers)
+    code = encode(plan, placement, places)
+    arena = torch.full((placement.length,), torch.nan)
+    for number, values in others:
+        start = placement.places[number]
+        arena[start : start + values.numel()] = values.permute(0, 2, 3, 1).reshape(-1)
+    out_buffer = buffers[instruction.target]
+    shape = (len(x), out_buffer.channels, out_buffer.height, out_buffer.width)
+    out = torch.full(shape, torch.nan).contiguous(memory_format=torch.channels_last)
+    torch.ops.fastdiff.plan_forward(
+        x.contiguous(memory_format=torch.channels_last),
+        code,
+        weights,
+        torch.zeros(1, 0),
+        placement.places[0],
+        placement.places[instruction.target],
+        arena,
+        torch.full((torch.ops.fastdiff.plan_scratch(code, len(x)),), torch.nan),
+        out,
+    )
+    return out
+
+
+CONVOLUTIONS = [
+    # channels in, out, height, width, kernel, stride, pad, upsample, algorithm
+    (32, 48, 8, 8, 3, 1, 1, False, "winograd4"),
+    (32, 48, 9, 7, 3, 1, 1, False, "winograd4"),
+    (32, 16, 1, 1, 3, 1, 1, False, "winograd4"),
+    (48, 80, 6, 10, 3, 1, 1, True, "winograd4"),
+    (32, 48, 4, 4, 3, 1, 1, False, "winograd2"),
+    (48, 144, 5, 3, 3, 1, 1, True, "winograd2"),
+    (3, 40, 7, 5, 3, 1, 1, False, "direct"),
+    (40, 3, 7, 5, 3, 1, 1, False, "direct"),
+    (32, 70, 8, 6, 3, 2, 1, False, "direct"),
+    (32, 64, 8, 6, 3, 2, 0, False, "direct"),
+    (17, 33, 4, 4, 1, 1, 0, False, "direct"),
+    (128, 128, 3, 3, 1, 1, 0, False, "direct"),
+    (20, 24, 3, 5, 3, 1, 1, True, "direct"),
+]
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_convolution_matches_float64(case, residual, batch):
+    channels, channels_out, height, width, kernel, stride, pad, upsample, algorithm = case
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, channels, height, width, generator=generator)
+    weight = torch.randn(channels_out, channels, kernel, kernel, generator=generator) / (channels * kernel**2) ** 0.5
+    bias = torch.randn(channels_out, generator=generator)
+    scale = 2 if upsample else 1
+    out = Buffer(height * scale // stride, width * scale // stride, channels_out)
+    added = torch.randn(batch, channels_out, out.height, out.width, generator=generator)
+    instruction = Instruction(
+        "conv", (0,), 1, kernel=kernel, stride=stride, pad=pad, upsample=upsample, act=True, parameter="c",
+        algorithm=algorithm, residual=2 if residual else None,
+    )  # fmt: skip
+    buffers = (Buffer(height, width, channels), out, out)
+    actual = run_one(instruction, buffers, [(weight, bias)], x, [(2, added)] if residual else [])
+    source = F.interpolate(x, scale_factor=float(scale)) if upsample else x
+    read = F.silu(source.double())
+    if stride == 2 and pad == 0:
+        read = F.pad(read, (0, 1, 0, 1))
+    expected = F.conv2d(read, weight.double(), bias.double(), stride=stride, padding=pad)
+    expected = expected + added.double() if residual else expected
+    assert relative(actual, expected) < ENGINE_INSTRUCTION
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "size"), [((4, 4), 1, 64), ((1, 1), 2, 16), ((5, 13), 3, 48), ((8, 9), 1, 272)]
+)
+def test_attention_matches_float64(tokens, heads, size):
+    width = heads * size
+    x = 2 * torch.randn(2, 3 * width, *tokens, generator=torch.Generator().manual_seed(0))
+    x[:, :width] /= size**0.5
+    buffers = (Buffer(*tokens, 3 * width), Buffer(*tokens, width))
+    actual = run_one(Instruction("attention", (0,), 1, heads=heads), buffers, [], x)
+    q, k, v = x.double().reshape(2, 3, heads, size, -1).unbind(1)
+    weights = torch.softmax(q.transpose(2, 3) @ k, dim=3)
+    expected = (weights @ v.transpose(2, 3)).transpose(2, 3).reshape(2, width, *tokens)
+    assert relative(actual, expected) < ENGINE_INSTRUCTION
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("shape", [(16, 1, 1), (20, 9, 15), (128, 16, 16)], ids=str)
+def test_statistics_match_float64(shape, offset):
+    """Also where the mean is a thousand deviations from zero."""
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)) + offset
+    buffers = (Buffer(*shape[1:], shape[0]), Buffer(2, 1, shape[0]))
+    actual = run_one(Instruction("stats", (0,), 1), buffers, [], x)
+    mean = x.double().mean(dim=(2, 3))
+    squares = (x.double() - mean[:, :, None, None]).square().sum(dim=(2, 3))
+    np.testing.assert_allclose(actual[:, :, 0, 0], mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(actual[:, :, 1, 0], squares, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["ho", "iddpm", "adm", "grey"])
+def test_native_does_not_depend_on_batch_or_threads(case):
+    """To the bit: a sample's arithmetic is the same wherever it runs."""
+    net = network(case)
+    x, t, y = inputs(net, 7)
+    compiled = fd.compile(net)
+    whole = compiled(x, t, y)
+    assert torch.equal(whole, compiled(x, t, y))
+    for first, last in ((0, 1), (1, 4), (4, 7)):
+        part = compiled(x[first:last], t[first:last], None if y is None else y[first:last])
+        assert torch.equal(part, whole[first:last])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(compiled(x, t, y), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2"])
+def test_native_runs_on_other_instruction_sets(isa):
+    code = """
+import torch, pytest
+import sys; sys.path.insert(0, "tests")
+import test_engine as t
+for case in ("ho", "adm", "grey"):
+    t.test_native_executor_is_the_network(case, (8, 24), "fast")
+for case in t.CONVOLUTIONS:
+    t.test_convolution_matches_float64(case, True, 2)
+t.test_attention_matches_float64((5, 13), 3, 48)
+t.test_native_does_not_depend_on_batch_or_threads("iddpm")
+import fastdiff._C; print(fastdiff._C.cpu_isa())
+"""
+    env = os.environ | {"FASTDIFF_CPU_ISA": isa}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+    if "must be one of" in done.stderr:
+        pytest.skip(f"this processor does not run {isa}")
+    assert done.stdout.strip() == isa, done.stderr
+
+
+def test_native_notices_changed_weights():
+    net = network("ho")
+    x, t, _ = inputs(net)
+    compiled = fd.compile(net)
+    before = compiled(x, t)
+    with torch.no_grad():
+        net.conv_out.bias += 1
+        net.time_embed[0].bias += 1
+        assert relative(compiled(x, t), double(net)(x.double(), t)) < ENGINE_NETWORK
+    assert not torch.equal(compiled(x, t), before)
+
+
+def test_arena_keeps_live_buffers_apart():
+    net = network("three levels")
+    plan = lower(net, 16, 16)
+    placement = place(plan, 3)
+    spans = {}
+    for step, i in enumerate(plan.instructions):
+        for number in (*i.reads(), i.target):
+            first, _ = spans.get(number, (step, step))
+            spans[number] = (first, step)
+    spans[plan.input] = (-1, len(plan.instructions))
+    spans[plan.output] = (spans[plan.output][0], len(plan.instructions))
+    numbers = list(spans)
+    for n in numbers:
+        assert placement.places[n] + 3 * plan.buffers[n].size <= placement.length
+        for m in numbers[: numbers.index(n)]:
+            together = spans[n][0] <= spans[m][1] and spans[m][0] <= spans[n][1]
+            apart = (
+                placement.places[n] + 3 * plan.buffers[n].size <= placement.places[m]
+                or placement.places[m] + 3 * plan.buffers[m].size <= placement.places[n]
+            )
+            assert apart or not together
+    # Far less than all buffers one behind the other.
+    assert placement.length < 0.5 * sum(3 * b.size for b in plan.buffers)
+
+
+def test_code_layout_is_that_of_the_executor():
+    header = (Path(__file__).parent.parent / "csrc" / "include" / "plan_layout.h").read_text()
+    struct = re.search(r"struct Instruction \{(.*?)\};", header, re.DOTALL)[1]
+    fields = [name.strip() for line in re.findall(r"int64_t ([^;]*);", struct) for name in line.split(",")]
+    assert tuple(fields) == CODE_FIELDS
+
+
+def sampled(net, table, runner, **options):
+    shape = (3, net.config.in_channels, 16, 16)
+    return fd.sample(net, table, shape=shape, seed=5, runner=runner, progress=False, **options)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_3m", "plms", "unipc", "heun", "predictor_corrector"])
+def test_sample_native_follows_eager(sampler):
+    net = network("ho")
+    diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v")
+    table = fd.samplers.build(sampler, diffusion, 20)
+    eager, native = (sampled(net, table, runner) for runner in ("eager", "native"))
+    assert (native - eager).abs().max() < 1e-3 * max(1.0, float(eager.abs().max()))
+    assert torch.equal(sampled(net, table, "auto"), native)
+
+
+def test_sample_native_fifty_steps_of_ddim():
+    net = network("ho")
+    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 50)
+    assert (sampled(net, table, "native") - sampled(net, table, "eager")).abs().max() < 1e-3
+
+
+def test_sample_native_with_labels_and_a_learned_variance(monkeypatch):
+    net = network("adm")
+    wide = fd.UNet(dataclasses.replace(net.config, out_channels=6)).eval()
+    for parameter in wide.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(100), variance="learned_range")
+    table = fd.samplers.ddpm(diffusion, 12)
+    options = {"model_kwargs": {"y": torch.tensor([0, 3, 6])}}
+    eager, native = (sampled(wide, table, runner, **options) for runner in ("eager", "native"))
+    assert (native - eager).abs().max() < 1e-3
+    # In parts, and with few times at hand: the same to the bit.
+    monkeypatch.setattr(engine_loop, "MAX_PART", 2)
+    monkeypatch.setattr(engine_loop, "TIMES_NUMBERS", 1)
+    assert torch.equal(sampled(wide, table, "native", **options), native)
+
+
+def test_sample_native_calls_back_like_eager():
+    net = network("ho")
+    table = fd.samplers.dpmpp_2m(fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 6)
+    seen = {}
+    for runner in ("eager", "native"):
+        steps = seen[runner] = []
+        sampled(
+            net,
+            table,
+            runner,
+            callback=lambda s, steps=steps: steps.append((s.row, s.t, s.x.clone(), s.prediction.clone())),
+        )
+    assert [s[:2] for s in seen["native"]] == [s[:2] for s in seen["eager"]]
+    for ours, theirs in zip(seen["native"], seen["eager"], strict=True):
+        assert (ours[2] - theirs[2]).abs().max() < 1e-3
+        assert (ours[3] - theirs[3]).abs().max() < 1e-3
+
+
+def test_sample_native_starts_in_the_middle():
+    net = network("ho")
+    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 8)
+    x = torch.randn(3, 3, 16, 16)
+    eager, native = (sampled(net, table, runner, x_init=x, start_row=5) for runner in ("eager", "native"))
+    assert (native - eager).abs().max() < 1e-3
+
+
+def test_sample_says_why_it_cannot_run_natively():
+    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(100)), 2)
+    net = network("ho")
+    with pytest.raises(ValueError, match=r"it runs a fastdiff\.UNet, got function"):
+        fd.sample(lambda x, t: x, table, shape=(1, 3, 8, 8), runner="native")
+    with pytest.raises(ValueError, match="float32"):
+        sampled(network("ho", torch.float64), table, "native", dtype=torch.float64)
+    hook = net.middle_block[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"middle_block\.1 has one"):
+        sampled(net, table, "native")
+    with pytest.warns(RuntimeWarning, match=r"middle_block\.1 has one"):
+        sampled(net, table, "auto")
+    hook.remove()
+    net.middle_block[2].skip = torch.nn.AvgPool2d(1)
+    with pytest.raises(Unsupported, match=r"middle_block\.2\.skip \(AvgPool2d\)"):
+        fd.compile(net)
+    small_heads = fd.UNet(fd.UNetConfig(**(SMALL | {"num_heads": 8})))
+    with pytest.raises(Unsupported, match="multiple of 16"):
+        fd.compile(small_heads)
+
+
+def test_compile_refuses():
+    net = network("ho")
+    with pytest.raises(ValueError, match="batch must be at least 1"):
+        fd.compile(net, batch=0)
+    with pytest.raises(ValueError, match="positive multiples of 2, got 7 x 7"):
+        fd.compile(net, batch=1, size=7)
+    with pytest.raises(ValueError, match="precision must be"):
+        fd.compile(net, precision="half")
+    with pytest.raises(ValueError, match=r"x must have shape \[B, 3, H, W\]"):
+        fd.compile(net)(torch.zeros(1, 4, 8, 8), torch.zeros(1))
+    assert fd.compile(net)(torch.zeros(0, 3, 8, 8), torch.zeros(0)).shape == (0, 3, 8, 8)
+
+
+def test_compile_keeps_few_plans():
+    net = network("ho")
+    compiled = NativeNetwork(net)
+    for batch in range(1, 8):
+        compiled(*inputs(net, batch)[:2])
+    assert len(compiled._prepared) == 4
+    prepared = compiled.prepare(2, 16, 16)
+    x, t, _ = inputs(net, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
+    places = (prepared.input, prepared.output, prepared.arena, torch.empty(8), torch.empty_like(x))
+    with pytest.raises(RuntimeError, match="scratch is for fewer"):
+        torch.ops.fastdiff.plan_forward(x, prepared.code, compiled.weights(16, 16), compiled.times(t), *places)
+
+
+def test_sample_native_stops_at_ctrl_c():
+    net = network("ho")
+    table = fd.samplers.ddpm(fd.Diffusion(fd.NoiseSchedule.cosine(4000)))
+
+    def interrupt():
+        time.sleep(0.5)
+        os.kill(os.getpid(), 2)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fd.sample(net, table, shape=(64, 3, 16, 16), runner="native", progress=False)
+    thread.join()
+    assert time.monotonic() - began < 10
+
+
+def test_engine_needs_the_extension(monkeypatch):
+    monkeypatch.setattr(ops, "has_extension", lambda: False)
+    with pytest.raises(RuntimeError, match="needs the C\\+\\+ extension"):
+        fd.compile(network("ho"))
