@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint format bench clean
+.PHONY: help setup setup-dev demo test lint format bench bench-cpu clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ format: setup-dev  ## Rewrite the sources in the house style
 
 bench: setup-dev  ## Time the ops against plain PyTorch and diffusers; writes bench/results/
 	$(BIN)/python bench/run.py
+
+bench-cpu: setup-dev  ## Time the CPU engine against diffusers and torch.compile; writes bench/results/
+	$(BIN)/python bench/cpu_unet.py
 
 clean:  ## Remove .venv, build products and caches
 	rm -rf $(VENV) build dist *.egg-info fastdiff/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -18,10 +18,10 @@ ROUNDS = 300
 WARMUP = 30
 
 
-def race(arms: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def race(arms: dict[str, Callable[[], object]], rounds: int = ROUNDS, warmup: int = WARMUP) -> dict[str, list[float]]:
     """Seconds of each call, the arms taking turns so that a disturbance of the machine hits all of them alike."""
     for arm in arms.values():
-        for _ in range(WARMUP):
+        for _ in range(warmup):
             arm()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):

@@ -158,6 +158,46 @@ def model(path: Annotated[Path, typer.Argument(help="A model folder, or the fold
     _print(table)
 
 
+@info_app.command()
+def plan(
+    network: Annotated[str, typer.Argument(help="A preset, a model folder, or the folder of a training run.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width; the network's own if left out.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Direct convolutions alone.")] = False,
+) -> None:
+    """The instructions that the C++ engine makes of a network, and what each costs on this machine."""
+    import fastdiff
+    from fastdiff.checkpoint import load_model
+    from fastdiff.engine import matrix_peak, profile
+    from fastdiff.unet_config import PRESETS
+
+    unet = fastdiff.UNet(PRESETS[network]).eval() if network in PRESETS else load_model(Path(network)).unet
+    side = size or unet.config.image_size
+    compiled = fastdiff.compile(unet, precision="strict" if strict else "fast")
+    times = profile(compiled, batch, (side, side))
+    table = _table("", "instruction", "algorithm", "shapes", "MFLOP", "MB", "ms", "at peak, ms")
+    for found in times:
+        table.add_row(
+            str(found.number),
+            found.instruction.op,
+            found.instruction.algorithm if found.instruction.op == "conv" else "",
+            found.description,
+            f"{found.flops / 1e6:,.1f}" if found.flops else "",
+            f"{found.bytes_moved / 1e6:,.2f}",
+            f"{found.milliseconds:.3f}",
+            f"{found.predicted_ms:.3f}" if found.predicted_ms else "",
+        )
+    _print(table)
+    prepared = compiled.prepare(batch, side, side)
+    total, flops = sum(found.milliseconds for found in times), sum(found.flops for found in times)
+    memory = [4 * part.numel() / 2**20 for part in (prepared.arena, prepared.scratch, compiled.weights(side, side))]
+    typer.echo(
+        f"{len(times)} instructions, {flops / 1e9:,.2f} GFLOP, {total:,.1f} ms for {batch} images of {side}x{side}; "
+        f"arena {memory[0]:,.1f} MiB, scratch {memory[1]:,.1f} MiB, weights {memory[2]:,.1f} MiB; "
+        f"PyTorch's matrix product reaches {matrix_peak() / 1e9:,.0f} GFLOP/s"
+    )
+
+
 def _table(*headings: str) -> Table:
     """A table; its last column wraps where the terminal is narrow."""
     table = Table(box=box.SIMPLE_HEAD if any(headings) else None, pad_edge=False, show_header=any(headings))

@@ -545,6 +545,15 @@ def test_info_prints_a_table():
     assert "did you mean" in fails("info", "table", "dimm")
 
 
+def test_info_prints_a_plan(model):
+    printed = works("info", "plan", "digits", "--batch", 2)
+    assert "winograd4" in printed
+    assert "attention" in printed
+    assert "GFLOP" in printed
+    assert "winograd" not in works("info", "plan", "digits", "--strict")
+    assert "instructions" in works("info", "plan", model)
+
+
 def test_info_describes_a_model(model, tmp_path):
     printed = works("info", "model", model)
     assert "raw, after 0 steps" in printed

@@ -11,6 +11,11 @@ namespace fastdiff {
 
 static int64_t channels_in(const Instruction& i) { return i.channels + i.channels2; }
 
+// Floats of one point's transformed input and product.
+static int64_t transformed(const Instruction& i, int64_t tiles) {
+  return point_stride(tiles, channels_in(i)) + point_stride(tiles, panels_of(i.channels_out) * PANEL);
+}
+
 Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads) {
   Tiles t;
   t.size = i.algorithm == PLAN_WINOGRAD4 ? 4 : 2;
@@ -70,7 +75,7 @@ int64_t shared_scratch(const Instruction& i, int64_t batch, int64_t threads) {
     return p.copied ? batch * p.height * p.width * channels_in(i) : 0;
   }
   const Tiles t = tiles_of(i, batch, threads);
-  return t.phased ? t.points * t.total * (channels_in(i) + panels_of(i.channels_out) * PANEL) : 0;
+  return t.phased ? t.points * transformed(i, t.total) : 0;
 }
 
 int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads) {
@@ -79,7 +84,7 @@ int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads) {
   const Tiles t = tiles_of(i, batch, threads);
   const int64_t rows = (t.size + 2) * (t.size * t.per_row + 2) * channels_in(i);
   if (t.phased) return rows;
-  return rows + t.points * t.block_rows * t.per_row * (channels_in(i) + panels_of(i.channels_out) * PANEL);
+  return rows + t.points * transformed(i, t.block_rows * t.per_row);
 }
 
 const Engine& engine() {

@@ -32,6 +32,9 @@ struct Tiles {
   bool phased;                                 // too few tiles to give each thread its own
 };
 Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads);
+// Floats from one point's matrix of transformed tiles to the next. A cache line more than it holds: the transforms touch
+// the same place in all of them, which otherwise would compete for one set of the first-level cache.
+inline int64_t point_stride(int64_t tiles, int64_t columns) { return tiles * columns + 16; }
 
 // Padded input of a direct convolution.
 struct Padded {

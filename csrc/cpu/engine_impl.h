@@ -251,7 +251,7 @@ static void winograd_read(const Work& w, const Tiles& t, int64_t first, int64_t 
         for (int y = 0; y < SPAN; ++y) {
           winograd_in(d[y]);
 #pragma GCC unroll 6
-          for (int k = 0; k < SPAN; ++k) store16(v + ((y * SPAN + k) * tiles + tile) * channels + c, d[y][k]);
+          for (int k = 0; k < SPAN; ++k) store16(v + (y * SPAN + k) * point_stride(tiles, channels) + tile * channels + c, d[y][k]);
         }
       }
     }
@@ -263,8 +263,8 @@ FD_INLINE void winograd_multiply(const Work& w, int64_t point, int64_t panel, in
   const Instruction& i = w.i;
   const int64_t channels = i.channels + i.channels2, panels = panels_of(i.channels_out), none = 0;
   const float* packed = w.weights + i.weight + (point * panels + panel) * channels * PANEL;
-  const float* from = v + point * tiles * channels;
-  float* to = m + point * tiles * panels * PANEL + panel * PANEL;
+  const float* from = v + point * point_stride(tiles, channels);
+  float* to = m + point * point_stride(tiles, panels * PANEL) + panel * PANEL;
   const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
   for (int64_t t = 0; t < tiles; t += GEMM_ROWS) {
     const int64_t rows = tiles - t < GEMM_ROWS ? tiles - t : GEMM_ROWS;
@@ -292,7 +292,7 @@ static void winograd_write(const Work& w, const Tiles& t, int64_t first, int64_t
         for (int k = 0; k < SPAN; ++k) {
           f32x16 column[SPAN];
 #pragma GCC unroll 6
-          for (int y = 0; y < SPAN; ++y) column[y] = load16(m + ((y * SPAN + k) * tiles + tile) * stride + c);
+          for (int y = 0; y < SPAN; ++y) column[y] = load16(m + (y * SPAN + k) * point_stride(tiles, stride) + tile * stride + c);
           winograd_out(column);
 #pragma GCC unroll 4
           for (int y = 0; y < SIZE; ++y) d[y][k] = column[y];
@@ -312,7 +312,7 @@ static void winograd(const Work& w, int64_t threads, int64_t unit, float* scratc
   const Tiles t = tiles_of(w.i, w.batch, threads);
   const int64_t channels = w.i.channels + w.i.channels2, panels = panels_of(w.i.channels_out);
   if (t.phased) {
-    float *v = w.shared, *m = w.shared + t.points * t.total * channels;
+    float *v = w.shared, *m = w.shared + t.points * point_stride(t.total, channels);
     if (w.phase == 0) winograd_read<SIZE>(w, t, unit, unit + 1, 0, t.total, v, scratch);
     if (w.phase == 1) winograd_multiply(w, unit / panels, unit % panels, t.total, v, m);
     if (w.phase == 2) winograd_write<SIZE>(w, t, unit, unit + 1, 0, t.total, m);
@@ -321,7 +321,7 @@ static void winograd(const Work& w, int64_t threads, int64_t unit, float* scratc
   const int64_t first = unit * t.block_rows, last = first + t.block_rows < t.rows ? first + t.block_rows : t.rows;
   const int64_t tiles = (last - first) * t.per_row;
   float* v = scratch + (SIZE + 2) * (SIZE * t.per_row + 2) * channels;
-  float* m = v + t.points * tiles * channels;
+  float* m = v + t.points * point_stride(tiles, channels);
   winograd_read<SIZE>(w, t, first, last, first, tiles, v, scratch);
   for (int64_t point = 0; point < t.points; ++point)
     for (int64_t panel = 0; panel < panels; ++panel) winograd_multiply(w, point, panel, tiles, v, m);

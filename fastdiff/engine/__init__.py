@@ -3,11 +3,13 @@
 from fastdiff.engine.lower import Unsupported, lower
 from fastdiff.engine.native import NativeNetwork, Precision, compile
 from fastdiff.engine.plan import Buffer, Instruction, Placement, Plan, place
+from fastdiff.engine.profile import InstructionTime, matrix_peak, profile
 from fastdiff.engine.reference import run_plan
 
 __all__ = [
     "Buffer",
     "Instruction",
+    "InstructionTime",
     "NativeNetwork",
     "Placement",
     "Plan",
@@ -15,6 +17,8 @@ __all__ = [
     "Unsupported",
     "compile",
     "lower",
+    "matrix_peak",
     "place",
+    "profile",
     "run_plan",
 ]
