@@ -22,6 +22,8 @@ from unittest import mock
 
 import torch
 import triton
+from kernel_configs_attention import CASES as ATTENTION_CASES
+from kernel_configs_group_norm import CASES as GROUP_NORM_CASES
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -52,6 +54,8 @@ class Report:
         shared: Bytes of a program's shared memory.
         loads: Bytes that a thread loads from global memory in one instruction -> number of such instructions.
         stores: The same for stores.
+        async_loads: The same for loads straight to shared memory, on NVIDIA.
+        matrix: Matrix instructions by name: HGMMA is wgmma, HMMA is mma.
         instructions: In the kernel's code.
     """
 
@@ -60,6 +64,8 @@ class Report:
     shared: int
     loads: Counter[int]
     stores: Counter[int]
+    async_loads: Counter[int]
+    matrix: Counter[str]
     instructions: int
 
 
@@ -123,6 +129,8 @@ def _inspect_nvidia(kernel: Any) -> Report:
         shared=kernel.metadata.shared,
         loads=widths("LDG"),
         stores=widths("STG"),
+        async_loads=widths("LDGSTS"),
+        matrix=Counter(name.split(".")[0] for name in code if re.match("[A-Z]+MMA", name)),
         instructions=sum(name != "NOP" for name in code),
     )
 
@@ -148,6 +156,8 @@ def _inspect_amd(kernel: Any) -> Report:
         shared=used["group_segment_fixed_size"],
         loads=widths("load"),
         stores=widths("store"),
+        async_loads=Counter(),
+        matrix=Counter(name.upper() for name in re.findall(r"^\s+v_(mfma)", text, re.MULTILINE)),
         instructions=len(re.findall(r"^\t[vs]_\w+|^\t(?:global|buffer|flat|ds)_\w+", text, re.MULTILINE)),
     )
 
@@ -247,6 +257,8 @@ SHIPPED: dict[str, Callable[[], object]] = {
     "step float32 nhwc, 5x7": step_case((64, 3, 5, 7), "float32", layout="nhwc"),
     "step float32, 7 billion elements": step_case((1, 3, 48000, 48000), "float32"),
     "step float32 nhwc, 7 billion elements": step_case((1, 3, 48000, 48000), "float32", layout="nhwc"),
+    **GROUP_NORM_CASES,
+    **ATTENTION_CASES,
 }
 
 
@@ -259,17 +271,22 @@ def main() -> None:
     print(f"{options.target}, Triton {triton.__version__}")
     print("loads and stores: bytes per thread and instruction x count, those of ids, rows and coefficients included")
     heads = ("registers", "spills", "shared", "instructions")
-    print(f"{'kernel and configuration':42s}" + "".join(f"{head:>13s}" for head in heads) + "  loads; stores")
+    print(
+        f"{'kernel and configuration':50s}"
+        + "".join(f"{head:>13s}" for head in heads)
+        + "  loads; stores; asynchronous loads; matrix"
+    )
     for name, launch in SHIPPED.items():
         if options.only not in name:
             continue
         r = inspect(compile_launch(launch, options.target))
         cells = "".join(f"{cell:13d}" for cell in (r.registers, r.spills, r.shared, r.instructions))
-        print(f"{name:42s}{cells}  {_counts(r.loads)}; {_counts(r.stores)}", flush=True)
+        counts = "; ".join(_counts(counter) for counter in (r.loads, r.stores, r.async_loads, r.matrix))
+        print(f"{name:50s}{cells}  {counts}", flush=True)
 
 
-def _counts(widths: Counter[int]) -> str:
-    return " ".join(f"{width}x{widths[width]}" for width in sorted(widths, reverse=True))
+def _counts(counts: Counter[Any]) -> str:
+    return " ".join(f"{kind}x{count}" for kind, count in sorted(counts.items(), reverse=True))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdiff import ops
+from fastdiff.qkv import split_qkv
 from fastdiff.unet_config import PRESETS, DownsamplePadding, QkvLayout, TimeEmbedding, UNetConfig
 
 __all__ = [
@@ -79,9 +81,8 @@ class GroupNormAct(nn.Module):
     """Group norm, then an optional scale and shift per sample and channel, then an optional SiLU.
 
     y = act(((x - mean) / sqrt(var + eps) * weight + bias) * (1 + scale) + shift), mean and (biased) variance over the
-    pixels and channels of a group. All of it is computed in float32 at least and rounded once, to the type of x.
-
-    Parameters: weight [C], bias [C].
+    pixels and channels of a group. All of it is computed in float32 at least and rounded once, to the type of x. On
+    CUDA it is the op `group_norm_act`, which has no second derivative. Parameters: weight [C], bias [C].
 
     Source: Wu, He (2018), arXiv:1803.08494; the scale and shift: Nichol, Dhariwal (2021), arXiv:2102.09672, appendix A.
     """
@@ -102,6 +103,10 @@ class GroupNormAct(nn.Module):
         """
         if (scale is None) != (shift is None):
             raise ValueError("scale and shift must be given together, got one of them; pass both or neither")
+        if x.device.type == "cuda" and x.dtype != torch.float64:
+            return ops.group_norm_act(
+                x, self.weight, self.bias, self.groups, eps=self.eps, act=self.act, scale=scale, shift=shift
+            )
         dtype = torch.promote_types(x.dtype, torch.float32)
         h = x.to(dtype)
         if x.device.type == "cpu":
@@ -236,9 +241,10 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention between all pixels: x + proj(softmax(q k^T / sqrt(d)) v), d channels per head.
 
-    The d^-1/2 acts as d^-1/4 on q and on k where scores are stored, and on float32 accumulators in the fused
-    kernels, so float16 cannot overflow; the softmax is in float32 or wider in either case. The fused kernels have no
-    second derivative: where one is wanted, run under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    It is the op `attention`, which reads q, k and v in the packed result of one linear layer. The d^-1/2 acts as d^-1/4
+    on q and on k where scores are stored, and on float32 accumulators in the fused kernels, so float16 cannot overflow;
+    the softmax is in float32 or wider in either case. The fused kernels have no second derivative: where one is wanted,
+    run under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, on a GPU with heads of at most 256 channels.
 
     Parameters: norm [C], qkv [3C, C] with rows in the order of `layout`, proj [C, C].
 
@@ -258,24 +264,14 @@ class AttentionBlock(nn.Module):
 
         Given row numbers, [1, 1, 3C], it tells where each row of q, k and v lies in the packed weight.
         """
-        batch, num_tokens, width = qkv.shape
-        head_dim = width // (3 * self.num_heads)
-        if self.layout == "legacy":
-            packed = qkv.view(batch, num_tokens, self.num_heads, 3, head_dim).permute(3, 0, 2, 1, 4)
-        elif self.layout == "edm":
-            packed = qkv.view(batch, num_tokens, self.num_heads, head_dim, 3).permute(4, 0, 2, 1, 3)
-        else:
-            packed = qkv.view(batch, num_tokens, 3, self.num_heads, head_dim).permute(2, 0, 3, 1, 4)
-        return packed[0], packed[1], packed[2]
+        return split_qkv(qkv, self.num_heads, self.layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
         batch, channels, height, width = x.shape
         # In channels_last the tokens are a view: no copy on the way in or out.
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        q, k, v = self.split_heads(self.qkv(tokens))
-        h = F.scaled_dot_product_attention(q, k, v)
-        h = self.proj(h.transpose(1, 2).reshape(batch, height * width, channels))
+        h = self.proj(ops.attention(self.qkv(tokens), self.num_heads, layout=self.layout))
         y: Tensor = x + h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         return y
 

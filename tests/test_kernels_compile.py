@@ -46,9 +46,40 @@ CHANNELS_LAST = {
 }
 OTHERS = ["diffuse float32, 5x7", "diffuse float32 nhwc, 5x7", "step float32 nhwc, 5x7"]
 OTHERS += ["step float32, nhwc model", "step float32 nhwc, nchw model"]
+# Group norm: 16-byte loads at least, of tensors and of rows of parameters (a tensor that is not kept in registers is
+# loaded twice), and 16-byte stores. The few others are of one number per group or channel.
+GROUP_NORM = {
+    "group norm bfloat16 nhwc, 128x32x32": (8, 2),
+    "group norm float16 nhwc, 256x16x16": (6, 2),
+    "group norm float32 nhwc, 256x16x16": (6, 4),
+    "group norm bfloat16 nhwc, 512x4x4": (2, 2),
+    "group norm bfloat16 nhwc, scale": (8, 2),
+    "group norm bfloat16 nhwc, residual": (13, 4),
+    "group norm bfloat16 nhwc, 256+128": (10, 2),
+    "group norm float32 nhwc, 256+256": (10, 4),
+    "group norm bfloat16 nchw": (2, 2),
+    "group norm float32 nchw": (4, 4),
+    "group norm bfloat16 nhwc, split, first": (2, 0),
+    "group norm bfloat16 nhwc, split, second": (6, 2),
+    "group norm backward bfloat16 nhwc, 128x32x32": (12, 2),
+    "group norm backward float16 nhwc, 256x16x16": (8, 2),
+    "group norm backward float32 nhwc, 256x16x16": (10, 4),
+    "group norm backward bfloat16 nhwc, 512x4x4": (4, 2),
+    "group norm backward bfloat16 nhwc, scale": (10, 2),
+    "group norm backward bfloat16 nhwc, residual": (14, 2),
+    "group norm backward bfloat16 nhwc, 256+128": (16, 4),
+    "group norm backward float32 nhwc, 256+256": (14, 8),
+    "group norm backward bfloat16 nchw": (4, 2),
+    "group norm backward float32 nchw": (8, 4),
+    "group norm backward bfloat16 nhwc, split, first": (10, 0),
+    "group norm backward bfloat16 nhwc, split, second": (18, 2),
+}
+GROUP_NORM_OTHERS = ["group norm float32 nhwc, 5x7", "group norm float32 nchw, 5x7"]
+GROUP_NORM_OTHERS += ["group norm backward float32 nhwc, 5x7", "group norm backward float32 nchw, 5x7"]
 # The compiler's middle end is the same for all targets; a part of the configurations stands for the rest.
 ELSEWHERE = ["diffuse float32", "diffuse bfloat16", "diffuse float32 nhwc", "step float32", "step bfloat16 nhwc"]
 ELSEWHERE += ["step float32, history 3, base, pred"]
+ELSEWHERE += [name for name in GROUP_NORM if "bfloat16 nhwc" in name] + GROUP_NORM_OTHERS
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +105,9 @@ def check_widths(found, loads, stores):
 
 
 def test_every_shipped_kernel_has_its_test(report):
-    assert sorted([*CONTIGUOUS, *CHANNELS_LAST, *OTHERS]) == sorted(report.SHIPPED)
+    tested = [*CONTIGUOUS, *CHANNELS_LAST, *OTHERS, *GROUP_NORM, *GROUP_NORM_OTHERS]
+    # Attention's are in test_kernels_compile_attention.py.
+    assert sorted(tested) == sorted(name for name in report.SHIPPED if not name.startswith("attention"))
 
 
 @pytest.mark.parametrize("name", CONTIGUOUS)
@@ -94,7 +127,21 @@ def test_channels_last_kernels_move_their_noise_once(report, name):
     assert found.shared <= 4096
 
 
-@pytest.mark.parametrize("name", OTHERS)
+def check_group_norm_widths(found, loads, stores):
+    assert found.loads[16] >= loads
+    assert found.stores[16] == stores
+    assert found.stores.total() - stores <= 4, found.stores
+
+
+@pytest.mark.parametrize("name", GROUP_NORM)
+def test_group_norm_has_wide_accesses(report, name):
+    kernel, found = check(report, name, "sm_90")
+    check_group_norm_widths(found, *GROUP_NORM[name])
+    assert found.registers * 32 * kernel.metadata.num_warps <= 65536, "not even one program fits on a multiprocessor"
+    assert "f64" not in kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *GROUP_NORM_OTHERS])
 def test_kernels_that_cannot_be_wide_compile(report, name):
     check(report, name, "sm_90")
 
@@ -105,3 +152,5 @@ def test_kernels_compile_for_other_targets(report, target, name):
     _, found = check(report, name, target)
     if name in CONTIGUOUS and target == "sm_80":
         check_widths(found, *CONTIGUOUS[name])
+    if name in GROUP_NORM and target == "sm_80":
+        check_group_norm_widths(found, *GROUP_NORM[name])

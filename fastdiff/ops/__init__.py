@@ -1,6 +1,8 @@
 """The ops: public wrappers over `torch.ops.fastdiff.*`, which check their arguments and choose an implementation."""
 
+from fastdiff.ops._attention import attention
 from fastdiff.ops._diffuse import diffuse
+from fastdiff.ops._group_norm_act import add_group_norm_act, group_norm_act
 from fastdiff.ops._shared import EXTENSION_ERROR, FLOAT_DTYPES, Implementation, has_extension, memory_format
 from fastdiff.ops._step import new_history, step, table_rows
 
@@ -8,7 +10,10 @@ __all__ = [
     "EXTENSION_ERROR",
     "FLOAT_DTYPES",
     "Implementation",
+    "add_group_norm_act",
+    "attention",
     "diffuse",
+    "group_norm_act",
     "has_extension",
     "memory_format",
     "new_history",

@@ -1,0 +1,252 @@
+"""How group norm cuts its work: the host's side, and the device functions that forward and backward share.
+
+A program owns a slice: one sample, some whole groups of neighbouring channels, all pixels or a part of them. It walks
+the slice in tiles [BLOCK_P pixels, BLOCK_C channels], in either memory format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# At least so many neighbouring channels of a program in channels_last memory: 64 bytes in 16 bits, two DRAM sectors.
+MIN_WIDTH = 32
+# Channels of a program at most. A program that owns wide groups has few pixels in a tile.
+MAX_BLOCK_C = 4096
+# Elements of a program's tile at least, where there are groups enough: 4 warps.
+MIN_TILE = 2048
+# Elements of a tile when a slice is walked in several: 16 per thread.
+TILE = 4096
+# Elements of a slice at most that one program walks alone: what it reads twice is in the L1 or L2 cache by then.
+MAX_SLICE = 65536
+# Elements of a program where a slice is split, and how many programs share one at most.
+SPLIT = 16384
+MAX_SPLITS = 128
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How tensors [B, C, ...] are cut.
+
+    Attributes:
+        layout: channels_last where x is [B, C, H, W] in that layout, else contiguous, which may mean a copy.
+        batch: B.
+        channels: C, of both sources together.
+        first: Channels of the first source.
+        spatial: Pixels.
+        group_size: Channels of a group.
+        width: Channels of a program, a multiple of group_size and a divisor of C.
+        block_p, block_c: Of a tile, powers of two.
+        num_splits: Programs that share a slice.
+        split_tiles: Tiles of each of these but the last, which may have fewer.
+    """
+
+    layout: torch.memory_format
+    batch: int
+    channels: int
+    first: int
+    spatial: int
+    group_size: int
+    width: int
+    block_p: int
+    block_c: int
+    num_splits: int
+    split_tiles: int
+
+    @property
+    def num_blocks(self) -> int:
+        """Programs side by side along the channels."""
+        return self.channels // self.width
+
+    @property
+    def grid(self) -> tuple[int]:
+        """Of a launch."""
+        return (self.batch * self.num_splits * self.num_blocks,)
+
+    def constants(self) -> dict[str, int | bool | str]:
+        """The kernels' compile-time arguments and launch options that follow from the cut."""
+        if self.width == self.group_size:
+            span = self.block_c
+        else:
+            span = self.group_size if self.block_c % self.group_size == 0 else 0
+        layout = "long" if self.spatial * self.block_c >= 1 << 31 else "contiguous"
+        layout = "channels_last" if self.layout == torch.channels_last else layout
+        return {
+            "CHANNELS": self.channels,
+            "FIRST": self.first,
+            "GROUP_SIZE": self.group_size,
+            "SPAN": span,
+            "WIDTH": self.width,
+            "LAYOUT": layout,
+            "RESIDENT": self.spatial <= self.block_p,
+            "EVEN": self.spatial % self.block_p == 0,
+            "BLOCK_P": self.block_p,
+            "BLOCK_C": self.block_c,
+            "BLOCK_S": triton.next_power_of_2(self.num_splits),
+            "num_warps": min(max(self.block_p * self.block_c // 512, 1), 16),
+            "enable_fp_fusion": True,
+        }
+
+
+def cut(x: Tensor, x2: Tensor | None, groups: int, layout: torch.memory_format, *, resident: int) -> Slices:
+    """Cut tensors shaped as (x, x2) along their channels; the cut depends on no other sample.
+
+    Args:
+        x, x2: [B, C1, ...] and, or None, [B, C2, ...].
+        groups: Of C1 + C2 channels.
+        layout: In which they are read and written.
+        resident: Elements of a tile at most that is kept in registers: then it is read once.
+
+    Raises:
+        ValueError: a group has more than MAX_BLOCK_C channels.
+    """
+    first = x.shape[1]
+    channels = first + (0 if x2 is None else x2.shape[1])
+    spatial = x[0, 0].numel()
+    group_size = channels // groups
+    if group_size > MAX_BLOCK_C:
+        raise ValueError(
+            f"the GPU kernels take up to {MAX_BLOCK_C} channels per group, got {group_size}: "
+            f"use more groups, or implementation='reference'"
+        )
+    width = _width(groups, group_size, layout == torch.channels_last, x.element_size())
+    block_p = triton.next_power_of_2(spatial)
+    while triton.next_power_of_2(width) * block_p < MIN_TILE and channels % (2 * width) == 0:
+        width *= 2
+    block_c = triton.next_power_of_2(width)
+    if block_p * block_c > resident:
+        block_p = max(TILE // block_c, 1)
+    num_splits, split_tiles = 1, triton.cdiv(spatial, block_p)
+    if spatial * block_c > MAX_SLICE:
+        split_tiles = max(SPLIT // (block_c * block_p), triton.cdiv(split_tiles, MAX_SPLITS), 1)
+        num_splits = triton.cdiv(spatial, split_tiles * block_p)
+    return Slices(
+        layout, x.shape[0], channels, first, spatial, group_size, width, block_p, block_c, num_splits, split_tiles
+    )
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last where x is [B, C, H, W] in that layout, else contiguous."""
+    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def with_unit_stride(values: Tensor | None) -> Tensor | None:
+    """[B, C] values whose rows are contiguous: a copy if need be."""
+    return values if values is None or values.stride(1) == 1 else values.contiguous()
+
+
+def row_stride(values: Tensor | None) -> int:
+    """Elements from one sample's values to the next one's."""
+    return 0 if values is None else values.stride(0)
+
+
+def _width(groups: int, group_size: int, channels_last: bool, itemsize: int) -> int:
+    """Channels of a program: in channels_last memory enough for whole sectors and for 16-byte accesses."""
+    if not channels_last:
+        return group_size
+    widths = [n * group_size for n in range(1, groups + 1) if groups % n == 0]
+    aligned = [width for width in widths if width * itemsize % 16 == 0] or widths[-1:]
+    wide = [width for width in aligned if width >= MIN_WIDTH] or aligned[-1:]
+    smallest = triton.next_power_of_2(wide[0])
+    # Of the widths that take the same tile the largest wastes least of it.
+    return max(width for width in wide if triton.next_power_of_2(width) == smallest)
+
+
+@triton.jit
+def tile_mask(left, EVEN: tl.constexpr, WIDTH: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Which elements of a tile there are, with `left` pixels from its first one to the image's end."""
+    mask = tl.broadcast_to(tl.arange(0, BLOCK_C)[None, :] < WIDTH, [BLOCK_P, BLOCK_C])
+    if not EVEN:
+        mask = mask & (tl.arange(0, BLOCK_P)[:, None] < left)
+    return mask
+
+
+@triton.jit
+def _source_pointers(ptr, sample, first_pixel, first_channel, spatial, CHANNELS: tl.constexpr, CUT: tl.constexpr):
+    pixels = tl.arange(0, CUT[3])[:, None]
+    columns = tl.arange(0, CUT[4])[None, :]
+    ptr += sample.to(tl.int64) * spatial * CHANNELS
+    if CUT[2] == "channels_last":
+        place = ptr + (first_pixel * CHANNELS + first_channel) + (pixels * CHANNELS + columns)
+    else:
+        columns = columns.to(tl.int64) if CUT[2] == "long" else columns
+        place = ptr + (first_channel.to(tl.int64) * spatial + first_pixel) + (columns * spatial + pixels)
+    return place
+
+
+@triton.jit
+def load_tile(ptr, ptr2, sample, first_pixel, first_channel, spatial, mask, CUT: tl.constexpr):
+    """float32 [BLOCK_P, BLOCK_C]: the pixels from first_pixel (int64) and the channels from first_channel on.
+
+    CUT: (CHANNELS, FIRST, LAYOUT, BLOCK_P, BLOCK_C). With a second source, ptr has the first FIRST channels and ptr2
+    the others. LAYOUT is "channels_last", "contiguous" or "long": contiguous, and offsets in a tile need 64 bits.
+    Elements outside the mask are 0.
+    """
+    if ptr2 is None:
+        place = _source_pointers(ptr, sample, first_pixel, first_channel, spatial, CUT[0], CUT)
+        x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    else:
+        channels = first_channel + tl.arange(0, CUT[4])[None, :]
+        one = _source_pointers(ptr, sample, first_pixel, first_channel, spatial, CUT[1], CUT)
+        two = _source_pointers(ptr2, sample, first_pixel, first_channel - CUT[1], spatial, CUT[0] - CUT[1], CUT)
+        x = tl.load(one, mask=mask & (channels < CUT[1]), other=0.0).to(tl.float32)
+        x += tl.load(two, mask=mask & (channels >= CUT[1]), other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def store_tile(ptr, ptr2, values, sample, first_pixel, first_channel, spatial, mask, CUT: tl.constexpr):
+    """Store values [BLOCK_P, BLOCK_C] where `load_tile` finds them, in the type of what is there."""
+    values = values.to(ptr.dtype.element_ty)
+    if ptr2 is None:
+        place = _source_pointers(ptr, sample, first_pixel, first_channel, spatial, CUT[0], CUT)
+        tl.store(place, values, mask=mask)
+    else:
+        channels = first_channel + tl.arange(0, CUT[4])[None, :]
+        one = _source_pointers(ptr, sample, first_pixel, first_channel, spatial, CUT[1], CUT)
+        two = _source_pointers(ptr2, sample, first_pixel, first_channel - CUT[1], spatial, CUT[0] - CUT[1], CUT)
+        tl.store(one, values, mask=mask & (channels < CUT[1]))
+        tl.store(two, values, mask=mask & (channels >= CUT[1]))
+
+
+@triton.jit
+def load_vector(ptr, channels, mask):
+    """float32 [BLOCK_C]: one number per channel."""
+    return tl.load(ptr + channels, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_added(added_bias_ptr, added_time_ptr, sample, time_stride, channels, mask, BLOCK_C: tl.constexpr):
+    """float32 [BLOCK_C]: what is added to x in each channel."""
+    added = tl.zeros([BLOCK_C], tl.float32)
+    if added_bias_ptr is not None:
+        added += load_vector(added_bias_ptr, channels, mask)
+    if added_time_ptr is not None:
+        added += load_vector(added_time_ptr + sample.to(tl.int64) * time_stride, channels, mask)
+    return added
+
+
+@triton.jit
+def group_sum(x, GROUP_SIZE: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The sum over each group of x [N, BLOCK_C]: [BLOCK_C], the same in all channels of a group.
+
+    SPAN: channels of the tile that a group has where groups are equal parts of the tile, else 0.
+    """
+    if SPAN == BLOCK_C:
+        sums = tl.zeros([BLOCK_C], tl.float32) + tl.sum(tl.sum(x, axis=0), axis=0)
+    elif SPAN != 0:
+        N: tl.constexpr = x.shape[0]
+        GROUPS: tl.constexpr = BLOCK_C // SPAN
+        sums = tl.sum(tl.sum(tl.reshape(x, [N, GROUPS, SPAN]), axis=2), axis=0)
+        sums = tl.reshape(tl.broadcast_to(sums[:, None], [GROUPS, SPAN]), [BLOCK_C])
+    else:
+        group = tl.arange(0, BLOCK_C) // GROUP_SIZE
+        sums = tl.sum(x, axis=0)
+        sums = tl.sum(tl.where(group[:, None] == group[None, :], sums[:, None], 0.0), axis=0)
+    return sums
