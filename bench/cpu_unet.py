@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -153,11 +152,18 @@ def report_memory(arm: str, preset: str, batch: int) -> None:
         with torch.no_grad():
             call(x[:1], t[:1])
     gc.collect()
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    # The highest water mark from here on.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_mib("VmRSS")
     with torch.no_grad():
         for _ in range(3):
             call(x, t)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20)
+    print(_status_mib("VmHWM") - before)
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def scaling(preset: str, batch: int, rounds: int) -> float:

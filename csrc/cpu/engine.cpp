@@ -9,11 +9,13 @@
 
 namespace fastdiff {
 
+constexpr int64_t BLOCK_TILES = 24;
+
 static int64_t channels_in(const Instruction& i) { return i.channels + i.channels2; }
 
-// Floats of one point's transformed input and product.
-static int64_t transformed(const Instruction& i, int64_t tiles) {
-  return point_stride(tiles, channels_in(i)) + point_stride(tiles, panels_of(i.channels_out) * PANEL);
+// Floats of one point's transformed input, and of so many columns of its product.
+static int64_t transformed(const Instruction& i, int64_t tiles, int64_t columns) {
+  return point_stride(tiles, channels_in(i)) + point_stride(tiles, columns);
 }
 
 Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads) {
@@ -23,11 +25,12 @@ Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads) {
   t.per_row = ceil_div(i.width, t.size);
   t.rows = batch * ceil_div(i.height, t.size);
   t.total = t.rows * t.per_row;
-  // Both transformed matrices of a block stay near the caches; a block of 24 or 48 tiles fills whole micro-kernels.
-  const int64_t bytes = 4 * t.points * (channels_in(i) + panels_of(i.channels_out) * PANEL);
-  const int64_t wanted = 48 * bytes <= (int64_t)5 << 19 ? 48 : 24;
-  t.block_rows = std::max<int64_t>(1, wanted / t.per_row);
-  t.phased = ceil_div(t.rows, t.block_rows) < 2 * threads && threads > 1;
+  // About 24 tiles, whose transformed input and one panel of products nearly fit the second-level cache; as many blocks
+  // for every thread.
+  const int64_t wanted = (t.total + BLOCK_TILES / 2) / BLOCK_TILES;
+  t.blocks = std::min(t.rows, std::max<int64_t>(1, ceil_div(wanted, threads)) * threads);
+  t.block_rows = ceil_div(t.rows, t.blocks);
+  t.phased = wanted < 2 * threads && threads > 1;
   return t;
 }
 
@@ -36,13 +39,16 @@ Padded padded_of(const Instruction& i) {
   p.height = (i.height - 1) * i.stride + i.kernel;
   p.width = (i.width - 1) * i.stride + i.kernel;
   p.copied = i.kernel != 1 || i.stride != 1 || i.norm >= 0 || i.act || i.upsample || i.source2 >= 0;
+  p.pointwise = i.kernel == 1 && i.stride == 1 && !i.upsample;
+  // Of one image at most, so that small batches have work for all threads.
+  p.block = i.height * i.width < 256 ? 24 : 48;
   return p;
 }
 
 int64_t num_phases(const Instruction& i, int64_t batch, int64_t threads) {
   if (i.op == PLAN_ATTENTION) return 2;
   if (i.op != PLAN_CONV) return 1;
-  if (i.algorithm == PLAN_DIRECT) return padded_of(i).copied ? 2 : 1;
+  if (i.algorithm == PLAN_DIRECT) return padded_of(i).pointwise ? 1 : 2;
   return tiles_of(i, batch, threads).phased ? 3 : 1;
 }
 
@@ -58,11 +64,11 @@ int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t 
   }
   if (i.algorithm == PLAN_DIRECT) {
     const Padded p = padded_of(i);
-    if (p.copied && phase == 0) return batch * p.height;
-    return panels_of(i.channels_out) * ceil_div(batch * i.height * i.width, PIXEL_BLOCK);
+    if (!p.pointwise && phase == 0) return batch * p.height;
+    return (p.pointwise ? 1 : panels_of(i.channels_out)) * ceil_div(batch * i.height * i.width, p.block);
   }
   const Tiles t = tiles_of(i, batch, threads);
-  if (!t.phased) return ceil_div(t.rows, t.block_rows);
+  if (!t.phased) return t.blocks;
   return phase == 1 ? t.points * panels_of(i.channels_out) : t.rows;
 }
 
@@ -72,19 +78,23 @@ int64_t shared_scratch(const Instruction& i, int64_t batch, int64_t threads) {
   if (i.op != PLAN_CONV) return 0;
   if (i.algorithm == PLAN_DIRECT) {
     const Padded p = padded_of(i);
-    return p.copied ? batch * p.height * p.width * channels_in(i) : 0;
+    return p.pointwise ? 0 : batch * p.height * p.width * channels_in(i);
   }
   const Tiles t = tiles_of(i, batch, threads);
-  return t.phased ? t.points * transformed(i, t.total) : 0;
+  return t.phased ? t.points * transformed(i, t.total, panels_of(i.channels_out) * PANEL) : 0;
 }
 
 int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads) {
   if (i.op == PLAN_ATTENTION) return QUERY_BLOCK * panels_of(i.height * i.width) * PANEL;
-  if (i.op != PLAN_CONV || i.algorithm == PLAN_DIRECT) return 0;
+  if (i.op != PLAN_CONV) return 0;
+  if (i.algorithm == PLAN_DIRECT) {
+    const Padded p = padded_of(i);
+    return p.pointwise && p.copied ? p.block * channels_in(i) : 0;
+  }
   const Tiles t = tiles_of(i, batch, threads);
   const int64_t rows = (t.size + 2) * (t.size * t.per_row + 2) * channels_in(i);
   if (t.phased) return rows;
-  return rows + t.points * transformed(i, t.block_rows * t.per_row);
+  return rows + t.points * transformed(i, t.block_rows * t.per_row, PANEL);
 }
 
 const Engine& engine() {

@@ -28,7 +28,7 @@ inline int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
 // Winograd: tiles of `size` x `size` results, from (size + 2)^2 pixels.
 struct Tiles {
   int64_t size, points, per_row, rows, total;  // rows: rows of tiles in the whole batch
-  int64_t block_rows;                          // rows of tiles of a unit
+  int64_t blocks, block_rows;                  // units, as even as can be, and the most rows of tiles of one
   bool phased;                                 // too few tiles to give each thread its own
 };
 Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads);
@@ -36,13 +36,14 @@ Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads);
 // the same place in all of them, which otherwise would compete for one set of the first-level cache.
 inline int64_t point_stride(int64_t tiles, int64_t columns) { return tiles * columns + 16; }
 
-// Padded input of a direct convolution.
+// Input of a direct convolution: padded and whole, or, where the kernel is one pixel, block by block.
 struct Padded {
   int64_t height, width;
   bool copied;  // else the source itself is read
+  bool pointwise;
+  int64_t block;  // pixels of a unit
 };
 Padded padded_of(const Instruction& i);
-constexpr int64_t PIXEL_BLOCK = 48;
 constexpr int64_t QUERY_BLOCK = 24;
 
 int64_t num_phases(const Instruction& i, int64_t batch, int64_t threads);

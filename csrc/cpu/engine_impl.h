@@ -172,31 +172,43 @@ FD_INLINE Writer writer_of(const Work& w, int64_t sample) {
           i.residual < 0 ? nullptr : at(w, i.residual, sample, size), i.channels_out};
 }
 
-static void direct_multiply(const Work& w, int64_t unit) {
+static void direct_multiply(const Work& w, int64_t unit, float* scratch) {
   const Instruction& i = w.i;
   const Padded padded = padded_of(i);
-  const int64_t channels = i.channels + i.channels2, pixels = i.height * i.width;
-  const int64_t blocks = ceil_div(w.batch * pixels, PIXEL_BLOCK);
-  const int64_t panel = unit / blocks, first = unit % blocks * PIXEL_BLOCK;
-  const int64_t last = first + PIXEL_BLOCK < w.batch * pixels ? first + PIXEL_BLOCK : w.batch * pixels;
-  const float* input = padded.copied ? w.shared : w.arena + i.source;
-  const float* packed = w.weights + i.weight + panel * i.kernel * i.kernel * channels * PANEL;
+  const int64_t channels = i.channels + i.channels2, pixels = i.height * i.width, all = w.batch * pixels;
+  const int64_t blocks = ceil_div(all, padded.block), panels = panels_of(i.channels_out);
+  // Pointwise: all panels of a block of pixels, which is read once. Else one panel, whose weights are read once.
+  const int64_t block = padded.pointwise ? unit : unit % blocks, first = block * padded.block;
+  const int64_t last = first + padded.block < all ? first + padded.block : all;
+  const float* input = w.shared;
+  if (padded.pointwise) {
+    input = padded.copied ? scratch - first * channels : w.arena + i.source;
+    for (int64_t p = first; padded.copied && p < last; ++p)
+      read_pixel(w, p / pixels, p % pixels / i.width, p % i.width, scratch + (p - first) * channels);
+  }
   int64_t taps[9];
   for (int64_t ky = 0; ky < i.kernel; ++ky)
     for (int64_t kx = 0; kx < i.kernel; ++kx) taps[ky * i.kernel + kx] = (ky * padded.width + kx) * channels;
-  const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
-  for (int64_t p = first; p < last; p += GEMM_ROWS) {
-    const int64_t rows = last - p < GEMM_ROWS ? last - p : GEMM_ROWS;
-    const float* a[GEMM_ROWS];
-    Writer writers[GEMM_ROWS];
-    for (int64_t m = 0; m < rows; ++m) {
-      const int64_t sample = (p + m) / pixels, y = (p + m) % pixels / i.width, x = (p + m) % i.width;
-      writers[m] = writer_of(w, sample);
-      a[m] = input + ((sample * padded.height + y * i.stride) * padded.width + x * i.stride) * channels;
+  const int64_t first_panel = padded.pointwise ? 0 : unit / blocks, last_panel = padded.pointwise ? panels : first_panel + 1;
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    const float* packed = w.weights + i.weight + panel * i.kernel * i.kernel * channels * PANEL;
+    const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
+    for (int64_t p = first; p < last; p += GEMM_ROWS) {
+      const int64_t rows = last - p < GEMM_ROWS ? last - p : GEMM_ROWS;
+      const float* a[GEMM_ROWS];
+      Writer writers[GEMM_ROWS];
+      for (int64_t m = 0; m < rows; ++m) {
+        const int64_t sample = (p + m) / pixels, y = (p + m) % pixels / i.width, x = (p + m) % i.width;
+        writers[m] = writer_of(w, sample);
+        a[m] = padded.pointwise
+                   ? input + (p + m) * channels
+                   : input + ((sample * padded.height + y * i.stride) * padded.width + x * i.stride) * channels;
+      }
+      multiply_panel(rows, a, taps, i.kernel * i.kernel, channels, packed, PANEL, columns,
+                     [&](int m, int64_t v, f32x16 sum) {
+                       writers[m].write((p + m) % pixels, panel * PANEL + 16 * v, sum);
+                     });
     }
-    multiply_panel(rows, a, taps, i.kernel * i.kernel, channels, packed, PANEL, columns, [&](int m, int64_t v, f32x16 sum) {
-      writers[m].write((p + m) % pixels, panel * PANEL + 16 * v, sum);
-    });
   }
 }
 
@@ -258,41 +270,42 @@ static void winograd_read(const Work& w, const Tiles& t, int64_t first, int64_t 
   }
 }
 
-// M[point] = V[point] U[point] for one panel of columns.
-FD_INLINE void winograd_multiply(const Work& w, int64_t point, int64_t panel, int64_t tiles, const float* v, float* m) {
+// M[point] = V[point] U[point] for one panel of columns; m is where the panel's columns of M begin, `width` apart.
+FD_INLINE void winograd_multiply(const Work& w, int64_t point, int64_t panel, int64_t tiles, const float* v, float* m,
+                                 int64_t width) {
   const Instruction& i = w.i;
   const int64_t channels = i.channels + i.channels2, panels = panels_of(i.channels_out), none = 0;
   const float* packed = w.weights + i.weight + (point * panels + panel) * channels * PANEL;
   const float* from = v + point * point_stride(tiles, channels);
-  float* to = m + point * point_stride(tiles, panels * PANEL) + panel * PANEL;
+  float* to = m + point * point_stride(tiles, width);
   const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
   for (int64_t t = 0; t < tiles; t += GEMM_ROWS) {
     const int64_t rows = tiles - t < GEMM_ROWS ? tiles - t : GEMM_ROWS;
     const float* a[GEMM_ROWS];
     for (int64_t r = 0; r < rows; ++r) a[r] = from + (t + r) * channels;
     multiply_panel(rows, a, &none, 1, channels, packed, PANEL, columns, [&](int r, int64_t u, f32x16 sum) {
-      store16(to + (t + r) * panels * PANEL + 16 * u, sum);
+      store16(to + (t + r) * width + 16 * u, sum);
     });
   }
 }
 
 template <int SIZE>
 static void winograd_write(const Work& w, const Tiles& t, int64_t first, int64_t last, int64_t origin, int64_t tiles,
-                           const float* m) {
+                           const float* m, int64_t width, int64_t first_channel, int64_t last_channel) {
   constexpr int SPAN = SIZE + 2;
   const Instruction& i = w.i;
-  const int64_t per_image = ceil_div(i.height, SIZE), stride = panels_of(i.channels_out) * PANEL;
+  const int64_t per_image = ceil_div(i.height, SIZE);
   for (int64_t row = first; row < last; ++row) {
     const int64_t top = row % per_image * SIZE;
     const Writer writer = writer_of(w, row / per_image);
     for (int64_t x = 0; x < t.per_row; ++x) {
       const int64_t tile = (row - origin) * t.per_row + x;
-      for (int64_t c = 0; c < i.channels_out; c += 16) {
+      for (int64_t c = first_channel; c < last_channel; c += 16) {
         f32x16 d[SIZE][SPAN];
         for (int k = 0; k < SPAN; ++k) {
           f32x16 column[SPAN];
 #pragma GCC unroll 6
-          for (int y = 0; y < SPAN; ++y) column[y] = load16(m + (y * SPAN + k) * point_stride(tiles, stride) + tile * stride + c);
+          for (int y = 0; y < SPAN; ++y) column[y] = load16(m + (y * SPAN + k) * point_stride(tiles, width) + tile * width + c - first_channel);
           winograd_out(column);
 #pragma GCC unroll 4
           for (int y = 0; y < SIZE; ++y) d[y][k] = column[y];
@@ -313,17 +326,21 @@ static void winograd(const Work& w, int64_t threads, int64_t unit, float* scratc
   const int64_t channels = w.i.channels + w.i.channels2, panels = panels_of(w.i.channels_out);
   if (t.phased) {
     float *v = w.shared, *m = w.shared + t.points * point_stride(t.total, channels);
+    const int64_t width = panels * PANEL;
     if (w.phase == 0) winograd_read<SIZE>(w, t, unit, unit + 1, 0, t.total, v, scratch);
-    if (w.phase == 1) winograd_multiply(w, unit / panels, unit % panels, t.total, v, m);
-    if (w.phase == 2) winograd_write<SIZE>(w, t, unit, unit + 1, 0, t.total, m);
+    if (w.phase == 1)
+      winograd_multiply(w, unit / panels, unit % panels, t.total, v, m + unit % panels * PANEL, width);
+    if (w.phase == 2) winograd_write<SIZE>(w, t, unit, unit + 1, 0, t.total, m, width, 0, w.i.channels_out);
     return;
   }
-  const int64_t first = unit * t.block_rows, last = first + t.block_rows < t.rows ? first + t.block_rows : t.rows;
+  const int64_t first = unit * t.rows / t.blocks, last = (unit + 1) * t.rows / t.blocks;
   const int64_t tiles = (last - first) * t.per_row;
   float* v = scratch + (SIZE + 2) * (SIZE * t.per_row + 2) * channels;
   float* m = v + t.points * point_stride(tiles, channels);
   winograd_read<SIZE>(w, t, first, last, first, tiles, v, scratch);
-  for (int64_t point = 0; point < t.points; ++point)
-    for (int64_t panel = 0; panel < panels; ++panel) winograd_multiply(w, point, panel, tiles, v, m);
-  winograd_write<SIZE>(w, t, first, last, first, tiles, m);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t begin = panel * PANEL, end = begin + PANEL < w.i.channels_out ? begin + PANEL : w.i.channels_out;
+    for (int64_t point = 0; point < t.points; ++point) winograd_multiply(w, point, panel, tiles, v, m, PANEL);
+    winograd_write<SIZE>(w, t, first, last, first, tiles, m, PANEL, begin, end);
+  }
 }

@@ -169,8 +169,8 @@ static void run_unit(const Work& w, int64_t threads, int64_t unit, float* scratc
   if (i.algorithm == PLAN_WINOGRAD4) return winograd<4>(w, threads, unit, scratch);
   if (i.algorithm == PLAN_WINOGRAD2) return winograd<2>(w, threads, unit, scratch);
   const Padded padded = padded_of(i);
-  if (padded.copied && w.phase == 0)
+  if (padded.copied && !padded.pointwise && w.phase == 0)
     return read_row(w, unit / padded.height, unit % padded.height - i.pad, padded.width,
                     w.shared + unit * padded.width * (i.channels + i.channels2));
-  direct_multiply(w, unit);
+  direct_multiply(w, unit, scratch);
 }

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fastdiff import ops
+from fastdiff.engine import memory
 from fastdiff.engine.lower import Unsupported, lower
-from fastdiff.engine.pack import encode, pack_layers, pack_weights
+from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights
 from fastdiff.engine.plan import Buffer, Instruction, Plan, place
 from fastdiff.ops import _plan  # noqa: F401
 from fastdiff.unet import UNet, timestep_embedding
@@ -51,24 +52,39 @@ class _Linear:
         buffers = (Buffer(1, 1, in_features), Buffer(1, 1, out_features))
         self.plan = Plan(buffers, (Instruction("conv", (0,), 1, act=act, parameter="linear"),), 0, 1, (), 0)
         self.weights, self.places = pack_layers(self.plan, [(weight, bias)])
+        self.no_times = torch.zeros(1, 0)
+        self._prepared: Prepared | None = None
+        self._key = (0, 0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, out], after a SiLU where `act`."""
-        rows, placement = len(x), place(self.plan, len(x))
-        code = encode(self.plan, placement, self.places)
-        out = torch.empty(rows, self.plan.buffers[1].channels)
+        rows = len(x)
+        if self._prepared is None or self._key != (rows, torch.get_num_threads()):
+            self._key = (rows, torch.get_num_threads())
+            self._prepared = prepared_for(self.plan, rows, self.places)
+        p = self._prepared
+        out = torch.empty(rows, self.plan.buffers[1].channels, 1, 1)
         torch.ops.fastdiff.plan_forward(
             x.float().contiguous()[:, :, None, None],
-            code,
+            p.code,
             self.weights,
-            torch.zeros(1, 0),
-            placement.places[0],
-            placement.places[1],
-            torch.empty(placement.length),
-            torch.empty(torch.ops.fastdiff.plan_scratch(code, rows)),
-            out[:, :, None, None],
+            self.no_times,
+            p.input,
+            p.output,
+            p.arena,
+            p.scratch,
+            out,
         )
-        return out
+        return out[:, :, 0, 0]
+
+
+def prepared_for(plan: Plan, batch: int, places: Places) -> Prepared:
+    """Memory and code of a plan for a batch and the number of threads in use."""
+    placement = place(plan, batch)
+    code = encode(plan, placement, places)
+    scratch = memory.empty(torch.ops.fastdiff.plan_scratch(code, batch))
+    arena = memory.empty(placement.length)
+    return Prepared(plan, code, arena, scratch, placement.places[plan.input], placement.places[plan.output])
 
 
 class NativeNetwork:
@@ -101,8 +117,8 @@ class NativeNetwork:
         self.precision = precision
         self._network, self._held = weakref.ref(unet), unet if hold else None
         self._prepared: OrderedDict[tuple[int, int, int, int], Prepared] = OrderedDict()
-        self._packed: dict[tuple[int, int], tuple[Tensor, dict[int, tuple[int, int, int]]]] = {}
-        self._versions: tuple[tuple[int, int], ...] = ()
+        self._packed: dict[tuple[int, int], tuple[Tensor, Places]] = {}
+        self._versions: list[tuple[int, int]] = []
         self._time_layers: tuple[_Linear, ...] = ()
         # Whatever the engine cannot run is found here, not in the middle of sampling.
         self._projections = self.plan(unet.config.image_size, unet.config.image_size).projections
@@ -127,11 +143,7 @@ class NativeNetwork:
             self._prepared.move_to_end(key)
             return self._prepared[key]
         plan = self.plan(height, width)
-        placement = place(plan, batch)
-        code = encode(plan, placement, self._weights(plan, height, width)[1])
-        scratch = torch.empty(torch.ops.fastdiff.plan_scratch(code, batch))
-        arena = torch.empty(placement.length)
-        prepared = Prepared(plan, code, arena, scratch, placement.places[plan.input], placement.places[plan.output])
+        prepared = prepared_for(plan, batch, self._weights(plan, height, width)[1])
         self._prepared[key] = prepared
         while len(self._prepared) > MAX_PLANS:
             self._prepared.popitem(last=False)
@@ -162,13 +174,13 @@ class NativeNetwork:
         return projection(embedded)
 
     def _check_versions(self) -> None:
-        versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.unet.parameters())
+        versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.unet.parameters()]
         if versions != self._versions:
             self._packed.clear()
             self._time_layers = ()
             self._versions = versions
 
-    def _weights(self, plan: Plan | None, height: int, width: int) -> tuple[Tensor, dict[int, tuple[int, int, int]]]:
+    def _weights(self, plan: Plan | None, height: int, width: int) -> tuple[Tensor, Places]:
         self._check_versions()
         if (height, width) not in self._packed:
             # Networks of other image sizes may choose other algorithms, so their weights are packed for themselves.

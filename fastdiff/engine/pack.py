@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdiff.engine import memory
 from fastdiff.engine.plan import Instruction, Placement, Plan
 from fastdiff.unet import AttentionBlock, UNet
 
@@ -60,11 +61,9 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
     def add(values: Tensor) -> int:
         nonlocal length
         start = length
+        parts.append(values.detach().to("cpu", torch.float32).reshape(-1))
         # Whole cache lines; a vector load may reach behind a tensor's end.
-        padded = torch.zeros(-(-(values.numel() + 16) // 16) * 16)
-        padded[: values.numel()] = values.detach().to("cpu", torch.float32).reshape(-1)
-        parts.append(padded)
-        length += padded.numel()
+        length += -(-(values.numel() + 16) // 16) * 16
         return start
 
     numbers = [number for number, instruction in enumerate(plan.instructions) if instruction.parameter]
@@ -74,7 +73,14 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
             places[number] = (add(weight), add(bias), add(torch.tensor([instruction.eps])))
         else:
             places[number] = (add(_packed(instruction, weight)), add(bias), -1)
-    return torch.cat(parts) if parts else torch.zeros(0), places
+    packed = memory.empty(length)
+    start = 0
+    for part in parts:
+        end = start + -(-(part.numel() + 16) // 16) * 16
+        packed[start : start + part.numel()] = part
+        packed[start + part.numel() : end] = 0
+        start = end
+    return packed, places
 
 
 def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:

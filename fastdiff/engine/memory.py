@@ -1,0 +1,30 @@
+"""Memory for the engine: large blocks in large pages, where the system has them."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import torch
+from torch import Tensor
+
+__all__ = ["empty"]
+
+# Below this, pages of the usual size.
+LARGE_BYTES = 4 << 20
+
+
+def empty(count: int) -> Tensor:
+    """`count` float32 numbers, uninitialised.
+
+    Weights and activations are walked from end to end; in pages of 4 KiB the address translation of that costs more
+    than a tenth of the time of a large network.
+    """
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if 4 * count < LARGE_BYTES or advice is None:
+        return torch.empty(count)
+    block = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # A system may be without them.
+    with contextlib.suppress(OSError):
+        block.madvise(advice)
+    return torch.frombuffer(block, dtype=torch.float32)
