@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint format bench bench-cpu clean
+.PHONY: help setup setup-dev demo test lint format bench bench-cpu asan clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,11 @@ bench: setup-dev  ## Time the ops against plain PyTorch and diffusers; writes be
 
 bench-cpu: setup-dev  ## Time the CPU engine against diffusers and torch.compile; writes bench/results/
 	$(BIN)/python bench/cpu_unet.py
+
+asan: setup-dev  ## Run the extension's tests under AddressSanitizer
+	FASTDIFF_SANITIZE=address $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan
+	PYTHONPATH=build/asan LD_PRELOAD=$$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/python -m pytest -q tests/test_ops.py tests/test_engine.py
 
 clean:  ## Remove .venv, build products and caches
 	rm -rf $(VENV) build dist *.egg-info fastdiff/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,6 +1,7 @@
 """Build of the C++ extension, and the map of top-level kernels/ to fastdiff.kernels. Everything else: pyproject.toml.
 
 FASTDIFF_EXT=0 leaves the extension out: a pure-Python package that runs the reference implementations.
+FASTDIFF_SANITIZE=address builds it with AddressSanitizer (`make asan`).
 """
 
 import os
@@ -34,6 +35,8 @@ def extension_arguments():
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         sys.exit(NO_TORCH)
+    sanitize = os.environ.get("FASTDIFF_SANITIZE")
+    extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1"] if sanitize else []
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
     extension = CppExtension(
@@ -42,7 +45,8 @@ def extension_arguments():
         depends=headers,
         include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "cpu")],
         define_macros=DEFINES,
-        extra_compile_args=FLAGS,
+        extra_compile_args=FLAGS + extra,
+        extra_link_args=extra,
         py_limited_api=True,
     )
     return {

@@ -28,7 +28,7 @@ from fastdiff.samplers.registry import SAMPLERS, to_markdown
 from fastdiff.table import CoefficientTable
 
 ROOT = Path(__file__).parent.parent
-STEPS = (4, 8, 12, 24, 48, 96)
+STEPS = (4, 8, 16, 32, 64)
 SHOWN = 6
 BATCH = 250
 # In the plot, samplers that are alike share a panel.

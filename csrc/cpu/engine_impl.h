@@ -32,14 +32,22 @@ FD_INLINE float* at(const Work& w, int64_t place, int64_t sample, int64_t size) 
 
 FD_INLINE const float* time_of(const Work& w, int64_t sample) { return w.times + w.i.time + sample * w.times_stride; }
 
+// Weights that are wanted next, fetched into the second-level cache while others are used: `lines` cache lines with
+// every row of b.
+struct Ahead {
+  const float* next = nullptr;
+  int64_t lines = 0;
+};
+
 // acc[m][v] += sum over the taps and k of a[m][tap + k] * b[k][16 v ...]; b runs on from tap to tap.
 template <int ROWS, int VECTORS>
 FD_INLINE void multiply(const float* const* a, const int64_t* taps, int64_t num_taps, int64_t length, const float* b,
-                        int64_t b_stride, f32x16 (&acc)[ROWS][VECTORS]) {
+                        int64_t b_stride, Ahead ahead, f32x16 (&acc)[ROWS][VECTORS]) {
   for (int64_t tap = 0; tap < num_taps; ++tap) {
     const float* rows[ROWS];
     for (int m = 0; m < ROWS; ++m) rows[m] = a[m] + taps[tap];
     for (int64_t k = 0; k < length; ++k, b += b_stride) {
+      for (int64_t line = 0; line < ahead.lines; ++line, ahead.next += 16) __builtin_prefetch(ahead.next, 0, 2);
       f32x16 column[VECTORS];
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v) column[v] = load16(b + 16 * v);
@@ -56,11 +64,11 @@ FD_INLINE void multiply(const float* const* a, const int64_t* taps, int64_t num_
 // The same for any shape: `finish(m, v, sum)` is given each vector of the result.
 template <int VECTORS, typename Finish>
 static inline void multiply_rows(int64_t num_rows, const float* const* a, const int64_t* taps, int64_t num_taps,
-                                 int64_t length, const float* b, int64_t b_stride, const Finish& finish) {
+                                 int64_t length, const float* b, int64_t b_stride, Ahead ahead, const Finish& finish) {
 #define FD_ROWS(ROWS)                                                        \
   case ROWS: {                                                               \
     f32x16 acc[ROWS][VECTORS] = {};                                          \
-    multiply<ROWS, VECTORS>(a, taps, num_taps, length, b, b_stride, acc);    \
+    multiply<ROWS, VECTORS>(a, taps, num_taps, length, b, b_stride, ahead, acc); \
     for (int m = 0; m < ROWS; ++m)                                           \
       for (int v = 0; v < VECTORS; ++v) finish(m, v, acc[m][v]);             \
     break;                                                                   \
@@ -79,14 +87,15 @@ constexpr int WIDE = 1;
 // Columns [0, columns) of a panel, in steps of WIDE vectors.
 template <typename Finish>
 static inline void multiply_panel(int64_t num_rows, const float* const* a, const int64_t* taps, int64_t num_taps,
-                                  int64_t length, const float* b, int64_t b_stride, int64_t columns, const Finish& finish) {
+                                  int64_t length, const float* b, int64_t b_stride, int64_t columns, const Finish& finish,
+                                  Ahead ahead = {}) {
   const int64_t vectors = (columns + 15) / 16;
   int64_t v = 0;
   for (; v + WIDE <= vectors; v += WIDE)
-    multiply_rows<WIDE>(num_rows, a, taps, num_taps, length, b + 16 * v, b_stride,
+    multiply_rows<WIDE>(num_rows, a, taps, num_taps, length, b + 16 * v, b_stride, ahead,
                         [&](int m, int u, f32x16 sum) { finish(m, v + u, sum); });
   for (; v < vectors; ++v)
-    multiply_rows<1>(num_rows, a, taps, num_taps, length, b + 16 * v, b_stride,
+    multiply_rows<1>(num_rows, a, taps, num_taps, length, b + 16 * v, b_stride, Ahead{},
                      [&](int m, int, f32x16 sum) { finish(m, v, sum); });
 }
 
@@ -271,21 +280,26 @@ static void winograd_read(const Work& w, const Tiles& t, int64_t first, int64_t 
 }
 
 // M[point] = V[point] U[point] for one panel of columns; m is where the panel's columns of M begin, `width` apart.
+// The panel `distance` further on is fetched meanwhile.
 FD_INLINE void winograd_multiply(const Work& w, int64_t point, int64_t panel, int64_t tiles, const float* v, float* m,
-                                 int64_t width) {
+                                 int64_t width, int64_t distance) {
   const Instruction& i = w.i;
   const int64_t channels = i.channels + i.channels2, panels = panels_of(i.channels_out), none = 0;
   const float* packed = w.weights + i.weight + (point * panels + panel) * channels * PANEL;
   const float* from = v + point * point_stride(tiles, channels);
   float* to = m + point * point_stride(tiles, width);
   const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
-  for (int64_t t = 0; t < tiles; t += GEMM_ROWS) {
+  // Spread over the first groups of rows: PANEL / 16 lines are a row of the panel.
+  const int64_t groups = ceil_div(tiles, GEMM_ROWS), lines = groups >= 4 ? 1 : groups >= 2 ? 2 : 4;
+  const float* next = packed + distance * channels * PANEL;
+  for (int64_t t = 0, left = PANEL / 16; t < tiles; t += GEMM_ROWS, left -= lines) {
     const int64_t rows = tiles - t < GEMM_ROWS ? tiles - t : GEMM_ROWS;
+    const Ahead ahead = {next + (PANEL - 16 * left) * channels, left > 0 ? lines : 0};
     const float* a[GEMM_ROWS];
     for (int64_t r = 0; r < rows; ++r) a[r] = from + (t + r) * channels;
     multiply_panel(rows, a, &none, 1, channels, packed, PANEL, columns, [&](int r, int64_t u, f32x16 sum) {
       store16(to + (t + r) * width + 16 * u, sum);
-    });
+    }, ahead);
   }
 }
 
@@ -329,7 +343,7 @@ static void winograd(const Work& w, int64_t threads, int64_t unit, float* scratc
     const int64_t width = panels * PANEL;
     if (w.phase == 0) winograd_read<SIZE>(w, t, unit, unit + 1, 0, t.total, v, scratch);
     if (w.phase == 1)
-      winograd_multiply(w, unit / panels, unit % panels, t.total, v, m + unit % panels * PANEL, width);
+      winograd_multiply(w, unit / panels, unit % panels, t.total, v, m + unit % panels * PANEL, width, threads);
     if (w.phase == 2) winograd_write<SIZE>(w, t, unit, unit + 1, 0, t.total, m, width, 0, w.i.channels_out);
     return;
   }
@@ -340,7 +354,7 @@ static void winograd(const Work& w, int64_t threads, int64_t unit, float* scratc
   winograd_read<SIZE>(w, t, first, last, first, tiles, v, scratch);
   for (int64_t panel = 0; panel < panels; ++panel) {
     const int64_t begin = panel * PANEL, end = begin + PANEL < w.i.channels_out ? begin + PANEL : w.i.channels_out;
-    for (int64_t point = 0; point < t.points; ++point) winograd_multiply(w, point, panel, tiles, v, m, PANEL);
+    for (int64_t point = 0; point < t.points; ++point) winograd_multiply(w, point, panel, tiles, v, m, PANEL, panels);
     winograd_write<SIZE>(w, t, first, last, first, tiles, m, PANEL, begin, end);
   }
 }
