@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastdiff.checkpoint import load_model, save_model
     from fastdiff.ema import Ema
     from fastdiff.engine import compile
+    from fastdiff.pipeline import Pipeline
     from fastdiff.sampling import sample
     from fastdiff.thresholding import DynamicThreshold
     from fastdiff.trainer import TrainConfig, Trainer
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 # Names to the module that holds them; modules themselves to "".
 _LAZY = {
     "Ema": "fastdiff.ema",
+    "Pipeline": "fastdiff.pipeline",
     "TrainConfig": "fastdiff.train_config",
     "Trainer": "fastdiff.trainer",
     "UNet": "fastdiff.unet",
@@ -53,6 +55,7 @@ __all__ = [
     "DynamicThreshold",
     "Ema",
     "NoiseSchedule",
+    "Pipeline",
     "TrainConfig",
     "Trainer",
     "UNet",

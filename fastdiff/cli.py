@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -24,9 +24,10 @@ from fastdiff.cli_train import train
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fastdiff.checkpoint import LoadedModel
     from fastdiff.data import ImageData
     from fastdiff.likelihood import Bound
+    from fastdiff.pipeline import Pipeline
+    from fastdiff.sampling import SamplingStep
 
 __all__ = ["app", "main"]
 
@@ -150,18 +151,17 @@ def sample(
     """Sample images from a model into a picture, a folder or an archive."""
     _check_target(out)
     options = key_values(option or [])
-    loaded = _load(model, weights, device)
+    pipe = _load(model, weights, device)
     from fastdiff import samplers
+    from fastdiff.pipeline import default_steps
     from fastdiff.progress import Bars
 
-    total = loaded.diffusion.num_timesteps
-    if steps is None:
-        steps = total if sampler == "ddpm" else min(50, total)
-    table = samplers.build(sampler, loaded.diffusion, steps, **options)
-    labels = _labels_for(loaded, label, num)
+    steps = default_steps(sampler, pipe.diffusion) if steps is None else steps
+    table = samplers.build(sampler, pipe.diffusion, steps, **options)
+    labels = _labels_for(pipe, label, num)
     with Bars() as bars:
         update = bars.counting(f"sampling, {table.name}, {len(table)} rows", num)
-        images = _sample_batches(loaded, table, num, batch_size, seed, start_id, labels, update)
+        images = _sample_batches(pipe, table, num, batch_size, seed, start_id, labels, update)
     typer.echo(f"{num} images: {_write_samples(out, images, start_id, labels)}")
 
 
@@ -186,18 +186,18 @@ def likelihood(
     """Score images in bits/dim: the variational bound on their negative log-likelihood."""
     if figure is not None and figure.suffix.lower() != ".png":
         raise ValueError(f"--figure writes a .png, got {str(figure)!r}")
-    loaded = _load(model, weights, device)
+    pipe = _load(model, weights, device)
     from fastdiff import data as sources
 
     chosen: Any = split if split is not None or data != "digits" else "test"
     pixels: Any = channels
     arrangement: Any = layout
     images = sources.load(data, split=chosen, size=size, channels=pixels, layout=arrangement)
-    _check_scorable(loaded, images)
+    _check_scorable(pipe, images)
     if num is not None and num < len(images):
         images = images.take([i * len(images) // num for i in range(num)])
-    bound = _bound(loaded, images, seed, batch_size)
-    numbers = _likelihood_numbers(loaded, images, bound, seed)
+    bound = _bound(pipe, images, seed, batch_size)
+    numbers = _likelihood_numbers(pipe, images, bound, seed)
     _print_likelihood(numbers)
     if json_file is not None:
         _write_text(json_file, json.dumps(numbers | {"terms": bound.terms.mean(dim=0).tolist()}, indent=2) + "\n")
@@ -210,29 +210,19 @@ def likelihood(
 app.add_typer(info_app, name="info")
 
 
-def _load(model: Path, weights: str | None, device: str) -> LoadedModel:
-    from fastdiff.checkpoint import load_model
+def _load(model: Path, weights: str | None, device: str) -> Pipeline:
     from fastdiff.environment import resolve_device
+    from fastdiff.pipeline import Pipeline
 
     kind: Any = weights
-    return load_model(model, device=resolve_device(device), weights=kind)
+    return Pipeline.from_pretrained(model, device=resolve_device(device), weights=kind)
 
 
-def _image_shape(loaded: LoadedModel) -> tuple[int, int, int]:
-    """(C, H, W) of what the model was trained on."""
-    network = loaded.unet.config
-    described = loaded.metadata.get("data") or {}
-    shape = described.get("shape")
-    if isinstance(shape, list) and len(shape) == 3:
-        return int(shape[0]), int(shape[1]), int(shape[2])
-    return network.in_channels, network.image_size, network.image_size
-
-
-def _labels_for(loaded: LoadedModel, text: str | None, num: int) -> Tensor | None:
+def _labels_for(pipe: Pipeline, text: str | None, num: int) -> Tensor | None:
     """One label per sample, or None for a network without classes."""
     import torch
 
-    num_classes = loaded.unet.config.num_classes
+    num_classes = pipe.unet.config.num_classes
     if num_classes is None:
         if text is not None:
             raise ValueError("this network has no classes: leave out --label")
@@ -247,7 +237,7 @@ def _labels_for(loaded: LoadedModel, text: str | None, num: int) -> Tensor | Non
 
 
 def _sample_batches(
-    loaded: LoadedModel,
+    pipe: Pipeline,
     table: fastdiff.CoefficientTable,
     num: int,
     batch_size: int,
@@ -256,32 +246,24 @@ def _sample_batches(
     labels: Tensor | None,
     update: Any,
 ) -> Tensor:
-    import torch
+    done = 0
 
-    from fastdiff.sampling import SamplingStep
-    from fastdiff.sampling import sample as run
+    def advance(step: SamplingStep) -> None:
+        nonlocal done
+        count = step.x.shape[0]
+        update(done + count * (step.row + 1) / step.num_rows)
+        if step.row + 1 == step.num_rows:
+            done += count
 
-    parts = []
-    place = next(loaded.unet.parameters()).device
-    for first in range(0, num, batch_size):
-        count = min(batch_size, num - first)
-
-        def advance(step: SamplingStep, first: int = first, count: int = count) -> None:
-            update(first + count * (step.row + 1) / step.num_rows)
-
-        parts.append(
-            run(
-                loaded.unet,
-                table,
-                shape=(count, *_image_shape(loaded)),
-                seed=seed,
-                sample_ids=list(range(start_id + first, start_id + first + count)),
-                model_kwargs=None if labels is None else {"y": labels[first : first + count].to(place)},
-                progress=False,
-                callback=advance,
-            ).cpu()
-        )
-    return torch.cat(parts)
+    return pipe.sample(
+        num,
+        sampler=table,
+        seed=seed,
+        sample_ids=range(start_id, start_id + num),
+        labels=labels,
+        batch_size=batch_size,
+        callback=advance,
+    ).cpu()
 
 
 def _check_target(out: Path) -> None:
@@ -302,8 +284,8 @@ def _write_samples(out: Path, images: Tensor, start_id: int, labels: Tensor | No
     return out
 
 
-def _check_scorable(loaded: LoadedModel, images: ImageData) -> None:
-    shape, levels = _image_shape(loaded), loaded.scaling.levels
+def _check_scorable(pipe: Pipeline, images: ImageData) -> None:
+    shape, levels = pipe.image_shape, pipe.scaling.levels
     if images.shape != shape:
         ours, theirs = ("x".join(map(str, part)) for part in (shape, images.shape))
         raise ValueError(
@@ -316,44 +298,37 @@ def _check_scorable(loaded: LoadedModel, images: ImageData) -> None:
             f"the model was trained on pixels of {ours}, those of {images.source} have {theirs}: bits/dim count "
             "values, so the two must agree"
         )
-    if loaded.unet.config.num_classes is not None and images.labels is None:
+    if pipe.unet.config.num_classes is not None and images.labels is None:
         raise ValueError(f"the network has classes, and {images.source} has no labels")
 
 
-def _bound(loaded: LoadedModel, images: ImageData, seed: int, batch_size: int) -> Bound:
-    from fastdiff import likelihood as scoring
+def _bound(pipe: Pipeline, images: ImageData, seed: int, batch_size: int) -> Bound:
     from fastdiff.progress import Bars
 
-    decoder: Literal["discrete", "gaussian"] = "gaussian" if loaded.scaling.levels is None else "discrete"
-    takes_labels = loaded.unet.config.num_classes is not None and images.labels is not None
     with Bars() as bars:
         update = bars.counting("scoring", len(images))
-        return scoring.bound(
-            loaded.unet,
-            loaded.diffusion,
+        return pipe.likelihood(
             images.to_model(images.images),
-            decoder=decoder,
-            levels=loaded.scaling.levels or 256,
+            labels=None if pipe.unet.config.num_classes is None else images.labels,
             seed=seed,
-            model_kwargs={"y": images.labels} if takes_labels and images.labels is not None else None,
             batch_size=batch_size,
             on_progress=lambda done, total: update(len(images) * done / total),
         )
 
 
-def _likelihood_numbers(loaded: LoadedModel, images: ImageData, bound: Bound, seed: int) -> dict[str, Any]:
+def _likelihood_numbers(pipe: Pipeline, images: ImageData, bound: Bound, seed: int) -> dict[str, Any]:
     from fastdiff.environment import versions
 
     return {
         **bound.summary(),
         "num_images": len(images),
-        "levels": loaded.scaling.levels,
-        "timesteps": loaded.diffusion.num_timesteps,
+        "levels": pipe.scaling.levels,
+        "timesteps": pipe.diffusion.num_timesteps,
         "evaluations": bound.evaluations,
         "data": images.source,
-        "model": loaded.metadata["path"],
-        "step": loaded.metadata["step"],
-        "weights": loaded.metadata["weights"],
+        "model": pipe.metadata["path"],
+        "step": pipe.metadata["step"],
+        "weights": pipe.metadata["weights"],
         "seed": seed,
         "versions": versions(),
     }

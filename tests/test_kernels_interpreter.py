@@ -11,10 +11,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+FILES = sorted(path.name for path in (ROOT / "tests" / "interpreter").glob("test_*.py"))
+
+
 @pytest.mark.slow
-def test_kernels_pass_their_tests_under_the_interpreter():
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_pass_their_tests_under_the_interpreter(file):
     pytest.importorskip("triton", reason="needs Triton: the extra 'triton'")
-    command = [sys.executable, "-m", "pytest", "tests/interpreter", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", f"tests/interpreter/{file}", "-q", "-p", "no:cacheprovider"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     output = result.stdout + result.stderr
@@ -22,5 +26,5 @@ def test_kernels_pass_their_tests_under_the_interpreter():
     summary = result.stdout.strip().splitlines()[-1]
     passed = re.search(r"(\d+) passed", summary)
     assert passed, output
-    assert int(passed[1]) > 100, output
+    assert int(passed[1]) > 20, output
     assert not re.search("skipped|deselected|xfailed", summary), output

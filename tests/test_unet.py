@@ -469,10 +469,11 @@ def test_unet_attention_layouts_agree_after_permuting_rows() -> None:
 
 
 def test_unet_attention_does_not_overflow_in_float16() -> None:
-    # Scores reach 300 * 300 * 64, far over float16's 65504, before they are scaled.
+    # Every score is 300 * 300 * 64 before it is scaled, far over float16's 65504, and the weights are uniform: exact.
     block = AttentionBlock(64, 1, groups=8, eps=1e-5, layout="separate")
     with torch.no_grad():
-        block.qkv.bias.fill_(300.0)
+        block.qkv.weight[:128] = 0.0
+        block.qkv.bias[:128] = 300.0
         block.proj.weight.copy_(torch.eye(64))
     x = torch.randn(1, 64, 4, 4, generator=torch.Generator().manual_seed(4))
     expected = block.double()(x.double())

@@ -103,6 +103,8 @@ def dispatch(name: str, x: Tensor, implementation: Implementation, arguments: tu
             )
         if x.device.type != "cpu":
             raise RuntimeError(f"implementation 'cpu' was asked for tensors on {x.device}")
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{name}", "CPU"):
+            raise RuntimeError(f"{name} has no C++ kernel: leave implementation at 'auto' or name 'reference'")
         return _call(name, arguments)
     if implementation == "triton":
         launch = _launcher(name)

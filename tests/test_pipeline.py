@@ -1,0 +1,101 @@
+"""Pipeline: loading, sampling and scoring give what the functions beneath give."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastdiff as fd
+from fastdiff import likelihood
+from fastdiff.data import DataScaling
+
+
+def small_unet(num_classes: int | None = None) -> fd.UNet:
+    config = fd.UNetConfig(
+        image_size=8,
+        in_channels=1,
+        out_channels=1,
+        channels=8,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+        norm_groups=4,
+        num_classes=num_classes,
+    )
+    torch.manual_seed(0)
+    unet = fd.UNet(config)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return unet
+
+
+@pytest.fixture
+def diffusion() -> fd.Diffusion:
+    return fd.Diffusion(fd.NoiseSchedule.cosine(20))
+
+
+def test_pipeline_sample_equals_sample_with_the_table(diffusion: fd.Diffusion) -> None:
+    unet = small_unet()
+    pipe = fd.Pipeline(unet, diffusion)
+    table = fd.samplers.ddim(diffusion, 5, eta=0.5)
+    expected = fd.sample(unet, table, shape=(3, 1, 8, 8), seed=4, progress=False)
+    assert torch.equal(pipe.sample(3, sampler="ddim", steps=5, eta=0.5, seed=4), expected)
+    assert torch.equal(pipe.sample(3, sampler=table, seed=4), expected)
+
+
+def test_pipeline_sample_is_the_same_in_smaller_batches(diffusion: fd.Diffusion) -> None:
+    pipe = fd.Pipeline(small_unet(num_classes=3), diffusion)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    whole = pipe.sample(5, steps=4, labels=labels, sample_ids=range(7, 12))
+    parts = pipe.sample(5, steps=4, labels=labels, sample_ids=range(7, 12), batch_size=2)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    assert pipe.sample(0, steps=4, labels=labels[:0]).shape == (0, 1, 8, 8)
+
+
+def test_pipeline_takes_all_timesteps_for_ddpm_and_fifty_for_others() -> None:
+    pipe = fd.Pipeline(small_unet(), fd.Diffusion(fd.NoiseSchedule.linear(60)))
+    for sampler, rows in (("ddpm", 60), ("ddim", 50)):
+        seen = []
+        pipe.sample(1, sampler=sampler, callback=lambda step, seen=seen: seen.append(step.row))
+        assert len(seen) == rows
+
+
+@pytest.mark.parametrize("levels", [256, 17, None], ids=["8-bit", "17 values", "continuous"])
+def test_pipeline_likelihood_follows_the_scaling_of_the_data(diffusion: fd.Diffusion, levels: int | None) -> None:
+    pipe = fd.Pipeline(small_unet(), diffusion, DataScaling(levels))
+    grid = torch.randint(0, levels or 256, (2, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    x = 2 * grid / ((levels or 256) - 1) - 1
+    decoder = "gaussian" if levels is None else "discrete"
+    expected = likelihood.bound(pipe.unet, diffusion, x, decoder=decoder, levels=levels or 256, seed=3)
+    assert torch.equal(pipe.likelihood(x, seed=3).total, expected.total)
+
+
+def test_pipeline_saves_what_it_loads(diffusion: fd.Diffusion, tmp_path: Path) -> None:
+    pipe = fd.Pipeline(small_unet(), diffusion, DataScaling(17))
+    again = fd.Pipeline.from_pretrained(pipe.save_pretrained(tmp_path / "model"))
+    assert again.diffusion == diffusion
+    assert again.scaling == DataScaling(17)
+    assert again.image_shape == (1, 8, 8)
+    assert torch.equal(again.sample(2, steps=3), pipe.sample(2, steps=3))
+
+
+def test_pipeline_refuses_what_does_not_fit(diffusion: fd.Diffusion) -> None:
+    pipe = fd.Pipeline(small_unet(), diffusion)
+    with_classes = fd.Pipeline(small_unet(num_classes=3), diffusion)
+    with pytest.raises(ValueError, match="did you mean"):
+        pipe.sample(1, sampler="dimm")
+    with pytest.raises(ValueError, match="a table is given"):
+        pipe.sample(1, sampler=fd.samplers.ddim(diffusion, 3), steps=4)
+    with pytest.raises(ValueError, match="no classes"):
+        pipe.sample(1, labels=torch.tensor([0]))
+    with pytest.raises(ValueError, match="has 3 classes"):
+        with_classes.sample(1)
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        with_classes.sample(1, labels=torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"int64 \[2\]"):
+        with_classes.sample(2, labels=torch.tensor([1]))
+    with pytest.raises(ValueError, match="batch_size"):
+        pipe.sample(1, batch_size=0)
+    with pytest.raises(ValueError, match="unknown method"):
+        pipe.likelihood(torch.zeros(1, 1, 8, 8), method="bond")
