@@ -159,6 +159,8 @@ def test_training_is_hos_algorithm_one(tmp_path: Path) -> None:
 
     unet = network(dropout=0.0)
     averages = [p.detach().clone() for p in unet.parameters()]
+    # Adam divides a gradient by its own size and 1e-8: of one near 1e-8 it makes a step of rounding errors.
+    steady = [torch.ones_like(p, dtype=torch.bool) for p in unet.parameters()]
     optimizer = torch.optim.Adam(unet.parameters(), foreach=False)
     for step in range(4):
         _, x_t, t, eps = reference_batch(data, config, step)
@@ -169,6 +171,7 @@ def test_training_is_hos_algorithm_one(tmp_path: Path) -> None:
         for p in unet.parameters():
             assert p.grad is not None
             p.grad *= min(1.0, 0.5 / norm)
+        steady = [s & ((p.grad == 0) | (p.grad.abs() > 1e-6)) for s, p in zip(steady, unet.parameters(), strict=True)]
         optimizer.param_groups[0]["lr"] = 1e-2 * min(1, (step + 1) / 4)
         optimizer.step()
         decay = (1 + step) / (10 + step)
@@ -179,9 +182,11 @@ def test_training_is_hos_algorithm_one(tmp_path: Path) -> None:
         assert entry["grad_norm"] == pytest.approx(norm, rel=TOLERANCE["weights"])
         assert entry["learning_rate"] == optimizer.param_groups[0]["lr"]
     sampled = load_model(tmp_path).unet
-    for a, b, c, d in zip(trained.parameters(), unet.parameters(), sampled.parameters(), averages, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE["weights"])
-        torch.testing.assert_close(c, d, rtol=0, atol=TOLERANCE["weights"])
+    assert sum(int(s.sum()) for s in steady) > 0.8 * sum(s.numel() for s in steady)
+    pairs = zip(trained.parameters(), unet.parameters(), sampled.parameters(), averages, steady, strict=True)
+    for a, b, c, d, s in pairs:
+        torch.testing.assert_close(a[s], b[s], rtol=0, atol=TOLERANCE["weights"])
+        torch.testing.assert_close(c[s], d[s], rtol=0, atol=TOLERANCE["weights"])
 
 
 def test_loss_falls(tmp_path: Path) -> None:

@@ -14,3 +14,6 @@ STORAGE = {"float32": FLOAT32, "bfloat16": 2**-8, "float16": 2**-10, "float64": 
 ENGINE_INSTRUCTION = 1e-5
 # A whole small network of the engine against float64, likewise.
 ENGINE_NETWORK = 2e-5
+# A 3x3 convolution of training and its gradients against float64, over the largest value; the same digit of Winograd's,
+# and sums over up to 2,300 products.
+WINOGRAD = 3e-5

@@ -22,8 +22,8 @@ struct Work {
 // Rows of the micro-kernel, and tiles that a thread transforms before it multiplies.
 constexpr int64_t GEMM_ROWS = 6;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
 
 // Winograd: tiles of `size` x `size` results, from (size + 2)^2 pixels.
 struct Tiles {
@@ -34,7 +34,7 @@ struct Tiles {
 Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads);
 // Floats from one point's matrix of transformed tiles to the next. A cache line more than it holds: the transforms touch
 // the same place in all of them, which otherwise would compete for one set of the first-level cache.
-inline int64_t point_stride(int64_t tiles, int64_t columns) { return tiles * columns + 16; }
+static inline int64_t point_stride(int64_t tiles, int64_t columns) { return tiles * columns + 16; }
 
 // Input of a direct convolution: padded and whole, or, where the kernel is one pixel, block by block.
 struct Padded {

@@ -1,9 +1,11 @@
 // The elementwise kernels for avx2; run only where dispatch.cpp has found it.
 #include <cstdint>
 
+#include "conv.h"
 #include "elementwise.h"
 #include "engine.h"
 #include "noise_layout.h"
+#include "norm.h"
 #include "row_layout.h"
 
 #if defined(__x86_64__)
@@ -21,6 +23,8 @@ namespace avx2 {
 #include "elementwise_impl.h"
 #include "engine_impl.h"
 #include "engine_rest_impl.h"
+#include "conv_impl.h"
+#include "norm_impl.h"
 
 }  // namespace avx2
 
@@ -29,6 +33,12 @@ const Kernels kernels_avx2 = {"avx2", avx2::run_diffuse, avx2::run_step};
 
 extern const Engine engine_avx2;
 const Engine engine_avx2 = {"avx2", avx2::run_unit};
+
+extern const ConvKernels conv_avx2;
+const ConvKernels conv_avx2 = {"avx2", avx2::run_pack, avx2::run_conv_grad};
+
+extern const NormKernels norm_avx2;
+const NormKernels norm_avx2 = {"avx2", avx2::norm_forward, avx2::norm_backward};
 
 }  // namespace fastdiff
 #endif

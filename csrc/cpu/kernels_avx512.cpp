@@ -1,9 +1,11 @@
 // The elementwise kernels for avx512; run only where dispatch.cpp has found it.
 #include <cstdint>
 
+#include "conv.h"
 #include "elementwise.h"
 #include "engine.h"
 #include "noise_layout.h"
+#include "norm.h"
 #include "row_layout.h"
 
 #if defined(__x86_64__)
@@ -21,6 +23,8 @@ namespace avx512 {
 #include "elementwise_impl.h"
 #include "engine_impl.h"
 #include "engine_rest_impl.h"
+#include "conv_impl.h"
+#include "norm_impl.h"
 
 }  // namespace avx512
 
@@ -29,6 +33,12 @@ const Kernels kernels_avx512 = {"avx512", avx512::run_diffuse, avx512::run_step}
 
 extern const Engine engine_avx512;
 const Engine engine_avx512 = {"avx512", avx512::run_unit};
+
+extern const ConvKernels conv_avx512;
+const ConvKernels conv_avx512 = {"avx512", avx512::run_pack, avx512::run_conv_grad};
+
+extern const NormKernels norm_avx512;
+const NormKernels norm_avx512 = {"avx512", avx512::norm_forward, avx512::norm_backward};
 
 }  // namespace fastdiff
 #endif

@@ -1,9 +1,11 @@
 // The elementwise kernels for any CPU.
 #include <cstdint>
 
+#include "conv.h"
 #include "elementwise.h"
 #include "engine.h"
 #include "noise_layout.h"
+#include "norm.h"
 #include "row_layout.h"
 
 
@@ -15,6 +17,8 @@ namespace generic {
 #include "elementwise_impl.h"
 #include "engine_impl.h"
 #include "engine_rest_impl.h"
+#include "conv_impl.h"
+#include "norm_impl.h"
 
 }  // namespace generic
 
@@ -23,6 +27,12 @@ const Kernels kernels_generic = {"generic", generic::run_diffuse, generic::run_s
 
 extern const Engine engine_generic;
 const Engine engine_generic = {"generic", generic::run_unit};
+
+extern const ConvKernels conv_generic;
+const ConvKernels conv_generic = {"generic", generic::run_pack, generic::run_conv_grad};
+
+extern const NormKernels norm_generic;
+const NormKernels norm_generic = {"generic", generic::norm_forward, generic::norm_backward};
 
 }  // namespace fastdiff
 

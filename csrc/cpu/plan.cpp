@@ -1,13 +1,12 @@
 // Runs a plan: one evaluation of a network, or that and a row of a coefficient table, again and again.
 #include "plan_layout.h"
 
-#include <atomic>
 #include <cstring>
 #include <vector>
 
 #include "engine.h"
 #include "row_layout.h"
-#include "tensors.h"
+#include "run.h"
 
 namespace fastdiff {
 
@@ -71,27 +70,12 @@ Program program_of(const Tensor& code, const Tensor& weights, const Tensor& aren
   return p;
 }
 
-void run_instruction(const Program& p, const Instruction& instruction, const float* times, int64_t times_stride) {
-  const Engine& variant = engine();
-  Work work{instruction, p.batch, p.arena, p.weights, times, times_stride, p.shared, 0};
-  for (; work.phase < num_phases(instruction, p.batch, p.threads); ++work.phase) {
-    const int64_t units = num_units(instruction, p.batch, p.threads, work.phase);
-    const int64_t workers = units < p.threads ? units : p.threads;
-    std::atomic<int64_t> next{0};
-    // Whoever is free takes the next unit; results do not depend on who.
-    torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
-      for (int64_t worker = first; worker < last; ++worker)
-        for (int64_t unit; (unit = next.fetch_add(1)) < units;)
-          variant.run(work, p.threads, unit, p.scratch + worker * p.per_thread);
-    });
-  }
-}
-
 // x * scale into the arena at `input`; then the program.
 void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, const float* times, int64_t times_stride) {
   const float* from = static_cast<const float*>(x.data_ptr());
   for (int64_t i = 0; i < x.numel(); ++i) p.arena[input + i] = scale * from[i];
-  for (int64_t n = 0; n < p.length; ++n) run_instruction(p, p.instructions[n], times, times_stride);
+  for (int64_t n = 0; n < p.length; ++n) run_instruction({p.instructions[n], p.batch, p.arena, p.weights, times, times_stride, p.shared, 0}, p.threads, p.scratch,
+                    p.per_thread);
 }
 
 void check_image(const char* name, const Tensor& x) {

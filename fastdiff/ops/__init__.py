@@ -1,6 +1,7 @@
 """The ops: public wrappers over `torch.ops.fastdiff.*`, which check their arguments and choose an implementation."""
 
 from fastdiff.ops._attention import attention
+from fastdiff.ops._conv3x3 import conv3x3
 from fastdiff.ops._diffuse import diffuse
 from fastdiff.ops._group_norm_act import add_group_norm_act, group_norm_act
 from fastdiff.ops._shared import EXTENSION_ERROR, FLOAT_DTYPES, Implementation, has_extension, memory_format
@@ -12,6 +13,7 @@ __all__ = [
     "Implementation",
     "add_group_norm_act",
     "attention",
+    "conv3x3",
     "diffuse",
     "group_norm_act",
     "has_extension",

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from fastdiff import reference_norm
-from fastdiff.ops._shared import FLOAT_DTYPES, Implementation, define, describe, dispatch, memory_format
+from fastdiff.ops._shared import (
+    FLOAT_DTYPES,
+    LIBRARY,
+    Implementation,
+    define,
+    describe,
+    dispatch,
+    has_extension,
+    memory_format,
+)
 from fastdiff.reference import compute_dtype
 
 _SCHEMA = (
@@ -323,7 +335,148 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError("group_norm_act has no second derivative: take the first without create_graph")
 
 
+def _cpu(
+    x: Tensor,
+    x2: Tensor | None,
+    residual: Tensor | None,
+    added_bias: Tensor | None,
+    added_time: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    groups: int,
+    eps: float,
+    act: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return _reference(x, x2, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act)
+    y, total, mean, rstd = _fake(x, x2, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act)
+    with _writing(y) as y_pixels, _writing(None if residual is None else total) as total_pixels:
+        torch.ops.fastdiff.group_norm_act_out(
+            _pixels(x),
+            _pixels(x2),
+            _pixels(residual),
+            _added(added_bias, added_time),
+            _floats(weight),
+            _floats(bias),
+            _floats(scale),
+            _floats(shift),
+            eps,
+            act,
+            y_pixels,
+            total_pixels,
+            mean,
+            rstd,
+        )
+    return y, total, mean, rstd
+
+
+def _backward_cpu(
+    grad_y: Tensor,
+    grad_sum: Tensor | None,
+    x: Tensor,
+    x2: Tensor | None,
+    added_bias: Tensor | None,
+    added_time: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    act: bool,
+    want_added: bool,
+) -> tuple[Tensor, ...]:
+    arguments = (
+        grad_y, grad_sum, x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd, act, want_added
+    )  # fmt: skip
+    if x.dtype == torch.float64 or x.numel() == 0:
+        return _backward_reference(*arguments)
+    dx, dx2, _, _, _, _, added = _backward_fake(*arguments)
+    du_sum = x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
+    du_xhat_sum = torch.empty_like(du_sum)
+    with _writing(dx) as dx_pixels, _writing(None if x2 is None else dx2) as dx2_pixels:
+        torch.ops.fastdiff.group_norm_act_backward_out(
+            _pixels(grad_y),
+            _pixels(grad_sum),
+            _pixels(x),
+            _pixels(x2),
+            _added(added_bias, added_time),
+            _floats(weight),
+            _floats(bias),
+            _floats(scale),
+            _floats(shift),
+            mean,
+            rstd,
+            act,
+            dx_pixels,
+            dx2_pixels,
+            du_sum,
+            du_xhat_sum,
+            added if want_added else None,
+        )
+    if scale is None or shift is None:
+        dscale, dshift, gain = x.new_empty(0), x.new_empty(0), torch.ones(())
+    else:
+        dscale = (weight.float() * du_xhat_sum + bias.float() * du_sum).to(scale.dtype)
+        dshift, gain = du_sum.to(shift.dtype, copy=True), 1 + scale.float()
+    dweight, dbias = (gain * du_xhat_sum).sum(dim=0), (gain * du_sum).sum(dim=0)
+    return dx, dx2, dweight.to(weight.dtype), dbias.to(bias.dtype), dscale, dshift, added
+
+
+def _is_last(x: Tensor) -> bool:
+    return memory_format(x) == torch.channels_last
+
+
+@overload
+def _pixels(x: Tensor) -> Tensor: ...
+@overload
+def _pixels(x: Tensor | None) -> Tensor | None: ...
+def _pixels(x: Tensor | None) -> Tensor | None:
+    """[B, C, ...] as [B, pixels, C], contiguous: a view of a channels_last x, else a copy."""
+    return None if x is None else x.reshape(*x.shape[:2], -1).transpose(1, 2).contiguous()
+
+
+@contextmanager
+def _writing(x: Tensor | None) -> Iterator[Tensor | None]:
+    """Memory for x as [B, pixels, C], which is in x in the end."""
+    if x is None:
+        yield None
+    elif _is_last(x):
+        yield x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1])
+    else:
+        pixels = x.new_empty(x.shape[0], math.prod(x.shape[2:]), x.shape[1])
+        yield pixels
+        x.copy_(pixels.transpose(1, 2).reshape(x.shape))
+
+
+def _added(bias: Tensor | None, time: Tensor | None) -> Tensor | None:
+    """What is added to each channel, [B or 1, C] float32."""
+    if bias is None or time is None:
+        only = time if bias is None else bias[None]
+        return _floats(only)
+    return (time.float() + bias.float()).contiguous()
+
+
+def _floats(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to(torch.float32).contiguous()
+
+
+LIBRARY.define(
+    "group_norm_act_out(Tensor x, Tensor? x2, Tensor? residual, Tensor? added, Tensor weight, Tensor bias, "
+    "Tensor? scale, Tensor? shift, float eps, bool act, Tensor(a!) y, Tensor(b!)? total, Tensor(c!) mean, "
+    "Tensor(d!) rstd) -> ()"
+)
+LIBRARY.define(
+    "group_norm_act_backward_out(Tensor grad_y, Tensor? grad_total, Tensor x, Tensor? x2, Tensor? added, "
+    "Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, Tensor mean, Tensor rstd, bool act, Tensor(a!) dx, "
+    "Tensor(b!)? dx2, Tensor(c!) du_sum, Tensor(d!) du_xhat_sum, Tensor(e!)? dh_sum) -> ()"
+)
 define("group_norm_act", _SCHEMA, _reference, _fake)
 define("group_norm_act_backward", _BACKWARD_SCHEMA, _backward_reference, _backward_fake)
+if has_extension():
+    LIBRARY.impl("group_norm_act", _cpu, "CPU")
+    LIBRARY.impl("group_norm_act_backward", _backward_cpu, "CPU")
 torch.library.register_autograd("fastdiff::group_norm_act", _backward, setup_context=_setup)
 torch.library.register_autograd("fastdiff::group_norm_act_backward", _no_second_derivative)

@@ -1,0 +1,31 @@
+// Runs an instruction in parallel. Launchers only, as tensors.h.
+#pragma once
+
+#include <atomic>
+
+#include "engine.h"
+#include "tensors.h"
+
+namespace fastdiff {
+
+// Calls `work(unit, worker)` for all units; whoever is free takes the next, so results must not depend on who.
+template <typename F>
+void run_units(int64_t units, int64_t threads, const F& work) {
+  const int64_t workers = units < threads ? units : threads;
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+    for (int64_t worker = first; worker < last; ++worker)
+      for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, worker);
+  });
+}
+
+// All phases of an instruction; `scratch` holds `per_thread` floats for each thread.
+inline void run_instruction(Work work, int64_t threads, float* scratch, int64_t per_thread) {
+  const Engine& variant = engine();
+  for (; work.phase < num_phases(work.i, work.batch, threads); ++work.phase)
+    run_units(num_units(work.i, work.batch, threads, work.phase), threads, [&](int64_t unit, int64_t worker) {
+      variant.run(work, threads, unit, scratch + worker * per_thread);
+    });
+}
+
+}  // namespace fastdiff
