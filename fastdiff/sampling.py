@@ -61,6 +61,7 @@ def sample(
     dtype: torch.dtype | None = None,
     progress: bool = True,
     callback: Callable[[SamplingStep], None] | None = None,
+    callback_rows: Iterable[int] | None = None,
     threshold: DynamicThreshold | None = None,
 ) -> Tensor:
     """Run a coefficient table with a model.
@@ -86,6 +87,7 @@ def sample(
         dtype: Of the result; float32 when None. The state is float32 (float64 for float64).
         progress: Show a progress bar on the terminal.
         callback: Called after each row.
+        callback_rows: Call it after these rows only, which lets the C++ engine run on in between; -1 is the last.
         threshold: Dynamic thresholding of the predicted x_0, between the model and the step.
 
     Returns:
@@ -107,14 +109,15 @@ def sample(
     place = model_device(model, x_init, device)
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     ids = checked_ids(sample_ids, shape[0], place)
+    wanted = _wanted_rows(callback, callback_rows, len(table))
     with torch.no_grad(), eval_mode(model):
         x = _first_state(table, shape, seed, ids, x_init, place, state_dtype)
         kwargs = dict(model_kwargs or {})
         network = _native_network(model, runner, x, kwargs, threshold)
         if network is not None:
-            x = _run_native(network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback)
+            x = _run_native(network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback, wanted)
         else:
-            x = _run_eager(model, table, x, ids, seed, kwargs, start_row, progress, callback, threshold)
+            x = _run_eager(model, table, x, ids, seed, kwargs, start_row, progress, callback, wanted, threshold)
     return x if dtype is None else x.to(dtype)
 
 
@@ -164,6 +167,7 @@ def _run_native(
     start_row: int,
     progress: bool,
     callback: Callable[[SamplingStep], None] | None,
+    wanted: frozenset[int],
 ) -> Tensor:
     def on_row(row: int, prediction: Tensor | None) -> None:
         assert callback is not None
@@ -172,7 +176,7 @@ def _run_native(
     if len(x) == 0:
         return x
     with _bar(table, start_row, progress) as advance:
-        return run_table(network, table, x, ids, seed, y, start_row, on_row if callback else None, advance)
+        return run_table(network, table, x, ids, seed, y, start_row, on_row if callback else None, wanted, advance)
 
 
 def _run_eager(
@@ -185,6 +189,7 @@ def _run_eager(
     start_row: int,
     progress: bool,
     callback: Callable[[SamplingStep], None] | None,
+    wanted: frozenset[int],
     threshold: DynamicThreshold | None,
 ) -> Tensor:
     rows = ops.table_rows(table, x.device, x.dtype)
@@ -222,7 +227,7 @@ def _run_eager(
                 out=x,
             )
             advance(1)
-            if callback is not None:
+            if callback is not None and row in wanted:
                 callback(SamplingStep(row, len(table), float(table["t"][row]), x, pred if evaluates else None))
     return x
 
@@ -272,6 +277,20 @@ def _first_state(
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     # A copy, since the state is updated in place.
     return x_init.detach().to(device, dtype, copy=True).contiguous(memory_format=layout)
+
+
+def _wanted_rows(callback: object, rows: Iterable[int] | None, length: int) -> frozenset[int]:
+    """Rows after which the callback is called."""
+    if callback is None:
+        if rows is not None:
+            raise ValueError("callback_rows is given without a callback: give both, or neither")
+        return frozenset()
+    if rows is None:
+        return frozenset(range(length))
+    chosen = list(rows)
+    if bad := [row for row in chosen if int(row) != row or not -length <= row < length]:
+        raise ValueError(f"callback_rows must be rows of the table, -{length} to {length - 1}, got {bad[0]}")
+    return frozenset(int(row) % length for row in chosen)
 
 
 def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

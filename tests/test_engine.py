@@ -364,6 +364,28 @@ def test_sample_native_calls_back_like_eager():
         assert (ours[3] - theirs[3]).abs().max() < 1e-3
 
 
+def test_sample_native_stops_at_chosen_rows_and_runs_on_between(monkeypatch):
+    net = network("ho")
+    table = fd.samplers.dpmpp_2m(fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 12)
+    every, some, calls = {}, {}, []
+    sampled(net, table, "native", callback=lambda s: every.update({s.row: (s.x.clone(), s.prediction.clone())}))
+    plain = torch.ops.fastdiff.plan_sample
+
+    def counted(*arguments):
+        calls.append(arguments[11:13])
+        return plain(*arguments)
+
+    monkeypatch.setattr(engine_loop.torch.ops.fastdiff, "plan_sample", counted)
+    monkeypatch.setattr(engine_loop, "STRETCH_SECONDS", 1000)
+    callback = lambda s: some.update({s.row: (s.x.clone(), s.prediction.clone())})  # noqa: E731
+    result = sampled(net, table, "native", callback=callback, callback_rows=[2, 8, -1])
+    assert list(some) == [2, 8, 11]
+    assert all(torch.equal(a, b) for row in some for a, b in zip(some[row], every[row], strict=True))
+    assert torch.equal(result, every[11][0])
+    assert len(calls) < 12
+    assert {3, 9, 12} <= {end for _, end in calls}
+
+
 def test_sample_native_starts_in_the_middle():
     net = network("ho")
     table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 8)

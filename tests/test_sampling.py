@@ -121,6 +121,18 @@ def test_sample_callback_sees_every_row():
     torch.testing.assert_close(seen[-1][3], result)
 
 
+def test_sample_callback_sees_chosen_rows():
+    table = fd.samplers.ddim(DIFFUSION, 5)
+    seen = []
+    run = {"shape": (2, 1, 3, 3), "progress": False, "callback": lambda step: seen.append(step.row)}
+    fd.sample(gaussian_model(), table, callback_rows=[1, -1], **run)
+    assert seen == [1, 4]
+    with pytest.raises(ValueError, match="callback_rows must be rows of the table, -5 to 4, got 5"):
+        fd.sample(gaussian_model(), table, callback_rows=[5], **run)
+    with pytest.raises(ValueError, match="without a callback"):
+        fd.sample(gaussian_model(), table, callback_rows=[1], **run | {"callback": None})
+
+
 def test_sample_continues_from_a_row():
     table = fd.samplers.ddpm(DIFFUSION, 8)
     states = []

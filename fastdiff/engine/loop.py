@@ -33,6 +33,7 @@ def run_table(
     y: Tensor | None,
     start_row: int,
     on_row: Callable[[int, Tensor | None], None] | None,
+    wanted: frozenset[int],
     advance: Callable[[int], None],
 ) -> Tensor:
     """Run a coefficient table from `start_row` to its end.
@@ -45,8 +46,9 @@ def run_table(
         seed: In [0, 2^64).
         y: Labels [B], or None.
         start_row: The first row.
-        on_row: Called after each row with its number and the prediction [B, C, H, W] (None where the row does not
-            evaluate); rows then run one at a time.
+        on_row: Called after each wanted row with its number and the prediction [B, C, H, W] (None where the row does
+            not evaluate), or None.
+        wanted: Rows; a stretch ends with each.
         advance: Called with the number of rows done since the last call.
 
     Returns:
@@ -73,7 +75,8 @@ def run_table(
             known = _times(network, times[row : row + window], y, batch)
             first_known = row
         # Not behind the rows whose times are known.
-        end = min(len(table), row + (1 if on_row is not None else stretch), first_known + window)
+        end = min(len(table), row + stretch, first_known + window)
+        end = next((number + 1 for number in range(row, end) if number in wanted), end)
         began = time.perf_counter()
         for first in range(0, batch, part):
             some = slice(first, min(first + part, batch))
@@ -104,9 +107,9 @@ def run_table(
         seconds = time.perf_counter() - began
         stretch = max(1, min(2 * (end - row), int((end - row) * STRETCH_SECONDS / max(seconds, 1e-9))))
         advance(end - row)
-        if on_row is not None:
-            on_row(row, pred if table["evaluate"][row] else None)
         row = end
+        if on_row is not None and row - 1 in wanted:
+            on_row(row - 1, pred if table["evaluate"][row - 1] else None)
     return x
 
 
