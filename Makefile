@@ -53,12 +53,13 @@ bench: setup-dev  ## Time the ops against plain PyTorch and diffusers; writes be
 
 bench-cpu: setup-dev  ## Time the CPU engine against diffusers and torch.compile; writes bench/results/
 	$(BIN)/python bench/cpu_unet.py
+	$(BIN)/python bench/cpu_train.py
 
 asan: setup-dev  ## Run the extension's tests under AddressSanitizer
 	FASTDIFF_SANITIZE=address $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan
 	PYTHONPATH=build/asan ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest -q tests/test_ops.py tests/test_engine.py
+		$(BIN)/python -m pytest -q tests/test_ops*.py tests/test_engine.py
 
 clean:  ## Remove .venv, build products and caches
 	rm -rf $(VENV) build dist *.egg-info fastdiff/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

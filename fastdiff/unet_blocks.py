@@ -18,6 +18,7 @@ __all__ = [
     "Block",
     "Conv3x3",
     "Downsample",
+    "Dropout",
     "GroupNormAct",
     "ResBlock",
     "Resample",
@@ -137,6 +138,16 @@ class Conv3x3(nn.Conv2d):
         return super().forward(x)
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose mask, on the CPU, is drawn by the op `dropout` from a seed of PyTorch's generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x's shape."""
+        if not self.training or self.p == 0 or x.device.type != "cpu" or not ops.has_extension():
+            return super().forward(x)
+        return ops.dropout(x, self.p, torch.empty(1, dtype=torch.int64).random_())
+
+
 class Downsample(nn.Module):
     """Half the resolution: a 3x3 convolution of stride 2, or the average of 2x2 pixels.
 
@@ -211,7 +222,7 @@ class ResBlock(nn.Module):
         self.conv1 = Conv3x3(in_channels, out_channels)
         self.emb_proj = nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = GroupNormAct(out_channels, groups, eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = Conv3x3(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 

@@ -54,6 +54,16 @@ struct StepArgs {
   const void* rows;  // [R, ROW_WIDTH], float, or double when x is
 };
 
+// y = x * scale where the element's word is at most last_kept, else 0. Elements count in memory order.
+struct DropoutArgs {
+  Matrix x, y;
+  int64_t numel;
+  uint64_t seed;
+  uint32_t stream, last_kept;
+  double scale;
+};
+constexpr int64_t DROPOUT_UNIT = 4096;
+
 // A work unit is one tile of one sample; its result depends on the sample alone, not on the batch it is in.
 int64_t num_units(const Shape& shape);
 
@@ -61,6 +71,7 @@ struct Kernels {
   const char* name;
   void (*diffuse)(const DiffuseArgs&, int64_t first_unit, int64_t last_unit);
   void (*step)(const StepArgs&, int64_t first_unit, int64_t last_unit);
+  void (*dropout)(const DropoutArgs&, int64_t first_unit, int64_t last_unit);
 };
 
 extern const Kernels kernels_generic, kernels_avx2, kernels_avx512;

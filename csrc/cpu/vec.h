@@ -120,8 +120,8 @@ FD_INLINE f32x16 exp_v(f32x16 x) {
   return select(x == x, p * scale, x);
 }
 
-// Blocks first_block .. first_block + 15 of one sample's noise: 64 normals, in element order, to out.
-FD_INLINE void normals_chunk(float* out, uint32_t first_block, uint64_t sample_id, uint32_t last_word, uint64_t seed) {
+// Words of blocks first_block .. first_block + 15 of one sample: c[j] holds word j of each.
+FD_INLINE void words_chunk(u32x16 (&c)[4], uint32_t first_block, uint64_t sample_id, uint32_t last_word, uint64_t seed) {
   const u64x8 lane = {0, 2, 4, 6, 8, 10, 12, 14};
   const u64x8 id_low = (sample_id & 0xFFFFFFFFu) - (u64x8){}, id_high = (sample_id >> 32) - (u64x8){};
   const u64x8 last = (uint64_t)last_word - (u64x8){};
@@ -136,17 +136,11 @@ FD_INLINE void normals_chunk(float* out, uint32_t first_block, uint64_t sample_i
     k0 += PHILOX_W0;
     k1 += PHILOX_W1;
   }
-  const u32x16 c0 = join(a0, b0), c1 = join(a1, b1), c2 = join(a2, b2), c3 = join(a3, b3);
-  const f32x16 u0 = __builtin_convertvector(c0, f32x16) * 0x1p-32f + 0x1p-33f;
-  const f32x16 u1 = __builtin_convertvector(c2, f32x16) * 0x1p-32f + 0x1p-33f;
-  const f32x16 turns0 = __builtin_convertvector((i32x16)c1, f32x16) * 0x1p-32f;
-  const f32x16 turns1 = __builtin_convertvector((i32x16)c3, f32x16) * 0x1p-32f;
-  const f32x16 r0 = sqrt_v(minus_two_log(u0)), r1 = sqrt_v(minus_two_log(u1));
-  f32x16 cos0, sin0, cos1, sin1;
-  cos_sin_turns(turns0, cos0, sin0);
-  cos_sin_turns(turns1, cos1, sin1);
-  const f32x16 z0 = r0 * cos0, z1 = r0 * sin0, z2 = r1 * cos1, z3 = r1 * sin1;
-  // Transpose 4 x 16 to 16 x 4, two zips each way.
+  c[0] = join(a0, b0), c[1] = join(a1, b1), c[2] = join(a2, b2), c[3] = join(a3, b3);
+}
+
+// Values of 16 blocks, four each, in element order: 4 x 16 transposed to 16 x 4, by two zips each way.
+FD_INLINE void store_blocks(float* out, f32x16 z0, f32x16 z1, f32x16 z2, f32x16 z3) {
   const i32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
   const i32x16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const f32x16 even_low = __builtin_shuffle(z0, z2, low), even_high = __builtin_shuffle(z0, z2, high);
@@ -155,4 +149,19 @@ FD_INLINE void normals_chunk(float* out, uint32_t first_block, uint64_t sample_i
   *(f32x16u*)(out + 16) = __builtin_shuffle(even_low, odd_low, high);
   *(f32x16u*)(out + 32) = __builtin_shuffle(even_high, odd_high, low);
   *(f32x16u*)(out + 48) = __builtin_shuffle(even_high, odd_high, high);
+}
+
+// Blocks first_block .. first_block + 15 of one sample's noise: 64 normals, in element order, to out.
+FD_INLINE void normals_chunk(float* out, uint32_t first_block, uint64_t sample_id, uint32_t last_word, uint64_t seed) {
+  u32x16 c[4];
+  words_chunk(c, first_block, sample_id, last_word, seed);
+  const f32x16 u0 = __builtin_convertvector(c[0], f32x16) * 0x1p-32f + 0x1p-33f;
+  const f32x16 u1 = __builtin_convertvector(c[2], f32x16) * 0x1p-32f + 0x1p-33f;
+  const f32x16 turns0 = __builtin_convertvector((i32x16)c[1], f32x16) * 0x1p-32f;
+  const f32x16 turns1 = __builtin_convertvector((i32x16)c[3], f32x16) * 0x1p-32f;
+  const f32x16 r0 = sqrt_v(minus_two_log(u0)), r1 = sqrt_v(minus_two_log(u1));
+  f32x16 cos0, sin0, cos1, sin1;
+  cos_sin_turns(turns0, cos0, sin0);
+  cos_sin_turns(turns1, cos1, sin1);
+  store_blocks(out, r0 * cos0, r0 * sin0, r1 * cos1, r1 * sin1);
 }

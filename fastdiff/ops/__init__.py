@@ -3,6 +3,7 @@
 from fastdiff.ops._attention import attention
 from fastdiff.ops._conv3x3 import conv3x3
 from fastdiff.ops._diffuse import diffuse
+from fastdiff.ops._dropout import dropout
 from fastdiff.ops._group_norm_act import add_group_norm_act, group_norm_act
 from fastdiff.ops._shared import EXTENSION_ERROR, FLOAT_DTYPES, Implementation, has_extension, memory_format
 from fastdiff.ops._step import new_history, step, table_rows
@@ -15,6 +16,7 @@ __all__ = [
     "attention",
     "conv3x3",
     "diffuse",
+    "dropout",
     "group_norm_act",
     "has_extension",
     "memory_format",
