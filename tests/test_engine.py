@@ -204,6 +204,22 @@ def test_attention_matches_float64(tokens, heads, size):
     assert relative(actual, expected) < ENGINE_INSTRUCTION
 
 
+@pytest.mark.parametrize(("tokens", "width"), [((4, 4), 64), ((1, 1), 16), ((5, 13), 48), ((8, 9), 272)])
+def test_attention_with_keys_of_its_own_matches_float64(tokens, width):
+    generator = torch.Generator().manual_seed(0)
+    q_and_v = 2 * torch.randn(2, 2 * width, *tokens, generator=generator)
+    q_and_v[:, :width] /= width**0.5
+    x, norm = torch.randn(2, width, *tokens, generator=generator), torch.randn(2, width, 2, 1, generator=generator)
+    buffers = (Buffer(*tokens, 2 * width), Buffer(*tokens, width), Buffer(2, 1, width), Buffer(*tokens, width))
+    instruction = Instruction("attention", (0, 1), 3, norm=2, residual=1)
+    actual = run_one(instruction, buffers, [], q_and_v, [(1, x), (2, norm)])
+    q, v = q_and_v.double().flatten(2).split(width, dim=1)
+    keys = (x.double() * norm[:, :, :1].double() + norm[:, :, 1:].double()).flatten(2)
+    weights = torch.softmax(q.transpose(1, 2) @ keys, dim=2)
+    expected = (weights @ v.transpose(1, 2)).transpose(1, 2).reshape(x.shape) + x.double()
+    assert relative(actual, expected) < ENGINE_INSTRUCTION
+
+
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("shape", [(16, 1, 1), (20, 9, 15), (128, 16, 16)], ids=str)
 def test_statistics_match_float64(shape, offset):

@@ -74,7 +74,7 @@ int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t 
 
 int64_t shared_scratch(const Instruction& i, int64_t batch, int64_t threads) {
   if (i.op == PLAN_ATTENTION)
-    return batch * i.heads * panels_of(i.height * i.width) * PANEL * (i.channels / 3 / i.heads);
+    return batch * i.heads * panels_of(i.height * i.width) * PANEL * (attention_width(i) / i.heads);
   if (i.op != PLAN_CONV) return 0;
   if (i.algorithm == PLAN_DIRECT) {
     const Padded p = padded_of(i);

@@ -46,6 +46,10 @@ struct Padded {
 Padded padded_of(const Instruction& i);
 constexpr int64_t QUERY_BLOCK = 24;
 
+// Attention: q, k and v packed, or q and v with keys of the second source. Channels of each, and where v begins.
+static inline int64_t attention_width(const Instruction& i) { return i.source2 < 0 ? i.channels / 3 : i.channels2; }
+static inline int64_t attention_values(const Instruction& i) { return (i.source2 < 0 ? 2 : 1) * attention_width(i); }
+
 int64_t num_phases(const Instruction& i, int64_t batch, int64_t threads);
 int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t phase);
 // Floats of scratch: of the instruction, and of each thread.

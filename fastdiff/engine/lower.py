@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from torch import nn
 
@@ -139,8 +140,12 @@ class _Lowering:
                 f"{buffer.channels // block.num_heads}"
             )
         norm = self.norm(block.norm, (x,))
-        qkv = self.conv(block.qkv, (x,), norm=norm, heads=block.num_heads, packed_qkv=True)
         out = self.buffer(buffer.height, buffer.width, buffer.channels)
+        if block.num_heads == 1:
+            # Half of the linear layers' work: see fastdiff.engine.pack.
+            qv = self.conv(block.qkv, (x,), norm=norm, qkv="folded")
+            return self.emit(Instruction("attention", (qv, x), out, norm=norm, residual=x))
+        qkv = self.conv(block.qkv, (x,), norm=norm, heads=block.num_heads, qkv="packed")
         self.emit(Instruction("attention", (qkv,), out, heads=block.num_heads))
         return self.conv(block.proj, (out,), residual=x)
 
@@ -176,12 +181,14 @@ class _Lowering:
         residual: int | None = None,
         time: int | None = None,
         heads: int = 1,
-        packed_qkv: bool = False,
+        qkv: Literal["", "packed", "folded"] = "",
     ) -> int:
         if isinstance(module, nn.Conv2d):
             kernel, channels = module.kernel_size[0], module.out_channels
         elif isinstance(module, nn.Linear):
             kernel, channels = 1, module.out_features
+            if qkv == "folded":
+                channels = 2 * module.in_features
         else:
             raise Unsupported(f"the engine has no instruction for {self.names[module]} ({type(module).__name__})")
         first = self.buffers[sources[0]]
@@ -201,7 +208,7 @@ class _Lowering:
             parameter=self.names[module],
             time=time,
             heads=heads,
-            packed_qkv=packed_qkv,
+            qkv=qkv,
         )
         channels_in = sum(self.buffers[n].channels for n in sources)
         algorithm = choose_algorithm(kernel, stride, channels_in, self.buffers[target])

@@ -11,7 +11,7 @@ from fastdiff.engine import memory
 from fastdiff.engine.plan import Instruction, Placement, Plan
 from fastdiff.unet import AttentionBlock, UNet
 
-__all__ = ["ALGORITHMS", "CODE_FIELDS", "OPS", "Places", "encode", "ordered_qkv", "pack_layers", "pack_weights"]
+__all__ = ["ALGORITHMS", "CODE_FIELDS", "OPS", "Places", "attention_weights", "encode", "pack_layers", "pack_weights"]
 
 OPS = ("stats", "norm", "conv", "attention", "pool", "repeat")
 ALGORITHMS = ("direct", "winograd4", "winograd2")
@@ -48,7 +48,7 @@ def pack_weights(plan: Plan, unet: UNet) -> tuple[Tensor, Places]:
         assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, Tensor)
         bias = torch.zeros(weight.shape[0]) if bias is None else bias
-        layers.append(ordered_qkv(unet, instruction, weight, bias) if instruction.packed_qkv else (weight, bias))
+        layers.append(attention_weights(unet, instruction) if instruction.qkv else (weight, bias))
     return pack_layers(plan, layers)
 
 
@@ -148,14 +148,27 @@ def _panels(matrix: Tensor) -> Tensor:
     return padded.view(count, rows, panels, PANEL).permute(0, 2, 1, 3).contiguous()
 
 
-def ordered_qkv(unet: UNet, instruction: Instruction, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a packed qkv with its rows as q, k, v, head by head, and q scaled; float64."""
+def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the linear layer before an attention, float64.
+
+    "packed": rows in the order q, k, v, head by head, and q scaled. "folded", for one head: with q = Q x + a,
+    k = K y + b and v = V y + c of a pixel x and the pixels y, and the projection P (.) + p behind the sum over y,
+
+        q . k           = (K^T Q x + K^T a) . y + (what does not depend on y, so that softmax drops it)
+        P sum w v + p   = sum w (P V y + P c + p)       since the weights w sum to 1
+
+    so with q' = scale (K^T Q x + K^T a) and v' = P V y + P c + p the keys are the y themselves.
+    """
     block = unet.get_submodule(instruction.parameter.rpartition(".")[0])
     assert isinstance(block, AttentionBlock)
-    width = weight.shape[0]
-    rows = torch.arange(width).view(1, 1, width)
+    weight, bias = (value.detach().cpu().double() for value in (block.qkv.weight, block.qkv.bias))
+    rows = torch.arange(len(bias)).view(1, 1, -1)
     order = torch.cat([part.reshape(-1) for part in block.split_heads(rows)])
-    scale = torch.ones(width, dtype=torch.float64)
-    scale[: width // 3] = (width // 3 // block.num_heads) ** -0.5
-    ordered = weight.detach().cpu().double()[order] * scale[:, None]
-    return ordered, bias.detach().cpu().double()[order] * scale
+    weight, bias = weight[order], bias[order]
+    channels = len(bias) // 3
+    scale = (channels // block.num_heads) ** -0.5
+    (q, k, v), (a, _, c) = weight.split(channels), bias.split(channels)
+    if instruction.qkv == "packed":
+        return torch.cat([scale * q, k, v]), torch.cat([scale * a, bias[channels:]])
+    project, p = block.proj.weight.detach().cpu().double(), block.proj.bias.detach().cpu().double()
+    return torch.cat([scale * k.T @ q, project @ v]), torch.cat([scale * k.T @ a, project @ c + p])

@@ -39,21 +39,24 @@ class Instruction:
     Attributes:
         op: "stats": mean and sum of squares about it, per channel. "norm": from those, factor and offset of each
             channel of a group norm. "conv": convolution of act(factor * x + offset) over one or two sources, plus bias,
-            time and residual. "attention": softmax(q k^T) v of the packed q, k, v; q comes scaled. "pool": mean of 2x2
-            pixels of act(factor * x + offset). "repeat": each pixel twice in both directions.
+            time and residual. "attention": softmax(q k^T) v of the packed q, k, v, with q scaled; or, of two sources,
+            of the packed q and v and of keys that are factor * x + offset; plus residual. "pool": mean of 2x2 pixels of
+            act(factor * x + offset). "repeat": each pixel twice in both directions.
         sources: What is read; of a convolution's or norm's two sources, the channels follow each other.
         target: What is written.
         kernel, stride, pad: Of a convolution; `pad` rows above and columns to the left, zeros outside of the image.
         upsample: The convolution reads each pixel twice in both directions.
         act: SiLU behind the norm.
-        norm: Buffer of factors and offsets that a convolution or pool applies to what it reads.
-        residual: Buffer that is added to a convolution's result.
+        norm: Buffer of factors and offsets that a convolution or pool applies to what it reads, an attention to keys.
+        residual: Buffer that is added to the result of a convolution or attention.
         stats: Buffers of statistics that a norm reads, one per source.
         parameter: Name of the module whose weight and bias it uses.
         time: Where the instruction's slice of the time vector begins: [C] to add, or [2C], scale and shift.
         groups, eps: Of a norm.
         heads: Of an attention.
-        packed_qkv: The convolution makes q, k and v: its rows are put in the order q, k, v, and q is scaled.
+        qkv: "packed": the convolution makes q, k and v, its rows in the order q, k, v, and q scaled. "folded": for one
+            head, it makes q and v so that the normalised input itself serves as k, and v holds the projection behind
+            the attention as well; `fastdiff.engine.pack` says how.
         algorithm: Of a convolution.
     """
 
@@ -73,7 +76,7 @@ class Instruction:
     groups: int = 1
     eps: float = 0.0
     heads: int = 1
-    packed_qkv: bool = False
+    qkv: Literal["", "packed", "folded"] = ""
     algorithm: Algorithm = "direct"
 
     def reads(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.engine.pack import ordered_qkv
+from fastdiff.engine.pack import attention_weights
 from fastdiff.engine.plan import Instruction, Plan
 from fastdiff.unet import UNet
 
@@ -38,13 +38,13 @@ def run_steps(plan: Plan, unet: UNet, x: Tensor, times: Tensor) -> dict[int, Ten
 def _run(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor) -> Tensor:
     if i.op == "norm":
         return _norm(plan, unet, i, values, times)
+    if i.op == "attention":
+        return _attention(i, values)
     x = torch.cat([values[n] for n in i.sources], dim=3)
     if i.op == "stats":
         mean = x.mean(dim=(1, 2), keepdim=True)
         squares = (x - mean).square().sum(dim=(1, 2), keepdim=True)
         return torch.cat([mean, squares], dim=1)
-    if i.op == "attention":
-        return _attention(i, x)
     if i.norm is not None:
         factor, offset = values[i.norm].unbind(dim=1)
         x = x * factor[:, None] + offset[:, None]
@@ -65,9 +65,8 @@ def _conv(plan: Plan, unet: UNet, i: Instruction, x: Tensor, values: dict[int, T
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
     assert bias is None or isinstance(bias, Tensor)
-    if i.packed_qkv:
-        assert bias is not None
-        weight, bias = (part.to(x.dtype) for part in ordered_qkv(unet, i, weight, bias))
+    if i.qkv:
+        weight, bias = (part.to(x.dtype) for part in attention_weights(unet, i))
     weight = weight if weight.ndim == 4 else weight[:, :, None, None]
     out = plan.buffers[i.target]
     # Zeros on the far sides as far as the last window reaches.
@@ -102,8 +101,16 @@ def _norm(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], tim
     return torch.stack([factor, offset], dim=1)[:, :, None]
 
 
-def _attention(i: Instruction, qkv: Tensor) -> Tensor:
-    batch, height, width, channels = qkv.shape
-    q, k, v = qkv.reshape(batch, height * width, 3, i.heads, -1).permute(2, 0, 3, 1, 4)
-    out: Tensor = torch.softmax(q @ k.transpose(2, 3), dim=3) @ v
-    return out.transpose(1, 2).reshape(batch, height, width, channels // 3)
+def _attention(i: Instruction, values: dict[int, Tensor]) -> Tensor:
+    packed = values[i.sources[0]]
+    batch, height, width, _ = packed.shape
+    parts = 3 if len(i.sources) == 1 else 2
+    q, *k, v = packed.reshape(batch, height * width, parts, i.heads, -1).permute(2, 0, 3, 1, 4)
+    if not k:
+        assert i.norm is not None
+        factor, offset = values[i.norm].unbind(dim=1)
+        keys = values[i.sources[1]] * factor[:, None] + offset[:, None]
+        k = [keys.reshape(batch, 1, height * width, -1)]
+    y: Tensor = torch.softmax(q @ k[0].transpose(2, 3), dim=3) @ v
+    y = y.transpose(1, 2).reshape(batch, height, width, -1)
+    return y if i.residual is None else y + values[i.residual]
