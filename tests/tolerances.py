@@ -17,3 +17,5 @@ ENGINE_NETWORK = 2e-5
 # A 3x3 convolution of training and its gradients against float64, over the largest value; the same digit of Winograd's,
 # and sums over up to 2,300 products.
 WINOGRAD = 3e-5
+# A whole small float32 network against a peer's of the same weights: the convolutions and norms sum in other orders.
+PEER_NETWORK = 1e-5
