@@ -57,7 +57,14 @@ def extension_arguments():
 
 
 setup(
-    packages=["fastdiff", "fastdiff.engine", "fastdiff.ops", "fastdiff.samplers", "fastdiff.kernels"],
+    packages=[
+        "fastdiff",
+        "fastdiff.engine",
+        "fastdiff.likelihood",
+        "fastdiff.ops",
+        "fastdiff.samplers",
+        "fastdiff.kernels",
+    ],
     package_dir={"fastdiff": "fastdiff", "fastdiff.kernels": "kernels"},
     package_data={"fastdiff": ["py.typed"]},
     **extension_arguments(),

@@ -110,7 +110,7 @@ def sample(
     with torch.no_grad(), eval_mode(model):
         x = _first_state(table, shape, seed, ids, x_init, place, state_dtype)
         kwargs = dict(model_kwargs or {})
-        network = _native_network(model, runner, x, kwargs, threshold)
+        network = native_network(model, runner, x, kwargs, threshold)
         if network is not None:
             x = _run_native(network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback)
         else:
@@ -118,10 +118,10 @@ def sample(
     return x if dtype is None else x.to(dtype)
 
 
-def _native_network(
+def native_network(
     model: Model, runner: Runner, x: Tensor, model_kwargs: dict[str, Any], threshold: DynamicThreshold | None
 ) -> NativeNetwork | None:
-    """The network compiled for the CPU, or None where the eager runner is to be used."""
+    """The network compiled for the CPU, or None where the eager runner is to be used; see `sample` for the runner."""
     if runner == "eager":
         return None
     reason = None
