@@ -72,9 +72,9 @@ def test_ode_is_the_exact_density_of_a_mixture(dims):
 def test_hutchinson_is_unbiased_and_knows_its_error():
     mixture, diffusion = Mixture(MIXTURES[2], 0.03), fd.Diffusion(fd.NoiseSchedule.cosine(100), "x0")
     x = mixture.sample(4)
-    exact = likelihood.ode(mixture.network(diffusion), diffusion, x, divergence="exact", tolerance=1e-4).total
+    exact = likelihood.ode(mixture.network(diffusion), diffusion, x, divergence="exact", tolerance=1e-5).total
     for kind in ("rademacher", "gaussian"):
-        some = likelihood.ode(mixture.network(diffusion), diffusion, x, divergence=kind, probes=40, tolerance=1e-3)
+        some = likelihood.ode(mixture.network(diffusion), diffusion, x, divergence=kind, probes=100, tolerance=1e-5)
         assert float(((some.total - exact) / some.probe_error).abs().max()) < 4.5
         assert 0 < float(some.probe_error.max()) < 0.5
     one = likelihood.ode(mixture.network(diffusion), diffusion, x, tolerance=1e-3)
