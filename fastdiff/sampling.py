@@ -15,6 +15,7 @@ from fastdiff import ops
 from fastdiff.engine.loop import run_table
 from fastdiff.engine.lower import Unsupported
 from fastdiff.engine.native import NativeNetwork, cached_network
+from fastdiff.known import Known, KnownPixels
 from fastdiff.noise import Stream, check_seed
 from fastdiff.schedule import nearest_name
 from fastdiff.table import CoefficientTable
@@ -62,6 +63,7 @@ def sample(
     progress: bool = True,
     callback: Callable[[SamplingStep], None] | None = None,
     threshold: DynamicThreshold | None = None,
+    known: Known | None = None,
 ) -> Tensor:
     """Run a coefficient table with a model.
 
@@ -87,6 +89,7 @@ def sample(
         progress: Show a progress bar on the terminal.
         callback: Called after each row.
         threshold: Dynamic thresholding of the predicted x_0, between the model and the step.
+        known: Pixels that are put back after each row, noised to the row's level: inpainting.
 
     Returns:
         The state at the end of the table, of `shape`, unclamped.
@@ -111,10 +114,11 @@ def sample(
         x = _first_state(table, shape, seed, ids, x_init, place, state_dtype)
         kwargs = dict(model_kwargs or {})
         network = native_network(model, runner, x, kwargs, threshold)
+        pixels = None if known is None else KnownPixels(known, table, x, ids, seed)
         if network is not None:
-            x = _run_native(network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback)
+            x = _run_native(network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback, pixels)
         else:
-            x = _run_eager(model, table, x, ids, seed, kwargs, start_row, progress, callback, threshold)
+            x = _run_eager(model, table, x, ids, seed, kwargs, start_row, progress, callback, threshold, pixels)
     return x if dtype is None else x.to(dtype)
 
 
@@ -164,15 +168,18 @@ def _run_native(
     start_row: int,
     progress: bool,
     callback: Callable[[SamplingStep], None] | None,
+    pixels: KnownPixels | None,
 ) -> Tensor:
     def on_row(row: int, prediction: Tensor | None) -> None:
-        assert callback is not None
-        callback(SamplingStep(row, len(table), float(table["t"][row]), x, prediction))
+        if pixels is not None:
+            pixels.put_back(x, row)
+        if callback is not None:
+            callback(SamplingStep(row, len(table), float(table["t"][row]), x, prediction))
 
     if len(x) == 0:
         return x
     with _bar(table, start_row, progress) as advance:
-        return run_table(network, table, x, ids, seed, y, start_row, on_row if callback else None, advance)
+        return run_table(network, table, x, ids, seed, y, start_row, on_row if callback or pixels else None, advance)
 
 
 def _run_eager(
@@ -186,6 +193,7 @@ def _run_eager(
     progress: bool,
     callback: Callable[[SamplingStep], None] | None,
     threshold: DynamicThreshold | None,
+    pixels: KnownPixels | None,
 ) -> Tensor:
     rows = ops.table_rows(table, x.device, x.dtype)
     times = torch.from_numpy(table["t"].copy()).to(x.device, torch.int64 if table.integer_times else torch.float32)
@@ -222,6 +230,8 @@ def _run_eager(
                 out=x,
             )
             advance(1)
+            if pixels is not None:
+                pixels.put_back(x, row)
             if callback is not None:
                 callback(SamplingStep(row, len(table), float(table["t"][row]), x, pred if evaluates else None))
     return x
