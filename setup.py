@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 # The stable ABI of PyTorch 2.10 and (py_limited_api) the limited Python API: one build serves all later versions.
@@ -57,17 +57,7 @@ def extension_arguments():
 
 
 setup(
-    packages=[
-        "fastdiff",
-        "fastdiff.compat",
-        "fastdiff.compat.guided_diffusion",
-        "fastdiff.compat.lucidrains",
-        "fastdiff.convert",
-        "fastdiff.engine",
-        "fastdiff.kernels",
-        "fastdiff.ops",
-        "fastdiff.samplers",
-    ],
+    packages=[*find_packages(include=["fastdiff", "fastdiff.*"]), "fastdiff.kernels"],
     package_dir={"fastdiff": "fastdiff", "fastdiff.kernels": "kernels"},
     package_data={"fastdiff": ["py.typed"]},
     **extension_arguments(),

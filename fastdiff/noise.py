@@ -42,6 +42,12 @@ class Stream(IntEnum):
     TRAIN_TIME = 3
     DROPOUT = 4
     LIKELIHOOD = 5
+    LIKELIHOOD_TIME = 6
+    LIKELIHOOD_PATH = 7
+    PROBE = 8
+    DEQUANTIZE = 9
+    KNOWN = 10
+    LANGEVIN = 11
 
 
 def check_seed(seed: int) -> int:

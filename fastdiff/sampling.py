@@ -15,6 +15,7 @@ from fastdiff import ops
 from fastdiff.engine.loop import run_table
 from fastdiff.engine.lower import Unsupported
 from fastdiff.engine.native import NativeNetwork, cached_network
+from fastdiff.known import Known, KnownPixels
 from fastdiff.noise import Stream, check_seed
 from fastdiff.schedule import nearest_name
 from fastdiff.table import CoefficientTable
@@ -63,6 +64,7 @@ def sample(
     callback: Callable[[SamplingStep], None] | None = None,
     callback_rows: Iterable[int] | None = None,
     threshold: DynamicThreshold | None = None,
+    known: Known | None = None,
 ) -> Tensor:
     """Run a coefficient table with a model.
 
@@ -89,6 +91,7 @@ def sample(
         callback: Called after each row.
         callback_rows: Call it after these rows only, which lets the C++ engine run on in between; -1 is the last.
         threshold: Dynamic thresholding of the predicted x_0, between the model and the step.
+        known: Pixels that are put back after each row, noised to the row's level: inpainting.
 
     Returns:
         The state at the end of the table, of `shape`, unclamped.
@@ -113,18 +116,21 @@ def sample(
     with torch.no_grad(), eval_mode(model):
         x = _first_state(table, shape, seed, ids, x_init, place, state_dtype)
         kwargs = dict(model_kwargs or {})
-        network = _native_network(model, runner, x, kwargs, threshold)
+        network = native_network(model, runner, x, kwargs, threshold)
+        pixels = None if known is None else KnownPixels(known, table, x, ids, seed)
         if network is not None:
-            x = _run_native(network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback, wanted)
+            x = _run_native(
+                network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback, wanted, pixels
+            )
         else:
-            x = _run_eager(model, table, x, ids, seed, kwargs, start_row, progress, callback, wanted, threshold)
+            x = _run_eager(model, table, x, ids, seed, kwargs, start_row, progress, callback, wanted, threshold, pixels)
     return x if dtype is None else x.to(dtype)
 
 
-def _native_network(
+def native_network(
     model: Model, runner: Runner, x: Tensor, model_kwargs: dict[str, Any], threshold: DynamicThreshold | None
 ) -> NativeNetwork | None:
-    """The network compiled for the CPU, or None where the eager runner is to be used."""
+    """The network compiled for the CPU, or None where the eager runner is to be used; see `sample` for the runner."""
     if runner == "eager":
         return None
     reason = None
@@ -168,15 +174,19 @@ def _run_native(
     progress: bool,
     callback: Callable[[SamplingStep], None] | None,
     wanted: frozenset[int],
+    pixels: KnownPixels | None,
 ) -> Tensor:
     def on_row(row: int, prediction: Tensor | None) -> None:
-        assert callback is not None
-        callback(SamplingStep(row, len(table), float(table["t"][row]), x, prediction))
+        if pixels is not None:
+            pixels.put_back(x, row)
+        if callback is not None and row in wanted:
+            callback(SamplingStep(row, len(table), float(table["t"][row]), x, prediction))
 
     if len(x) == 0:
         return x
     with _bar(table, start_row, progress) as advance:
-        return run_table(network, table, x, ids, seed, y, start_row, on_row if callback else None, wanted, advance)
+        every = wanted if pixels is None else frozenset(range(len(table)))
+        return run_table(network, table, x, ids, seed, y, start_row, on_row if every else None, every, advance)
 
 
 def _run_eager(
@@ -191,6 +201,7 @@ def _run_eager(
     callback: Callable[[SamplingStep], None] | None,
     wanted: frozenset[int],
     threshold: DynamicThreshold | None,
+    pixels: KnownPixels | None,
 ) -> Tensor:
     rows = ops.table_rows(table, x.device, x.dtype)
     times = torch.from_numpy(table["t"].copy()).to(x.device, torch.int64 if table.integer_times else torch.float32)
@@ -227,6 +238,8 @@ def _run_eager(
                 out=x,
             )
             advance(1)
+            if pixels is not None:
+                pixels.put_back(x, row)
             if callback is not None and row in wanted:
                 callback(SamplingStep(row, len(table), float(table["t"][row]), x, pred if evaluates else None))
     return x
