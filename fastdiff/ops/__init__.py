@@ -3,6 +3,8 @@
 from fastdiff.ops._attention import attention
 from fastdiff.ops._diffuse import diffuse
 from fastdiff.ops._group_norm_act import add_group_norm_act, group_norm_act
+from fastdiff.ops._losses import bound_loss, hybrid_loss, mse
+from fastdiff.ops._posterior_mean import posterior_mean
 from fastdiff.ops._shared import EXTENSION_ERROR, FLOAT_DTYPES, Implementation, has_extension, memory_format
 from fastdiff.ops._step import new_history, step, table_rows
 
@@ -12,11 +14,15 @@ __all__ = [
     "Implementation",
     "add_group_norm_act",
     "attention",
+    "bound_loss",
     "diffuse",
     "group_norm_act",
     "has_extension",
+    "hybrid_loss",
     "memory_format",
+    "mse",
     "new_history",
+    "posterior_mean",
     "step",
     "table_rows",
 ]
