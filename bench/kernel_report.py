@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 import triton
 from kernel_configs_attention import CASES as ATTENTION_CASES
+from kernel_configs_conv import CASES as CONV_CASES
 from kernel_configs_group_norm import CASES as GROUP_NORM_CASES
 from kernel_configs_losses import CASES as LOSS_CASES
 from torch import Tensor
@@ -262,6 +263,7 @@ SHIPPED: dict[str, Callable[[], object]] = {
     **GROUP_NORM_CASES,
     **ATTENTION_CASES,
     **LOSS_CASES,
+    **CONV_CASES,
 }
 
 

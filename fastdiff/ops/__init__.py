@@ -1,6 +1,7 @@
 """The ops: public wrappers over `torch.ops.fastdiff.*`, which check their arguments and choose an implementation."""
 
 from fastdiff.ops._attention import attention
+from fastdiff.ops._conv2d_fused import conv2d_fused, conv2d_fused_with_statistics, norm_factors
 from fastdiff.ops._diffuse import diffuse
 from fastdiff.ops._group_norm_act import add_group_norm_act, group_norm_act
 from fastdiff.ops._losses import bound_loss, hybrid_loss, mse
@@ -15,6 +16,8 @@ __all__ = [
     "add_group_norm_act",
     "attention",
     "bound_loss",
+    "conv2d_fused",
+    "conv2d_fused_with_statistics",
     "diffuse",
     "group_norm_act",
     "has_extension",
@@ -22,6 +25,7 @@ __all__ = [
     "memory_format",
     "mse",
     "new_history",
+    "norm_factors",
     "posterior_mean",
     "step",
     "table_rows",
