@@ -23,7 +23,9 @@ from unittest import mock
 import torch
 import triton
 from kernel_configs_attention import CASES as ATTENTION_CASES
+from kernel_configs_conv import CASES as CONV_CASES
 from kernel_configs_group_norm import CASES as GROUP_NORM_CASES
+from kernel_configs_losses import CASES as LOSS_CASES
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -153,7 +155,8 @@ def _inspect_amd(kernel: Any) -> Report:
     return Report(
         registers=used["vgpr_count"],
         spills=used["private_segment_fixed_size"] + 4 * (used["vgpr_spill_count"] + used["sgpr_spill_count"]),
-        shared=used["group_segment_fixed_size"],
+        # Triton asks for it at the launch, so the code itself says 0 for most of it.
+        shared=max(kernel.metadata.shared, used["group_segment_fixed_size"]),
         loads=widths("load"),
         stores=widths("store"),
         async_loads=Counter(),
@@ -259,6 +262,8 @@ SHIPPED: dict[str, Callable[[], object]] = {
     "step float32 nhwc, 7 billion elements": step_case((1, 3, 48000, 48000), "float32", layout="nhwc"),
     **GROUP_NORM_CASES,
     **ATTENTION_CASES,
+    **LOSS_CASES,
+    **CONV_CASES,
 }
 
 

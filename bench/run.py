@@ -58,6 +58,11 @@ def compact(timings: list[dict[str, object]]) -> list[dict[str, object]]:
     ]
 
 
+def _times_faster(line: dict[str, object], peer: str) -> str:
+    ratio = line.get(f"times_faster_than_{peer}")
+    return "" if ratio is None else f"{ratio:.1f}x"
+
+
 def to_markdown(about: dict[str, object], timings: list[dict[str, object]]) -> str:
     """One line per group: our median and the peers' medians over it, from the interleaved race."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())  # type: ignore[attr-defined]
@@ -74,8 +79,7 @@ def to_markdown(about: dict[str, object], timings: list[dict[str, object]]) -> s
         cells = (
             line["group"],
             "{fastdiff_us:.1f} ({quartile_low_us:.1f}-{quartile_high_us:.1f})".format(**line),
-            "{times_faster_than_torch:.1f}x".format(**line),
-            "{times_faster_than_diffusers:.1f}x".format(**line),
+            *(_times_faster(line, peer) for peer in ("torch", "diffusers")),
             "{gigabytes_per_second:.1f}".format(**line),
             "{fraction_of_copy:.0%}".format(**line),
         )

@@ -19,6 +19,7 @@ from fastdiff.table import CoefficientTable
 
 if TYPE_CHECKING:
     from fastdiff import data, guidance, likelihood, ops
+    from fastdiff.acceleration import accelerate, restore
     from fastdiff.checkpoint import load_model, save_model
     from fastdiff.ema import Ema
     from fastdiff.engine import compile
@@ -38,8 +39,10 @@ _LAZY = {
     "Trainer": "fastdiff.trainer",
     "UNet": "fastdiff.unet",
     "UNetConfig": "fastdiff.unet",
+    "accelerate": "fastdiff.acceleration",
     "compile": "fastdiff.engine",
     "load_model": "fastdiff.checkpoint",
+    "restore": "fastdiff.acceleration",
     "sample": "fastdiff.sampling",
     "save_model": "fastdiff.checkpoint",
     "DynamicThreshold": "fastdiff.thresholding",
@@ -61,12 +64,14 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "__version__",
+    "accelerate",
     "compile",
     "data",
     "guidance",
     "likelihood",
     "load_model",
     "ops",
+    "restore",
     "sample",
     "samplers",
     "save_model",

@@ -90,6 +90,19 @@ class Diffusion:
         target = {"eps": (zero, one), "x0": (one, zero), "v": (-sigma, alpha), "score": (zero, -1 / sigma)}
         return np.stack([alpha, sigma, *target[self.prediction]], axis=1)
 
+    def posterior_table(self) -> npt.NDArray[np.float64]:
+        """Coefficients of the `posterior_mean` op, [T, 4]: x_0 = c2 x_t + c3 m, clipped, and mean = c0 x_0 + c1 x_t.
+
+        m is the network's output. For a given x_0 in its place: c2 = 0 and c3 = 1, as for prediction "x0".
+
+        Raises:
+            ValueError: the network's output does not determine x_0 at some t.
+
+        Source: Ho et al. (2020), arXiv:2006.11239, eq. 7.
+        """
+        schedule = self.schedule
+        return np.stack([schedule.posterior_mean_coef1, schedule.posterior_mean_coef2, *self.x0_coefficients()], axis=1)
+
     def variance_logs(self) -> tuple[Array, Array]:
         """Arrays (log_min, log_max) of length T: the reverse step's log-variance is v log_max + (1 - v) log_min
         with v = (second half of the output + 1) / 2.

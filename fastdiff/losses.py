@@ -17,6 +17,7 @@ from fastdiff.diffusion import Diffusion
 from fastdiff.schedule import Array
 
 __all__ = [
+    "VLB_WEIGHT",
     "BoundTable",
     "Cdf",
     "Decoder",
@@ -32,11 +33,13 @@ __all__ = [
 Decoder = Literal["discrete", "gaussian"]
 Cdf = Literal["exact", "tanh"]
 
+# lambda of IDDPM, eq. 16.
+VLB_WEIGHT = 0.001
 _LN2 = math.log(2.0)
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 # A bin of width h at distance c from the mean, in standard deviations, is integrated by a series where h and h |c| are
 # below this. The first term left out is (h c)^6 / 322560, which is 3e-16 here.
-_SERIES_LIMIT = 0.03
+SERIES_LIMIT = 0.03
 # OpenAI's floor under a probability, part of the "tanh" approximation.
 _TANH_FLOOR = 1e-12
 
@@ -146,7 +149,7 @@ def _log_ndtr(x: Tensor) -> Tensor:
 def _log_bin(low: Tensor, high: Tensor, centre: Tensor, width: Tensor) -> Tensor:
     """log(Phi(high) - Phi(low)), with finite gradients whichever branch is taken."""
     width = width.expand_as(centre)
-    narrow = (width < _SERIES_LIMIT) & (width * centre.abs() < _SERIES_LIMIT)
+    narrow = (width < SERIES_LIMIT) & (width * centre.abs() < SERIES_LIMIT)
 
     # Mirrored so that the bin lies in the left tail, where log Phi is accurate.
     mirrored = centre > 0
@@ -164,7 +167,7 @@ def _log_bin(low: Tensor, high: Tensor, centre: Tensor, width: Tensor) -> Tensor
 
     # Where Phi(high) and Phi(low) nearly agree, their difference is the density times a series in the width.
     c2 = torch.where(narrow, centre, 0.0).square()
-    h2 = torch.where(narrow, width, _SERIES_LIMIT).square()
+    h2 = torch.where(narrow, width, SERIES_LIMIT).square()
     correction = h2 * ((c2 - 1) / 24 + h2 * ((c2 - 6) * c2 + 3) / 1920)
     series = 0.5 * torch.log(h2) - 0.5 * c2 - _HALF_LOG_2PI + torch.log1p(correction)
     return torch.where(narrow, series, difference)
@@ -229,6 +232,17 @@ class BoundTable:
             pm=rounded(pm),
             learned_variance=diffusion.learned_variance,
         )
+
+    def rows(self) -> Tensor:
+        """[T, 6], as the op `bound_loss` reads it: the tensors above, in their order."""
+        columns = (self.posterior_mean_coef1, self.posterior_log_variance, self.log_min, self.log_max, self.px, self.pm)
+        return torch.stack(columns, dim=1)
+
+    @classmethod
+    def from_rows(cls, rows: Tensor, learned_variance: bool) -> BoundTable:
+        """The inverse of `rows`."""
+        coef1, log_variance, log_min, log_max, px, pm = rows.unbind(1)
+        return cls(coef1, log_variance, log_min, log_max, px, pm, learned_variance)
 
     @property
     def num_timesteps(self) -> int:
@@ -346,7 +360,7 @@ def hybrid(
     t: Tensor,
     table: BoundTable,
     *,
-    vlb_weight: float = 0.001,
+    vlb_weight: float = VLB_WEIGHT,
     decoder: Decoder = "discrete",
     levels: int = 256,
     cdf: Cdf = "exact",

@@ -141,7 +141,7 @@ def cut_tiles(kernel: str, q: Tensor) -> Cut:
     """
     num_tokens, head_dim = q.shape[2:]
     check_head(q)
-    family = _family()
+    family = gpu_family()
     tile = _tile(family, kernel, q)
     # Short sequences and narrow heads get smaller tiles, and no more warps than one for 8 tokens.
     length = max(16 if tile.block_k == tile.block_d else 64, triton.next_power_of_2(num_tokens))
@@ -156,13 +156,13 @@ def cut_tiles(kernel: str, q: Tensor) -> Cut:
         triton.cdiv(num_tokens, own),
         num_tokens % own == 0,
         num_tokens % tile.other == 0,
-        _precision(family, q.dtype),
+        product_precision(family, q.dtype),
     )
 
 
 def backward_kernels(q: Tensor) -> tuple[str, ...]:
     """The launches that make dk and dv: one for both, or one for each."""
-    table = TILES.get((_family(), q.dtype.itemsize, "dkv"), {})
+    table = TILES.get((gpu_family(), q.dtype.itemsize, "dkv"), {})
     return ("dkv",) if q.shape[3] <= max(table, default=0) and not _is_scattered(q) else ("dk", "dv")
 
 
@@ -190,7 +190,8 @@ def _is_scattered(q: Tensor) -> bool:
     return channel != 1 and (token != 1 or q.shape[2] % 8 != 0)
 
 
-def _family() -> str:
+def gpu_family() -> str:
+    """The key of the tables of tiles: "sm_90", "sm_80" or "hip"."""
     if triton.knobs.runtime.interpret:
         return "sm_80"
     target = driver.active.get_current_target()
@@ -200,7 +201,8 @@ def _family() -> str:
     return "sm_90" if target.arch in (90, 100, 103) else "sm_80"
 
 
-def _precision(family: str, dtype: torch.dtype) -> str:
+def product_precision(family: str, dtype: torch.dtype) -> str:
+    """Of dot products, in Triton's words; PyTorch's setting for matrix products decides in float32."""
     if dtype != torch.float32 or family == "hip":
         return "ieee"
     # Three TensorFloat-32 products are good to float32's own precision, and still faster than one on ordinary cores.

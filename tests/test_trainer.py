@@ -534,3 +534,43 @@ def test_values_beyond_the_levels_are_refused(tmp_path: Path) -> None:
         Trainer(network(), SIMPLE, data, CONFIG, tmp_path)
     with pytest.raises(ValueError, match=r"must be float32 to be trained, got torch\.bfloat16"):
         Trainer(network().bfloat16(), SIMPLE, images(), CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize("case", ["simple", "hybrid", "continuous"])
+def test_trainer_has_the_same_loss_by_the_fused_op(case: str, tmp_path: Path) -> None:
+    """What it takes on a GPU, with the op's reference."""
+    learned = case != "simple"
+    config = dataclasses.replace(CONFIG, loss="hybrid" if learned else "simple")
+    unet = network(out_channels=2 if learned else 1, dropout=0.0)
+    data = images(levels=None if case == "continuous" else 17)
+    subject = Trainer(unet, HYBRID if learned else SIMPLE, data, config, tmp_path)
+    assert not subject._fuses_loss
+    found = []
+    for fuses in (False, True):
+        subject._fuses_loss = fuses
+        unet.zero_grad()
+        loss = subject._loss(3)
+        loss.backward()
+        found.append((loss.detach(), [parameter.grad.clone() for parameter in unet.parameters()]))
+    (plain, plain_grads), (fused, fused_grads) = found
+    assert torch.allclose(plain, fused, rtol=TOLERANCE["loss"])
+    for ours, theirs in zip(fused_grads, plain_grads, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_trainer_uses_fused_adamw_and_one_call_for_the_averages(tmp_path: Path) -> None:
+    """docs/performance.md says so, and why."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names: list[str] = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(func.overloadpacket._qualified_op_name)
+            return func(*args, **(kwargs or {}))
+
+    subject = trainer(tmp_path)
+    with Calls():
+        subject._train_step(0)
+    assert names.count("aten::_fused_adamw_") == 1
+    assert names.count("aten::_foreach_lerp_") == 1

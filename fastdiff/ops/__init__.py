@@ -1,10 +1,13 @@
 """The ops: public wrappers over `torch.ops.fastdiff.*`, which check their arguments and choose an implementation."""
 
 from fastdiff.ops._attention import attention
+from fastdiff.ops._conv2d_fused import conv2d_fused, conv2d_fused_with_statistics, norm_factors
 from fastdiff.ops._conv3x3 import conv3x3
 from fastdiff.ops._diffuse import diffuse
 from fastdiff.ops._dropout import dropout
 from fastdiff.ops._group_norm_act import add_group_norm_act, group_norm_act
+from fastdiff.ops._losses import bound_loss, hybrid_loss, mse
+from fastdiff.ops._posterior_mean import posterior_mean
 from fastdiff.ops._shared import EXTENSION_ERROR, FLOAT_DTYPES, Implementation, has_extension, memory_format
 from fastdiff.ops._step import new_history, step, table_rows
 
@@ -14,13 +17,20 @@ __all__ = [
     "Implementation",
     "add_group_norm_act",
     "attention",
+    "bound_loss",
+    "conv2d_fused",
+    "conv2d_fused_with_statistics",
     "conv3x3",
     "diffuse",
     "dropout",
     "group_norm_act",
     "has_extension",
+    "hybrid_loss",
     "memory_format",
+    "mse",
     "new_history",
+    "norm_factors",
+    "posterior_mean",
     "step",
     "table_rows",
 ]

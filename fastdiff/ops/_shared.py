@@ -30,6 +30,7 @@ except ImportError as error:
 
 LIBRARY = torch.library.Library("fastdiff", "DEF")
 _REFERENCES: dict[str, Callable[..., Any]] = {}
+_KERNELS: dict[str, str] = {}
 _INDEX_CHECKS: dict[str, Callable[[tuple[Any, ...]], None]] = {}
 
 
@@ -51,18 +52,22 @@ def define(
     run_reference: Callable[..., Any],
     fake: Callable[..., Any],
     check_indices: Callable[[tuple[Any, ...]], None] | None = None,
+    *,
+    kernel: str | None = None,
 ) -> None:
     """Make `torch.ops.fastdiff.<name>` of a schema, its reference and its fake.
 
     Args:
-        name: Of the op, and of the module in `fastdiff.kernels` that has its launcher, `launch_<name>`.
+        name: Of the op, whose launcher is `launch_<name>`.
         schema: Arguments and results, without the name.
         run_reference: The implementation that is right, with the schema's arguments.
         fake: Results without values.
         check_indices: Raises IndexError for indices out of range, when the C++ kernel has refused its arguments.
+        kernel: The module in `fastdiff.kernels` that has the launcher; the op's own name when None.
     """
     LIBRARY.define(name + schema)
     _REFERENCES[name] = run_reference
+    _KERNELS[name] = kernel or name
     if check_indices is not None:
         _INDEX_CHECKS[name] = check_indices
 
@@ -108,9 +113,28 @@ def dispatch(name: str, x: Tensor, implementation: Implementation, arguments: tu
         return _call(name, arguments)
     if implementation == "triton":
         launch = _launcher(name)
-        # On a GPU through the dispatcher, for autograd's sake; elsewhere there is Triton's interpreter.
-        return launch(*arguments) if x.device.type != "cuda" or x.dtype == torch.float64 else _call(name, arguments)
+        if x.device.type == "cuda":
+            # Through the dispatcher, for autograd's sake; the launcher itself says that it takes no float64.
+            return launch(*arguments) if x.dtype == torch.float64 else _call(name, arguments)
+        _check_interpreter(name, x, arguments)
+        return launch(*arguments)
     raise ValueError(f"implementation must be 'auto', 'reference', 'cpu' or 'triton', got {implementation!r}")
+
+
+def _check_interpreter(name: str, x: Tensor, arguments: tuple[Any, ...]) -> None:
+    """Off a GPU there is only Triton's interpreter, and no autograd: say so where it would be missed."""
+    import triton
+
+    if not triton.knobs.runtime.interpret:
+        raise RuntimeError(
+            f"implementation 'triton' was asked for tensors on {x.device}: move them to a GPU, or set "
+            "TRITON_INTERPRET=1 before Triton is imported to run the kernels slowly under its interpreter"
+        )
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+        raise RuntimeError(
+            f"{name} has no gradient under Triton's interpreter: detach its inputs, call it under torch.no_grad(), or "
+            "leave implementation at 'auto'"
+        )
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
@@ -125,7 +149,7 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
 
 def _launcher(name: str) -> Any:
     try:
-        module = importlib.import_module(f"fastdiff.kernels.{name}")
+        module = importlib.import_module(f"fastdiff.kernels.{_KERNELS[name]}")
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
