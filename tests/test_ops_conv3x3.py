@@ -164,7 +164,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch, fastdiff._C
 assert fastdiff._C.cpu_isa() == {isa!r}
-import test_ops_conv3x3 as conv, test_ops_group_norm_act as norm
+import test_ops_conv3x3 as conv, test_ops_group_norm_act as norm, test_ops_losses as losses
 for shape in conv.SHAPES:
     conv.test_conv3x3_and_its_gradients_match_float64(shape, "nhwc")
 for names in norm.OPTIONS:
@@ -172,6 +172,8 @@ for names in norm.OPTIONS:
         for shape, second, groups in norm.SHAPES:
             norm.test_group_norm_act_matches_pytorch_in_float64(shape, second, groups, names, dtype, "nhwc", "cpu")
         norm.test_group_norm_act_gradients_match_float64((1, 130, 6, 5), 70, 4, names, dtype, "nhwc")
+for dtype in losses.DTYPES:
+    losses.test_mse_matches_float64((3, 5, 21, 13), dtype, "nhwc", "cpu")
 """
     environment = os.environ | {"FASTDIFF_CPU_ISA": isa}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tolerances import FLOAT32
+from tolerances import FLOAT32, STORAGE
 
 from fastdiff import Diffusion, NoiseSchedule, losses, ops
 from fastdiff.losses import BoundTable
@@ -39,14 +39,22 @@ def rows_of(diffusion, dtype):
     return BoundTable.build(diffusion, dtype=torch.float64 if dtype == torch.float64 else torch.float32).rows()
 
 
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_mse_matches_float64(dtype, layout):
-    output, target = random((2, 3, 5, 7), 0, DTYPES[dtype], layout), random((2, 3, 5, 7), 1, DTYPES[dtype])
-    loss = ops.mse(output, target)
-    exact = (output.double() - target.double()).square().flatten(1).mean(1)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1), (3, 5, 21, 13), (2, 1030), (4,)], ids=str)
+def test_mse_matches_float64(shape, dtype, layout, implementation):
+    output, target = random(shape, 0, DTYPES[dtype], layout), random(shape, 1, DTYPES[dtype])
+    output.requires_grad_()
+    loss = ops.mse(output, target, implementation=implementation)
+    exact = (output.double() - target.double()).square().reshape(shape[0], -1).mean(1)
     assert loss.dtype == (torch.float64 if dtype == "float64" else torch.float32)
     assert torch.allclose(loss.double(), exact, rtol=FLOAT32)
+    grad = random(shape[:1], 2, loss.dtype)
+    (found,) = torch.autograd.grad(loss, output, grad)
+    (expected,) = torch.autograd.grad(exact, output, grad.double())
+    assert found.dtype == output.dtype
+    assert bool(((found.double() - expected).abs() <= STORAGE[dtype] * expected.abs()).all())
 
 
 def test_mse_gradients_are_those_of_finite_differences():
@@ -162,6 +170,10 @@ def test_losses_compile_without_graph_breaks_and_run_under_autocast():
 
 
 def test_losses_of_nothing():
+    nothing = torch.empty(0, 2, 3, 3, requires_grad=True)
+    ops.mse(nothing, nothing.detach()).sum().backward()
+    assert nothing.grad.shape == nothing.shape
+    assert bool(ops.mse(torch.empty(2, 0), torch.empty(2, 0)).isnan().all())
     x = torch.empty(0, 4, 3, 3, requires_grad=True)
     half, t = torch.empty(0, 2, 3, 3), torch.empty(0, dtype=torch.int64)
     simple, bound = ops.hybrid_loss(x, half, half, half, t, rows_of(process(), torch.float32))

@@ -64,6 +64,15 @@ struct DropoutArgs {
 };
 constexpr int64_t DROPOUT_UNIT = 4096;
 
+// Squared error of each sample, averaged, and its gradient: 2 / n grad (output - target). Samples are dense and alike.
+struct MseArgs {
+  Matrix output, target;
+  Matrix gradient;   // data == nullptr: the loss is wanted
+  int64_t per_sample;
+  const void* grad;  // [B], float, or double when output is
+  void* loss;        // the same
+};
+
 // A work unit is one tile of one sample; its result depends on the sample alone, not on the batch it is in.
 int64_t num_units(const Shape& shape);
 
@@ -72,6 +81,7 @@ struct Kernels {
   void (*diffuse)(const DiffuseArgs&, int64_t first_unit, int64_t last_unit);
   void (*step)(const StepArgs&, int64_t first_unit, int64_t last_unit);
   void (*dropout)(const DropoutArgs&, int64_t first_unit, int64_t last_unit);
+  void (*mse)(const MseArgs&, int64_t first_sample, int64_t last_sample);
 };
 
 extern const Kernels kernels_generic, kernels_avx2, kernels_avx512;

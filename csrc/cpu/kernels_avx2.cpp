@@ -29,7 +29,7 @@ namespace avx2 {
 }  // namespace avx2
 
 extern const Kernels kernels_avx2;
-const Kernels kernels_avx2 = {"avx2", avx2::run_diffuse, avx2::run_step, avx2::run_dropout};
+const Kernels kernels_avx2 = {"avx2", avx2::run_diffuse, avx2::run_step, avx2::run_dropout, avx2::run_mse};
 
 extern const Engine engine_avx2;
 const Engine engine_avx2 = {"avx2", avx2::run_unit};

@@ -29,7 +29,7 @@ namespace avx512 {
 }  // namespace avx512
 
 extern const Kernels kernels_avx512;
-const Kernels kernels_avx512 = {"avx512", avx512::run_diffuse, avx512::run_step, avx512::run_dropout};
+const Kernels kernels_avx512 = {"avx512", avx512::run_diffuse, avx512::run_step, avx512::run_dropout, avx512::run_mse};
 
 extern const Engine engine_avx512;
 const Engine engine_avx512 = {"avx512", avx512::run_unit};

@@ -23,7 +23,7 @@ namespace generic {
 }  // namespace generic
 
 extern const Kernels kernels_generic;
-const Kernels kernels_generic = {"generic", generic::run_diffuse, generic::run_step, generic::run_dropout};
+const Kernels kernels_generic = {"generic", generic::run_diffuse, generic::run_step, generic::run_dropout, generic::run_mse};
 
 extern const Engine engine_generic;
 const Engine engine_generic = {"generic", generic::run_unit};
