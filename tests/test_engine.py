@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_convert_diffusers import CASES as DIFFUSERS_CASES
+from test_convert_diffusers import diffusers_model
 from tolerances import ENGINE_INSTRUCTION, ENGINE_NETWORK
 
 import fastdiff as fd
-from fastdiff import ops
+from fastdiff import convert, ops
 from fastdiff.engine import Buffer, Instruction, Plan, Unsupported, lower, place, run_plan
 from fastdiff.engine import loop as engine_loop
 from fastdiff.engine.native import NativeNetwork
@@ -41,6 +43,8 @@ CONFIGS = {
         "head_channels": 32,
         "num_classes": 7,
     },
+    "heads of 8 channels": {"num_heads": 8, "qkv_layout": "legacy"},
+    "one head of 40 channels": {"channels": 20, "norm_groups": 5},
     "edm heads": {"qkv_layout": "edm", "num_heads": 2},
     "no resampling convs": {"conv_resample": False},
     "three levels": {"channel_mult": (1, 2, 2), "norm_groups": 16},
@@ -103,6 +107,23 @@ def test_native_executor_is_the_network(case, size, precision):
     assert relative(actual, expected) < ENGINE_NETWORK
     if precision == "strict":
         assert {i.algorithm for i in compiled.plan(*size).instructions} == {"direct"}
+
+
+@pytest.mark.parametrize("case", DIFFUSERS_CASES)
+def test_native_executor_is_a_converted_diffusers_network(case):
+    """Against diffusers itself, and chosen by runner "auto"."""
+    model = diffusers_model(**DIFFUSERS_CASES[case])
+    net = convert.to_unet(model)
+    x, t, y = inputs(net, 2, net.config.image_size, net.config.image_size)
+    with torch.no_grad():
+        expected = model(x, t, class_labels=y).sample
+    assert relative(fd.compile(net)(x, t, y), expected.double()) < 1e-4
+    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 4)
+    options = {"shape": tuple(x.shape), "model_kwargs": None if y is None else {"y": y}, "progress": False}
+    if net.config.out_channels == net.config.in_channels:
+        native, auto, eager = (fd.sample(net, table, runner=r, **options) for r in ("native", "auto", "eager"))
+        assert torch.equal(native, auto)
+        assert (native - eager).abs().max() < 1e-3 * max(1.0, float(eager.abs().max()))
 
 
 @pytest.mark.slow

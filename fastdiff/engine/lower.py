@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from torch import nn
 
-from fastdiff.engine.plan import Algorithm, Buffer, Instruction, Plan
+from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Plan
 from fastdiff.unet import AttentionBlock, Downsample, GroupNormAct, ResBlock, UNet, Upsample
 
 __all__ = ["Unsupported", "lower"]
-
-VECTOR = 16
 
 
 class Unsupported(ValueError):
@@ -134,20 +131,18 @@ class _Lowering:
 
     def attention(self, block: AttentionBlock, x: int) -> int:
         buffer = self.buffers[x]
-        if buffer.channels // block.num_heads % VECTOR:
-            raise Unsupported(
-                f"the engine's attention takes heads of a multiple of {VECTOR} channels; {self.names[block]} has "
-                f"{buffer.channels // block.num_heads}"
-            )
         norm = self.norm(block.norm, (x,))
-        out = self.buffer(buffer.height, buffer.width, buffer.channels)
-        if block.num_heads == 1:
+        if block.num_heads == 1 and buffer.channels % VECTOR == 0:
             # Half of the linear layers' work: see fastdiff.engine.pack.
-            qv = self.conv(block.qkv, (x,), norm=norm, qkv="folded")
+            out = self.buffer(buffer.height, buffer.width, buffer.channels)
+            qv = self.conv(block.qkv, (x,), norm=norm, qkv="folded", channels=2 * buffer.channels)
             return self.emit(Instruction("attention", (qv, x), out, norm=norm, residual=x))
-        qkv = self.conv(block.qkv, (x,), norm=norm, heads=block.num_heads, qkv="packed")
+        # Heads come in whole vectors, with zeros behind.
+        width = block.num_heads * -(-buffer.channels // block.num_heads // VECTOR) * VECTOR
+        qkv = self.conv(block.qkv, (x,), norm=norm, heads=block.num_heads, qkv="packed", channels=3 * width)
+        out = self.buffer(buffer.height, buffer.width, width)
         self.emit(Instruction("attention", (qkv,), out, heads=block.num_heads))
-        return self.conv(block.proj, (out,), residual=x)
+        return self.conv(block.proj, (out,), residual=x, heads=block.num_heads, qkv="projection")
 
     def norm(self, module: GroupNormAct, sources: tuple[int, ...], time: int | None = None) -> int:
         for source in sources:
@@ -181,19 +176,18 @@ class _Lowering:
         residual: int | None = None,
         time: int | None = None,
         heads: int = 1,
-        qkv: Literal["", "packed", "folded"] = "",
+        qkv: AttentionLayer = "",
+        channels: int | None = None,
     ) -> int:
         if isinstance(module, nn.Conv2d):
-            kernel, channels = module.kernel_size[0], module.out_channels
+            kernel, width = module.kernel_size[0], module.out_channels
         elif isinstance(module, nn.Linear):
-            kernel, channels = 1, module.out_features
-            if qkv == "folded":
-                channels = 2 * module.in_features
+            kernel, width = 1, module.out_features if channels is None else channels
         else:
             raise Unsupported(f"the engine has no instruction for {self.names[module]} ({type(module).__name__})")
         first = self.buffers[sources[0]]
         scale = 2 if upsample else 1
-        target = self.buffer(first.height * scale // stride, first.width * scale // stride, channels)
+        target = self.buffer(first.height * scale // stride, first.width * scale // stride, width)
         instruction = Instruction(
             "conv",
             sources,

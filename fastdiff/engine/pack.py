@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.engine import memory
-from fastdiff.engine.plan import Instruction, Placement, Plan
+from fastdiff.engine.plan import VECTOR, Instruction, Placement, Plan
 from fastdiff.unet import AttentionBlock, UNet
 
 __all__ = ["ALGORITHMS", "CODE_FIELDS", "OPS", "Places", "attention_weights", "encode", "pack_layers", "pack_weights"]
@@ -149,10 +149,11 @@ def _panels(matrix: Tensor) -> Tensor:
 
 
 def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the linear layer before an attention, float64.
+    """Weight and bias of a linear layer before or behind an attention, float64.
 
-    "packed": rows in the order q, k, v, head by head, and q scaled. "folded", for one head: with q = Q x + a,
-    k = K y + b and v = V y + c of a pixel x and the pixels y, and the projection P (.) + p behind the sum over y,
+    "packed": rows in the order q, k, v, head by head, each with zero rows behind it up to whole vectors, and q scaled.
+    "projection": zero columns in the same places. "folded", for one head: with q = Q x + a, k = K y + b and v = V y + c
+    of a pixel x and the pixels y, and the projection P (.) + p behind the sum over y,
 
         q . k           = (K^T Q x + K^T a) . y + (what does not depend on y, so that softmax drops it)
         P sum w v + p   = sum w (P V y + P c + p)       since the weights w sum to 1
@@ -161,14 +162,25 @@ def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Ten
     """
     block = unet.get_submodule(instruction.parameter.rpartition(".")[0])
     assert isinstance(block, AttentionBlock)
+    heads = block.num_heads
+    project, p = (value.detach().cpu().double() for value in (block.proj.weight, block.proj.bias))
+    if instruction.qkv == "projection":
+        return _with_zeros(project.T, heads).T, p
     weight, bias = (value.detach().cpu().double() for value in (block.qkv.weight, block.qkv.bias))
     rows = torch.arange(len(bias)).view(1, 1, -1)
     order = torch.cat([part.reshape(-1) for part in block.split_heads(rows)])
-    weight, bias = weight[order], bias[order]
-    channels = len(bias) // 3
-    scale = (channels // block.num_heads) ** -0.5
-    (q, k, v), (a, _, c) = weight.split(channels), bias.split(channels)
-    if instruction.qkv == "packed":
-        return torch.cat([scale * q, k, v]), torch.cat([scale * a, bias[channels:]])
-    project, p = block.proj.weight.detach().cpu().double(), block.proj.bias.detach().cpu().double()
-    return torch.cat([scale * k.T @ q, project @ v]), torch.cat([scale * k.T @ a, project @ c + p])
+    (q, k, v), (a, b, c) = (value[order].chunk(3) for value in (weight, bias))
+    scale = (len(a) // heads) ** -0.5
+    if instruction.qkv == "folded":
+        return torch.cat([scale * k.T @ q, project @ v]), torch.cat([scale * k.T @ a, project @ c + p])
+    layers = ((scale * q, scale * a), (k, b), (v, c))
+    weights, biases = (torch.cat([_with_zeros(part, heads) for part in parts]) for parts in zip(*layers, strict=True))
+    return weights, biases
+
+
+def _with_zeros(rows: Tensor, heads: int) -> Tensor:
+    """[heads * d, ...] with zeros behind each head, up to whole vectors."""
+    size = rows.shape[0] // heads
+    padded = rows.new_zeros(heads, -(-size // VECTOR) * VECTOR, *rows.shape[1:])
+    padded[:, :size] = rows.unflatten(0, (heads, size))
+    return padded.flatten(0, 1)

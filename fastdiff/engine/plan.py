@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Algorithm", "Buffer", "Instruction", "Op", "Placement", "Plan", "place"]
+__all__ = ["Algorithm", "AttentionLayer", "Buffer", "Instruction", "Op", "Placement", "Plan", "place"]
 
 Op = Literal["stats", "norm", "conv", "attention", "pool", "repeat"]
 Algorithm = Literal["direct", "winograd4", "winograd2"]
+AttentionLayer = Literal["", "packed", "projection", "folded"]
 # Floats; a cache line.
 ALIGNMENT = 16
+# Channels in a vector of the executors.
+VECTOR = 16
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,10 @@ class Instruction:
         time: Where the instruction's slice of the time vector begins: [C] to add, or [2C], scale and shift.
         groups, eps: Of a norm.
         heads: Of an attention.
-        qkv: "packed": the convolution makes q, k and v, its rows in the order q, k, v, and q scaled. "folded": for one
-            head, it makes q and v so that the normalised input itself serves as k, and v holds the projection behind
-            the attention as well; `fastdiff.engine.pack` says how.
+        qkv: What a convolution is to an attention. "packed": it makes q, k and v, its rows in the order q, k, v, and q
+            scaled, each head with zeros behind it up to whole vectors. "projection": it reads such heads. "folded": for
+            one head, it makes q and v so that the normalised input itself serves as k, and v holds the projection as
+            well; `fastdiff.engine.pack` says how.
         algorithm: Of a convolution.
     """
 
@@ -76,7 +80,7 @@ class Instruction:
     groups: int = 1
     eps: float = 0.0
     heads: int = 1
-    qkv: Literal["", "packed", "folded"] = ""
+    qkv: AttentionLayer = ""
     algorithm: Algorithm = "direct"
 
     def reads(self) -> tuple[int, ...]:
