@@ -447,9 +447,14 @@ def test_sample_says_why_it_cannot_run_natively():
     net.middle_block[2].skip = torch.nn.AvgPool2d(1)
     with pytest.raises(Unsupported, match=r"middle_block\.2\.skip \(AvgPool2d\)"):
         fd.compile(net)
-    small_heads = fd.UNet(fd.UNetConfig(**(SMALL | {"num_heads": 8})))
-    with pytest.raises(Unsupported, match="multiple of 16"):
-        fd.compile(small_heads)
+    net = network("ho")
+    torch.nn.utils.parametrizations.weight_norm(net.middle_block[0].conv1)
+    with pytest.raises(Unsupported, match=r"middle_block\.0\.conv1 \(ParametrizedConv3x3\)"):
+        fd.compile(net)
+    net = network("ho")
+    net.conv_out.forward = lambda x: x
+    with pytest.raises(Unsupported, match=r"conv_out \(Conv2d\)"):
+        fd.compile(net)
 
 
 def test_compile_refuses():

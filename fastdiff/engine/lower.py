@@ -7,9 +7,22 @@ from dataclasses import replace
 from torch import nn
 
 from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Plan
-from fastdiff.unet import AttentionBlock, Downsample, GroupNormAct, ResBlock, UNet, Upsample
+from fastdiff.unet import UNet
+from fastdiff.unet_blocks import (
+    AttentionBlock,
+    Block,
+    Conv3x3,
+    Downsample,
+    Dropout,
+    GroupNormAct,
+    ResBlock,
+    Upsample,
+)
 
 __all__ = ["Unsupported", "lower"]
+
+_KNOWN = {UNet, Block, ResBlock, AttentionBlock, Downsample, Upsample, GroupNormAct, Conv3x3, Dropout}
+_KNOWN |= {nn.Conv2d, nn.Linear, nn.SiLU, nn.Embedding, nn.Identity, nn.ModuleList, nn.Sequential}
 
 
 class Unsupported(ValueError):
@@ -33,6 +46,9 @@ def lower(unet: UNet, height: int, width: int) -> Plan:
     for name, module in unet.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise Unsupported(f"the engine does not call hooks, and {name or 'the network'} has one")
+        # A subclass, a parametrised layer or another forward may compute anything.
+        if type(module) not in _KNOWN or "forward" in module.__dict__:
+            raise Unsupported(f"the engine has no instruction for {name or 'the network'} ({type(module).__name__})")
     return _Lowering(unet).run(height, width)
 
 
