@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "run.h"
+#include "variants.h"
 #include "workspace.h"
 
 namespace fastdiff {
@@ -24,18 +25,8 @@ int64_t tile_size(const Tensor& x) { return x.size(2) >= 8 && x.size(3) >= 8 ? 4
 
 }  // namespace
 
-const ConvKernels& conv_kernels() {
-  static const ConvKernels& chosen = []() -> const ConvKernels& {
-    const ConvKernels* all[] = {
-        &conv_generic,
-#if defined(__x86_64__)
-        &conv_avx2, &conv_avx512,
-#endif
-    };
-    for (const ConvKernels* one : all)
-      if (std::strcmp(one->name, kernels().name) == 0) return *one;
-    return conv_generic;
-  }();
+static const ConvKernels& conv_kernels() {
+  static const ConvKernels& chosen = variant_of<ConvKernels>(FD_VARIANTS(conv));
   return chosen;
 }
 

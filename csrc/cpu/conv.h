@@ -46,6 +46,5 @@ struct ConvKernels {
 };
 
 extern const ConvKernels conv_generic, conv_avx2, conv_avx512;
-const ConvKernels& conv_kernels();
 
 }  // namespace fastdiff

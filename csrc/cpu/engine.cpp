@@ -3,9 +3,8 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <cstring>
 
-#include "elementwise.h"
+#include "variants.h"
 
 namespace fastdiff {
 
@@ -98,17 +97,7 @@ int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads) {
 }
 
 const Engine& engine() {
-  static const Engine& chosen = []() -> const Engine& {
-    const Engine* all[] = {
-        &engine_generic,
-#if defined(__x86_64__)
-        &engine_avx2, &engine_avx512,
-#endif
-    };
-    for (const Engine* one : all)
-      if (std::strcmp(one->name, kernels().name) == 0) return *one;
-    return engine_generic;
-  }();
+  static const Engine& chosen = variant_of<Engine>(FD_VARIANTS(engine));
   return chosen;
 }
 

@@ -1,9 +1,8 @@
 // Launchers of group norm. Images come and go as [B, pixels, C], contiguous: fastdiff/ops/_group_norm_act.py sees to it.
 #include "norm.h"
 
-#include <cstring>
-
 #include "run.h"
+#include "variants.h"
 #include "workspace.h"
 
 namespace fastdiff {
@@ -11,17 +10,7 @@ namespace fastdiff {
 namespace {
 
 const NormKernels& norm_kernels() {
-  static const NormKernels& chosen = []() -> const NormKernels& {
-    const NormKernels* all[] = {
-        &norm_generic,
-#if defined(__x86_64__)
-        &norm_avx2, &norm_avx512,
-#endif
-    };
-    for (const NormKernels* one : all)
-      if (std::strcmp(one->name, kernels().name) == 0) return *one;
-    return norm_generic;
-  }();
+  static const NormKernels& chosen = variant_of<NormKernels>(FD_VARIANTS(norm));
   return chosen;
 }
 

@@ -335,23 +335,11 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError("group_norm_act has no second derivative: take the first without create_graph")
 
 
-def _cpu(
-    x: Tensor,
-    x2: Tensor | None,
-    residual: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int,
-    eps: float,
-    act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, x2, residual, added_bias, added_time, weight, bias, scale, shift, _, eps, act = arguments
     if x.dtype == torch.float64 or x.numel() == 0:
-        return _reference(x, x2, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act)
-    y, total, mean, rstd = _fake(x, x2, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act)
+        return _reference(*arguments)
+    y, total, mean, rstd = _fake(*arguments)
     with _writing(y) as y_pixels, _writing(None if residual is None else total) as total_pixels:
         torch.ops.fastdiff.group_norm_act_out(
             _pixels(x),
@@ -372,25 +360,8 @@ def _cpu(
     return y, total, mean, rstd
 
 
-def _backward_cpu(
-    grad_y: Tensor,
-    grad_sum: Tensor | None,
-    x: Tensor,
-    x2: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    act: bool,
-    want_added: bool,
-) -> tuple[Tensor, ...]:
-    arguments = (
-        grad_y, grad_sum, x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd, act, want_added
-    )  # fmt: skip
+def _backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+    grad_y, grad_sum, x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd, act, want_added = arguments
     if x.dtype == torch.float64 or x.numel() == 0:
         return _backward_reference(*arguments)
     dx, dx2, _, _, _, _, added = _backward_fake(*arguments)
