@@ -18,7 +18,7 @@ from fastdiff.schedule import NoiseSchedule
 from fastdiff.table import CoefficientTable
 
 if TYPE_CHECKING:
-    from fastdiff import data, guidance, likelihood, ops
+    from fastdiff import convert, data, guidance, likelihood, ops
     from fastdiff.checkpoint import load_model, save_model
     from fastdiff.ema import Ema
     from fastdiff.engine import compile
@@ -43,6 +43,7 @@ _LAZY = {
     "sample": "fastdiff.sampling",
     "save_model": "fastdiff.checkpoint",
     "DynamicThreshold": "fastdiff.thresholding",
+    "convert": "",
     "data": "",
     "guidance": "",
     "likelihood": "",
@@ -62,6 +63,7 @@ __all__ = [
     "UNetConfig",
     "__version__",
     "compile",
+    "convert",
     "data",
     "guidance",
     "likelihood",
