@@ -18,7 +18,7 @@ from fastdiff.schedule import NoiseSchedule
 from fastdiff.table import CoefficientTable
 
 if TYPE_CHECKING:
-    from fastdiff import data, guidance, likelihood, ops
+    from fastdiff import convert, data, guidance, likelihood, ops
     from fastdiff.acceleration import accelerate, restore
     from fastdiff.checkpoint import load_model, save_model
     from fastdiff.ema import Ema
@@ -46,6 +46,7 @@ _LAZY = {
     "sample": "fastdiff.sampling",
     "save_model": "fastdiff.checkpoint",
     "DynamicThreshold": "fastdiff.thresholding",
+    "convert": "",
     "data": "",
     "guidance": "",
     "likelihood": "",
@@ -66,6 +67,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "compile",
+    "convert",
     "data",
     "guidance",
     "likelihood",

@@ -335,6 +335,14 @@ def test_save_as_openai_says_what_their_code_does_otherwise(tmp_path):
     assert again.diffusion == LEARNED
 
 
+def test_save_as_openai_takes_a_process_of_few_steps(tmp_path):
+    # Ho's linear schedule does not exist for so few.
+    diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(10), variance="learned_range")
+    save_as(fd.Pipeline(random_unet(tiny()), diffusion), tmp_path / "short.pt", "openai")
+    assert json.loads((tmp_path / "short.pt.json").read_text())["flags"]["noise_schedule"] == "cosine"
+    assert fd.Pipeline.from_pretrained(tmp_path / "short.pt").diffusion == diffusion
+
+
 def test_save_as_refuses_other_targets_and_existing_paths(tmp_path):
     pipe = fd.Pipeline(random_unet(ho()), LINEAR)
     with pytest.raises(ValueError, match="did you mean 'diffusers'"):

@@ -19,11 +19,12 @@ __all__ = ["is_optimizer_state", "read_json", "read_tensors"]
 _OPTIMIZER_NAME = re.compile(r"(opt|optim|optimizer)[_-]?\d*\.(pt|pth|bin|ckpt|safetensors)", re.IGNORECASE)
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(path: Path, *, optimizers: bool = False) -> Any:
     """The contents of a weights file: a .safetensors, or whatever plain data `torch.save` wrote.
 
     Args:
         path: The file. Anything but .safetensors is opened with `torch.load(weights_only=True)`.
+        optimizers: Whether the state of an optimizer is wanted too.
 
     Returns:
         Tensors by name, or nested dicts and lists of tensors and plain values, on the CPU.
@@ -32,7 +33,7 @@ def read_tensors(path: Path) -> Any:
         ValueError: it holds an optimizer, is truncated or damaged, holds anything but tensors and plain values (such
             a file could run code, so it is refused), or does not exist.
     """
-    if _OPTIMIZER_NAME.fullmatch(path.name):
+    if not optimizers and _OPTIMIZER_NAME.fullmatch(path.name):
         raise ValueError(
             f"{path} is the state of an optimizer, by its name: give the weights written beside it, such as model*.pt "
             "or ema_*.pt"
@@ -56,7 +57,7 @@ def read_tensors(path: Path) -> Any:
         raise ValueError(
             f"{path} is truncated or damaged: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from (error)
-    if is_optimizer_state(content):
+    if not optimizers and is_optimizer_state(content):
         raise ValueError(
             f"{path} holds the state of an optimizer (its keys are state and param_groups), not a network: give the "
             "weights written beside it"

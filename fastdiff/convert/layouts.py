@@ -18,7 +18,7 @@ from fastdiff.qkv import PACKINGS
 from fastdiff.schedule import nearest_name
 from fastdiff.unet_config import QkvLayout, UNetConfig
 
-__all__ = ["Layout", "from_layout", "layout_names", "reorder_qkv", "to_layout"]
+__all__ = ["Entry", "Layout", "from_layout", "layout_entries", "layout_names", "reorder_qkv", "to_layout"]
 
 Layout = Literal["openai", "diffusers", "diffusers_old", "ddim"]
 
@@ -116,17 +116,28 @@ _OUR_RES = ("norm1", "conv1", "emb_proj", "norm2", "conv2", "skip")
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """One tensor of ours and the tensors of the layout that hold it."""
+class Entry:
+    """One tensor of a `UNet` and the tensors of a layout that hold it.
+
+    Attributes:
+        ours: Its name in `UNet.state_dict`.
+        theirs: One name, or those of q, k and v.
+        qkv_channels: Channels of the attention layer whose packed qkv this is; 0 for other tensors.
+        trailing: Axes of size 1 that the layout has behind it.
+    """
 
     ours: str
     theirs: tuple[str, ...]
-    # Channels of the attention layer whose packed qkv this is; 0 for other tensors.
     qkv_channels: int = 0
     trailing: int = 0
 
 
-def _entries(config: UNetConfig, layout: str) -> list[_Entry]:
+def layout_entries(config: UNetConfig, layout: str) -> list[Entry]:
+    """Every tensor of a network with its place in a layout.
+
+    Raises:
+        ValueError: the layout is unknown, or has no names for such a network.
+    """
     if layout not in _NAMINGS:
         raise ValueError(f"unknown layout {layout!r}: {nearest_name(layout, get_args(Layout))}")
     if layout == "ddim" and config.resblock_updown:
@@ -135,13 +146,13 @@ def _entries(config: UNetConfig, layout: str) -> list[_Entry]:
         raise ValueError(f"the ddim layout has no class labels, got num_classes={config.num_classes}")
     naming = _NAMINGS[layout]
     widths = config.level_channels
-    found: list[_Entry] = []
+    found: list[Entry] = []
     for site in network_sites(config):
         place = naming.place(site, len(widths))
         if site.kind == "res":
             pairs = list(zip(_OUR_RES, naming.res, strict=True))[: 6 if site.has_skip else 5]
             found += [
-                _Entry(f"{site.name}.{ours}.{end}", (f"{place}.{theirs}.{end}",))
+                Entry(f"{site.name}.{ours}.{end}", (f"{place}.{theirs}.{end}",))
                 for ours, theirs in pairs
                 for end in ("weight", "bias")
             ]
@@ -150,13 +161,13 @@ def _entries(config: UNetConfig, layout: str) -> list[_Entry]:
                 trailing = naming.trailing if end == "weight" else 0
                 packed = tuple(f"{place}.{name}.{end}" for name in naming.qkv)
                 found += [
-                    _Entry(f"{site.name}.norm.{end}", (f"{place}.{naming.norm}.{end}",)),
-                    _Entry(f"{site.name}.qkv.{end}", packed, widths[site.level], trailing),
-                    _Entry(f"{site.name}.proj.{end}", (f"{place}.{naming.proj}.{end}",), trailing=trailing),
+                    Entry(f"{site.name}.norm.{end}", (f"{place}.{naming.norm}.{end}",)),
+                    Entry(f"{site.name}.qkv.{end}", packed, widths[site.level], trailing),
+                    Entry(f"{site.name}.proj.{end}", (f"{place}.{naming.proj}.{end}",), trailing=trailing),
                 ]
         else:
             ends = ("weight",) if site.kind == "embedding" else ("weight", "bias")
-            found += [_Entry(f"{site.name}.{end}", (f"{place}.{end}",)) for end in ends]
+            found += [Entry(f"{site.name}.{end}", (f"{place}.{end}",)) for end in ends]
     return found
 
 
@@ -166,7 +177,7 @@ def layout_names(config: UNetConfig, layout: Layout) -> list[str]:
     Raises:
         ValueError: the layout is unknown, or has no names for such a network.
     """
-    return [name for entry in _entries(config, layout) for name in entry.theirs]
+    return [name for entry in layout_entries(config, layout) for name in entry.theirs]
 
 
 def reorder_qkv(rows: Tensor, num_heads: int, source: QkvLayout, target: QkvLayout) -> Tensor:
@@ -199,7 +210,7 @@ def to_layout(
     Raises:
         ValueError: the layout has no names for such a network, or tensors are missing or surplus.
     """
-    entries = _entries(config, layout)
+    entries = layout_entries(config, layout)
     _check_names(tensors, {entry.ours for entry in entries}, "the network")
     found: dict[str, Tensor] = {}
     for entry in entries:
@@ -226,7 +237,7 @@ def from_layout(
     Raises:
         ValueError: tensors are missing or surplus; the first few are named.
     """
-    entries = _entries(config, layout)
+    entries = layout_entries(config, layout)
     _check_names(tensors, {name for entry in entries for name in entry.theirs}, f"a network in the {layout} layout")
     found: dict[str, Tensor] = {}
     for entry in entries:

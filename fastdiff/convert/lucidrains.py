@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff.checkpoint import LoadedModel, WeightKind
 from fastdiff.compat.lucidrains.unet import Unet
+from fastdiff.convert.schedules import recognise_schedule
 from fastdiff.data import DataScaling
 from fastdiff.diffusion import Diffusion, Prediction
 from fastdiff.schedule import NoiseSchedule, check_keys
@@ -129,11 +130,8 @@ def infer_process(tensors: Mapping[str, Tensor], *, learned_variance: bool = Fal
         ValueError: the weights of the loss fit no objective.
     """
     betas = tensors["betas"].double().cpu().numpy()
-    schedule = NoiseSchedule.from_betas(betas)
-    for name in ("linear", "cosine", "sigmoid"):
-        named = NoiseSchedule.named(name, len(betas))
-        if np.allclose(named.betas, betas, rtol=5e-3):
-            schedule = named
+    found_schedule = recognise_schedule(betas, ("linear", "cosine", "sigmoid"), rtol=5e-3)
+    schedule = found_schedule or NoiseSchedule.from_betas(betas)
     snr = np.exp(schedule.log_snr)
     weight = tensors["loss_weight"].double().cpu().numpy()
     found: Prediction | None = None

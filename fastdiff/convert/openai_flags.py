@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastdiff.convert.schedules import recognise_schedule
 from fastdiff.diffusion import Diffusion, Variance
 from fastdiff.schedule import NoiseSchedule, check_keys
 from fastdiff.unet_config import UNetConfig
@@ -244,12 +245,14 @@ def why_not_openai(config: UNetConfig, diffusion: Diffusion) -> list[str]:
 
 
 def _schedule_flag(schedule: NoiseSchedule) -> str | None:
+    """Their name of a schedule; None where they have none, or their networks would see other times."""
+    named = recognise_schedule(schedule.betas, ("linear", "cosine"))
     plain = np.arange(len(schedule))
-    for name in ("linear", "cosine"):
-        same = np.array_equal(NoiseSchedule.named(name, len(schedule)).betas, schedule.betas)
-        if same and any(np.array_equal(schedule.timesteps, times) for times in (plain, rescaled(schedule).timesteps)):
-            return name
-    return None
+    if named is None or not any(
+        np.array_equal(schedule.timesteps, times) for times in (plain, rescaled(schedule).timesteps)
+    ):
+        return None
+    return named.name
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
