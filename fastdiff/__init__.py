@@ -18,7 +18,7 @@ from fastdiff.schedule import NoiseSchedule
 from fastdiff.table import CoefficientTable
 
 if TYPE_CHECKING:
-    from fastdiff import data, guidance, likelihood, ops
+    from fastdiff import data, editing, guidance, likelihood, ops
     from fastdiff.checkpoint import load_model, save_model
     from fastdiff.ema import Ema
     from fastdiff.engine import compile
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fastdiff.thresholding import DynamicThreshold
     from fastdiff.trainer import TrainConfig, Trainer
     from fastdiff.unet import UNet, UNetConfig
+    from fastdiff.views import Views
 
 __version__ = "0.1.0"
 
@@ -38,12 +39,14 @@ _LAZY = {
     "Trainer": "fastdiff.trainer",
     "UNet": "fastdiff.unet",
     "UNetConfig": "fastdiff.unet",
+    "Views": "fastdiff.views",
     "compile": "fastdiff.engine",
     "load_model": "fastdiff.checkpoint",
     "sample": "fastdiff.sampling",
     "save_model": "fastdiff.checkpoint",
     "DynamicThreshold": "fastdiff.thresholding",
     "data": "",
+    "editing": "",
     "guidance": "",
     "likelihood": "",
     "ops": "",
@@ -60,9 +63,11 @@ __all__ = [
     "Trainer",
     "UNet",
     "UNetConfig",
+    "Views",
     "__version__",
     "compile",
     "data",
+    "editing",
     "guidance",
     "likelihood",
     "load_model",

@@ -307,13 +307,14 @@ def _bound(pipe: Pipeline, images: ImageData, seed: int, batch_size: int) -> Bou
 
     with Bars() as bars:
         update = bars.counting("scoring", len(images))
-        return pipe.likelihood(
+        bound: Bound = pipe.likelihood(
             images.to_model(images.images),
             labels=None if pipe.unet.config.num_classes is None else images.labels,
             seed=seed,
             batch_size=batch_size,
             on_progress=lambda done, total: update(len(images) * done / total),
         )
+    return bound
 
 
 def _likelihood_numbers(pipe: Pipeline, images: ImageData, bound: Bound, seed: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ __all__ = [
     "plot_denoising",
     "plot_loss",
     "plot_nearest",
+    "plot_rate_distortion",
     "plot_samples",
     "plot_table",
     "write_denoising_gif",
@@ -233,7 +234,7 @@ def plot_bound(path: str | Path, terms: npt.ArrayLike, *, title: str, note: str 
 
     Args:
         path: PNG to write.
-        terms: [T], mean over the images; entry 0 is the decoder's term.
+        terms: [T], mean over the images; entry 0 is the decoder's term. NaN where a term is not known.
         title: With the totals.
         note: A smaller line below the title.
         unit: Of the terms.
@@ -242,11 +243,18 @@ def plot_bound(path: str | Path, terms: npt.ArrayLike, *, title: str, note: str 
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"terms must be [T], got shape {list(values.shape)}")
     t = np.arange(len(values)) + 1
+    known = np.isfinite(values)
+    if not known.any():
+        raise ValueError("terms must hold at least one number")
+    # Between the terms that were evaluated, a straight line.
+    summed = np.cumsum(np.interp(t, t[known], values[known]))
     with _figure(path, 8.2, 4.8) as figure:
         _heading(figure, title, note)
         ax = figure.add_axes((0.12, 0.12, 0.79, 0.65))
         positive = np.where(values > 0, values, np.nan)
-        ax.plot(t[1:], positive[1:], color=_BLUE, linewidth=1.8, label="KL term of step t")
+        shown = np.flatnonzero(known[1:]) + 1
+        marker = None if known.all() else "."
+        ax.plot(t[shown], positive[shown], color=_BLUE, linewidth=1.8, marker=marker, label="KL term of step t")
         ax.plot(t[:1], positive[:1], color=_ORANGE, marker="o", linestyle="none", label="decoder (t = 0)")
         ax.set_xscale("log")
         if np.isfinite(positive).any():
@@ -255,9 +263,7 @@ def plot_bound(path: str | Path, terms: npt.ArrayLike, *, title: str, note: str 
         ax.set_ylabel(f"{unit} per step")
         _tidy(ax)
         total = ax.twinx()
-        total.plot(
-            t, np.cumsum(values), color=_GREY, linewidth=1.8, linestyle="--", label="sum up to step t (right axis)"
-        )
+        total.plot(t, summed, color=_GREY, linewidth=1.8, linestyle="--", label="sum up to step t (right axis)")
         total.set_ylim(bottom=0)
         total.set_ylabel(f"{unit}, summed")
         total.spines["top"].set_visible(False)
@@ -270,6 +276,41 @@ def plot_bound(path: str | Path, terms: npt.ArrayLike, *, title: str, note: str 
             bbox_to_anchor=(0.5, 1.0),
             ncols=3,
         )
+    return Path(path)
+
+
+def plot_rate_distortion(
+    path: str | Path, rates: npt.ArrayLike, rmses: npt.ArrayLike, *, peak: float, title: str, note: str = ""
+) -> Path:
+    """How good an image is after so many bits: the error of the predicted image, and the rate, by step.
+
+    Args:
+        path: PNG to write.
+        rates: [T] bits/dim sent so far, from nothing on.
+        rmses: [T] root mean square error of the image that is predicted then.
+        peak: Largest value of the scale of the errors.
+        title: With the total.
+        note: A smaller line below the title.
+    """
+    x, y = np.asarray(rates, dtype=np.float64), np.asarray(rmses, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1 or x.size == 0:
+        raise ValueError(f"rates and rmses must be lists of one length, got {x.shape} and {y.shape}")
+    done = (np.arange(len(x)) + 1) / len(x)
+    with _figure(path, 11.0, 4.2) as figure:
+        _heading(figure, title, note)
+        axes = figure.subplots(1, 3)
+        figure.subplots_adjust(0.06, 0.14, 0.99, 0.8, wspace=0.26)
+        error = f"error of the predicted image (0 to {peak:g})"
+        for ax, across, up, labels in (
+            (axes[0], done, y, ("share of the steps done", error)),
+            (axes[1], done, x, ("share of the steps done", "bits/dim sent")),
+            (axes[2], x, y, ("bits/dim sent", error)),
+        ):
+            ax.plot(across, up, color=_BLUE, linewidth=1.8, marker="." if len(x) < 30 else None)
+            ax.set_xlabel(labels[0])
+            ax.set_ylabel(labels[1])
+            ax.set_ylim(bottom=0)
+            _tidy(ax)
     return Path(path)
 
 
