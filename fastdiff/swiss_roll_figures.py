@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_bound", "draw_density", "draw_score", "draw_trajectories", "write_animation"]
 
 _REACH = 2.4
-_LINES = 12
+_LINES = 6
 
 
 def draw_trajectories(path: Path, forward: Tensor, reverse: Tensor, times: Sequence[int]) -> Path:
@@ -81,7 +81,7 @@ def write_animation(path: Path, reverse: Tensor, times: Sequence[int], frames: i
 def draw_score(path: Path, network: nn.Module, diffusion: Diffusion, forward: Tensor) -> Path:
     """The learned score as arrows at three noise levels, over noised data."""
     last = diffusion.num_timesteps - 1
-    edge = torch.linspace(-1.6, 1.6, 23)
+    edge = torch.linspace(-1.3, 1.3, 25)
     grid = torch.cartesian_prod(edge, edge)
     views = Views(network, diffusion)
     with new_figure(path, 12.6, 4.8) as figure:
@@ -90,13 +90,13 @@ def draw_score(path: Path, network: nn.Module, diffusion: Diffusion, forward: Te
         )
         axes = figure.subplots(1, 3)
         figure.subplots_adjust(0.01, 0.02, 0.99, 0.82, wspace=0.03)
-        for ax, share in zip(axes, (0.08, 0.3, 0.65), strict=True):
+        for ax, share in zip(axes, (0.03, 0.12, 0.4), strict=True):
             t = round(share * last)
             # eps = -sigma score has one length at all levels.
             with torch.no_grad():
                 arrows = -views.eps(grid, t)
-            _points(ax, forward[t + 1], BLUE, reach=1.7, alpha=0.25)
-            ax.quiver(grid[:, 0], grid[:, 1], arrows[:, 0], arrows[:, 1], color="#222222", width=0.0028, scale=45)
+            _points(ax, forward[t + 1], BLUE, reach=1.4, alpha=0.4)
+            ax.quiver(grid[:, 0], grid[:, 1], arrows[:, 0], arrows[:, 1], color="#222222", width=0.0028, scale=60)
             sigma = float(np.sqrt(diffusion.schedule.one_minus_alphas_cumprod[t]))
             ax.set_title(f"t = {t}, sigma = {sigma:.2f}", fontsize=10)
     return path
