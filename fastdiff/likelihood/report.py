@@ -76,7 +76,7 @@ def draw_report(path: str | Path, score: Score, *, title: str = "") -> Path:
             score.rate.numpy(),
             score.rmse.numpy(),
             peak=score.peak,
-            title=title or f"Progressive coding: {score.bound.mean:.3f} bits/dim without loss",
+            title=f"{title or 'Progressive coding'}: {score.bound.mean:.3f} bits/dim without loss",
             note=f"= rate {score.total_rate:.3f} (prior and KL terms) + distortion {score.distortion:.3f} (decoder)",
         )
     if not isinstance(score, Bound):
