@@ -18,7 +18,7 @@ from fastdiff.schedule import NoiseSchedule
 from fastdiff.table import CoefficientTable
 
 if TYPE_CHECKING:
-    from fastdiff import convert, data, guidance, likelihood, ops
+    from fastdiff import convert, data, editing, guidance, likelihood, ops
     from fastdiff.acceleration import accelerate, restore
     from fastdiff.checkpoint import load_model, save_model
     from fastdiff.ema import Ema
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastdiff.thresholding import DynamicThreshold
     from fastdiff.trainer import TrainConfig, Trainer
     from fastdiff.unet import UNet, UNetConfig
+    from fastdiff.views import Views
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _LAZY = {
     "UNet": "fastdiff.unet",
     "UNetConfig": "fastdiff.unet",
     "accelerate": "fastdiff.acceleration",
+    "Views": "fastdiff.views",
     "compile": "fastdiff.engine",
     "load_model": "fastdiff.checkpoint",
     "restore": "fastdiff.acceleration",
@@ -48,6 +50,7 @@ _LAZY = {
     "DynamicThreshold": "fastdiff.thresholding",
     "convert": "",
     "data": "",
+    "editing": "",
     "guidance": "",
     "likelihood": "",
     "ops": "",
@@ -64,11 +67,13 @@ __all__ = [
     "Trainer",
     "UNet",
     "UNetConfig",
+    "Views",
     "__version__",
     "accelerate",
     "compile",
     "convert",
     "data",
+    "editing",
     "guidance",
     "likelihood",
     "load_model",

@@ -1,4 +1,4 @@
-"""The command `fastdiff`: demo, train, sample, likelihood, convert, info.
+"""The command `fastdiff`: demo, train, sample, likelihood, edit, convert, info.
 
 Nothing heavy is imported before a command needs it, so that `fastdiff --help` answers at once.
 """
@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `fastdiff --help` a
 from __future__ import annotations
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 
 import fastdiff
 from fastdiff.cli_convert import convert
+from fastdiff.cli_edit import edit_app
 from fastdiff.cli_info import info_app
 from fastdiff.cli_options import key_values
 from fastdiff.cli_train import train
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastdiff.data import ImageData
-    from fastdiff.likelihood import Bound
     from fastdiff.pipeline import Pipeline
     from fastdiff.sampling import SamplingStep
 
@@ -99,23 +100,35 @@ def _options(
 
 @app.command()
 def demo(
-    name: Annotated[str, typer.Argument(help="Which: digits.")] = "digits",
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("out/demo"),
+    name: Annotated[str, typer.Argument(help="Which: digits, or swiss-roll in two dimensions.")] = "digits",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write to; out/demo or out/swiss-roll, if left out.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another model and other samples.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes; the digits are bad.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the training that the folder holds, if any.")] = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Train on handwritten digits, sample, score, and draw what came out: a few minutes on two cores."""
+    """Train, sample, score, and draw what came out: handwritten digits, a few minutes on two cores.
+
+    The swiss roll takes less than a minute, on the CPU, and always trains anew.
+    """
     from fastdiff.schedule import nearest_name
 
-    if name != "digits":
-        raise ValueError(f"unknown demo {name!r}: {nearest_name(name, ['digits'])}")
+    if name not in ("digits", "swiss-roll"):
+        raise ValueError(f"unknown demo {name!r}: {nearest_name(name, ['digits', 'swiss-roll'])}")
+    if name == "swiss-roll":
+        from fastdiff.swiss_roll import SwissRollConfig, run_swiss_roll
+
+        run_swiss_roll(
+            out or Path("out/swiss-roll"), SwissRollConfig.quick(seed) if quick else SwissRollConfig(seed=seed)
+        )
+        return
     from fastdiff.demo import DemoConfig, run_demo
     from fastdiff.environment import resolve_device
 
     config = DemoConfig.quick(seed) if quick else DemoConfig(seed=seed)
-    run_demo(out, config, fresh=fresh, device=resolve_device(device))
+    run_demo(out or Path("out/demo"), config, fresh=fresh, device=resolve_device(device))
 
 
 app.command()(train)
@@ -170,6 +183,13 @@ def sample(
 def likelihood(
     model: ModelArgument,
     data: Annotated[str, typer.Argument(help="digits, a folder of images, or a .npz or .npy file.")],
+    method: Annotated[
+        str, typer.Option(help="bound, estimate (of the bound, from some terms), ode, iwae or rate_distortion.")
+    ] = "bound",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="Of the method, as name=value: probes=4, target_error=0.02. May be repeated."),
+    ] = None,
     num: Annotated[
         int | None, typer.Option("--num", "-n", min=1, help="Images to score, spread evenly; all if left out.")
     ] = None,
@@ -180,13 +200,18 @@ def likelihood(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Evaluations at a time.")] = 256,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw the bound by timestep into this .png.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the bound by timestep, or rate and distortion, into this .png.")
+    ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Score images in bits/dim: the variational bound on their negative log-likelihood."""
+    """Score images in bits/dim: their negative log-likelihood, or a bound on it."""
     if figure is not None and figure.suffix.lower() != ".png":
         raise ValueError(f"--figure writes a .png, got {str(figure)!r}")
+    if figure is not None and method in ("ode", "iwae"):
+        raise ValueError(f"method {method!r} has no figure: leave out --figure")
+    options = key_values(option or [])
     pipe = _load(model, weights, device)
     from fastdiff import data as sources
 
@@ -197,18 +222,20 @@ def likelihood(
     _check_scorable(pipe, images)
     if num is not None and num < len(images):
         images = images.take([i * len(images) // num for i in range(num)])
-    bound = _bound(pipe, images, seed, batch_size)
-    numbers = _likelihood_numbers(pipe, images, bound, seed)
+    score = _score(pipe, images, method, {"seed": seed, "batch_size": batch_size} | options)
+    numbers = _likelihood_numbers(pipe, images, score, seed)
     _print_likelihood(numbers)
     if json_file is not None:
-        _write_text(json_file, json.dumps(numbers | {"terms": bound.terms.mean(dim=0).tolist()}, indent=2) + "\n")
+        _write_text(json_file, json.dumps(numbers, indent=2) + "\n")
         typer.echo(str(json_file))
     if figure is not None:
-        _draw_bound(figure, numbers, bound)
-        typer.echo(str(figure))
+        from fastdiff.likelihood import draw_report
+
+        typer.echo(str(draw_report(figure, score, title=images.source)))
 
 
 app.command()(convert)
+app.add_typer(edit_app, name="edit")
 app.add_typer(info_app, name="info")
 
 
@@ -304,29 +331,28 @@ def _check_scorable(pipe: Pipeline, images: ImageData) -> None:
         raise ValueError(f"the network has classes, and {images.source} has no labels")
 
 
-def _bound(pipe: Pipeline, images: ImageData, seed: int, batch_size: int) -> Bound:
+def _score(pipe: Pipeline, images: ImageData, method: Any, options: dict[str, Any]) -> Any:
     from fastdiff.progress import Bars
 
     with Bars() as bars:
         update = bars.counting("scoring", len(images))
         return pipe.likelihood(
             images.to_model(images.images),
+            method,
             labels=None if pipe.unet.config.num_classes is None else images.labels,
-            seed=seed,
-            batch_size=batch_size,
             on_progress=lambda done, total: update(len(images) * done / total),
+            **options,
         )
 
 
-def _likelihood_numbers(pipe: Pipeline, images: ImageData, bound: Bound, seed: int) -> dict[str, Any]:
+def _likelihood_numbers(pipe: Pipeline, images: ImageData, score: Any, seed: int) -> dict[str, Any]:
     from fastdiff.environment import versions
+    from fastdiff.likelihood import report
 
-    return {
-        **bound.summary(),
+    about = {
         "num_images": len(images),
         "levels": pipe.scaling.levels,
         "timesteps": pipe.diffusion.num_timesteps,
-        "evaluations": bound.evaluations,
         "data": images.source,
         "model": pipe.metadata["path"],
         "step": pipe.metadata["step"],
@@ -334,28 +360,37 @@ def _likelihood_numbers(pipe: Pipeline, images: ImageData, bound: Bound, seed: i
         "seed": seed,
         "versions": versions(),
     }
+    return report(score, about=about)
+
+
+# What is printed of a score, where its report has it.
+_PRINTED = (
+    ("prior", "prior", ".3e"),
+    ("kl", "KL terms", ".4f"),
+    ("decoder", "decoder", ".4f"),
+    ("rate", "rate", ".4f"),
+    ("distortion", "distortion", ".4f"),
+    ("rmse", "RMSE at the end", ".3f"),
+    ("mean_sampling_error", "± of the estimate", ".4f"),
+    ("offset", "of it, offset of the dequantisation", ".4f"),
+    ("error_estimate", "error of the integration", ".1e"),
+    ("probe_error", "± of the probes", ".4f"),
+    ("trajectories", "trajectories", "d"),
+    ("one_trajectory", "with one trajectory", ".4f"),
+)
 
 
 def _print_likelihood(numbers: dict[str, Any]) -> None:
     levels = numbers["levels"]
     unit = f"a pixel has {levels} values" if levels else "the density of continuous values"
     images = "1 image" if numbers["num_images"] == 1 else f"{numbers['num_images']:,} images"
-    typer.echo(f"{numbers['bits_per_dim']:.4f} ± {numbers['standard_error']:.4f} bits/dim ({images}; {unit})")
-    typer.echo(f"  prior    {numbers['prior']:.3e}")
-    typer.echo(f"  KL terms {numbers['kl']:.4f}")
-    typer.echo(f"  decoder  {numbers['decoder']:.4f}")
-
-
-def _draw_bound(path: Path, numbers: dict[str, Any], bound: Bound) -> None:
-    from fastdiff.figures import plot_bound
-
-    plot_bound(
-        path,
-        bound.terms.mean(dim=0).numpy(),
-        title=f"{numbers['data']}: {numbers['bits_per_dim']:.3f} ± {numbers['standard_error']:.3f} bits/dim",
-        note=f"= prior {numbers['prior']:.1e} + KL terms {numbers['kl']:.3f} + decoder {numbers['decoder']:.3f}; "
-        f"{numbers['num_images']:,} images",
-    )
+    error = math.nan if numbers["standard_error"] is None else numbers["standard_error"]
+    typer.echo(f"{numbers['bits_per_dim']:.4f} ± {error:.4f} bits/dim ({images}; {unit})")
+    for key, name, form in _PRINTED:
+        if numbers.get(key):
+            typer.echo(f"  {name:<9}{numbers[key]:{form}}" if len(name) < 9 else f"  {name} {numbers[key]:{form}}")
+    if numbers.get("evaluations"):
+        typer.echo(f"  {numbers['evaluations']:,} evaluations")
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "plot_denoising",
     "plot_loss",
     "plot_nearest",
+    "plot_rate_distortion",
     "plot_samples",
     "plot_table",
     "write_denoising_gif",
@@ -40,7 +41,7 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 _DPI = 110
-_BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1660a", "#9aa3ad"
+BLUE, ORANGE, _GREY = "#1f5fa8", "#d1660a", "#9aa3ad"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +98,8 @@ def plot_samples(
     pixels = _pictures(images)
     columns = min(columns, len(pixels))
     rows = -(-len(pixels) // columns)
-    with _figure(path, 0.92 * columns + 0.3, 1.1 * rows + 0.75) as figure:
-        _heading(figure, title, note)
+    with new_figure(path, 0.92 * columns + 0.3, 1.1 * rows + 0.75) as figure:
+        add_heading(figure, title, note)
         axes = _grid(figure, rows, columns, top=1 - 0.68 / (1.1 * rows + 0.75), hspace=0.27, wspace=0.08)
         for index, ax in enumerate(axes.flat):
             if index < len(pixels):
@@ -116,7 +117,7 @@ def plot_table(path: str | Path, table: CoefficientTable) -> Path:
         path: PNG to write.
         table: The sampler.
     """
-    with _figure(path, 10.0, 4.0) as figure:
+    with new_figure(path, 10.0, 4.0) as figure:
         left, right = figure.subplots(1, 2)
         figure.subplots_adjust(0.07, 0.13, 0.98, 0.9, wspace=0.22)
         table.plot(left)
@@ -155,8 +156,8 @@ def plot_nearest(
     count = distance.shape[1]
     rows = max(len(members) for _, members in groups)
     width, height = len(groups) * (0.95 * (count + 1) + 0.45), 1.12 * rows + 1.0
-    with _figure(path, width, height) as figure:
-        _heading(figure, title, note)
+    with new_figure(path, width, height) as figure:
+        add_heading(figure, title, note)
         for block, (heading, members) in enumerate(groups):
             left = (block + 0.04) / len(groups)
             right = (block + 0.96) / len(groups)
@@ -165,7 +166,7 @@ def plot_nearest(
             )
             figure.text((left + right) / 2, 1 - 0.72 / height, heading, ha="center", va="center", fontsize=10)
             for row, member in enumerate(members):
-                _show(axes[row, 0], _pictures(samples[member][None])[0], edge=_ORANGE)
+                _show(axes[row, 0], _pictures(samples[member][None])[0], edge=ORANGE)
                 axes[row, 0].set_xlabel(f"sample {member}", fontsize=8, labelpad=2)
                 for k in range(count):
                     _show(axes[row, k + 1], _pictures(neighbours[member, k][None])[0])
@@ -182,8 +183,8 @@ def plot_denoising(
     num_frames, num_samples = frames.states.shape[:2]
     margin = 0.25 + 0.065 * max((len(label) for label in labels), default=0)
     width, height = 2 * 0.72 * num_frames + 0.7 + margin, 0.72 * num_samples + 1.3
-    with _figure(path, width, height) as figure:
-        _heading(figure, title, note)
+    with new_figure(path, width, height) as figure:
+        add_heading(figure, title, note)
         edge = margin / width
         blocks = (("the state $x_t$", frames.states), ("the predicted image $x_0$", frames.predictions))
         for block, (heading, images) in enumerate(blocks):
@@ -209,8 +210,8 @@ def plot_loss(path: str | Path, steps: npt.ArrayLike, losses: npt.ArrayLike, *, 
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1 or x.size == 0:
         raise ValueError(f"steps and losses must be lists of one length, got {x.shape} and {y.shape}")
-    with _figure(path, 7.5, 4.6) as figure:
-        _heading(figure, title, note)
+    with new_figure(path, 7.5, 4.6) as figure:
+        add_heading(figure, title, note)
         ax = figure.add_axes((0.1, 0.13, 0.87, 0.69))
         ax.plot(
             x, y, color=_GREY, linewidth=0.9, marker="." if len(x) < 30 else None, label="mean since the last entry"
@@ -218,7 +219,7 @@ def plot_loss(path: str | Path, steps: npt.ArrayLike, losses: npt.ArrayLike, *, 
         if len(x) >= 12:
             reach = max(2, len(x) // 40)
             smooth = [float(np.median(y[max(0, i - reach) : i + reach + 1])) for i in range(len(y))]
-            ax.plot(x, smooth, color=_BLUE, linewidth=2, label="running median")
+            ax.plot(x, smooth, color=BLUE, linewidth=2, label="running median")
             ax.legend(frameon=False)
         ax.set_yscale("log")
         _plain_log_ticks(ax, y)
@@ -233,7 +234,7 @@ def plot_bound(path: str | Path, terms: npt.ArrayLike, *, title: str, note: str 
 
     Args:
         path: PNG to write.
-        terms: [T], mean over the images; entry 0 is the decoder's term.
+        terms: [T], mean over the images; entry 0 is the decoder's term. NaN where a term is not known.
         title: With the totals.
         note: A smaller line below the title.
         unit: Of the terms.
@@ -242,12 +243,19 @@ def plot_bound(path: str | Path, terms: npt.ArrayLike, *, title: str, note: str 
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"terms must be [T], got shape {list(values.shape)}")
     t = np.arange(len(values)) + 1
-    with _figure(path, 8.2, 4.8) as figure:
-        _heading(figure, title, note)
+    known = np.isfinite(values)
+    if not known.any():
+        raise ValueError("terms must hold at least one number")
+    # Between the terms that were evaluated, a straight line.
+    summed = np.cumsum(np.interp(t, t[known], values[known]))
+    with new_figure(path, 8.2, 4.8) as figure:
+        add_heading(figure, title, note)
         ax = figure.add_axes((0.12, 0.12, 0.79, 0.65))
         positive = np.where(values > 0, values, np.nan)
-        ax.plot(t[1:], positive[1:], color=_BLUE, linewidth=1.8, label="KL term of step t")
-        ax.plot(t[:1], positive[:1], color=_ORANGE, marker="o", linestyle="none", label="decoder (t = 0)")
+        shown = np.flatnonzero(known[1:]) + 1
+        marker = None if known.all() else "."
+        ax.plot(t[shown], positive[shown], color=BLUE, linewidth=1.8, marker=marker, label="KL term of step t")
+        ax.plot(t[:1], positive[:1], color=ORANGE, marker="o", linestyle="none", label="decoder (t = 0)")
         ax.set_xscale("log")
         if np.isfinite(positive).any():
             ax.set_yscale("log")
@@ -255,9 +263,7 @@ def plot_bound(path: str | Path, terms: npt.ArrayLike, *, title: str, note: str 
         ax.set_ylabel(f"{unit} per step")
         _tidy(ax)
         total = ax.twinx()
-        total.plot(
-            t, np.cumsum(values), color=_GREY, linewidth=1.8, linestyle="--", label="sum up to step t (right axis)"
-        )
+        total.plot(t, summed, color=_GREY, linewidth=1.8, linestyle="--", label="sum up to step t (right axis)")
         total.set_ylim(bottom=0)
         total.set_ylabel(f"{unit}, summed")
         total.spines["top"].set_visible(False)
@@ -270,6 +276,41 @@ def plot_bound(path: str | Path, terms: npt.ArrayLike, *, title: str, note: str 
             bbox_to_anchor=(0.5, 1.0),
             ncols=3,
         )
+    return Path(path)
+
+
+def plot_rate_distortion(
+    path: str | Path, rates: npt.ArrayLike, rmses: npt.ArrayLike, *, peak: float, title: str, note: str = ""
+) -> Path:
+    """How good an image is after so many bits: the error of the predicted image, and the rate, by step.
+
+    Args:
+        path: PNG to write.
+        rates: [T] bits/dim sent so far, from nothing on.
+        rmses: [T] root mean square error of the image that is predicted then.
+        peak: Largest value of the scale of the errors.
+        title: With the total.
+        note: A smaller line below the title.
+    """
+    x, y = np.asarray(rates, dtype=np.float64), np.asarray(rmses, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1 or x.size == 0:
+        raise ValueError(f"rates and rmses must be lists of one length, got {x.shape} and {y.shape}")
+    done = (np.arange(len(x)) + 1) / len(x)
+    with new_figure(path, 11.0, 4.2) as figure:
+        add_heading(figure, title, note)
+        axes = figure.subplots(1, 3)
+        figure.subplots_adjust(0.06, 0.14, 0.99, 0.8, wspace=0.26)
+        error = f"error of the predicted image (0 to {peak:g})"
+        for ax, across, up, labels in (
+            (axes[0], done, y, ("share of the steps done", error)),
+            (axes[1], done, x, ("share of the steps done", "bits/dim sent")),
+            (axes[2], x, y, ("bits/dim sent", error)),
+        ):
+            ax.plot(across, up, color=BLUE, linewidth=1.8, marker="." if len(x) < 30 else None)
+            ax.set_xlabel(labels[0])
+            ax.set_ylabel(labels[1])
+            ax.set_ylim(bottom=0)
+            _tidy(ax)
     return Path(path)
 
 
@@ -316,7 +357,7 @@ def write_denoising_gif(
         draw.rectangle((start, top + 2, start + round((width - pad - start) * noise), top + 14), fill=_GREY)
         pictures.append(canvas.convert("P", palette=Image.Palette.ADAPTIVE, colors=64))
     durations = [milliseconds] * (len(pictures) - 1) + [hold_milliseconds]
-    with _partial(path) as partial:
+    with partial_file(path) as partial:
         pictures[0].save(
             partial, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False
         )
@@ -324,8 +365,8 @@ def write_denoising_gif(
 
 
 @contextlib.contextmanager
-def _figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of that many inches, which becomes a PNG at `path` when the block ends without an error."""
+def new_figure(path: str | Path | None, width: float, height: float) -> Iterator[Figure]:
+    """A figure of that many inches, which becomes a PNG at `path`, if any, when the block ends without an error."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -335,12 +376,14 @@ def _figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     yield figure
-    with _partial(path) as partial:
+    if path is None:
+        return
+    with partial_file(path) as partial:
         figure.savefig(partial, format="png")
 
 
 @contextlib.contextmanager
-def _partial(path: str | Path) -> Iterator[Path]:
+def partial_file(path: str | Path) -> Iterator[Path]:
     """Another name beside `path`, whose file is moved there when the block ends without an error."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -352,7 +395,7 @@ def _partial(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _heading(figure: Figure, title: str, note: str) -> None:
+def add_heading(figure: Figure, title: str, note: str) -> None:
     height = figure.get_figheight()
     figure.text(0.02, 1 - 0.24 / height, title, ha="left", va="center", fontsize=12, fontweight="bold")
     figure.text(0.02, 1 - 0.49 / height, note, ha="left", va="center", fontsize=9, color="#444444")

@@ -316,8 +316,8 @@ def write_grid(
         if texts is not None:
             middle = left + (cell_width - font.getlength(texts[index])) / 2
             draw.text((middle, upper + tile_height), texts[index], fill="black", font=font)
-    target = _target(path, ".png")
-    with _atomic_file(target) as file:
+    target = target_path(path, ".png")
+    with atomic_file(target) as file:
         canvas.save(file, format="PNG")
     return target
 
@@ -340,9 +340,9 @@ def write_images(folder: str | Path, images: Tensor, *, start: int = 0) -> list[
     if start < 0:
         raise ValueError(f"start must be at least 0, got {start}")
     pixels = _as_pictures(images)
-    paths = [_target(Path(folder, f"{start + index:06d}.png"), ".png") for index in range(len(pixels))]
+    paths = [target_path(Path(folder, f"{start + index:06d}.png"), ".png") for index in range(len(pixels))]
     for path, picture in zip(paths, pixels, strict=True):
-        with _atomic_file(path) as file:
+        with atomic_file(path) as file:
             # Grey stays grey: the file then reads back with one channel.
             Image.fromarray(picture if images.shape[1] == 3 else picture[:, :, 0]).save(file, format="PNG")
     return paths
@@ -371,8 +371,8 @@ def write_npz(path: str | Path, images: Tensor, labels: Tensor | None = None) ->
         if labels.shape != images.shape[:1]:
             raise ValueError(f"labels must be [{len(images)}], one per image, got shape {list(labels.shape)}")
         arrays.append(labels.detach().cpu().numpy().astype(np.int64))
-    target = _target(path, ".npz")
-    with _atomic_file(target) as file:
+    target = target_path(path, ".npz")
+    with atomic_file(target) as file:
         np.savez(file, *map(np.ascontiguousarray, arrays))
     return target
 
@@ -399,7 +399,7 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split()).encode("latin-1", "replace").decode("latin-1")
 
 
-def _target(path: str | Path, suffix: str) -> Path:
+def target_path(path: str | Path, suffix: str) -> Path:
     """`path`, once it is known to be writable as a file: right suffix, no folder in its place, parents made."""
     path = Path(path)
     if path.suffix.lower() != suffix:
@@ -414,7 +414,7 @@ def _target(path: str | Path, suffix: str) -> Path:
 
 
 @contextlib.contextmanager
-def _atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears at `path` when the block ends without an error, and leaves nothing behind otherwise."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

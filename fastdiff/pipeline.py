@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
+from fastdiff import editing, samplers
 from fastdiff import likelihood as scoring
-from fastdiff import samplers
 from fastdiff.checkpoint import WeightKind, load_model, save_model
 from fastdiff.data import DataScaling
 from fastdiff.diffusion import Diffusion
 from fastdiff.sampling import Runner, SamplingStep, checked_ids, sample
-from fastdiff.schedule import nearest_name
+from fastdiff.schedule import check_keys, nearest_name
 from fastdiff.table import CoefficientTable
 from fastdiff.thresholding import DynamicThreshold
 from fastdiff.unet import UNet
+from fastdiff.views import Views
 
 __all__ = ["Pipeline", "default_steps"]
 
-Method = Literal["bound"]
-_METHODS = ("bound",)
+# How far continuous data may lie outside [-1, 1]: the rounding of float32.
+_RANGE_TOLERANCE = 1e-6
+
+Method = Literal["bound", "estimate", "ode", "iwae", "rate_distortion"]
+_METHODS = get_args(Method)
+_SCORERS: dict[str, Callable[..., Any]] = {
+    "bound": scoring.bound,
+    "estimate": scoring.bound_estimate,
+    "ode": scoring.ode,
+    "iwae": scoring.iwae,
+    "rate_distortion": scoring.rate_distortion,
+}
 
 
 def default_steps(sampler: str, diffusion: Diffusion) -> int:
@@ -212,25 +224,154 @@ class Pipeline:
         *,
         labels: Tensor | None = None,
         **options: Any,
-    ) -> scoring.Bound:
+    ) -> Any:
         """Score images in bits/dim.
 
         Args:
-            x: [B, C, H, W] in [-1, 1], or uint8.
-            method: "bound", the variational bound.
+            x: [B, C, H, W] in [-1, 1], or uint8 values of the data.
+            method: "bound", the variational bound with all terms; "estimate", the bound from some of its terms, to a
+                requested standard error; "ode", the density by the probability-flow ODE; "iwae", the
+                importance-weighted bound; "rate_distortion", the table of progressive coding.
             labels: [B] int64, for a network with classes.
-            **options: Of `fastdiff.likelihood.bound`; `decoder` and `levels` follow from the model's data.
+            **options: Of the function of `fastdiff.likelihood` behind the method: `bound`, `bound_estimate`, `ode`,
+                `iwae`, `rate_distortion`. `decoder` and `levels` follow from the model's data.
+
+        Returns:
+            `Bound`, `OdeLikelihood`, `ImportanceBound` or `RateDistortion`.
 
         Raises:
-            ValueError: unknown method, or images that do not fit.
+            ValueError: unknown method or option, or images that do not fit.
         """
         if method not in _METHODS:
             raise ValueError(f"unknown method {method!r}: {nearest_name(str(method), _METHODS)}")
+        scorer = _SCORERS[method]
+        known = [key for key in inspect.signature(scorer).parameters if key not in ("model", "diffusion", "x")]
+        check_keys(options, [key for key in known if key != "model_kwargs"], f"likelihood method {method!r}")
+        self._check_images(x, "x")
         labels = self._checked_labels(labels, x.shape[0])
         levels = self.scaling.levels
-        options = {"decoder": "gaussian" if levels is None else "discrete", "levels": levels or 256} | options
-        kwargs = None if labels is None else {"y": labels}
-        return scoring.bound(self.unet, self.diffusion, x, model_kwargs=kwargs, **options)
+        if method == "ode":
+            options = {"levels": levels} | options
+        else:
+            options = {"decoder": "gaussian" if levels is None else "discrete", "levels": levels or 256} | options
+        if levels is None and x.is_floating_point() and bool((x.abs() > 1 + _RANGE_TOLERANCE).any()):
+            raise ValueError(f"x must be in [-1, 1], the model's range, got {float(x.min()):g} to {float(x.max()):g}")
+        return scorer(self.unet, self.diffusion, x, model_kwargs=self._kwargs(labels), **options)
+
+    def encode(self, x: Tensor, *, labels: Tensor | None = None, **options: Any) -> Tensor:
+        """Map images to noise along the probability flow; options, result and errors: `fastdiff.editing.encode`."""
+        x, kwargs = self._edited(x, labels, options, editing.encode)
+        return editing.encode(self.unet, self.diffusion, x, model_kwargs=kwargs, **options)
+
+    def decode(self, latent: Tensor, *, labels: Tensor | None = None, **options: Any) -> Tensor:
+        """Map noise to images, the inverse of `encode`; options, result and errors: `fastdiff.editing.decode`."""
+        latent, kwargs = self._edited(latent, labels, options, editing.decode)
+        return editing.decode(self.unet, self.diffusion, latent, model_kwargs=kwargs, **options)
+
+    def round_trip_error(self, x: Tensor, *, labels: Tensor | None = None, **options: Any) -> Tensor:
+        """[B] what encoding and decoding lose; see `fastdiff.editing.round_trip_error`."""
+        x, kwargs = self._edited(x, labels, options, editing.round_trip_error)
+        return editing.round_trip_error(self.unet, self.diffusion, x, model_kwargs=kwargs, **options)
+
+    def vary(
+        self, x: Tensor, *, strength: float | Sequence[float] = 0.5, labels: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """Noise images up to a share of the timesteps and bring them back; see `fastdiff.editing.vary`.
+
+        At strength 0 this is x, at strength 1 what `sample` gives for the same seed, ids, sampler and steps.
+        """
+        x, kwargs = self._edited(x, labels, options, editing.vary)
+        steps = options.pop("steps", None)
+        steps = default_steps(options.get("sampler", "ddim"), self.diffusion) if steps is None else steps
+        return editing.vary(
+            self.unet, self.diffusion, x, strength=strength, steps=steps, model_kwargs=kwargs, **options
+        )
+
+    def interpolate(
+        self,
+        a: Tensor,
+        b: Tensor,
+        *,
+        weight: float | Sequence[float] = 0.5,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Mix images in the space of their noise; see `fastdiff.editing.interpolate`."""
+        a, kwargs = self._edited(a, labels, options, editing.interpolate)
+        b = self._edited(b, labels, options, editing.interpolate)[0]
+        return editing.interpolate(self.unet, self.diffusion, a, b, weight=weight, model_kwargs=kwargs, **options)
+
+    def inpaint(self, x: Tensor, mask: Tensor, *, labels: Tensor | None = None, **options: Any) -> Tensor:
+        """Fill the pixels where the mask is 0, and keep those where it is 1; see `fastdiff.editing.inpaint`."""
+        x, kwargs = self._edited(x, labels, options, editing.inpaint)
+        return editing.inpaint(self.unet, self.diffusion, x, mask, model_kwargs=kwargs, **options)
+
+    def progressive(
+        self,
+        num: int = 1,
+        *,
+        rows: int | Sequence[int] = 8,
+        sampler: str | CoefficientTable = "ddim",
+        steps: int | None = None,
+        seed: int = 0,
+        sample_ids: Tensor | Iterable[int] | None = None,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> editing.Progress:
+        """Sample, and keep the predicted image at some rows; see `sample` and `fastdiff.editing.progressive`."""
+        if num < 1:
+            raise ValueError(f"num must be at least 1, got {num}")
+        kwargs = self._kwargs(self._checked_labels(labels, num))
+        return editing.progressive(
+            self.unet,
+            self._table(sampler, steps, options),
+            shape=(num, *self.image_shape),
+            rows=rows,
+            seed=seed,
+            sample_ids=sample_ids,
+            model_kwargs=kwargs,
+        )
+
+    def views(self, *, labels: Tensor | None = None, clip: float | None = None) -> Views:
+        """The network as eps, x_0, v, score and denoiser; see `fastdiff.views.Views`."""
+        labels = None if labels is None else self._checked_labels(labels, labels.shape[0])
+        return Views(self.unet, self.diffusion, self._kwargs(labels) or {}, clip)
+
+    @torch.no_grad()
+    def score(self, x: Tensor, t: Tensor | float, *, labels: Tensor | None = None) -> Tensor:
+        """The score, the gradient of log q(x_t), that the network gives at states x [B, C, H, W] and its time t.
+
+        Args:
+            x: States, floating point.
+            t: One number or [B], within the schedule; whole or not.
+            labels: [B] int64, for a network with classes.
+
+        Raises:
+            ValueError: t out of range, or shapes that do not fit.
+        """
+        self._check_images(x, "x")
+        labels = self._checked_labels(labels, x.shape[0])
+        return Views(self.unet, self.diffusion, self._kwargs(labels) or {}).score(x.to(self.device), t)
+
+    def _edited(
+        self, x: Tensor, labels: Tensor | None, options: dict[str, Any], function: Callable[..., Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Images as the model takes them, and what else the network is passed."""
+        known = list(inspect.signature(function).parameters)
+        own = ("model", "diffusion", "x", "a", "b", "latent", "mask", "model_kwargs")
+        check_keys(options, [key for key in known if key not in own], function.__name__)
+        self._check_images(x, "images")
+        if x.dtype == torch.uint8:
+            x = self.scaling.to_model(x)
+        return x.to(self.device), self._kwargs(self._checked_labels(labels, x.shape[0]))
+
+    def _check_images(self, x: Tensor, name: str) -> None:
+        channels = self.unet.config.in_channels
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"{name} must be [B, {channels}, H, W], the model's channels, got {list(x.shape)}")
+
+    def _kwargs(self, labels: Tensor | None) -> dict[str, Tensor] | None:
+        return None if labels is None else {"y": labels}
 
     def _table(self, sampler: str | CoefficientTable, steps: int | None, options: dict[str, Any]) -> CoefficientTable:
         if isinstance(sampler, CoefficientTable):

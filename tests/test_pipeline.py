@@ -99,3 +99,73 @@ def test_pipeline_refuses_what_does_not_fit(diffusion: fd.Diffusion) -> None:
         pipe.sample(1, batch_size=0)
     with pytest.raises(ValueError, match="unknown method"):
         pipe.likelihood(torch.zeros(1, 1, 8, 8), method="bond")
+
+
+def test_pipeline_edits_as_the_functions_do(diffusion: fd.Diffusion) -> None:
+    pipe = fd.Pipeline(small_unet(), diffusion)
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    net = pipe.unet
+    latent = pipe.encode(x, steps=6)
+    assert torch.equal(latent, fd.editing.encode(net, diffusion, x, steps=6))
+    assert torch.equal(pipe.decode(latent, steps=6), fd.editing.decode(net, diffusion, latent, steps=6))
+    assert pipe.round_trip_error(x, steps=6).shape == (2,)
+    assert torch.equal(pipe.vary(x, strength=0, seed=5), x)
+    assert torch.equal(pipe.vary(x, strength=1, seed=5), pipe.sample(2, seed=5))
+    assert pipe.vary(x, strength=[0.2, 0.6], steps=5).shape == (2, 2, 1, 8, 8)
+    assert pipe.interpolate(x, -x, weight=0.5, steps=4).shape == x.shape
+    mask = torch.ones(8, 8)
+    mask[2:4] = 0
+    filled = pipe.inpaint(x, mask, steps=4, seed=1)
+    assert torch.equal(filled[:, :, 4:], x[:, :, 4:])
+    assert not torch.equal(filled[:, :, 2:4], x[:, :, 2:4])
+    shown = pipe.progressive(2, steps=5, rows=3, seed=2)
+    assert torch.equal(shown.samples, pipe.sample(2, steps=5, seed=2))
+    assert shown.previews.shape == (3, 2, 1, 8, 8)
+    eps = net(x, torch.tensor([7, 7]))
+    sigma = float(diffusion.signal_noise()[1][7])
+    torch.testing.assert_close(pipe.score(x, 7), -eps / sigma, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(pipe.views().eps(x, 7), eps, rtol=1e-3, atol=1e-4)
+    # Stored values go through the data's own scaling.
+    stored = (torch.arange(64).reshape(1, 1, 8, 8) * 4).to(torch.uint8)
+    assert torch.equal(pipe.vary(stored, strength=0), DataScaling().to_model(stored))
+
+
+def test_pipeline_scores_by_every_method(diffusion: fd.Diffusion) -> None:
+    pipe = fd.Pipeline(small_unet(num_classes=2), diffusion, DataScaling(17))
+    x = torch.randint(0, 17, (2, 1, 8, 8)).to(torch.uint8)
+    labels = torch.tensor([0, 1])
+    kinds = {
+        "bound": likelihood.Bound,
+        "estimate": likelihood.Bound,
+        "ode": likelihood.OdeLikelihood,
+        "iwae": likelihood.ImportanceBound,
+        "rate_distortion": likelihood.RateDistortion,
+    }
+    options = {"ode": {"tolerance": 0.05}, "iwae": {"trajectories": 2}}
+    for method, kind in kinds.items():
+        assert isinstance(pipe.likelihood(x, method, labels=labels, **options.get(method, {})), kind)
+
+
+def test_pipeline_refuses_what_does_not_fit_to_edit_or_score(diffusion: fd.Diffusion) -> None:
+    pipe = fd.Pipeline(small_unet(), diffusion)
+    x = torch.zeros(1, 1, 8, 8)
+    colour = torch.zeros(1, 3, 8, 8)
+    for call in (pipe.encode, pipe.decode, pipe.vary, pipe.likelihood, lambda v: pipe.score(v, 3)):
+        with pytest.raises(ValueError, match="channels"):
+            call(colour)
+    with pytest.raises(ValueError, match="strength"):
+        pipe.vary(x, strenght=0.4)
+    with pytest.raises(ValueError, match=r"\[-1, 1\]"):
+        pipe.vary(x + 100)
+    with pytest.raises(ValueError, match="probes"):
+        pipe.likelihood(x - 1, method="ode", probes=0)
+    with pytest.raises(ValueError, match="lies off it"):
+        pipe.likelihood(x + 0.1234)
+    with pytest.raises(ValueError, match="mask"):
+        pipe.inpaint(x, torch.ones(5, 5))
+    continuous = fd.Pipeline(small_unet(), diffusion, DataScaling(None))
+    with pytest.raises(ValueError, match=r"\[-1, 1\]"):
+        continuous.likelihood(x + 1.5)
+    learned = fd.Pipeline(small_unet(), fd.Diffusion(diffusion.schedule, "eps", "learned_range"))
+    with pytest.raises(ValueError, match="variance is learned"):
+        learned.likelihood(x - 1)

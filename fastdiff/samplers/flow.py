@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion, eps_coefficients
+from fastdiff.diffusion import Diffusion, eps_coefficients, x0_coefficients
 from fastdiff.samplers.levels import Levels, levels_at, position_of, table_from_rows, visited
 from fastdiff.schedule import Array
 from fastdiff.table import CoefficientTable
@@ -28,6 +28,9 @@ TABLEAUS: dict[int, tuple[tuple[float, ...], ...]] = {
     # Kutta (1901).
     4: ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
 }
+
+# Of images in [-1, 1].
+_TYPICAL_VARIANCE = 0.25
 
 
 def flow_encode(diffusion: Diffusion, steps: int | None = None, *, order: int = 2) -> CoefficientTable:
@@ -86,15 +89,16 @@ def fixed_point_encode(
 ) -> CoefficientTable:
     """Coefficients of the exact inverse of `ddim`, by fixed-point iteration at each level.
 
-    `ddim` goes from level i to the cleaner level i-1 by x_{i-1} = a x_i + b eps(x_i, t_i). So x_i = (x_{i-1} -
-    b eps(x_i, t_i)) / a, which is iterated from x_{i-1}. Each iteration divides the error by about the step's ratio of
-    noise to gain, so fine steps converge at once; compare the image with what `ddim(..., clip=None)` makes of the
-    result. Start from an image: `sample(..., x_init=image)`.
+    `ddim` goes from level i to the cleaner level i-1 by x_{i-1} = a x_i + b eps(x_i) = a' x_i + b' x_0(x_i), with the
+    predictions at t_i. So x_i = (x_{i-1} - b eps(x_i)) / a, or likewise with x_0, which is iterated from x_{i-1}. The
+    form is taken, level by level, that converges faster for Gaussian data of variance 1/4: eps near the image and x_0
+    near the noise. Compare the image with what `ddim(..., clip=None)` makes of the result. Start from an image:
+    `sample(..., x_init=image)`.
 
     Args:
         diffusion: What the network was trained on.
         steps: Levels, 1 to T; None for all T.
-        iterations: Evaluations per level, at least 1; 1 is `ddim_encode(evaluate_at="end")`.
+        iterations: Evaluations per level, at least 1.
         spacing: See `visited`, as for `timesteps` and `continuous`: give those of the `ddim` that decodes.
         timesteps: The timesteps themselves.
         continuous: Whether levels may fall between timesteps.
@@ -115,10 +119,18 @@ def fixed_point_encode(
     states: list[int] = []
     for level in range(1, len(levels) + 1):
         alpha, sigma = reverse.alpha[level], reverse.sigma[level]
-        gain = reverse.alpha[level - 1] / alpha
-        slope = reverse.sigma[level - 1] - gain * sigma
-        ex, em = _eps(diffusion, alpha, sigma)
-        row = {"t": reverse.t[level - 1], "px": ex, "pm": em, "c0": -slope / gain}
+        alpha_to, sigma_to = reverse.alpha[level - 1], reverse.sigma[level - 1]
+        # Each form as (gain of the state, weight and coefficients of the prediction, how fast it converges).
+        total = alpha**2 * _TYPICAL_VARIANCE + sigma**2
+        gain = alpha_to / alpha
+        slope = sigma_to - gain * sigma
+        forms = [(gain, slope, _eps(diffusion, alpha, sigma), abs(slope / gain) * sigma / total)]
+        if sigma_to > 0:
+            gain = sigma_to / sigma
+            slope = alpha_to - gain * alpha
+            forms.append((gain, slope, _x0(diffusion, alpha, sigma), slope / gain * alpha * _TYPICAL_VARIANCE / total))
+        gain, slope, (px, pm), _ = min(forms, key=lambda form: form[3])
+        row = {"t": reverse.t[level - 1], "px": px, "pm": pm, "c0": -slope / gain}
         rows.append(row | {"cx": 1 / gain, "save_base": 1.0, "bx": 1.0})
         rows += [row | {"cb": 1 / gain}] * (int(iterations) - 1)
         states += [level] * int(iterations)
@@ -207,6 +219,11 @@ def _level(diffusion: Diffusion, rho: float) -> Levels:
 def _eps(diffusion: Diffusion, alpha: float, sigma: float) -> tuple[float, float]:
     ex, em = eps_coefficients(diffusion.prediction, _array(alpha), _array(sigma))
     return float(ex[0]), float(em[0])
+
+
+def _x0(diffusion: Diffusion, alpha: float, sigma: float) -> tuple[float, float]:
+    px, pm = x0_coefficients(diffusion.prediction, _array(alpha), _array(sigma))
+    return float(px[0]), float(pm[0])
 
 
 def _array(value: float) -> Array:

@@ -1,0 +1,134 @@
+"""The variational bound against a per-timestep loop in PyTorch, and the estimate against all terms.
+
+`python bench/likelihood.py` writes bench/results/likelihood.json and .md; `--quick` only shows that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import machine, race
+from torch import nn
+
+import fastdiff as fd
+from fastdiff import likelihood
+from fastdiff.losses import discretized_gaussian_log_likelihood, normal_kl
+
+RESULTS = Path(__file__).parent / "results" / "likelihood"
+
+
+def straightforward_bound(unet: fd.UNet, diffusion: fd.Diffusion, x: torch.Tensor, levels: int) -> torch.Tensor:
+    """[B] bits/dim, as one writes it: all images at one t, from T-1 down to 0, in PyTorch."""
+    s = diffusion.schedule
+    abar = torch.tensor(s.alphas_cumprod, dtype=torch.float32)
+    coef1, coef2 = (torch.tensor(c, dtype=torch.float32) for c in (s.posterior_mean_coef1, s.posterior_mean_coef2))
+    posterior = torch.tensor(s.posterior_log_variance_clipped, dtype=torch.float32)
+    reverse = torch.tensor(diffusion.variance_logs()[0], dtype=torch.float32)
+    total = torch.zeros(len(x))
+    with torch.no_grad():
+        for t in range(len(s) - 1, -1, -1):
+            noise = torch.randn_like(x)
+            x_t = abar[t].sqrt() * x + (1 - abar[t]).sqrt() * noise
+            eps = unet(x_t, torch.full((len(x),), t))
+            x0 = ((x_t - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()).clamp(-1, 1)
+            mean = coef1[t] * x0 + coef2[t] * x_t
+            if t == 0:
+                term = -discretized_gaussian_log_likelihood(x, mean, 0.5 * reverse[t], levels=levels)
+            else:
+                term = normal_kl(coef1[t] * x + coef2[t] * x_t, posterior[t], mean, reverse[t])
+            total += term.flatten(1).mean(dim=1) / math.log(2)
+    return total + likelihood.prior_term(diffusion, x).float()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="a trained model of digits for the estimate, such as out/demo")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="small, and nothing is written")
+    options = parser.parse_args()
+    images, num_timesteps = (16, 20) if options.quick else (256, 1000)
+    data = fd.data.digits("test").take(range(images))
+    x = data.to_model(data.images)
+    levels = data.scaling.levels or 256
+    torch.manual_seed(0)
+    unet = fd.UNet(fd.UNetConfig.preset("digits")).eval()
+    nn.init.normal_(unet.conv_out.weight, std=0.02)
+    diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(num_timesteps), "eps", "fixed_small")
+    seconds = race(
+        {
+            "loop": lambda: straightforward_bound(unet, diffusion, x, levels),
+            "fastdiff": lambda: likelihood.bound(unet, diffusion, x, levels=levels),
+        },
+        rounds=options.rounds,
+        warmup=0,
+    )
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    result = {
+        "images": images,
+        "timesteps": num_timesteps,
+        "loop_s": median["loop"],
+        "fastdiff_s": median["fastdiff"],
+        "times_faster": median["loop"] / median["fastdiff"],
+        "same_bound": [
+            float(straightforward_bound(unet, diffusion, x[:16], levels).mean()),
+            likelihood.bound(unet, diffusion, x[:16], levels=levels).mean,
+        ],
+        "estimate": _estimate(options.model, unet, diffusion, x, levels),
+        "machine": machine(),
+    }
+    text = _markdown(result)
+    print(text)
+    if not options.quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(text)
+    return 0
+
+
+def _estimate(
+    model: Path | None, unet: fd.UNet, diffusion: fd.Diffusion, x: torch.Tensor, levels: int
+) -> dict[str, object]:
+    """Evaluations for a standard error of 1 %, against all T, on a trained network where one is given."""
+    if model is not None:
+        pipe = fd.Pipeline.from_pretrained(model)
+        unet, diffusion = pipe.unet, pipe.diffusion
+    full = likelihood.bound(unet, diffusion, x, levels=levels)
+    runs = [likelihood.bound_estimate(unet, diffusion, x, levels=levels, seed=seed) for seed in range(5)]
+    fewest = statistics.median(run.evaluations for run in runs)
+    return {
+        "network": "untrained" if model is None else "trained",
+        "timesteps": diffusion.num_timesteps,
+        "all_terms": full.mean,
+        "evaluations_of_all_terms": full.evaluations,
+        "evaluations": fewest,
+        "times_fewer": full.evaluations / fewest,
+        "standard_error_share": float(np.mean([run.mean_sampling_error / run.mean for run in runs])),
+        "largest_deviation_share": max(abs(run.mean / full.mean - 1) for run in runs),
+    }
+
+
+def _markdown(result: dict[str, object]) -> str:
+    e, m = result["estimate"], result["machine"]
+    assert isinstance(e, dict)
+    assert isinstance(m, dict)
+    about = f"{m['processor']}, {m['threads']} threads, {m['isa']}, load {m['load']}, commit {m['commit']}."
+    speed = (
+        f"The full bound on {result['images']} digits, T = {result['timesteps']}: {result['fastdiff_s']:.2f} s; a loop "
+        f"over t in PyTorch {result['loop_s']:.2f} s; {result['times_faster']:.1f}x faster."
+    )
+    fewer = (
+        f"The bound to a standard error of {e['standard_error_share']:.2%} ({e['network']} network, T = "
+        f"{e['timesteps']}): {e['evaluations']:,.0f} evaluations instead of {e['evaluations_of_all_terms']:,}; "
+        f"{e['times_fewer']:.1f}x fewer. Largest deviation of five seeds: {e['largest_deviation_share']:.2%}."
+    )
+    return f"{about}\n\n{speed}\n\n{fewer}\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
