@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.t
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint format bench bench-cpu asan clean
+.PHONY: help setup setup-dev demo test lint format bench bench-cpu bench-gpu asan clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: setup-dev  ## Time the ops against plain PyTorch and diffusers; writes be
 bench-cpu: setup-dev  ## Time the CPU engine against diffusers and torch.compile; writes bench/results/
 	$(BIN)/python bench/cpu_unet.py
 	$(BIN)/python bench/cpu_train.py
+
+bench-gpu:  ## Test and time everything on a GPU, in eight minutes, with the Python given; writes bench/results/
+	$(PYTHON) bench/gpu_suite.py
 
 asan: setup-dev  ## Run the extension's tests under AddressSanitizer
 	FASTDIFF_SANITIZE=address $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan

@@ -258,31 +258,33 @@ def _choose_diffusers_attention(m: Any) -> type[Fused] | str:
     return fused.FusedDiffusersAttention
 
 
-def _choose_block(module: nn.Module, proven: dict[tuple[Any, ...], bool]) -> type[Fused] | None:
-    """The class for what holds norms; nothing is lost where there is none, so there are no reasons."""
+def _choose_block(module: nn.Module, proven: dict[tuple[Any, ...], bool]) -> type[Fused] | str | None:
+    """The class for what holds norms, or why it has none though its name is known."""
     m: Any = module
     name = type(module).__name__
-    if _obstacle(module) is not None:
-        return None
     if type(module) is nn.Sequential:
         pairs = zip(module, list(module)[1:], strict=False)
         found = [_computes_silu(b) for a, b in pairs if isinstance(a, fused.FusedNorm) and is_silu(b)]
-        return fused.FusedSequential if found and all(found) else None
+        return fused.FusedSequential if found and all(found) and _obstacle(module) is None else None
+    kind: type[Fused]
+    example: Callable[[Any], list[Any]]
     if name == "ResnetBlock2D" and type(module).__module__.startswith("diffusers."):
-        if m.time_embedding_norm not in ("default", "scale_shift") or not _are_known(
-            (m.norm1, m.norm2), m.nonlinearity
-        ):
-            return None
-        return fused.FusedDiffusersBlock if _proves(proven, m, fused.FusedDiffusersBlock, _diffusers_example) else None
-    if name == "ResBlock" and hasattr(module, "_forward") and hasattr(module, "use_scale_shift_norm"):
+        kind, example = fused.FusedDiffusersBlock, _diffusers_example
+        known = m.time_embedding_norm in ("default", "scale_shift") and _are_known((m.norm1, m.norm2), m.nonlinearity)
+    elif name == "ResBlock" and hasattr(module, "_forward") and hasattr(module, "use_scale_shift_norm"):
+        kind, example = fused.FusedOpenAIBlock, _openai_example
         layers = list(getattr(m, "out_layers", ()))
-        if len(layers) < 3 or not _are_known((layers[0],), layers[1]):
-            return None
-        return fused.FusedOpenAIBlock if _proves(proven, m, fused.FusedOpenAIBlock, _openai_example) else None
-    if name == "Block" and {"proj", "norm", "act"} <= set(module._modules) and _are_known((m.norm,), m.act):
-        kind = fused.FusedLucidrainsBlock
-        return kind if _proves(proven, m, kind, _lucidrains_example) else None
-    return None
+        known = len(layers) > 2 and _are_known((layers[0],), layers[1])
+    elif name == "Block" and {"proj", "norm", "act"} <= set(module._modules) and isinstance(m.norm, nn.GroupNorm):
+        kind, example = fused.FusedLucidrainsBlock, _lucidrains_example
+        known = _are_known((m.norm,), m.act)
+    else:
+        return None
+    if reason := _obstacle(module):
+        return reason
+    if known and _proves(proven, module, kind, example):
+        return kind
+    return "it does not compute what its class is known for; its norms are taken one by one"
 
 
 def _are_known(norms: tuple[nn.Module, ...], act: nn.Module) -> bool:

@@ -274,7 +274,8 @@ class FusedDiffusersAttention(Fused):
         h = m.to_out[1](m.to_out[0](h))
         if x.ndim == 4:
             h = h.reshape(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
-        y = (h + x if m.residual_connection else h) / m.rescale_output_factor
+        # In x's layout, which the first of two decides.
+        y = (x + h if m.residual_connection else h) / m.rescale_output_factor
         return y
 
 

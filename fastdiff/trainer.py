@@ -135,6 +135,7 @@ class Trainer:
         self._description = _describe(data, with_labels=unet.config.num_classes is not None)
         self._table = torch.tensor(diffusion.noising_table(), dtype=torch.float32, device=self._device)
         self._bound = BoundTable.build(diffusion, self._device) if config.loss == "hybrid" else None
+        self._rows = None if self._bound is None else self._bound.rows()
         times = diffusion.schedule.timesteps
         dtype = torch.int64 if (times == np.floor(times)).all() else torch.float32
         self._times = torch.tensor(times, device=self._device).to(dtype)
@@ -291,14 +292,13 @@ class Trainer:
         enabled = config.precision == "bfloat16"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled):
             output = self.unet(x_t, self._times[t], labels)
-        if self._bound is None:
+        if self._bound is None or self._rows is None:
             return ops.mse(output, target).mean()
         levels = self.data.scaling.levels
         decoder: Decoder = "gaussian" if levels is None else "discrete"
         x0, levels = self.data.to_model(images), levels or 256
         if self._fuses_loss:
-            rows = self._bound.rows()
-            simple, vlb = ops.hybrid_loss(output, target, x0, x_t, t, rows, decoder=decoder, levels=levels)
+            simple, vlb = ops.hybrid_loss(output, target, x0, x_t, t, self._rows, decoder=decoder, levels=levels)
             return (simple + VLB_WEIGHT * self._bound.num_timesteps * vlb).mean()
         return hybrid(output, target, x0, x_t, t, self._bound, decoder=decoder, levels=levels).loss.mean()
 

@@ -179,6 +179,9 @@ def test_accelerate_does_not_believe_a_name():
     expected = block(image())
     report = fd.accelerate(block)
     assert [r.name for r in report.replaced] == ["norm"]
+    assert [(left.kind, left.reason.partition(";")[0]) for left in report.left] == [
+        ("Block", "it does not compute what its class is known for")
+    ]
     assert torch.allclose(block(image()), expected, atol=1e-5)
 
     class GroupNorm32(nn.GroupNorm):
@@ -319,6 +322,7 @@ def test_accelerate_checks_itself(check):
     assert "largest difference" in str(report)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_accelerate_of_a_network_in_16_bits(dtype):
     model, exact = diffusers_unet().to(dtype), diffusers_unet()

@@ -193,6 +193,8 @@ BAD_DIFFUSE = {
     "float t": ({"t": torch.tensor([1.0, 2.0])}, "t must be int64"),
     "float64 table": ({"table": noising_table(torch.float64)}, "table must be"),
     "narrow table": ({"table": torch.zeros(4, 3)}, "table must be"),
+    "t elsewhere": ({"t": torch.tensor([1, 2], device="meta")}, "on cpu, got .* on meta"),
+    "table elsewhere": ({"table": noising_table().to("meta")}, "on cpu .* on meta"),
     "one level": ({"levels": 1}, "levels"),
     "stream": ({"stream": 16}, "stream"),
     "seed": ({"seed": -1}, "seed"),
@@ -366,6 +368,7 @@ BAD_STEP = {
     "grad": ({"x": X.clone().requires_grad_()}, "inference only"),
     "rows": ({"rows": torch.zeros(3, 31)}, "rows must be"),
     "rows dtype": ({"rows": torch.zeros(3, 32, dtype=torch.float64)}, "rows must be"),
+    "rows elsewhere": ({"rows": torch.zeros(3, 32, device="meta")}, "on cpu .* on meta"),
     "channels": ({"model_output": X[:, :2]}, "model's output must have shape"),
     "size": ({"model_output": X[:, :, :2]}, "model's output must have shape"),
     "integer output": ({"model_output": X.int()}, "floating point"),
@@ -420,6 +423,37 @@ def test_ops_compile_without_graph_breaks():
     x, t = images((2, 3, 4, 4)), torch.tensor([0, 50])
     for ours, expected in zip(run(x, t), ops.diffuse(x, t, table, seed=3, row=1), strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_step_compiles_without_graph_breaks():
+    rows = ops.table_rows(samplers.ddpm(DIFFUSION, 10))
+    x, m, row = images((2, 3, 4, 4)), images((2, 3, 4, 4), seed=1), torch.tensor([4])
+
+    def run(x, m):
+        return ops.step(x, m, rows, row, seed=3)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, m), run(x, m))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_ops_keep_their_types_under_autocast(compiled):
+    """The table and the state are float32, and a network under autocast gives bfloat16."""
+    rows, table = ops.table_rows(samplers.ddpm(DIFFUSION, 10)), noising_table()
+    layer = torch.nn.Conv2d(3, 3, 1)
+    x, t, row = images((2, 3, 4, 4)), torch.tensor([3, 99]), torch.tensor([4])
+
+    def run(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            x_t, target = ops.diffuse(x, t, table, seed=3, row=1)
+            m = layer(x_t)
+            return x_t, target, m, ops.step(x, m.detach(), rows, row, seed=3)
+
+    results = (torch.compile(run, fullgraph=True, backend="aot_eager") if compiled else run)(x)
+    assert [v.dtype for v in results] == [torch.float32, torch.float32, torch.bfloat16, torch.float32]
+    expected = ops.step(x, results[2].detach(), rows, row, seed=3)
+    assert torch.equal(results[3], expected)
+    assert torch.equal(results[0], ops.diffuse(x, t, table, seed=3, row=1)[0])
 
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])

@@ -205,3 +205,20 @@ def test_attention_triton_refuses_head_sizes():
     pytest.importorskip("triton", reason="needs Triton: the extra 'triton'")
     with pytest.raises(ValueError, match="multiples of 16, 16 to 512, got 4: use implementation 'sdpa'"):
         ops.attention(X, 2, implementation="triton")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_attention_under_autocast(compiled):
+    layer = torch.nn.Linear(8, 24)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+    def run(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return ops.attention(layer(x), 2)
+
+    out = (torch.compile(run, fullgraph=True, backend="aot_eager") if compiled else run)(x)
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    exact = ops.attention(layer.double()(x.double()), 2, implementation="reference")
+    assert float((out.double() - exact).detach().abs().max()) < 0.02

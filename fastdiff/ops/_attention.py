@@ -19,6 +19,8 @@ AttentionImplementation = Literal["auto", "reference", "sdpa", "triton"]
 
 _SCHEMA = "(Tensor qkv, int num_heads, str layout, float scale) -> (Tensor, Tensor)"
 _BACKWARD_SCHEMA = "(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int num_heads, str layout, float scale) -> Tensor"
+# Of the GPU kernels, see fastdiff.kernels.attention_tiles.
+MAX_HEAD_DIM = 512
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -78,8 +80,16 @@ def attention(
         return _sdpa(qkv, num_heads, layout, scale)
     if implementation not in ("reference", "triton"):
         raise ValueError(f"implementation must be 'auto', 'reference', 'sdpa' or 'triton', got {implementation!r}")
-    if implementation == "triton" and qkv.dtype == torch.float64:
-        raise ValueError("the GPU kernels compute in float32: run float64 with implementation 'sdpa' or 'reference'")
+    if implementation == "triton":
+        if qkv.dtype == torch.float64:
+            raise ValueError(
+                "the GPU kernels compute in float32: run float64 with implementation 'sdpa' or 'reference'"
+            )
+        if head_dim % 16 or head_dim > MAX_HEAD_DIM:
+            raise ValueError(
+                f"the GPU kernels take head sizes that are multiples of 16, 16 to {MAX_HEAD_DIM}, got {head_dim}: "
+                "use implementation 'sdpa'"
+            )
     out: Tensor = dispatch("attention", qkv, implementation, (qkv, num_heads, layout, scale))[0]
     return out
 
@@ -90,7 +100,7 @@ def _choose(qkv: Tensor, head_dim: int) -> Literal["sdpa", "triton"]:
     PyTorch's flash kernels take 16-bit heads of up to 256 channels, and its memory-efficient ones are the peer in
     float32.
     """
-    is_wide = head_dim > 256 and head_dim <= 512 and head_dim % 16 == 0
+    is_wide = 256 < head_dim <= MAX_HEAD_DIM and head_dim % 16 == 0
     if qkv.device.type == "cuda" and _HAS_TRITON and is_wide and qkv.dtype in (torch.bfloat16, torch.float16):
         return "triton"
     return "sdpa"

@@ -75,10 +75,12 @@ def diffuse(
         raise ValueError(f"x0 must be uint8 or floating point, got {x0.dtype}")
     if x0.ndim < 1:
         raise ValueError("x0 must have a batch dimension, got a scalar")
-    if t.shape != x0.shape[:1] or t.dtype != torch.int64:
-        raise ValueError(f"t must be int64 [{x0.shape[0]}], got {describe(t)}")
-    if table.ndim != 2 or table.shape[1] != 4 or table.dtype != reference.compute_dtype(x0):
-        raise ValueError(f"table must be {dtype_name(x0)} [T, 4] (from Diffusion.noising_table), got {describe(table)}")
+    if t.shape != x0.shape[:1] or t.dtype != torch.int64 or t.device != x0.device:
+        raise ValueError(f"t must be int64 [{x0.shape[0]}] on {x0.device}, got {describe(t)}")
+    fits = table.ndim == 2 and table.shape[1] == 4 and table.device == x0.device
+    if not fits or table.dtype != reference.compute_dtype(x0):
+        expected = f"{dtype_name(x0)} [T, 4] on {x0.device}"
+        raise ValueError(f"table must be {expected} (from Diffusion.noising_table), got {describe(table)}")
     if not 2 <= levels <= 256:
         raise ValueError(f"levels must be in [2, 256], got {levels}")
     if not 0 <= int(stream) < 16:

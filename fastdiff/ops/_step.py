@@ -95,8 +95,10 @@ def step(
         raise ValueError(f"the state must be [B, C, ...], got shape {list(x.shape)}")
     if torch.is_grad_enabled() and (x.requires_grad or (model_output is not None and model_output.requires_grad)):
         raise ValueError("step is for inference only: call it under torch.no_grad(), or detach its inputs")
-    if rows.ndim != 2 or rows.shape[1] != ROW_WIDTH or rows.dtype != reference.compute_dtype(x):
-        raise ValueError(f"rows must be {dtype_name(x)} [R, {ROW_WIDTH}] (from table_rows), got {describe(rows)}")
+    fits = rows.ndim == 2 and rows.shape[1] == ROW_WIDTH and rows.device == x.device
+    if not fits or rows.dtype != reference.compute_dtype(x):
+        expected = f"{dtype_name(x)} [R, {ROW_WIDTH}] on {x.device}"
+        raise ValueError(f"rows must be {expected} (from table_rows), got {describe(rows)}")
     if model_output is not None:
         _check_model_output(x, model_output, learned_variance)
     elif learned_variance:

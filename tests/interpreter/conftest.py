@@ -21,9 +21,11 @@ def device():
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch):
     """What a launcher allocates holds NaN, so that an element that no thread writes shows."""
-    empty_like = torch.empty_like
+    for name in ("empty", "empty_like"):
+        allocate = getattr(torch, name)
 
-    def poisoned(*args, **options):
-        return empty_like(*args, **options).fill_(torch.nan)
+        def poisoned(*args, allocate=allocate, **options):
+            x = allocate(*args, **options)
+            return x.fill_(torch.nan) if x.is_floating_point() else x
 
-    monkeypatch.setattr(torch, "empty_like", poisoned)
+        monkeypatch.setattr(torch, name, poisoned)

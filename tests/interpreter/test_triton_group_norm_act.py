@@ -34,18 +34,6 @@ WALKS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _poisoned_empty(monkeypatch):
-    """As in conftest.py, for `torch.empty`."""
-    empty = torch.empty
-
-    def poisoned(*args, **options):
-        x = empty(*args, **options)
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-
-
 @pytest.fixture(params=WALKS)
 def _walk(request, monkeypatch):
     for constant, value in WALKS[request.param].items():
@@ -279,3 +267,16 @@ def test_group_norm_act_refuses_what_the_kernel_cannot_take(device):
         run(4, torch.float64)
     with pytest.raises(ValueError, match="up to 4096 channels per group, got 4097"):
         run(4097, torch.float32)
+
+
+def test_group_norm_act_says_that_the_interpreter_has_no_autograd(device):
+    x, weight, bias = random((1, 4, 3, 3), device, 0), torch.ones(4, device=device), torch.zeros(4, device=device)
+    weight.requires_grad_()
+    if device.type == "cuda":
+        ops.group_norm_act(x, weight, bias, 2, implementation="triton").sum().backward()
+        assert weight.grad is not None
+        return
+    with pytest.raises(RuntimeError, match="no gradient under Triton's interpreter"):
+        ops.group_norm_act(x, weight, bias, 2, implementation="triton")
+    with torch.no_grad():
+        assert ops.group_norm_act(x, weight, bias, 2, implementation="triton").isfinite().all()
