@@ -25,8 +25,10 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/.tools
 	$(PIP) -q --no-build-isolation -e ".[demo]"
 	@touch $@
 
+# The peer of the live tests comes without its dependencies, of which torchvision would bring another PyTorch.
 $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
 	$(PIP) -q --no-build-isolation -e ".[demo,triton,test,bench,lint]"
+	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch
 	@touch $@ $(VENV)/.run
 
 setup: $(VENV)/.run  ## Create .venv, install the pinned dependencies, build the extension

@@ -57,7 +57,17 @@ def extension_arguments():
 
 
 setup(
-    packages=["fastdiff", "fastdiff.engine", "fastdiff.ops", "fastdiff.samplers", "fastdiff.kernels"],
+    packages=[
+        "fastdiff",
+        "fastdiff.compat",
+        "fastdiff.compat.guided_diffusion",
+        "fastdiff.compat.lucidrains",
+        "fastdiff.convert",
+        "fastdiff.engine",
+        "fastdiff.kernels",
+        "fastdiff.ops",
+        "fastdiff.samplers",
+    ],
     package_dir={"fastdiff": "fastdiff", "fastdiff.kernels": "kernels"},
     package_data={"fastdiff": ["py.typed"]},
     **extension_arguments(),

@@ -1,4 +1,4 @@
-"""The command `fastdiff`: demo, train, sample, likelihood, info.
+"""The command `fastdiff`: demo, train, sample, likelihood, convert, info.
 
 Nothing heavy is imported before a command needs it, so that `fastdiff --help` answers at once.
 """
@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 import fastdiff
+from fastdiff.cli_convert import convert
 from fastdiff.cli_info import info_app
 from fastdiff.cli_options import key_values
 from fastdiff.cli_train import train
@@ -207,6 +208,7 @@ def likelihood(
         typer.echo(str(figure))
 
 
+app.command()(convert)
 app.add_typer(info_app, name="info")
 
 

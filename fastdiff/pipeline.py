@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -61,23 +61,61 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: torch.device | str = "cpu", weights: WeightKind | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        weights: WeightKind | None = None,
+        preset: str | None = None,
+        flags: str | Mapping[str, Any] | None = None,
+        unet: Mapping[str, Any] | None = None,
+        diffusion: Diffusion | None = None,
     ) -> Self:
-        """Load a model folder, or the newest complete checkpoint of a training run.
+        """Load a model, of this or of another project; its contents tell which.
+
+        Known are fastdiff's model folders and training runs; diffusers' `UNet2DModel` and pipeline folders; weights
+        files of improved- and guided-diffusion, ddim, Ho (in PyTorch) and lucidrains; and ids of the Hugging Face
+        hub. No code in a file is run: only safetensors and plain data are read.
+
+        The files of other projects leave things open: T and the schedule, the size of the images, the heads and the
+        qkv order of attention, whether weights are averaged. They are taken from the arguments below, or from the
+        names of published files. What no one says raises; `metadata["said"]` tells who said what.
 
         Args:
-            path: The folder.
+            path: Folder, file, or hub id.
             device: Where the network goes.
-            weights: "ema" or "raw"; None takes what the model was saved with, the average in a checkpoint.
+            weights: "ema" or "raw"; None takes what the model was saved with, the average where there are both.
+            preset: A published network, a name in `fastdiff.unet_config.PRESETS`.
+            flags: Flags of OpenAI's scripts, as one line or as names and values.
+            unet: Fields of `UNetConfig` that the file does not say, such as image_size.
+            diffusion: What the network was trained on.
 
         Raises:
-            ValueError: the path does not exist or is not ours, or the model is damaged; see `load_model`.
+            ValueError: the path does not exist or is not known, the model is damaged, refused or contradicts the
+                arguments, or something is left open.
+            RuntimeError: a hub id that cannot be fetched.
         """
-        loaded = load_model(path, device=device, weights=weights)
+        from fastdiff.convert.hub import fetch, is_hub_id
+        from fastdiff.convert.load import Hints, is_foreign, load_foreign
+
+        folder = fetch(str(path)) if is_hub_id(path) else Path(path)
+        hints = Hints(preset, flags, unet, diffusion)
+        if is_foreign(folder):
+            loaded = load_foreign(folder, device=device, weights=weights, hints=hints)
+        elif hints.is_empty:
+            loaded = load_model(folder, device=device, weights=weights)
+        else:
+            raise ValueError(f"{path} is a model of fastdiff, which says everything: leave out preset, flags and so on")
         return cls(loaded.unet, loaded.diffusion, loaded.scaling, loaded.metadata)
 
     def save_pretrained(self, path: str | Path) -> Path:
-        """Write a model folder that `from_pretrained` reads; see `save_model` for what it raises."""
+        """Write a model folder that `from_pretrained` reads; see `save_model` for what it raises.
+
+        Raises:
+            ValueError: the network is of another project and not a `fastdiff.UNet`.
+        """
+        if not isinstance(self.unet, UNet):
+            raise ValueError(f"a {type(self.unet)} is an architecture of its own, which a model folder cannot describe")
         kind: WeightKind = "ema" if self.metadata.get("weights") == "ema" else "raw"
         return save_model(
             path,

@@ -248,7 +248,7 @@ def test_damaged_models_are_explained(tmp_path, damage, expected):
 
 def test_foreign_checkpoints_are_explained(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
-    assert "only safetensors are read" in fails("sample", tmp_path / "model.pt")
+    assert "is not a network that fastdiff knows" in fails("sample", tmp_path / "model.pt")
     assert "does not exist" in fails("likelihood", tmp_path / "missing", "digits")
 
 

@@ -14,3 +14,5 @@ STORAGE = {"float32": FLOAT32, "bfloat16": 2**-8, "float16": 2**-10, "float64": 
 ENGINE_INSTRUCTION = 1e-5
 # A whole small network of the engine against float64, likewise.
 ENGINE_NETWORK = 2e-5
+# A whole small float32 network against a peer's of the same weights: the convolutions and norms sum in other orders.
+PEER_NETWORK = 1e-5

@@ -285,7 +285,8 @@ class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type
 class RePaintScheduler(_ByTimestep, diffusers.RePaintScheduler):  # type: ignore[misc]
     """diffusers.RePaintScheduler on the rows of `samplers.ddim`.
 
-    The known and the unknown part share one noise, as there. `undo_step` is their own: it draws once per timestep of a jump.
+    The known and the unknown part share one noise, as there. `undo_step` is their own: it draws once per
+    timestep of a jump.
     """
 
     def _steps(self) -> list[tuple[int, int]]:

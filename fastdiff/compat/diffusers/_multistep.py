@@ -199,7 +199,8 @@ class PNDMScheduler(FusedScheduler, diffusers.PNDMScheduler):  # type: ignore[mi
 
     Put right: each step leads to the next level of the list, where diffusers steps by T // n, and the middle of a
     Runge-Kutta step is the level that the network is asked at, where theirs is one timestep off for an odd stride.
-    A network that predicts v has no table: they combine the raw v of several times. With compat="diffusers" their own step runs.
+    A network that predicts v has no table: they combine the raw v of several times. With
+    compat="diffusers" their own step runs.
     """
 
     def _unsupported(self) -> str | None:

@@ -1,0 +1,1 @@
+"""improved- and guided-diffusion's modules, functions and classes on fastdiff."""

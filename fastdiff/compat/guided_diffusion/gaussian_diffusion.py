@@ -1,0 +1,617 @@
+"""`GaussianDiffusion` with their methods and dict keys, on fastdiff's schedules, tables, ops and losses.
+
+What differs between the three projects that have such a class is as in improved- and guided-diffusion here: the
+log-variance at t = 0 is that of t = 1, eps is derived again from a clipped x_0, the decoder's CDF is a tanh, and
+`calc_bpd_loop` has its columns from t = T - 1 down to 0. Noise is drawn from PyTorch's generator as theirs is, so a
+seed gives the images that it gives there.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fastdiff import ops, samplers
+from fastdiff.compat.guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
+from fastdiff.compat.guided_diffusion.nn import mean_flat
+from fastdiff.diffusion import Diffusion, Prediction, Variance
+from fastdiff.schedule import NoiseSchedule
+from fastdiff.table import CoefficientTable
+
+__all__ = [
+    "GaussianDiffusion",
+    "LossType",
+    "ModelMeanType",
+    "ModelVarType",
+    "betas_for_alpha_bar",
+    "get_named_beta_schedule",
+]
+
+Array = npt.NDArray[np.float64]
+Model = Callable[..., Tensor]
+Kwargs = dict[str, Any] | None
+Denoise = Callable[[Tensor], Tensor] | None
+Terms = dict[str, Tensor]
+
+_LN2 = math.log(2.0)
+
+
+def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) -> Array:
+    """Betas [T], float64, of "linear" (Ho's, scaled by 1000 / T) or "cosine".
+
+    Raises:
+        NotImplementedError: another name.
+    """
+    if schedule_name not in ("linear", "cosine"):
+        raise NotImplementedError(f"unknown beta schedule: {schedule_name}")
+    return NoiseSchedule.named(schedule_name, num_diffusion_timesteps).betas.copy()
+
+
+def betas_for_alpha_bar(
+    num_diffusion_timesteps: int, alpha_bar: Callable[[float], float], max_beta: float = 0.999
+) -> Array:
+    """Betas [T] of a cumulative product of alphas given as a function of time in [0, 1]."""
+    by_grid = np.vectorize(alpha_bar, otypes=[np.float64])
+    return NoiseSchedule.from_alphas_cumprod(by_grid, num_diffusion_timesteps, max_beta).betas.copy()
+
+
+class ModelMeanType(enum.Enum):
+    """What the network predicts."""
+
+    PREVIOUS_X = enum.auto()
+    START_X = enum.auto()
+    EPSILON = enum.auto()
+
+
+class ModelVarType(enum.Enum):
+    """What the reverse step's variance is. LEARNED is a log-variance, LEARNED_RANGE interpolates between two."""
+
+    LEARNED = enum.auto()
+    FIXED_SMALL = enum.auto()
+    FIXED_LARGE = enum.auto()
+    LEARNED_RANGE = enum.auto()
+
+
+class LossType(enum.Enum):
+    """What is trained. RESCALED_MSE weighs the bound's term by T / 1000, RESCALED_KL by T."""
+
+    MSE = enum.auto()
+    RESCALED_MSE = enum.auto()
+    KL = enum.auto()
+    RESCALED_KL = enum.auto()
+
+    def is_vb(self) -> bool:
+        """Whether it is the variational bound alone."""
+        return self in (LossType.KL, LossType.RESCALED_KL)
+
+
+_VARIANCES: dict[ModelVarType, Variance] = {
+    ModelVarType.LEARNED: "learned",
+    ModelVarType.FIXED_SMALL: "fixed_small",
+    ModelVarType.FIXED_LARGE: "fixed_large",
+    ModelVarType.LEARNED_RANGE: "learned_range",
+}
+_PREDICTIONS: dict[ModelMeanType, Prediction] = {ModelMeanType.START_X: "x0", ModelMeanType.EPSILON: "eps"}
+
+
+class GaussianDiffusion:
+    """Utilities for training and sampling diffusion models, as theirs.
+
+    Args:
+        betas: [T], in (0, 1].
+        model_mean_type: What the network predicts.
+        model_var_type: What the variance is.
+        loss_type: What is trained.
+        rescale_timesteps: If true, the network sees floating times in [0, 1000) whatever T is.
+    """
+
+    def __init__(
+        self,
+        *,
+        betas: Sequence[float] | Array,
+        model_mean_type: ModelMeanType,
+        model_var_type: ModelVarType,
+        loss_type: LossType,
+        rescale_timesteps: bool = False,
+    ) -> None:
+        self.model_mean_type = model_mean_type
+        self.model_var_type = model_var_type
+        self.loss_type = loss_type
+        self.rescale_timesteps = rescale_timesteps
+        schedule = NoiseSchedule.from_betas(betas)
+        self.schedule = schedule
+        self.betas: Array = schedule.betas
+        self.num_timesteps = len(schedule)
+        abar = schedule.alphas_cumprod
+        self.alphas_cumprod: Array = abar
+        self.alphas_cumprod_prev: Array = schedule.alphas_cumprod_prev
+        self.alphas_cumprod_next: Array = np.append(abar[1:], 0.0)
+        self.sqrt_alphas_cumprod: Array = np.sqrt(abar)
+        self.sqrt_one_minus_alphas_cumprod: Array = np.sqrt(schedule.one_minus_alphas_cumprod)
+        self.log_one_minus_alphas_cumprod: Array = np.log(schedule.one_minus_alphas_cumprod)
+        with np.errstate(divide="ignore"):
+            self.sqrt_recip_alphas_cumprod: Array = np.sqrt(1 / abar)
+            self.sqrt_recipm1_alphas_cumprod: Array = np.sqrt(schedule.one_minus_alphas_cumprod / abar)
+        self.posterior_variance: Array = schedule.posterior_variance
+        self.posterior_log_variance_clipped: Array = schedule.posterior_log_variance_clipped
+        self.posterior_mean_coef1: Array = schedule.posterior_mean_coef1
+        self.posterior_mean_coef2: Array = schedule.posterior_mean_coef2
+        self._variance_logs = Diffusion(schedule, "eps", _VARIANCES[model_var_type]).variance_logs()
+        self._tables: dict[tuple[Any, ...], tuple[CoefficientTable, Tensor]] = {}
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """The same process for fastdiff's own samplers and likelihoods, with the times that the network sees.
+
+        Raises:
+            ValueError: the network predicts the previous state, which fastdiff does not know.
+        """
+        if self.model_mean_type not in _PREDICTIONS:
+            raise ValueError("a network that predicts the previous state (PREVIOUS_X) is known to this class alone")
+        schedule = NoiseSchedule(self.betas, self._network_times(), self.schedule.name)
+        return Diffusion(schedule, _PREDICTIONS[self.model_mean_type], _VARIANCES[self.model_var_type])
+
+    def _network_times(self) -> Array:
+        """The times that the network sees, [T]."""
+        times = np.arange(self.num_timesteps, dtype=np.float64)
+        return times * (1000.0 / self.num_timesteps) if self.rescale_timesteps else times
+
+    def _wrap_model(self, model: Model) -> Model:
+        """The model as it is to be called with `_scale_timesteps(t)`; a respaced process maps the times."""
+        return model
+
+    def _scale_timesteps(self, t: Tensor) -> Tensor:
+        return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
+
+    # The forward process.
+
+    def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and log-variance of q(x_t | x_0), each of x_start's shape; t is int64 [B]."""
+        mean = _extract(self.sqrt_alphas_cumprod, t, x_start) * x_start
+        variance = _extract(self.schedule.one_minus_alphas_cumprod, t, x_start)
+        log_variance = _extract(self.log_one_minus_alphas_cumprod, t, x_start)
+        return mean, variance.expand_as(x_start), log_variance.expand_as(x_start)
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x_t for images [B, ...] and t [B]; the noise is drawn where it is not given."""
+        noise = torch.randn_like(x_start) if noise is None else noise
+        if noise.shape != x_start.shape:
+            raise ValueError(f"noise must have the shape {list(x_start.shape)}, got {list(noise.shape)}")
+        signal = _extract(self.sqrt_alphas_cumprod, t, x_start)
+        return signal * x_start + _extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
+
+    def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0), each of x_t's shape."""
+        if x_start.shape != x_t.shape:
+            raise ValueError(f"x_start and x_t must have one shape, got {list(x_start.shape)} and {list(x_t.shape)}")
+        mean = _extract(self.posterior_mean_coef1, t, x_t) * x_start + _extract(self.posterior_mean_coef2, t, x_t) * x_t
+        variance = _extract(self.posterior_variance, t, x_t).expand_as(x_t)
+        return mean, variance, _extract(self.posterior_log_variance_clipped, t, x_t).expand_as(x_t)
+
+    # The reverse process.
+
+    def p_mean_variance(
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise = None,
+        model_kwargs: Kwargs = None,
+    ) -> Terms:
+        """The reverse step p(x_{t-1} | x_t) and the prediction of x_0.
+
+        Args:
+            model: (x [B, C, ...], times [B], **model_kwargs) -> [B, C or 2C, ...].
+            x: [B, C, ...] at time t.
+            t: int64 [B].
+            clip_denoised: Clip the prediction of x_0 to [-1, 1].
+            denoised_fn: Applied to that prediction before it is clipped.
+            model_kwargs: Passed to the model.
+
+        Returns:
+            "mean", "variance", "log_variance" and "pred_xstart", each of x's shape.
+
+        Raises:
+            ValueError: the model's output has another shape.
+        """
+        if t.shape != x.shape[:1]:
+            raise ValueError(f"t must have shape [{x.shape[0]}], got {list(t.shape)}")
+        output = self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        output, variance, log_variance = self._split_variance(output, x, t)
+
+        def process(x_start: Tensor) -> Tensor:
+            x_start = x_start if denoised_fn is None else denoised_fn(x_start)
+            return x_start.clamp(-1, 1) if clip_denoised else x_start
+
+        if self.model_mean_type == ModelMeanType.PREVIOUS_X:
+            pred = process(self._predict_xstart_from_xprev(x_t=x, t=t, xprev=output))
+            mean = output
+        else:
+            is_x0 = self.model_mean_type == ModelMeanType.START_X
+            pred = process(output if is_x0 else self._predict_xstart_from_eps(x_t=x, t=t, eps=output))
+            mean, _, _ = self.q_posterior_mean_variance(x_start=pred, x_t=x, t=t)
+        return {"mean": mean, "variance": variance, "log_variance": log_variance, "pred_xstart": pred}
+
+    def _split_variance(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        channels = x.shape[1]
+        is_learned = self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+        expected = [x.shape[0], channels * (2 if is_learned else 1), *x.shape[2:]]
+        if list(output.shape) != expected:
+            raise ValueError(f"the model's output must have shape {expected}, got {list(output.shape)}")
+        log_min, log_max = self._variance_logs
+        if is_learned:
+            output, values = output.split(channels, dim=1)
+            share = (values + 1) / 2
+            log_variance = share * _extract(log_max, t, x) + (1 - share) * _extract(log_min, t, x)
+            return output, log_variance.exp(), log_variance
+        # Their table of the small variance is 0 at t = 0, where its log is that of t = 1.
+        variance = self.posterior_variance if self.model_var_type == ModelVarType.FIXED_SMALL else np.exp(log_min)
+        return output, _extract(variance, t, x).expand_as(x), _extract(log_min, t, x).expand_as(x)
+
+    def _predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        scaled = _extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t
+        return scaled - _extract(self.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
+
+    def _predict_xstart_from_xprev(self, x_t: Tensor, t: Tensor, xprev: Tensor) -> Tensor:
+        ratio = self.posterior_mean_coef2 / self.posterior_mean_coef1
+        return _extract(1.0 / self.posterior_mean_coef1, t, x_t) * xprev - _extract(ratio, t, x_t) * x_t
+
+    def _predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, pred_xstart: Tensor) -> Tensor:
+        scaled = _extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t - pred_xstart
+        return scaled / _extract(self.sqrt_recipm1_alphas_cumprod, t, x_t)
+
+    def condition_mean(
+        self, cond_fn: Model, p_mean_var: Terms, x: Tensor, t: Tensor, model_kwargs: Kwargs = None
+    ) -> Tensor:
+        """The mean shifted by variance times cond_fn, the gradient of log p(y | x). Source: Sohl-Dickstein (2015)."""
+        gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
+
+    def condition_score(
+        self, cond_fn: Model, p_mean_var: Terms, x: Tensor, t: Tensor, model_kwargs: Kwargs = None
+    ) -> Terms:
+        """The dict of `p_mean_variance` as if the score were that of p(x | y). Source: Song (2020)."""
+        gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        eps = self._predict_eps_from_xstart(x, t, p_mean_var["pred_xstart"])
+        eps = eps - _extract(self.sqrt_one_minus_alphas_cumprod, t, x) * gradient
+        pred = self._predict_xstart_from_eps(x, t, eps)
+        mean, _, _ = self.q_posterior_mean_variance(x_start=pred, x_t=x, t=t)
+        return {**p_mean_var, "pred_xstart": pred, "mean": mean}
+
+    def p_sample(
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise = None,
+        cond_fn: Model | None = None,
+        model_kwargs: Kwargs = None,
+    ) -> Terms:
+        """Draw x_{t-1}; see `p_mean_variance`. Returns "sample" and "pred_xstart"."""
+        if denoised_fn is None and cond_fn is None and self._can_fuse(x):
+            return self._fused_step(model, x, t, "ddpm", clip_denoised, 0.0, model_kwargs)
+        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        noise = torch.randn_like(x)
+        if cond_fn is not None:
+            out["mean"] = self.condition_mean(cond_fn, out, x, t, model_kwargs=model_kwargs)
+        scale = _where_noisy(t, x) * torch.exp(0.5 * out["log_variance"])
+        return {"sample": out["mean"] + scale * noise, "pred_xstart": out["pred_xstart"]}
+
+    def ddim_sample(
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise = None,
+        cond_fn: Model | None = None,
+        model_kwargs: Kwargs = None,
+        eta: float = 0.0,
+    ) -> Terms:
+        """Draw x_{t-1} by DDIM; eta is the scale of its noise. Returns "sample" and "pred_xstart"."""
+        if denoised_fn is None and cond_fn is None and 0 <= eta <= 1 and self._can_fuse(x):
+            return self._fused_step(model, x, t, "ddim", clip_denoised, eta, model_kwargs)
+        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        if cond_fn is not None:
+            out = self.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
+        eps = self._predict_eps_from_xstart(x, t, out["pred_xstart"])
+        noise = torch.randn_like(x)
+        sigma = _extract(eta * np.sqrt(self.posterior_variance), t, x)
+        prev = _extract(self.schedule.one_minus_alphas_cumprod_prev, t, x)
+        mean = out["pred_xstart"] * _extract(np.sqrt(self.alphas_cumprod_prev), t, x)
+        mean = mean + torch.sqrt((prev - sigma**2).clamp(min=0)) * eps
+        return {"sample": mean + _where_noisy(t, x) * sigma * noise, "pred_xstart": out["pred_xstart"]}
+
+    def ddim_reverse_sample(
+        self,
+        model: Model,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise = None,
+        model_kwargs: Kwargs = None,
+        eta: float = 0.0,
+    ) -> Terms:
+        """x_{t+1} by the DDIM ODE run from data to noise. Returns "sample" and "pred_xstart".
+
+        Raises:
+            ValueError: eta is not 0.
+        """
+        if eta != 0.0:
+            raise ValueError(f"the reverse ODE is only for the deterministic path: eta must be 0, got {eta}")
+        out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
+        eps = self._predict_eps_from_xstart(x, t, out["pred_xstart"])
+        signal = _extract(np.sqrt(self.alphas_cumprod_next), t, x)
+        sample = out["pred_xstart"] * signal + _extract(np.sqrt(1 - self.alphas_cumprod_next), t, x) * eps
+        return {"sample": sample, "pred_xstart": out["pred_xstart"]}
+
+    def p_sample_loop(
+        self,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise = None,
+        cond_fn: Model | None = None,
+        model_kwargs: Kwargs = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Sample images of `shape` by the ancestral process; see `p_sample`.
+
+        Args:
+            model: The network.
+            shape: (N, C, H, W).
+            noise: To start from; drawn if None.
+            clip_denoised: Clip the predictions of x_0 to [-1, 1].
+            denoised_fn: Applied to those predictions before.
+            cond_fn: Gradient of a classifier, (x, times, **model_kwargs) -> x's shape.
+            model_kwargs: Passed to the model and to cond_fn.
+            device: Of the images; the model's if None.
+            progress: Show a bar.
+        """
+        steps = self.p_sample_loop_progressive(
+            model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress
+        )
+        return _last(steps)
+
+    def p_sample_loop_progressive(
+        self,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise = None,
+        cond_fn: Model | None = None,
+        model_kwargs: Kwargs = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+    ) -> Iterator[Terms]:
+        """The dict of `p_sample` after each step."""
+        options: dict[str, Any] = {"denoised_fn": denoised_fn, "cond_fn": cond_fn, "model_kwargs": model_kwargs}
+        options |= {"clip_denoised": clip_denoised}
+        yield from self._loop(self.p_sample, model, shape, noise, device, progress, options)
+
+    def ddim_sample_loop(
+        self,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise = None,
+        cond_fn: Model | None = None,
+        model_kwargs: Kwargs = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        eta: float = 0.0,
+    ) -> Tensor:
+        """Sample images of `shape` by DDIM; arguments as in `p_sample_loop`."""
+        steps = self.ddim_sample_loop_progressive(
+            model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, eta
+        )
+        return _last(steps)
+
+    def ddim_sample_loop_progressive(
+        self,
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        denoised_fn: Denoise = None,
+        cond_fn: Model | None = None,
+        model_kwargs: Kwargs = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        eta: float = 0.0,
+    ) -> Iterator[Terms]:
+        """The dict of `ddim_sample` after each step."""
+        options: dict[str, Any] = {"denoised_fn": denoised_fn, "cond_fn": cond_fn, "model_kwargs": model_kwargs}
+        options |= {"clip_denoised": clip_denoised, "eta": eta}
+        yield from self._loop(self.ddim_sample, model, shape, noise, device, progress, options)
+
+    def _loop(
+        self,
+        step: Callable[..., Terms],
+        model: Model,
+        shape: Sequence[int],
+        noise: Tensor | None,
+        device: torch.device | str | None,
+        progress: bool,
+        options: Mapping[str, Any],
+    ) -> Iterator[Terms]:
+        if device is None:
+            device = next(cast(nn.Module, model).parameters()).device
+        image = torch.randn(*shape, device=device) if noise is None else noise
+        indices: Any = range(self.num_timesteps - 1, -1, -1)
+        if progress:
+            from rich.progress import track
+
+            indices = track(indices, description="sampling", transient=True)
+        for i in indices:
+            t = torch.full((shape[0],), i, device=device, dtype=torch.int64)
+            with torch.no_grad():
+                out = step(model, image, t, **options)
+            yield out
+            image = out["sample"]
+
+    def _can_fuse(self, x: Tensor) -> bool:
+        """Whether a step is a row of a table: no gradients, no method replaced, a prediction that tables know."""
+        kept = ("p_mean_variance", "q_posterior_mean_variance", "_predict_xstart_from_eps", "_predict_eps_from_xstart")
+        return (
+            self.model_mean_type in _PREDICTIONS
+            and not torch.is_grad_enabled()
+            and x.dim() >= 2
+            and all(getattr(type(self), name) is getattr(GaussianDiffusion, name) for name in kept)
+            and float(self.alphas_cumprod[-1]) > 0
+        )
+
+    def _fused_step(
+        self, model: Model, x: Tensor, t: Tensor, sampler: str, clip: bool, eta: float, model_kwargs: Kwargs
+    ) -> Terms:
+        """One row of fastdiff's table of the sampler, with noise from PyTorch's generator."""
+        output = self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        table, rows = self._rows(sampler, clip, eta, x)
+        x = x.contiguous(memory_format=torch.contiguous_format)
+        noise, pred = torch.randn_like(x), torch.empty_like(x)
+        learned = table.learned_variance
+        channels = x.shape[1]
+        if self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE) and not learned:
+            # DDIM does not read the variance.
+            output = output[:, :channels]
+        row = self.num_timesteps - 1 - t
+        sample = ops.step(x, output.contiguous(), rows, row, noise=noise, learned_variance=learned, pred_out=pred)
+        return {"sample": sample, "pred_xstart": pred}
+
+    def _rows(self, sampler: str, clip: bool, eta: float, x: Tensor) -> tuple[CoefficientTable, Tensor]:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        key = (sampler, clip, eta, x.device, wide)
+        if key not in self._tables:
+            options: dict[str, Any] = {"clip": 1.0 if clip else None}
+            options |= {"eta": eta} if sampler == "ddim" else {}
+            table = samplers.build(sampler, self.diffusion, self.num_timesteps, **options)
+            self._tables[key] = table, ops.table_rows(table, x.device, wide)
+        return self._tables[key]
+
+    # Training and scoring.
+
+    def _vb_terms_bpd(
+        self,
+        model: Model,
+        x_start: Tensor,
+        x_t: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        model_kwargs: Kwargs = None,
+    ) -> Terms:
+        """A term of the bound in bits per dimension, [B], under "output", and "pred_xstart"."""
+        true_mean, _, true_log_variance = self.q_posterior_mean_variance(x_start=x_start, x_t=x_t, t=t)
+        out = self.p_mean_variance(model, x_t, t, clip_denoised=clip_denoised, model_kwargs=model_kwargs)
+        kl = mean_flat(normal_kl(true_mean, true_log_variance, out["mean"], out["log_variance"])) / _LN2
+        nll = -discretized_gaussian_log_likelihood(x_start, means=out["mean"], log_scales=0.5 * out["log_variance"])
+        output = torch.where(t == 0, mean_flat(nll) / _LN2, kl)
+        return {"output": output, "pred_xstart": out["pred_xstart"]}
+
+    def training_losses(
+        self,
+        model: Model,
+        x_start: Tensor,
+        t: Tensor,
+        model_kwargs: Kwargs = None,
+        noise: Tensor | None = None,
+    ) -> Terms:
+        """The losses of one timestep per image.
+
+        Args:
+            model: The network.
+            x_start: Images [B, C, ...] in [-1, 1].
+            t: int64 [B].
+            model_kwargs: Passed to the model.
+            noise: Of x_t; drawn if None.
+
+        Returns:
+            "loss" [B], and where they are parts of it "mse" and "vb" [B]. The bound's term sees the prediction
+            detached, so that it trains the variance alone.
+        """
+        noise = torch.randn_like(x_start) if noise is None else noise
+        x_t = self.q_sample(x_start, t, noise=noise)
+        if self.loss_type.is_vb():
+            loss = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised=False, model_kwargs=model_kwargs)["output"]
+            return {"loss": loss * self.num_timesteps if self.loss_type == LossType.RESCALED_KL else loss}
+        output = self._wrap_model(model)(x_t, self._scale_timesteps(t), **(model_kwargs or {}))
+        terms: Terms = {}
+        if self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE):
+            channels = x_t.shape[1]
+            if output.shape[:2] != (x_t.shape[0], 2 * channels):
+                raise ValueError(
+                    f"the model must give {2 * channels} channels for a learned variance, got {list(output.shape)}"
+                )
+            output, values = output.split(channels, dim=1)
+            frozen = torch.cat([output.detach(), values], dim=1)
+            terms["vb"] = self._vb_terms_bpd(lambda *args: frozen, x_start, x_t, t, clip_denoised=False)["output"]
+            if self.loss_type == LossType.RESCALED_MSE:
+                terms["vb"] = terms["vb"] * (self.num_timesteps / 1000.0)
+        if self.model_mean_type == ModelMeanType.PREVIOUS_X:
+            target = self.q_posterior_mean_variance(x_start=x_start, x_t=x_t, t=t)[0]
+        else:
+            target = x_start if self.model_mean_type == ModelMeanType.START_X else noise
+        terms["mse"] = mean_flat((target - output) ** 2)
+        terms["loss"] = terms["mse"] + terms["vb"] if "vb" in terms else terms["mse"]
+        return terms
+
+    def _prior_bpd(self, x_start: Tensor) -> Tensor:
+        """KL(q(x_T | x_0) || N(0, I)) in bits per dimension, [B]; it does not depend on the network."""
+        t = torch.full((x_start.shape[0],), self.num_timesteps - 1, device=x_start.device, dtype=torch.int64)
+        mean, _, log_variance = self.q_mean_variance(x_start, t)
+        return mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / _LN2
+
+    def calc_bpd_loop(
+        self, model: Model, x_start: Tensor, clip_denoised: bool = True, model_kwargs: Kwargs = None
+    ) -> Terms:
+        """The variational bound and its terms, in bits per dimension.
+
+        Returns:
+            "total_bpd" and "prior_bpd" [B]; "vb", "xstart_mse" and "mse" [B, T], the columns from t = T - 1 down to 0.
+        """
+        found: dict[str, list[Tensor]] = {"vb": [], "xstart_mse": [], "mse": []}
+        for i in range(self.num_timesteps - 1, -1, -1):
+            t = torch.full((x_start.shape[0],), i, device=x_start.device, dtype=torch.int64)
+            noise = torch.randn_like(x_start)
+            x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
+            with torch.no_grad():
+                out = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised, model_kwargs)
+            eps = self._predict_eps_from_xstart(x_t, t, out["pred_xstart"])
+            found["vb"].append(out["output"])
+            found["xstart_mse"].append(mean_flat((out["pred_xstart"] - x_start) ** 2))
+            found["mse"].append(mean_flat((eps - noise) ** 2))
+        terms = {name: torch.stack(values, dim=1) for name, values in found.items()}
+        prior = self._prior_bpd(x_start)
+        return {"total_bpd": terms["vb"].sum(dim=1) + prior, "prior_bpd": prior, **terms}
+
+
+def _extract(array: Array, t: Tensor, x: Tensor) -> Tensor:
+    """Entries of an array [T] at t [B], as [B, 1, ...] that broadcasts against x; float64 for a float64 x."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    values = torch.tensor(array, dtype=dtype, device=t.device)[t]
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def _where_noisy(t: Tensor, x: Tensor) -> Tensor:
+    """1 where a step draws noise, 0 at t = 0; [B, 1, ...]."""
+    return (t != 0).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+
+
+def _last(steps: Iterator[Terms]) -> Tensor:
+    final: Tensor | None = None
+    for out in steps:
+        final = out["sample"]
+    assert final is not None
+    return final

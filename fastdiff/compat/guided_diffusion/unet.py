@@ -1,0 +1,362 @@
+"""`UNetModel`, `SuperResModel` and `EncoderUNetModel`: their constructors and state-dict names on `fastdiff.UNet`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastdiff.convert.layouts import layout_entries
+from fastdiff.qkv import split_qkv
+from fastdiff.unet import Block, UNet, timestep_embedding
+from fastdiff.unet_config import UNetConfig
+
+__all__ = ["AttentionPool2d", "EncoderUNetModel", "SuperResModel", "UNetModel"]
+
+_POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
+
+
+def _config(
+    *,
+    image_size: int,
+    in_channels: int,
+    model_channels: int,
+    out_channels: int,
+    num_res_blocks: int,
+    attention_resolutions: Iterable[int],
+    dropout: float,
+    channel_mult: Iterable[float],
+    conv_resample: bool,
+    dims: int,
+    num_classes: int | None,
+    num_heads: int,
+    num_head_channels: int,
+    num_heads_upsample: int,
+    use_scale_shift_norm: bool,
+    resblock_updown: bool,
+    use_new_attention_order: bool,
+) -> UNetConfig:
+    if dims != 2:
+        raise ValueError(f"fastdiff has networks for images: dims must be 2, got {dims}")
+    if num_head_channels == -1 and num_heads_upsample not in (-1, num_heads):
+        raise ValueError(f"num_heads_upsample must equal num_heads={num_heads}, got {num_heads_upsample}")
+    mults = tuple(channel_mult)
+    # Rates of downsampling; those that no level has are passed over, as they do.
+    rates = [rate for rate in attention_resolutions if rate in {1 << level for level in range(len(mults))}]
+    return UNetConfig(
+        image_size=image_size,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        channels=model_channels,
+        channel_mult=mults,
+        num_res_blocks=num_res_blocks,
+        attention_resolutions=tuple(image_size // rate for rate in rates),
+        dropout=dropout,
+        num_heads=num_heads,
+        head_channels=None if num_head_channels == -1 else num_head_channels,
+        norm_groups=32,
+        norm_eps=1e-5,
+        time_embedding="cos_sin",
+        downsample_padding="symmetric",
+        scale_shift_norm=use_scale_shift_norm,
+        resblock_updown=resblock_updown,
+        conv_resample=conv_resample,
+        num_classes=num_classes,
+        qkv_layout="new" if use_new_attention_order else "legacy",
+    )
+
+
+class UNetModel(UNet):
+    """The full U-Net with attention and a time embedding.
+
+    It is a `fastdiff.UNet`, so that `fastdiff.sample` and the engine run it. Its `state_dict` has OpenAI's names, and
+    `load_state_dict` takes those and fastdiff's.
+
+    Args:
+        image_size: Height and width of the images.
+        in_channels: Of the input.
+        model_channels: Base width.
+        out_channels: Of the output.
+        num_res_blocks: Residual blocks per level.
+        attention_resolutions: Rates of downsampling, such as {2, 4}, at which there is attention.
+        dropout: Probability.
+        channel_mult: Width of each level in units of the base.
+        conv_resample: Resample with convolutions.
+        dims: 2.
+        num_classes: Labels, or None.
+        use_checkpoint: Compute activations again in the backward pass, to save memory.
+        use_fp16: The type of the network after `convert_to_fp16`; nothing changes before.
+        num_heads: Attention heads.
+        num_head_channels: Channels per head, which wins over num_heads; -1 for none.
+        num_heads_upsample: As num_heads, or -1.
+        use_scale_shift_norm: The embedding enters as scale and shift.
+        resblock_updown: Residual blocks resample.
+        use_new_attention_order: Rows of the packed qkv are (q k v), head, channel instead of head, (q k v), channel.
+
+    Raises:
+        ValueError: settings that `fastdiff.UNet` does not have.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Iterable[int],
+        dropout: float = 0,
+        channel_mult: Iterable[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        num_classes: int | None = None,
+        use_checkpoint: bool = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+    ) -> None:
+        super().__init__(
+            _config(
+                image_size=image_size,
+                in_channels=in_channels,
+                model_channels=model_channels,
+                out_channels=out_channels,
+                num_res_blocks=num_res_blocks,
+                attention_resolutions=attention_resolutions,
+                dropout=dropout,
+                channel_mult=channel_mult,
+                conv_resample=conv_resample,
+                dims=dims,
+                num_classes=num_classes,
+                num_heads=num_heads,
+                num_head_channels=num_head_channels,
+                num_heads_upsample=num_heads_upsample,
+                use_scale_shift_norm=use_scale_shift_norm,
+                resblock_updown=resblock_updown,
+                use_new_attention_order=use_new_attention_order,
+            )
+        )
+        self.image_size = image_size
+        self.in_channels = in_channels
+        self.model_channels = model_channels
+        self.out_channels = out_channels
+        self.num_classes = num_classes
+        self.dtype = torch.float16 if use_fp16 else torch.float32
+        if use_checkpoint:
+            _recompute_blocks(self)
+        _use_openai_names(self, self.config)
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """Images [B, C, H, W], times [B] and labels [B] to [B, out_channels, H, W], in the type of x."""
+        return super().forward(x, timesteps, y).to(x.dtype)
+
+    def convert_to_fp16(self) -> None:
+        """Make the network float16; norms and attention still add up in float32."""
+        self.half()
+
+    def convert_to_fp32(self) -> None:
+        """Make the network float32."""
+        self.float()
+
+
+class SuperResModel(UNetModel):
+    """A U-Net that is also given a small image, scaled up bilinearly. The constructor is that of `UNetModel`."""
+
+    def __init__(self, image_size: int, in_channels: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(image_size, in_channels * 2, *args, **kwargs)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, timesteps: Tensor, low_res: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """As `UNetModel.forward`, with the small images [B, C, h, w].
+
+        Raises:
+            ValueError: they are missing.
+        """
+        if low_res is None:
+            raise ValueError("a super-resolution network needs low_res, the small images")
+        large = F.interpolate(low_res, x.shape[2:], mode="bilinear")
+        return super().forward(torch.cat([x, large.to(x.dtype)], dim=1), timesteps, y)
+
+
+class AttentionPool2d(nn.Module):
+    """Pooling by attention: the mean of all pixels asks all pixels. Source: CLIP, arXiv:2103.00020.
+
+    Parameters: positional_embedding [C, S^2 + 1], qkv_proj and c_proj, convolutions of length 1.
+    """
+
+    def __init__(
+        self, spacial_dim: int, embed_dim: int, num_heads_channels: int, output_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.randn(embed_dim, spacial_dim**2 + 1) / embed_dim**0.5)
+        self.qkv_proj = nn.Conv1d(embed_dim, 3 * embed_dim, 1)
+        self.c_proj = nn.Conv1d(embed_dim, output_dim or embed_dim, 1)
+        self.num_heads = embed_dim // num_heads_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, S, S] to [B, output_dim]."""
+        tokens = x.flatten(2)
+        tokens = torch.cat([tokens.mean(dim=-1, keepdim=True), tokens], dim=-1)
+        tokens = tokens + self.positional_embedding[None].to(x.dtype)
+        q, k, v = split_qkv(self.qkv_proj(tokens).transpose(1, 2), self.num_heads, "new")
+        h = F.scaled_dot_product_attention(q, k, v)
+        y: Tensor = self.c_proj(h.transpose(2, 3).flatten(1, 2))
+        return y[:, :, 0]
+
+
+class EncoderUNetModel(nn.Module):
+    """The downward half of the U-Net with a pooling at its end: a classifier of noisy images.
+
+    Arguments as `UNetModel`'s, and `pool`: "attention", "adaptive", "spatial" or "spatial_v2". State-dict names are
+    OpenAI's.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Iterable[int],
+        dropout: float = 0,
+        channel_mult: Iterable[float] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        use_checkpoint: bool = False,
+        use_fp16: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        pool: str = "adaptive",
+    ) -> None:
+        super().__init__()
+        if pool not in _POOLS:
+            raise NotImplementedError(f"unexpected {pool} pooling; it is one of {', '.join(_POOLS)}")
+        config = _config(
+            image_size=image_size,
+            in_channels=in_channels,
+            model_channels=model_channels,
+            out_channels=out_channels,
+            num_res_blocks=num_res_blocks,
+            attention_resolutions=attention_resolutions,
+            dropout=dropout,
+            channel_mult=channel_mult,
+            conv_resample=conv_resample,
+            dims=dims,
+            num_classes=None,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            num_heads_upsample=num_heads_upsample,
+            use_scale_shift_norm=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
+            use_new_attention_order=use_new_attention_order,
+        )
+        # The upward half is left behind here.
+        whole = UNet(config)
+        self.config = config
+        self.pool = pool
+        self.dtype = torch.float16 if use_fp16 else torch.float32
+        self.time_embed = whole.time_embed
+        self.input_blocks = whole.input_blocks
+        self.middle_block = whole.middle_block
+        self.out = _pooling(pool, config, num_head_channels, out_channels)
+        if use_checkpoint:
+            _recompute_blocks(self)
+        _use_openai_names(self, config)
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy images [B, C, H, W] and times [B] to logits [B, out_channels]."""
+        dtype = cast(nn.Linear, self.time_embed[0]).weight.dtype
+        emb = F.silu(self.time_embed(timestep_embedding(timesteps, self.config.channels, "cos_sin").to(dtype)))
+        h = x.to(dtype)
+        means = []
+        for block in [*self.input_blocks, self.middle_block]:
+            h = block(h, emb)
+            means.append(h.to(x.dtype).mean(dim=(2, 3)))
+        features = torch.cat(means, dim=1) if self.pool.startswith("spatial") else h.to(x.dtype)
+        y: Tensor = self.out(features.to(dtype))
+        return y.to(x.dtype)
+
+    def convert_to_fp16(self) -> None:
+        """Make the network float16."""
+        self.half()
+
+    def convert_to_fp32(self) -> None:
+        """Make the network float32."""
+        self.float()
+
+
+def _pooling(pool: str, config: UNetConfig, num_head_channels: int, out_channels: int) -> nn.Module:
+    widths = config.level_channels
+    last = widths[-1]
+    norm = nn.GroupNorm(32, last)
+    if pool == "adaptive":
+        conv = nn.Conv2d(last, out_channels, 1)
+        for parameter in conv.parameters():
+            nn.init.zeros_(parameter)
+        return nn.Sequential(norm, nn.SiLU(), nn.AdaptiveAvgPool2d((1, 1)), conv, nn.Flatten())
+    if pool == "attention":
+        if num_head_channels == -1:
+            raise ValueError("pool='attention' needs num_head_channels")
+        size = config.level_sizes[-1]
+        return nn.Sequential(norm, nn.SiLU(), AttentionPool2d(size, last, num_head_channels, out_channels))
+    # The first block, the residual blocks and the downsampling of each level, and the middle.
+    num_features = widths[0] + last + sum(width * config.num_res_blocks for width in widths) + sum(widths[:-1])
+    hidden = nn.Linear(num_features, 2048)
+    if pool == "spatial":
+        return nn.Sequential(hidden, nn.ReLU(), nn.Linear(2048, out_channels))
+    return nn.Sequential(hidden, nn.GroupNorm(32, 2048), nn.SiLU(), nn.Linear(2048, out_channels))
+
+
+def _recompute_blocks(model: nn.Module) -> None:
+    """Have each block compute its activations again in the backward pass instead of keeping them."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            plain = module.forward
+
+            def forward(x: Tensor, emb: Tensor, plain: Any = plain) -> Any:
+                if not torch.is_grad_enabled():
+                    return plain(x, emb)
+                return checkpoint(plain, x, emb, use_reentrant=False)
+
+            module.forward = forward  # type: ignore[method-assign]
+
+
+def _use_openai_names(model: nn.Module, config: UNetConfig) -> None:
+    """Give a module's state dict OpenAI's names and shapes, and let it load those or its own."""
+    # A classifier has a part of the network, and its own module "out".
+    whole = isinstance(model, UNet)
+    parts = ("time_embed.", "input_blocks.", "middle_block.")
+    entries = [entry for entry in layout_entries(config, "openai") if whole or entry.ours.startswith(parts)]
+
+    def write(module: nn.Module, state: MutableMapping[str, Any], prefix: str, metadata: Any) -> None:
+        for entry in entries:
+            name = prefix + entry.ours
+            if name in state:
+                value = state.pop(name)
+                state[prefix + entry.theirs[0]] = value[(..., *[None] * entry.trailing)]
+
+    def read(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+        for entry in entries:
+            name = prefix + entry.theirs[0]
+            if name in state and name != prefix + entry.ours:
+                value = state.pop(name)
+                state[prefix + entry.ours] = value.flatten(1) if entry.trailing else value
+            elif name in state and entry.trailing and state[name].dim() == 3:
+                state[name] = state[name].flatten(1)
+
+    model.register_state_dict_post_hook(write)
+    model.register_load_state_dict_pre_hook(read)

@@ -1,0 +1,418 @@
+"""One loader for the files that people have: it recognises a file by its contents and says what it cannot know."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fastdiff.checkpoint import FORMAT, LoadedModel, WeightKind
+from fastdiff.convert.diffusers_config import diffusion_from_scheduler, unet_config_from_diffusers
+from fastdiff.convert.diffusers_unet import build_unet, tensors_from_diffusers
+from fastdiff.convert.files import is_optimizer_state, is_state_dict, read_json, read_tensors
+from fastdiff.convert.infer import Inferred, infer_ddim, infer_openai, recognise
+from fastdiff.convert.known import KnownModel, known_file, known_preset
+from fastdiff.convert.layouts import Layout, from_layout
+from fastdiff.convert.openai_flags import diffusion_from_flags, parse_flags, rescaled, unet_config_from_flags
+from fastdiff.data import DataScaling
+from fastdiff.diffusion import Diffusion
+from fastdiff.schedule import check_keys
+from fastdiff.unet_config import UNetConfig
+
+__all__ = ["SIDECAR_KEYS", "Hints", "is_foreign", "load_foreign", "sidecar_path"]
+
+SIDECAR_KEYS = ("format", "unet", "diffusion", "scaling", "weights", "flags")
+"""Keys of the JSON file that fastdiff writes beside a .pt file, since the latter says so little."""
+
+_WEIGHT_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors",
+)
+# What the caller may say about a network; the rest is read off the file.
+_UNET_HINTS = (
+    "image_size",
+    "num_heads",
+    "head_channels",
+    "qkv_layout",
+    "dropout",
+    "norm_groups",
+    "norm_eps",
+    "time_embedding",
+    "downsample_padding",
+)
+_SAID_BY_FILE = (
+    "in_channels",
+    "out_channels",
+    "channels",
+    "num_res_blocks",
+    "num_classes",
+    "scale_shift_norm",
+    "resblock_updown",
+    "conv_resample",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hints:
+    """What the caller knows of a file that the file does not say.
+
+    Attributes:
+        preset: A name in `fastdiff.unet_config.PRESETS`.
+        flags: Flags of improved- or guided-diffusion's scripts, as one line or a mapping.
+        unet: Fields of `UNetConfig`: image_size, num_heads, head_channels, qkv_layout, dropout, norm_groups, norm_eps,
+            time_embedding and downsample_padding. They win over the other sources.
+        diffusion: The process. It wins over the other sources.
+
+    Raises:
+        ValueError: a field that files do say, or an unknown one.
+    """
+
+    preset: str | None = None
+    flags: str | Mapping[str, Any] | None = None
+    unet: Mapping[str, Any] | None = None
+    diffusion: Diffusion | None = None
+
+    def __post_init__(self) -> None:
+        check_keys(dict(self.unet or {}), _UNET_HINTS, "what files do not say of a network (unet=)")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is given."""
+        return all(getattr(self, field.name) is None for field in dataclasses.fields(self))
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path is another project's: a file, or a folder that diffusers wrote."""
+    if path.is_file():
+        return True
+    if (path / "model_index.json").is_file():
+        return True
+    return (path / "config.json").is_file() and "_class_name" in read_json(path / "config.json")
+
+
+def load_foreign(
+    path: Path, *, device: torch.device | str = "cpu", weights: WeightKind | None = None, hints: Hints | None = None
+) -> LoadedModel:
+    """Load a diffusers folder, or a weights file of improved- or guided-diffusion, ddim, Ho or lucidrains.
+
+    Args:
+        path: The folder or file.
+        device: Where the network goes.
+        weights: "ema" or "raw", where the file has both; None takes the average if there is one.
+        hints: What the file does not say.
+
+    Returns:
+        The model. Its metadata holds "format", the project, and "said": where each thing that the file does not say
+        was taken from.
+
+    Raises:
+        ValueError: the file is not recognised, is refused or damaged, contradicts what is given, or leaves something
+            open that nothing else says; the message lists what.
+    """
+    hints = hints or Hints()
+    if path.is_dir():
+        return _load_diffusers(path, device, hints)
+    content = read_tensors(path)
+    tensors, kind = _choose_weights(content, path, weights)
+    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    if _is_lucidrains(tensors):
+        from fastdiff.convert.lucidrains import load_lucidrains
+
+        if hints.preset is not None or hints.flags is not None:
+            raise ValueError(f"{path} is a lucidrains model: preset= and flags= are of other projects")
+        return load_lucidrains(tensors, path, kind, device=device, unet=hints.unet or {}, diffusion=hints.diffusion)
+    found = recognise(tensors)
+    if found in ("openai", "ddim"):
+        return _load_openai_or_ddim(tensors, path, kind, cast(Layout, found), device, hints)
+    if found == "diffusers":
+        raise ValueError(f"{path} is the weights of a diffusers network: give its folder, which holds config.json")
+    if found == "fastdiff":
+        raise ValueError(f"{path} is the weights of a fastdiff model: give its folder, which holds config.json")
+    names = ", ".join(list(tensors)[:3])
+    raise ValueError(
+        f"{path} is not a network that fastdiff knows; its first tensors are {names}. Known: diffusers UNet2DModel "
+        "folders, improved- and guided-diffusion, ddim, Ho and lucidrains files"
+    )
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where fastdiff writes what a weights file cannot hold."""
+    return path.with_name(path.name + ".json")
+
+
+def _choose_weights(
+    content: Any, path: Path, weights: WeightKind | None
+) -> tuple[Mapping[str, Tensor], WeightKind | None]:
+    """The tensors of the network in a file, and whether they are an average, as far as the file or its name says."""
+    choices: dict[str, Any] = {}
+    if isinstance(content, list | tuple):
+        # ermongroup/ddim: [model, optimizer, epoch, step, average].
+        states = [part for part in content if is_state_dict(part)]
+        choices = dict(zip(("raw", "ema"), states, strict=False))
+    elif isinstance(content, Mapping) and not is_state_dict(content):
+        if is_state_dict(content.get("model")):
+            choices["raw"] = content["model"]
+        elif is_state_dict(content.get("state_dict")):
+            choices["raw"] = content["state_dict"]
+        if is_state_dict(content.get("ema")):
+            average = {
+                name.removeprefix("ema_model."): value
+                for name, value in content["ema"].items()
+                if name.startswith("ema_model.")
+            }
+            # lucidrains' average wraps the whole process, others keep the plain names.
+            choices["ema"] = average or content["ema"]
+    elif is_state_dict(content):
+        kind = _kind_by_name(path)
+        if weights is not None and kind is not None and weights != kind:
+            raise ValueError(f"{path} holds {kind!r} weights by its name, got weights={weights!r}")
+        return content, weights or kind
+    if not choices:
+        held = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, Mapping) else type(content).__name__
+        if isinstance(content, Mapping) and any(is_optimizer_state(part) for part in content.values()):
+            held += ", with an optimizer"
+        raise ValueError(f"{path} holds no weights of a network, only: {held or 'nothing'}")
+    wanted = weights or ("ema" if "ema" in choices else "raw")
+    if wanted not in choices:
+        raise ValueError(f"{path} holds {', '.join(choices)} weights only, got weights={weights!r}")
+    return choices[wanted], wanted
+
+
+def _kind_by_name(path: Path) -> WeightKind | None:
+    if re.match(r"ema[_\d.-]", path.name):
+        return "ema"
+    return "raw" if re.match(r"model\d*\.", path.name) else None
+
+
+def _is_lucidrains(tensors: Mapping[str, Tensor]) -> bool:
+    bare = {name.removeprefix("model."): value for name, value in tensors.items()}
+    return recognise(bare) == "lucidrains"
+
+
+def _load_openai_or_ddim(
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    kind: WeightKind | None,
+    layout: Layout,
+    device: torch.device | str,
+    hints: Hints,
+) -> LoadedModel:
+    try:
+        inferred = infer_openai(tensors) if layout == "openai" else infer_ddim(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if inferred.fields["in_channels"] == 6 and inferred.fields["out_channels"] in (3, 6):
+        raise ValueError(
+            f"{path} is a super-resolution network (6 input channels, 3 of them the small image): load it with "
+            "fastdiff.compat.guided_diffusion.script_util.sr_create_model"
+        )
+    sidecar = read_json(sidecar_path(path)) if sidecar_path(path).is_file() and hints.is_empty else None
+    if sidecar is not None and sidecar.get("format") == FORMAT:
+        check_keys(sidecar, SIDECAR_KEYS, f"{sidecar_path(path)}")
+        source = f"{sidecar_path(path).name}"
+        config, diffusion = UNetConfig.from_dict(sidecar["unet"]), Diffusion.from_dict(sidecar["diffusion"])
+        _check_agreement(path, inferred, KnownModel(source, config, diffusion))
+        scaling, kind = DataScaling.from_dict(sidecar["scaling"]), sidecar["weights"]
+        said = {"everything but the shapes": source}
+    else:
+        config, diffusion, said = _resolve(path, inferred, layout, hints)
+        scaling = DataScaling()
+        said["weights"] = "the file's name" if kind else "nothing: they may be the average or the trained ones"
+    try:
+        fitted = from_layout(tensors, config, layout)
+        unet = build_unet(config, {name: value.float() for name, value in fitted.items()}, device=device)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    metadata = {"path": str(path), "format": layout, "weights": kind, "said": said}
+    return LoadedModel(unet, diffusion, scaling, metadata | _NO_TRAINING)
+
+
+_NO_TRAINING: dict[str, Any] = {"step": None, "training": None, "data": None, "versions": None}
+
+
+def _resolve(
+    path: Path, inferred: Inferred, layout: Layout, hints: Hints
+) -> tuple[UNetConfig, Diffusion, dict[str, str]]:
+    """The configuration and the process, from the file and what else is known; and who said what."""
+    sources = _sources(path, layout, hints)
+    for source in sources:
+        _check_agreement(path, inferred, source)
+    fields = dict(inferred.fields)
+    said: dict[str, str] = {}
+    heads_needed = layout == "openai"
+    open_fields = [name for name in _UNET_HINTS if name not in fields]
+    for source in sources:
+        for name in open_fields:
+            if name not in said:
+                fields[name] = getattr(source.unet, name)
+                said[name] = source.source
+    for name, value in (hints.unet or {}).items():
+        fields[name] = value
+        said[name] = "unet="
+    if "num_heads" in (hints.unet or {}) and "head_channels" not in (hints.unet or {}):
+        fields["head_channels"] = None
+    diffusion, said["diffusion"] = hints.diffusion, "diffusion="
+    if diffusion is None:
+        known = next((source for source in sources if source.diffusion is not None), None)
+        diffusion, said["diffusion"] = (None, "") if known is None else (known.diffusion, known.source)
+    if heads_needed and "qkv_layout" not in said and fields.get("num_heads") == 1 and not fields.get("head_channels"):
+        # With one head all orders of OpenAI's are the same.
+        fields["qkv_layout"], said["qkv_layout"] = "legacy", "the single head"
+    missing = []
+    if "image_size" not in said:
+        missing.append("the size of the images (image_size)")
+    if heads_needed and not {"num_heads", "head_channels"} & said.keys():
+        missing.append("the heads of attention (num_heads or head_channels)")
+    if heads_needed and "qkv_layout" not in said:
+        missing.append("the order of attention's qkv rows (qkv_layout: 'legacy', or 'new' for ADM 64)")
+    if diffusion is None:
+        missing.append("the process: T, schedule, prediction and variance (diffusion)")
+    if missing or diffusion is None:
+        ways = ["preset= (a published network: " + ", ".join(_presets_like(layout)) + ")"]
+        ways += ["flags= (of OpenAI's scripts)"] if layout == "openai" else []
+        raise ValueError(
+            f"{path} is a network of the {layout} layout with {_summary(inferred)}. The file does not say: "
+            f"{'; '.join(missing)}. Give {' or '.join(ways)}, or diffusion= and unet={{...}}"
+        )
+    if fields.get("head_channels") is not None:
+        fields["num_heads"] = 1
+    fields.setdefault("dropout", 0.0)
+    size = fields["image_size"]
+    fields["attention_resolutions"] = tuple(size >> level for level in inferred.attention_levels)
+    config = UNetConfig.from_dict(fields)
+    return config, _fitting(path, diffusion, inferred), said
+
+
+def _sources(path: Path, layout: Layout, hints: Hints) -> list[KnownModel]:
+    """What is known of the network as a whole: the flags first, then the preset, then the file's name."""
+    sources: list[KnownModel] = []
+    if hints.flags is not None:
+        if layout != "openai":
+            raise ValueError(f"{path} is of the {layout} layout: flags= are those of OpenAI's scripts")
+        flags = parse_flags(hints.flags)
+        # A process that is given counts: the flags then need not say one.
+        process = diffusion_from_flags(flags) if hints.diffusion is None else None
+        sources.append(KnownModel("flags=", unet_config_from_flags(flags), process))
+    if hints.preset is not None:
+        known = known_preset(hints.preset)
+        if layout == "openai" and hints.preset.startswith("iddpm") and known.diffusion is not None:
+            # improved-diffusion's networks see times in [0, 1000), whatever T is.
+            schedule = rescaled(known.diffusion.schedule)
+            known = dataclasses.replace(known, diffusion=dataclasses.replace(known.diffusion, schedule=schedule))
+        sources.append(known)
+    named = known_file(path.name)
+    if named is not None and not sources:
+        sources.append(named)
+    return sources
+
+
+def _check_agreement(path: Path, inferred: Inferred, known: KnownModel) -> None:
+    """Raise where the file's shapes contradict a network that somebody says it is."""
+    wrong = [
+        f"{name} is {inferred.fields[name]!r} in the file, {getattr(known.unet, name)!r} there"
+        for name in _SAID_BY_FILE
+        if inferred.fields[name] != getattr(known.unet, name)
+        # Where residual blocks resample, this field is not read.
+        and not (name == "conv_resample" and known.unet.resblock_updown)
+    ]
+    if tuple(inferred.fields["channel_mult"]) != tuple(known.unet.channel_mult):
+        wrong.append(f"channel_mult is {inferred.fields['channel_mult']} in the file, {known.unet.channel_mult} there")
+    else:
+        levels = [i for i, size in enumerate(known.unet.level_sizes) if size in known.unet.attention_resolutions]
+        if levels != list(inferred.attention_levels):
+            wrong.append(f"attention is at levels {list(inferred.attention_levels)} in the file, {levels} there")
+    if wrong:
+        raise ValueError(f"{path} is not the network of {known.source}: {'; '.join(wrong)}")
+
+
+def _fitting(path: Path, diffusion: Diffusion, inferred: Inferred) -> Diffusion:
+    if diffusion.learned_variance != inferred.learned_variance:
+        has = "twice" if inferred.learned_variance else "not twice"
+        raise ValueError(
+            f"{path}: the output has {has} the channels of the input, so the variance is "
+            f"{'learned' if inferred.learned_variance else 'fixed'}, but the process has {diffusion.variance!r}"
+        )
+    return diffusion
+
+
+def _summary(inferred: Inferred) -> str:
+    fields = inferred.fields
+    classes = f", {fields['num_classes']} classes" if fields["num_classes"] else ""
+    return (
+        f"{fields['channels']} channels x {fields['channel_mult']}, {fields['num_res_blocks']} blocks, attention at "
+        f"levels {list(inferred.attention_levels)}{classes}, variance "
+        f"{'learned' if inferred.learned_variance else 'fixed'}"
+    )
+
+
+def _presets_like(layout: Layout) -> list[str]:
+    return ["ho-cifar10", "ho-256"] if layout == "ddim" else ["iddpm-cifar10", "adm-imagenet64", "..."]
+
+
+def _load_diffusers(folder: Path, device: torch.device | str, hints: Hints) -> LoadedModel:
+    """A `UNet2DModel` folder, or the folder of a pipeline that has one."""
+    if hints.preset is not None or hints.flags is not None:
+        raise ValueError(f"{folder} holds its configuration: leave out preset= and flags=")
+    unet_folder = _part(folder, "unet", "config.json")
+    if unet_folder is None:
+        index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+        raise ValueError(f"{folder} is a {index.get('_class_name', 'folder')} without a unet: nothing to load")
+    settings = read_json(unet_folder / "config.json")
+    allowed = {"image_size"}
+    surplus = sorted(set(hints.unet or {}) - allowed)
+    if surplus:
+        raise ValueError(f"{unet_folder} says {', '.join(surplus)} itself: leave it out of unet=")
+    try:
+        config = unet_config_from_diffusers(settings, image_size=(hints.unet or {}).get("image_size"))
+    except ValueError as error:
+        raise ValueError(f"{unet_folder / 'config.json'}: {error}") from error
+    learned = config.out_channels == 2 * config.in_channels
+    said: dict[str, str] = {"weights": "nothing: they may be the average or the trained ones"}
+    scheduler = _part(folder, "scheduler", "scheduler_config.json") or _part(
+        folder.parent, "scheduler", "scheduler_config.json"
+    )
+    if hints.diffusion is not None:
+        diffusion, said["diffusion"] = hints.diffusion, "diffusion="
+    elif scheduler is not None:
+        path = scheduler / "scheduler_config.json"
+        try:
+            diffusion = diffusion_from_scheduler(read_json(path), learned_variance=learned)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    else:
+        raise ValueError(
+            f"{folder} does not say the process (T, schedule, prediction): there is no scheduler_config.json; give "
+            "diffusion="
+        )
+    if diffusion.learned_variance != learned:
+        raise ValueError(
+            f"{unet_folder}: the network has {config.in_channels} input and {config.out_channels} output channels, "
+            f"which does not fit variance={diffusion.variance!r}"
+        )
+    file = next((unet_folder / name for name in _WEIGHT_FILES if (unet_folder / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{unet_folder} holds none of {', '.join(_WEIGHT_FILES)}")
+    content = read_tensors(file)
+    if not is_state_dict(content):
+        raise ValueError(f"{file} is not a state dict")
+    try:
+        tensors = tensors_from_diffusers(content, config, settings)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    unet = build_unet(config, {name: value.float() for name, value in tensors.items()}, device=device)
+    metadata = {"path": str(folder), "format": "diffusers", "weights": None, "said": said}
+    return LoadedModel(unet, diffusion, DataScaling(), metadata | _NO_TRAINING)
+
+
+def _part(folder: Path, name: str, file: str) -> Path | None:
+    """The sub-folder of a pipeline's part, or the folder itself, where some pipelines keep everything."""
+    for place in (folder / name, folder):
+        if (place / file).is_file():
+            return place
+    return None

@@ -1,0 +1,153 @@
+"""Loading files of denoising-diffusion-pytorch: an architecture of its own, with its process in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiff.checkpoint import LoadedModel, WeightKind
+from fastdiff.compat.lucidrains.unet import Unet
+from fastdiff.data import DataScaling
+from fastdiff.diffusion import Diffusion, Prediction
+from fastdiff.schedule import NoiseSchedule, check_keys
+from fastdiff.unet import UNet
+
+__all__ = ["infer_process", "infer_unet", "load_lucidrains"]
+
+
+def load_lucidrains(
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    kind: WeightKind | None,
+    *,
+    device: torch.device | str,
+    unet: Mapping[str, Any],
+    diffusion: Diffusion | None,
+) -> LoadedModel:
+    """A model from the state dict of lucidrains' `GaussianDiffusion`, or of its `Unet` alone.
+
+    The network is a `fastdiff.compat.lucidrains.Unet`, which has blocks that `fastdiff.UNet` does not: it samples and
+    is scored as any other, but cannot be converted.
+
+    Args:
+        tensors: Of the process, with the network under "model.", or of the network.
+        path: For messages.
+        kind: What the weights are, where that is known.
+        device: Where the network goes.
+        unet: {"image_size": height of the images in pixels}, which no such file says.
+        diffusion: The process, where the file holds the network alone.
+
+    Raises:
+        ValueError: something is left open, or the names are of a version of lucidrains before 2.
+    """
+    check_keys(dict(unet), ["image_size"], f"unet= for {path}: such a file says everything else")
+    prefix = "model." if "model.init_conv.weight" in tensors else ""
+    network = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    process = {name: value for name, value in tensors.items() if prefix and not name.startswith(prefix)}
+    said: dict[str, str] = {"image_size": "unet=", "objective": "the loss weights in the file"}
+    if "image_size" not in unet:
+        raise ValueError(f"{path} does not say the size of the images: give unet={{'image_size': 128}}, for example")
+    size = unet["image_size"]
+    try:
+        settings = infer_unet(network)
+        with torch.device("meta"):
+            model = Unet(**settings)
+        model.to_empty(device=device)
+        model.load_state_dict(network)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} has the names of denoising-diffusion-pytorch, but not those of its version 2: {error}"
+        ) from error
+    if diffusion is None:
+        if "betas" not in process or "loss_weight" not in process:
+            raise ValueError(f"{path} does not say the process (T, schedule, objective): give diffusion=")
+        diffusion = infer_process(process, learned_variance=model.out_dim == 2 * model.channels)
+    else:
+        said["diffusion"] = "diffusion="
+    if diffusion.learned_variance != (model.out_dim == 2 * model.channels):
+        raise ValueError(f"{path}: {model.out_dim} output channels do not fit variance={diffusion.variance!r}")
+    metadata = {
+        "path": str(path),
+        "format": "lucidrains",
+        "weights": kind,
+        "said": said,
+        "step": None,
+        "training": None,
+        "data": {"shape": [model.channels, size, size]},
+        "versions": None,
+    }
+    # A Pipeline needs of its network that it can be called, and its `config`.
+    return LoadedModel(cast(UNet, model.eval()), diffusion, DataScaling(), metadata)
+
+
+def infer_unet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments of `Unet` from its state dict; `sinusoidal_pos_emb_theta` and `dropout` keep their defaults."""
+    num = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("downs."))
+    dim = tensors["time_mlp.1.weight"].shape[0] // 4
+    outputs = [
+        tensors[f"downs.{level}.3.1.weight" if level < num - 1 else f"downs.{level}.3.weight"].shape[0]
+        for level in range(num)
+    ]
+    full = tuple(f"downs.{level}.2.to_out.weight" in tensors for level in range(num))
+    memories = [tensors[f"downs.{level}.2.mem_kv"].shape for level in range(num)]
+    has_features = "time_mlp.0.weights" in tensors
+    num_in, num_out = tensors["init_conv.weight"].shape[1], tensors["final_conv.weight"].shape[0]
+    # 6 in and 6 out are images of 3 channels, self-conditioned and with a variance, rather than images of 6.
+    self_condition = num_in == 2 * num_out or (num_in == num_out and num_in % 2 == 0)
+    channels = num_in // 2 if self_condition else num_in
+    return {
+        "dim": dim,
+        "init_dim": tensors["init_conv.weight"].shape[0],
+        "out_dim": num_out,
+        "dim_mults": tuple(width // dim for width in outputs),
+        "channels": channels,
+        "self_condition": self_condition,
+        "learned_variance": num_out == 2 * channels,
+        "learned_sinusoidal_cond": has_features,
+        "learned_sinusoidal_dim": 2 * tensors["time_mlp.0.weights"].shape[0] if has_features else 16,
+        "attn_heads": tuple(shape[1] for shape in memories),
+        "attn_dim_head": tuple(
+            shape[3] if is_full else shape[2] for shape, is_full in zip(memories, full, strict=True)
+        ),
+        "full_attn": full,
+    }
+
+
+def infer_process(tensors: Mapping[str, Tensor], *, learned_variance: bool = False) -> Diffusion:
+    """The process from the buffers of lucidrains' `GaussianDiffusion`.
+
+    The betas are float32 there; where they are those of a named schedule, it is taken in float64. The objective shows
+    in the weights of the loss: the signal-to-noise ratio, at most some bound, over 1 for the image, over itself for
+    the noise and over itself plus one for v.
+
+    Raises:
+        ValueError: the weights of the loss fit no objective.
+    """
+    betas = tensors["betas"].double().cpu().numpy()
+    schedule = NoiseSchedule.from_betas(betas)
+    for name in ("linear", "cosine", "sigmoid"):
+        named = NoiseSchedule.named(name, len(betas))
+        if np.allclose(named.betas, betas, rtol=5e-3):
+            schedule = named
+    snr = np.exp(schedule.log_snr)
+    weight = tensors["loss_weight"].double().cpu().numpy()
+    found: Prediction | None = None
+    factors: dict[Prediction, np.ndarray[Any, np.dtype[np.float64]]] = {
+        "eps": 1 / snr,
+        "x0": snr**0,
+        "v": 1 / (snr + 1),
+    }
+    for objective, factor in factors.items():
+        ratio = weight / factor
+        # A bound on the ratio shows only where there is much signal; where there is hardly any, float32 rounds.
+        tail = (snr > 1e-2) & (snr < min(1.0, 0.99 * float(ratio.max())))
+        if tail.any() and np.allclose(ratio[tail], snr[tail], rtol=1e-3):
+            found = objective
+    if found is None:
+        raise ValueError("the weights of the loss fit none of pred_noise, pred_x0 and pred_v: give diffusion=")
+    return Diffusion(schedule, found, "learned_range" if learned_variance else "fixed_small")

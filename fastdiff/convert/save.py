@@ -1,0 +1,114 @@
+"""Writing models as other projects read them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+
+from fastdiff.checkpoint import FORMAT
+from fastdiff.convert.diffusers_config import DIFFUSERS_VERSION, scheduler_from_diffusion, unet_config_to_diffusers
+from fastdiff.convert.layouts import to_layout
+from fastdiff.convert.load import sidecar_path
+from fastdiff.convert.openai_flags import flags_from_model, why_not_openai
+from fastdiff.schedule import nearest_name
+from fastdiff.unet import UNet
+
+if TYPE_CHECKING:
+    from fastdiff.pipeline import Pipeline
+
+__all__ = ["Target", "save_as"]
+
+Target = Literal["diffusers", "openai", "fastdiff"]
+
+
+def save_as(pipe: Pipeline, path: str | Path, target: Target) -> Path:
+    """Write a model in a project's own form.
+
+    Args:
+        pipe: The model.
+        path: Must not exist. "diffusers": a pipeline folder that `DDPMPipeline.from_pretrained` reads. "openai": a
+            .pt file with the names of improved- and guided-diffusion; a JSON file beside it says what it cannot hold.
+            "fastdiff": a model folder.
+        target: As above.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the target is unknown, the path exists, the project has no such network, or the network is not a
+            `fastdiff.UNet`.
+    """
+    path = Path(path)
+    if target not in get_args(Target):
+        raise ValueError(f"unknown target {target!r}: {nearest_name(str(target), get_args(Target))}")
+    if not isinstance(pipe.unet, UNet):
+        raise ValueError(
+            f"a {type(pipe.unet).__module__}.{type(pipe.unet).__name__} is an architecture of its own, which other "
+            "projects do not have: it cannot be converted"
+        )
+    if path.exists():
+        raise ValueError(f"{path} exists already and nothing is overwritten: choose another name")
+    if target == "fastdiff":
+        return pipe.save_pretrained(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _save_diffusers(pipe, path) if target == "diffusers" else _save_openai(pipe, path)
+
+
+def _save_diffusers(pipe: Pipeline, folder: Path) -> Path:
+    settings = unet_config_to_diffusers(pipe.unet.config)
+    scheduler = scheduler_from_diffusion(pipe.diffusion)
+    tensors = to_layout(pipe.unet.state_dict(), pipe.unet.config, "diffusers")
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "unet").mkdir(parents=True)
+        (partial / "scheduler").mkdir()
+        for place, content in (
+            ("model_index.json", index),
+            ("unet/config.json", settings),
+            ("scheduler/scheduler_config.json", scheduler),
+        ):
+            (partial / place).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(plain, partial / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _save_openai(pipe: Pipeline, path: Path) -> Path:
+    if path.suffix not in (".pt", ".pth"):
+        raise ValueError(f"an OpenAI checkpoint is a file that ends in .pt, got {path}")
+    config, diffusion = pipe.unet.config, pipe.diffusion
+    tensors = to_layout(pipe.unet.state_dict(), config, "openai")
+    reasons = why_not_openai(config, diffusion)
+    if reasons:
+        warnings.warn(
+            f"{path.name} has OpenAI's names, but their code would compute something else: {'; '.join(reasons)}. "
+            "fastdiff reads it back exactly",
+            stacklevel=3,
+        )
+    beside = {
+        "format": FORMAT,
+        "unet": config.to_dict(),
+        "diffusion": diffusion.to_dict(),
+        "scaling": pipe.scaling.to_dict(),
+        "weights": pipe.metadata.get("weights"),
+        "flags": None if reasons else flags_from_model(config, diffusion),
+    }
+    torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    sidecar_path(path).write_text(json.dumps(beside) + "\n", encoding="utf-8")
+    return path
