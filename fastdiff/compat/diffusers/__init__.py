@@ -33,6 +33,7 @@ from fastdiff.compat.diffusers._multistep import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from fastdiff.compat.diffusers._pipeline import FusedUNet2DModel, accelerate
 
 __all__ = [
     "DDIMInverseScheduler",
@@ -44,9 +45,11 @@ __all__ = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FusedScheduler",
+    "FusedUNet2DModel",
     "HeunDiscreteScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "RePaintScheduler",
     "UniPCMultistepScheduler",
+    "accelerate",
 ]
