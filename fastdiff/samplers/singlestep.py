@@ -25,6 +25,7 @@ def dpmpp_singlestep(
     timesteps: Sequence[float] | None = None,
     final: Final = "zero",
     continuous: bool = False,
+    groups: Sequence[int] | None = None,
     clip: float | None = 1.0,
 ) -> CoefficientTable:
     """Coefficients of singlestep DPM-Solver++, from noise to data.
@@ -39,6 +40,7 @@ def dpmpp_singlestep(
         order: 1 to 3.
         solver_type: The second-order formula; "heun" is the exact one for a linear prediction.
         spacing: See `visited`, as for `timesteps`, `final` and `continuous`.
+        groups: Sizes of the groups, each 1 to `order` and `steps` in all, instead of the rule above.
         clip: Bound on the predicted x_0, in units of the data; None for no bound.
 
     Returns:
@@ -50,7 +52,7 @@ def dpmpp_singlestep(
     Source: Lu et al. (2022), arXiv:2211.01095, algorithm 1; arXiv:2206.00927, algorithms 1 and 2 and appendix D.1.
     """
     return _singlestep("dpmpp_singlestep", "data", diffusion, steps, order, solver_type, spacing, timesteps, final,
-                       continuous, clip)  # fmt: skip
+                       continuous, groups, clip)  # fmt: skip
 
 
 def dpm_solver_singlestep(
@@ -63,6 +65,7 @@ def dpm_solver_singlestep(
     timesteps: Sequence[float] | None = None,
     final: Final = "zero",
     continuous: bool = False,
+    groups: Sequence[int] | None = None,
 ) -> CoefficientTable:
     """Coefficients of singlestep DPM-Solver, which integrates the noise prediction; nothing is clipped.
 
@@ -71,7 +74,7 @@ def dpm_solver_singlestep(
     Source: Lu et al. (2022), arXiv:2206.00927, algorithms 1 and 2 and appendix D.1.
     """
     return _singlestep("dpm_solver_singlestep", "noise", diffusion, steps, order, solver_type, spacing, timesteps,
-                       final, continuous, None)  # fmt: skip
+                       final, continuous, groups, None)  # fmt: skip
 
 
 def group_sizes(steps: int, order: int, ends_clean: bool) -> list[int]:
@@ -92,6 +95,7 @@ def _singlestep(
     timesteps: Sequence[float] | None,
     final: Final,
     continuous: bool,
+    groups: Sequence[int] | None,
     clip: float | None,
 ) -> CoefficientTable:
     check_order(order, 3)
@@ -100,7 +104,13 @@ def _singlestep(
     px, pm = levels.x0() if kind == "data" else levels.eps()
     bound = clip_column(clip) if kind == "data" else np.inf
     lam, rows, start = levels.lam, [], 0
-    for size in group_sizes(len(levels), order, levels.ends_clean()):
+    sizes = group_sizes(len(levels), order, levels.ends_clean()) if groups is None else list(groups)
+    if sum(sizes) != len(levels) or min(sizes) < 1 or max(sizes) > order or (levels.ends_clean() and sizes[-1] != 1):
+        raise ValueError(
+            f"groups must be of 1 to {order} levels, {len(levels)} in all, and the last of 1 where sampling ends "
+            f"without noise, got {sizes}"
+        )
+    for size in sizes:
         for inside in range(size):
             i = start + inside
             k = inside + 1

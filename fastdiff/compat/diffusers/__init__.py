@@ -1,0 +1,55 @@
+"""diffusers' schedulers on coefficient tables, one fused op per step, under their own names.
+
+    from fastdiff.compat.diffusers import DDIMScheduler
+
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+
+Each class is a subclass of diffusers' own of that name: its constructor, configuration, files, timesteps and outputs
+are theirs, and its step executes one row of a table. See `FusedScheduler` for what is put right and for `compat`.
+"""
+
+try:
+    import diffusers as _diffusers  # noqa: F401
+except ImportError as error:
+    raise ImportError('fastdiff.compat.diffusers needs diffusers: pip install "fastdiff-ddpm[diffusers]"') from error
+
+from fastdiff.compat.diffusers._ancestral import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    RePaintScheduler,
+)
+from fastdiff.compat.diffusers._base import FusedScheduler
+from fastdiff.compat.diffusers._euler import (
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+)
+from fastdiff.compat.diffusers._multistep import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from fastdiff.compat.diffusers._pipeline import FusedUNet2DModel, accelerate
+
+__all__ = [
+    "DDIMInverseScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FusedScheduler",
+    "FusedUNet2DModel",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "RePaintScheduler",
+    "UniPCMultistepScheduler",
+    "accelerate",
+]

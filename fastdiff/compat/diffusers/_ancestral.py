@@ -1,0 +1,336 @@
+"""Drop-ins whose rows depend on the timestep alone: DDPM, DDIM, DDIM reversed and RePaint."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_repaint import RePaintSchedulerOutput
+from torch import Tensor
+
+from fastdiff import samplers
+from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators, Run
+from fastdiff.compat.ladder import first_rows, ladder, with_times
+from fastdiff.diffusion import Prediction, Variance, eps_coefficients, x0_coefficients
+from fastdiff.schedule import Array
+from fastdiff.table import CoefficientTable
+
+_VARIANCES: dict[str, Variance] = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
+    "fixed_large_log": "fixed_large",
+    "learned": "learned",
+    "learned_range": "learned_range",
+}
+
+
+class _ByTimestep(FusedScheduler):
+    """A scheduler whose step is told the timestep and may be called in any order.
+
+    A run holds the table over all timesteps; steps from a timestep that is not in the list get a table of one row.
+    """
+
+    _rows_of: dict[Any, tuple[Run, dict[int, int]]] | None = None
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
+        self._rows_of = None
+
+    def _steps(self) -> list[tuple[int, int]]:
+        """(timestep, the timestep that its step leads to or -1) for every timestep of the list."""
+        times = [int(t) for t in self.timesteps.tolist()]
+        return list(zip(times, [*times[1:], -1], strict=True))
+
+    def _previous(self, timestep: int) -> int:
+        """Where a step from a timestep that is not in the list leads to."""
+        assert self.num_inference_steps is not None
+        return timestep - int(self.config.num_train_timesteps) // self.num_inference_steps
+
+    def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
+        """The table over falling timesteps, the last of which leads to the timestep `end`, or -1."""
+        raise NotImplementedError
+
+    def _level(self, timestep: int) -> float:
+        """log abar of a timestep, or of the end for -1."""
+        if timestep >= 0:
+            return float(self._log_alphas_cumprod[timestep])
+        final = getattr(self, "final_alpha_cumprod", None)
+        return 0.0 if final is None or float(final) == 1.0 else float(self._log_alphas_cumprod[0])
+
+    def _find(self, timestep: Any, key: Any) -> tuple[Run, int]:
+        """The run and row of a timestep."""
+        if self._rows_of is None:
+            self._rows_of = {}
+        if key not in self._rows_of:
+            self._rows_of[key] = self._whole(key)
+        run, index = self._rows_of[key]
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
+            # A view of the list is found by its address, without waiting for the device.
+            offset = timestep.data_ptr() - self.timesteps.data_ptr()
+            place, rest = divmod(offset, self.timesteps.element_size())
+            if rest == 0 and 0 <= place < self.timesteps.numel() and place < len(run.table):
+                return run, place
+        t = int(timestep)
+        row = index.get(t)
+        if row is not None:
+            return run, row
+        single = (key, t)
+        if single not in self._rows_of:
+            table = with_times(self._chain([t], self._previous(t), key), [t])
+            self._rows_of[single] = (Run(table, 0, key), {t: 0})
+        return self._rows_of[single][0], 0
+
+    def _whole(self, key: Any) -> tuple[Run, dict[int, int]]:
+        steps = self._steps()
+        times = [t for t, _ in steps]
+        if all(before[1] == after[0] for before, after in pairwise(steps)):
+            table = self._chain(times, steps[-1][1], key)
+        else:
+            table = _stacked([self._chain([t], end, key) for t, end in steps])
+        return Run(with_times(table, times), 0, key), {t: row for row, t in enumerate(times)}
+
+
+def _stacked(tables: list[CoefficientTable]) -> CoefficientTable:
+    """Tables of one row, none of which keeps anything, as one."""
+    first = tables[0]
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in first.columns}
+    return CoefficientTable(columns, first.name, first.learned_variance, options=first.options)
+
+
+def _same_type(sample: Tensor, model_output: Tensor) -> Tensor:
+    """The sample in the type that arithmetic of both has."""
+    if sample.dtype == model_output.dtype:
+        return sample
+    return sample.to(torch.promote_types(sample.dtype, model_output.dtype))
+
+
+class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
+    """diffusers.DDPMScheduler on `samplers.ddpm`.
+
+    Put right: the last step draws no noise even where its timestep is above 0, and variance_type "fixed_large_log" has
+    the variance that its name says, where diffusers gives NaN (with compat as well). The schedule is float64.
+    """
+
+    def _previous(self, timestep: int) -> int:
+        if self.custom_timesteps or self.num_inference_steps:
+            raise ValueError(f"timestep must be one of scheduler.timesteps, got {timestep}")
+        return timestep - 1
+
+    def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
+        below = [end] if end >= 0 else []
+        levels = np.array([self._level(t) for t in [*times, *below]])
+        way = ladder(levels, PREDICTIONS[self.config.prediction_type], variance=_VARIANCES[key])
+        clip = self.config.clip_sample_range if self.config.clip_sample else None
+        table = samplers.ddpm(way.diffusion, timesteps=way.timesteps, clip=clip)
+        if below:
+            return first_rows(table, len(times))
+        if self.compat is not None and times[-1] > 0:
+            # Their last step draws noise of the variance beta, or of the least one that they allow, 1e-20.
+            columns = {name: values.copy() for name, values in table._columns.items()}
+            if table.learned_variance:
+                columns["s"][-1] = 1.0
+                if key == "learned_range":
+                    columns["log_min"][-1] = np.log(1e-20)
+            else:
+                large = _VARIANCES[key] == "fixed_large"
+                columns["s"][-1] = np.sqrt(-np.expm1(levels[-1])) if large else 1e-10
+            table = CoefficientTable(columns, table.name, table.learned_variance, options=table.options)
+        return table
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """As in diffusers."""
+        if self._peer_steps(model_output, sample):
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        kind = self.variance_type
+        learned = kind in ("learned", "learned_range")
+        sample = _same_type(sample, model_output)
+        channels = sample.shape[1]
+        run, row = self._find(timestep, kind)
+        learned = learned and model_output.shape[1] == 2 * channels
+        if kind == "learned" and learned:
+            # Their "learned" is the variance itself, and ours its log.
+            model_output = torch.cat([model_output[:, :channels], model_output[:, channels:].log()], dim=1)
+        noise, seed = None, 0
+        if run.table["t"][row] > 0:
+            like = model_output[:, :channels] if learned else model_output
+            noise, seed = self._noise(like, generator, None, run.noisy[row])
+        out, pred = run.execute(
+            row, model_output, sample, noise=noise, seed=seed, sample_ids=self.sample_ids, learned=learned,
+            prediction=True,
+        )  # fmt: skip
+        if not return_dict:
+            return out, pred
+        return DDPMSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+
+
+class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
+    """diffusers.DDIMScheduler on `samplers.ddim`.
+
+    Put right: each step leads to the next timestep of the list; diffusers steps by T // n, which is another one where
+    n does not divide T and the spacing is "linspace" or "trailing". The schedule is float64.
+    """
+
+    def _steps(self) -> list[tuple[int, int]]:
+        times = [int(t) for t in self.timesteps.tolist()]
+        if self.compat is None:
+            return list(zip(times, [*times[1:], -1], strict=True))
+        return [(t, max(self._previous(t), -1)) for t in times]
+
+    def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
+        eta, clipped = key
+        below = [self._level(end)] if self._level(end) < 0 else []
+        way = ladder(np.array([self._level(t) for t in times] + below), PREDICTIONS[self.config.prediction_type])
+        clip = self.config.clip_sample_range if self.config.clip_sample else None
+        table = samplers.ddim(
+            way.diffusion, timesteps=way.timesteps, eta=eta, clip=clip, clipped_eps="rederive" if clipped else "keep"
+        )
+        return first_rows(table, len(times))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """As in diffusers."""
+        if self.num_inference_steps is None or not 0 <= eta <= 1 or self._peer_steps(model_output, sample):
+            return super().step(
+                model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise, return_dict
+            )
+        sample = _same_type(sample, model_output)
+        run, row = self._find(timestep, (eta, bool(use_clipped_model_output)))
+        noise, seed = None, 0
+        if eta > 0:
+            if variance_noise is not None and generator is not None:
+                raise ValueError("give generator or variance_noise, not both")
+            noise, seed = self._noise(model_output, generator, variance_noise, run.noisy[row])
+        out, pred = run.execute(
+            row, model_output, sample, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=True
+        )
+        if not return_dict:
+            return out, pred
+        return DDIMSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+
+
+class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type: ignore[misc]
+    """diffusers.DDIMInverseScheduler: DDIM's row from each level to the next noisier one.
+
+    As there, the network is asked at the level that a step leads to and its output is read at the level that the step
+    starts from. Put right: each step starts from the timestep before it in the list (diffusers goes back by T // n),
+    and the first step of a network that predicts the sample is finite, where theirs divides by 0.
+    """
+
+    def _steps(self) -> list[tuple[int, int]]:
+        times = [int(t) for t in self.timesteps.tolist()]
+        if self.compat is None:
+            return list(zip(times, [-1, *times[:-1]], strict=True))
+        return [(t, self._previous(t)) for t in times]
+
+    def _level(self, timestep: int) -> float:
+        if timestep < 0 and float(self.initial_alpha_cumprod) != 1.0:
+            return float(self._log_alphas_cumprod[0])
+        return float(self._log_alphas_cumprod[min(timestep, len(self) - 1)]) if timestep >= 0 else 0.0
+
+    def _whole(self, key: Any) -> tuple[Run, dict[int, int]]:
+        steps = self._steps()
+        table = self._upwards([start for _, start in steps], [t for t, _ in steps])
+        return Run(table, 0, key), {t: row for row, (t, _) in enumerate(steps)}
+
+    def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
+        return self._upwards([end], times)
+
+    def _upwards(self, starts: list[int], ends: list[int]) -> CoefficientTable:
+        start, end = (np.array([self._level(t) for t in times]) for times in (starts, ends))
+        prediction: Prediction = PREDICTIONS[self.config.prediction_type]
+        read = np.where(start < 0, start, end) if prediction == "x0" else start
+        alpha, sigma = np.exp(0.5 * read), np.sqrt(-np.expm1(read))
+        px, pm = x0_coefficients(prediction, alpha, sigma)
+        ex, em = eps_coefficients(prediction, alpha, sigma)
+        above: Array = np.sqrt(-np.expm1(end))
+        clip = self.config.clip_sample_range if self.config.clip_sample else np.inf
+        columns = {"t": ends, "px": px, "pm": pm, "clip": clip, "cx": above * ex, "cm": above * em,
+                   "c0": np.exp(0.5 * end)}  # fmt: skip
+        return CoefficientTable(columns, "ddim_inverse", init_scale=0.0, order=1)
+
+    def step(self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True) -> Any:
+        """As in diffusers."""
+        if self._peer_steps(model_output, sample):
+            return super().step(model_output, timestep, sample, return_dict)
+        sample = _same_type(sample, model_output)
+        run, row = self._find(timestep, None)
+        out, pred = run.execute(row, model_output, sample, prediction=True)
+        if not return_dict:
+            return out, pred
+        return DDIMSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+
+
+class RePaintScheduler(_ByTimestep, diffusers.RePaintScheduler):  # type: ignore[misc]
+    """diffusers.RePaintScheduler on the rows of `samplers.ddim`.
+
+    The known and the unknown part share one noise, as there. `undo_step` is their own: it draws once per
+    timestep of a jump.
+    """
+
+    def _steps(self) -> list[tuple[int, int]]:
+        assert self.num_inference_steps is not None
+        stride = int(self.config.num_train_timesteps) // self.num_inference_steps
+        times = [stride * i for i in range(self.num_inference_steps)][::-1]
+        return list(zip(times, [*times[1:], -1], strict=True))
+
+    def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
+        levels = np.array([self._level(t) for t in [*times, *([end] if end >= 0 else [])]])
+        if key == "known":
+            after = np.append(levels, 0.0)[1 : len(times) + 1]
+            columns = {"t": times, "evaluate": np.zeros(len(times)), "cx": np.exp(0.5 * after),
+                       "s": np.sqrt(-np.expm1(after))}  # fmt: skip
+            return CoefficientTable(columns, "known", init_scale=0.0)
+        way = ladder(levels, "eps")
+        clip = 1.0 if self.config.clip_sample else None
+        table = samplers.ddim(way.diffusion, timesteps=way.timesteps, eta=key, clip=clip, clipped_eps="keep")
+        return first_rows(table, len(times))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        original_image: Tensor,
+        mask: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """As in diffusers."""
+        if self._peer_steps(model_output, sample) or not 0 <= self.eta <= 1:
+            return super().step(model_output, timestep, sample, original_image, mask, generator, return_dict)
+        sample = _same_type(sample, model_output)
+        # The timesteps go up and down: the rows are found by value.
+        timestep = int(timestep)
+        run, row = self._find(timestep, float(self.eta))
+        known_run, known_row = self._find(timestep, "known")
+        noise, seed = self._noise(model_output, generator, None, run.noisy[row] or known_run.noisy[known_row])
+        shared: dict[str, Any] = {"noise": noise, "seed": seed, "sample_ids": self.sample_ids}
+        unknown, pred = run.execute(row, model_output, sample, prediction=True, **shared)
+        original = original_image.to(sample.device, sample.dtype).expand_as(sample).contiguous()
+        known, _ = known_run.execute(known_row, None, original, **shared)
+        out = torch.lerp(unknown, known, mask.to(unknown.device, unknown.dtype))
+        if not return_dict:
+            return out, pred
+        return RePaintSchedulerOutput(prev_sample=out, pred_original_sample=pred)

@@ -1,0 +1,301 @@
+"""What the drop-in schedulers share: the table, its rows on the sample's device, the state between steps, the noise."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from fastdiff import ops
+from fastdiff.diffusion import Prediction
+from fastdiff.noise import check_seed
+from fastdiff.ops._shared import FLOAT_DTYPES, memory_format
+from fastdiff.schedule import Array, NoiseSchedule
+from fastdiff.table import CoefficientTable
+
+Generators = torch.Generator | list[torch.Generator] | None
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "eps", "sample": "x0", "original_sample": "x0", "v_prediction": "v",
+}  # fmt: skip
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Run:
+    """A table being executed: where it began, which row is next, and what is kept between rows."""
+
+    table: CoefficientTable
+    start: int
+    key: Any
+    next: int = 0
+    base: Tensor | None = None
+    history: Tensor | None = None
+    noisy: list[bool] = field(default_factory=list)
+    _rows: dict[Any, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.noisy = [bool(s > 0) for s in self.table["s"]]
+        self.depth = self.table.history_depth
+        self.uses_base = self.table.uses_base
+        self.evaluates = [bool(e) for e in self.table["evaluate"]]
+        self.scale = [float(c) for c in self.table["ci"]]
+
+    def rows(self, x: Tensor) -> Tensor:
+        key = (x.device, x.dtype == torch.float64)
+        rows = self._rows.get(key)
+        if rows is None:
+            rows = self._rows[key] = ops.table_rows(self.table, x.device, x.dtype)
+        return rows
+
+    def execute(
+        self,
+        row: int,
+        model_output: Tensor | None,
+        sample: Tensor,
+        *,
+        noise: Tensor | None = None,
+        seed: int = 0,
+        sample_ids: Tensor | None = None,
+        learned: bool = False,
+        prediction: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next state and, if asked for, the prediction of one row."""
+        out = torch.empty_like(sample, memory_format=memory_format(sample))
+        pred = torch.empty_like(out) if prediction else None
+        if self.depth and self.history is None:
+            self.history = ops.new_history(out, self.depth)
+        if self.uses_base and self.base is None:
+            self.base = torch.empty_like(out)
+        with torch.no_grad():
+            ops.step(
+                sample.detach(),
+                None if model_output is None else model_output.detach(),
+                self.rows(sample),
+                row,
+                seed=seed,
+                sample_ids=sample_ids,
+                noise=noise,
+                learned_variance=learned,
+                base=self.base,
+                history=self.history,
+                pred_out=pred,
+                out=out,
+            )
+        self.next = row + 1
+        return out, pred
+
+
+class FusedScheduler:
+    """Comes before a scheduler of diffusers among a class's bases and replaces its step by one row of a table.
+
+    Everything else (configuration, files, timesteps, noising of images) is the base class's own. Faults of it that
+    `PEERS` names are put right unless `compat="diffusers"` is given: a further keyword of every constructor and of
+    `from_config`, kept in the configuration where it is given.
+
+    Attributes:
+        seed: Key of fastdiff's own noise, which is used where a step is given no generator. None draws one from
+            torch's default generator at each step; a number makes sample i of a seed the same in every batch.
+        sample_ids: int64 [B], the samples' numbers in that noise; None counts from 0.
+        compat: None, or "diffusers".
+    """
+
+    seed: int | None = None
+    sample_ids: Tensor | None = None
+    compat: Literal["diffusers"] | None = None
+    _run: Run | None = None
+    _why_not: str | None = None
+    _levels: tuple[Tensor, Tensor] | None = None
+    config: Any
+    alphas_cumprod: Tensor
+    timesteps: Tensor
+    sigmas: Tensor
+    num_inference_steps: int | None
+    _step_index: int | None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not issubclass(cls, SchedulerMixin):
+            return
+        # Their loader imports what a pipeline's index names: the public place.
+        cls.__module__ = __name__.rsplit(".", 1)[0]
+        # Each class has its peer's own constructor, and its signature; `compat` is taken beside it.
+        inherited: Callable[..., None] = cls.__init__
+
+        @functools.wraps(inherited)
+        def __init__(self: Any, *args: Any, compat: Any = None, **kwargs: Any) -> None:
+            if compat not in (None, "diffusers"):
+                raise ValueError(f"compat must be None or 'diffusers', got {compat!r}")
+            self.compat = compat
+            inherited(self, *args, **kwargs)
+            if compat is not None:
+                self.register_to_config(compat=compat)
+
+        cls.__init__ = __init__  # type: ignore[method-assign]
+
+    @staticmethod
+    def _get_init_keys(input_class: Any) -> set[str]:
+        return {*ConfigMixin._get_init_keys(input_class), "compat"}
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; the rows are built from levels in float64, rounded once, unless compat is "diffusers"."""
+        super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
+        self._levels = None
+        if self.compat is None and hasattr(self, "sigmas") and not _chosen_by_level(self.config):
+            theirs = self.alphas_cumprod, self.timesteps, self.sigmas
+            self.alphas_cumprod = torch.from_numpy(np.exp(self._log_alphas_cumprod))
+            try:
+                super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
+                self._levels = (theirs[2], self.sigmas)
+            finally:
+                self.alphas_cumprod, self.timesteps, self.sigmas = theirs
+        self._run = None
+        self._why_not = self._unsupported()
+
+    @functools.cached_property
+    def _log_alphas_cumprod(self) -> Array:
+        """[T] log abar: in float64 from the configuration, or from their float32 product with compat="diffusers"."""
+        if self.compat is not None:
+            with np.errstate(divide="ignore"):
+                return np.asarray(np.log(self.alphas_cumprod.double().cpu().numpy()))
+        return exact_log_alphas_cumprod(self)
+
+    def _sigmas(self) -> Tensor:
+        """The levels of the rows: those of the timesteps in float64, or `sigmas` where it is chosen otherwise."""
+        return self._levels[1] if self._levels is not None and self._levels[0] is self.sigmas else self.sigmas
+
+    def _unsupported(self) -> str | None:
+        """Why no table covers this configuration, or None."""
+        config = self.config
+        if config.get("prediction_type", "epsilon") not in PREDICTIONS or config.get("use_flow_sigmas", False):
+            return "flow matching"
+        if config.get("thresholding", False):
+            return "dynamic thresholding"
+        return None
+
+    def _peer_steps(self, model_output: Tensor, sample: Tensor) -> bool:
+        """Whether diffusers' own step is to run: gradients are wanted, or no table covers what is asked for."""
+        if torch.is_grad_enabled() and (sample.requires_grad or model_output.requires_grad):
+            return True
+        if self._why_not is not None:
+            _warn_peer(type(self).__name__, self._why_not)
+            return True
+        return sample.ndim < 2 or sample.dtype not in FLOAT_DTYPES
+
+    def _build(self, start: int, key: Any) -> CoefficientTable:
+        """The table from the level `start` on."""
+        raise NotImplementedError
+
+    def _begin(self, index: int, key: Any = None) -> Run:
+        """The run that has its next row at `index`."""
+        run = self._run
+        if run is None or run.key != key or index != run.start + run.next:
+            run = self._run = Run(self._build(index, key), index, key)
+        return run
+
+    def _advance(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *,
+        key: Any = None,
+        generator: Generators = None,
+        noise: Tensor | None = None,
+        draws: bool = False,
+        prediction: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One row of a scheduler that counts its steps; the result has the model output's type, as theirs."""
+        if self._step_index is None:
+            self._init_step_index(timestep)  # type: ignore[attr-defined]
+        index = self._step_index
+        assert index is not None
+        run = self._begin(index, key)
+        row = index - run.start
+        seed = 0
+        if draws:
+            noise, seed = self._noise(model_output, generator, noise, run.noisy[row], torch.float32)
+        out, pred = run.execute(
+            row, model_output, sample, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=prediction
+        )
+        self._step_index = index + 1
+        if out.dtype != model_output.dtype:
+            out = out.to(model_output.dtype)
+        return out, pred
+
+    def _noise(
+        self, like: Tensor, generator: Generators, given: Tensor | None, needed: bool, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor | None, int]:
+        """The noise tensor, drawn from the generator as diffusers draws it, or None and a seed for fastdiff's own."""
+        if given is not None:
+            return given.to(like.device), 0
+        if generator is not None:
+            return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype or like.dtype), 0
+        if not needed:
+            return None, 0
+        if self.seed is not None:
+            return None, check_seed(self.seed)
+        return None, int(torch.randint(0, 1 << 62, ()))
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """As in diffusers; half precision is noised in float32 and rounded once, unless compat is "diffusers"."""
+        if self.compat is None and original_samples.dtype in _HALF:
+            noisy = super().add_noise(original_samples.float(), noise.float(), timesteps)  # type: ignore[misc]
+            return noisy.to(original_samples.dtype)  # type: ignore[no-any-return]
+        return super().add_noise(original_samples, noise, timesteps)  # type: ignore[misc, no-any-return]
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """As in diffusers; half precision as in `add_noise`."""
+        if self.compat is None and sample.dtype in _HALF:
+            velocity = super().get_velocity(sample.float(), noise.float(), timesteps)  # type: ignore[misc]
+            return velocity.to(sample.dtype)  # type: ignore[no-any-return]
+        return super().get_velocity(sample, noise, timesteps)  # type: ignore[misc, no-any-return]
+
+
+def _chosen_by_level(config: Any) -> bool:
+    """Whether the sigmas come first and the timesteps from them: such levels are exact as they are."""
+    return any(config.get(f"use_{kind}", False) for kind in ("karras_sigmas", "exponential_sigmas", "beta_sigmas",
+                                                             "lu_lambdas", "flow_sigmas"))  # fmt: skip
+
+
+@functools.cache
+def _warn_peer(name: str, why: str) -> None:
+    warnings.warn(f"{name} runs diffusers' own step, since no table covers {why}", RuntimeWarning, stacklevel=4)
+
+
+def exact_log_alphas_cumprod(scheduler: Any) -> Array:
+    """[T] log abar of a scheduler's configuration, in float64."""
+    config = scheduler.config
+    num_timesteps, kind = config.num_train_timesteps, config.beta_schedule
+    start, end = config.beta_start, config.beta_end
+    if config.trained_betas is not None:
+        betas = np.asarray(config.trained_betas, dtype=np.float64)
+    elif kind == "linear":
+        betas = np.linspace(start, end, num_timesteps)
+    elif kind == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, num_timesteps) ** 2
+    elif kind == "squaredcos_cap_v2":
+        betas = NoiseSchedule.cosine(num_timesteps).betas
+    elif kind == "sigmoid":
+        betas = (end - start) / (1 + np.exp(-np.linspace(-6, 6, num_timesteps))) + start
+    else:
+        # A schedule that only they have: their betas, and our product.
+        betas = 1 - scheduler.alphas.double().cpu().numpy()
+    log_abar = np.cumsum(np.log1p(-betas))
+    if not config.get("rescale_betas_zero_snr", False):
+        return np.asarray(log_abar)
+    # Lin et al. (2023), arXiv:2305.08891, algorithm 1.
+    root = np.exp(0.5 * log_abar)
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    # Where sigma / alpha is used they take the smallest number of float16 for the last abar.
+    last = float(scheduler.alphas_cumprod[-1])
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.append(2 * np.log(root[:-1]), np.log(last)))

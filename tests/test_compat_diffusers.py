@@ -1,0 +1,514 @@
+"""Drop-in schedulers against diffusers live: whole runs with one toy network and the same generators."""
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+import torch
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is in the test extra")
+
+from fastdiff import CoefficientTable, Diffusion, NoiseSchedule  # noqa: E402
+from fastdiff.compat import diffusers as ours  # noqa: E402
+from fastdiff.compat.ladder import ladder_of_sigmas, variance_exploding  # noqa: E402
+from fastdiff.samplers import dpmpp, euler  # noqa: E402
+
+NAMES = [name for name in ours.__all__ if name.endswith("Scheduler") and name != "FusedScheduler"]
+# What the drop-ins promise; diffusers computes its levels and states in float32.
+SAME_IMAGES = 1e-4
+# diffusers gives torch tensors to NumPy in ways that NumPy 2 deprecates, and warns of its own older options.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def quiet_diffusers():
+    """Their log says at each run that it changes lower_order_final."""
+    before = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()
+    yield
+    diffusers.utils.logging.set_verbosity(before)
+
+
+def pair(name, **options):
+    """Theirs and ours, with the same options but for compat."""
+    compat = {"compat": options.pop("compat")} if "compat" in options else {}
+    return getattr(diffusers, name)(**options), getattr(ours, name)(**options, **compat)
+
+
+def toy(x, t):
+    return 0.6 * x + 0.3 * torch.sin(2 * x + t / 300)
+
+
+def run(scheduler, *, shape=(2, 3, 4, 4), dtype=torch.float32, model=toy, generator=1, first=0, **options):
+    """Every state and every predicted image of a run."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype) * scheduler.init_noise_sigma
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator
+    seen = []
+    for t in scheduler.timesteps[first:]:
+        m = model(scheduler.scale_model_input(x, t), t).to(dtype)
+        result = scheduler.step(m, t, x, **options)
+        x = result.prev_sample
+        seen.append(x)
+        if result.get("pred_original_sample") is not None:
+            seen.append(result.pred_original_sample)
+    return seen
+
+
+def assert_same(theirs, mine, tolerance=SAME_IMAGES):
+    assert len(theirs) == len(mine)
+    for a, b in zip(theirs, mine, strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        scale = float(a.abs().max().clamp(min=1))
+        assert float((a - b).abs().max()) / scale < tolerance
+
+
+def with_timesteps(schedulers, steps):
+    for scheduler in schedulers:
+        scheduler.set_timesteps(steps)
+    theirs, mine = schedulers
+    assert torch.equal(theirs.timesteps, mine.timesteps)
+    assert theirs.timesteps.dtype == mine.timesteps.dtype
+    if hasattr(theirs, "sigmas"):
+        assert torch.equal(theirs.sigmas, mine.sigmas)
+    return theirs, mine
+
+
+SPACINGS = ["leading", "trailing", "linspace"]
+STEP_BY_STRIDE = ("DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler")
+
+
+def grid():
+    for name in NAMES:
+        keys = inspect.signature(getattr(diffusers, name).__init__).parameters
+        if name == "RePaintScheduler":
+            continue
+        for spacing in SPACINGS if "timestep_spacing" in keys else [None]:
+            if name == "DDIMInverseScheduler" and spacing == "linspace":
+                continue
+            for prediction in ("epsilon", "sample", "v_prediction"):
+                if prediction == "sample" and name in ("EulerAncestralDiscreteScheduler", "PNDMScheduler"):
+                    continue
+                for steps in (5, 12):
+                    yield name, spacing, prediction, steps
+
+
+@pytest.mark.parametrize(("name", "spacing", "prediction", "steps"), list(grid()))
+@pytest.mark.filterwarnings("ignore:PNDMScheduler runs diffusers' own step:RuntimeWarning")
+def test_scheduler_gives_the_images_of_diffusers(name, spacing, prediction, steps):
+    """Where their steps of T // n leave the list of timesteps, a fault, with compat."""
+    options = {"prediction_type": prediction} | ({"timestep_spacing": spacing} if spacing else {})
+    if name == "PNDMScheduler":
+        options["skip_prk_steps"] = steps != 12
+    if name == "PNDMScheduler" and (1000 // steps) % 2 and steps == 12:
+        # The middle of their Runge-Kutta steps is one timestep beside the one that the network is given.
+        options["compat"] = "diffusers"
+    leaves = name in STEP_BY_STRIDE and (spacing == "linspace" or (spacing == "trailing" and 1000 % steps))
+    if leaves:
+        options["compat"] = "diffusers"
+    theirs, mine = with_timesteps(pair(name, **options), steps)
+    expected = run(theirs)
+    if name == "DDIMInverseScheduler" and prediction == "sample":
+        # They divide by the noise of a clean image at the first step; the later steps are compared from one state.
+        assert not torch.isfinite(expected[0]).all() or leaves
+        return
+    assert_same(expected, run(mine))
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
+def test_ddim_leads_to_the_next_timestep_unless_asked(spacing):
+    """The default is DDIM's formula between neighbours of the list, computed here in float64."""
+    mine = ours.DDIMScheduler(timestep_spacing=spacing, clip_sample=False)
+    mine.set_timesteps(7)
+    times = mine.timesteps.tolist()
+    abar = NoiseSchedule.linear(1000).alphas_cumprod
+    x, m = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for t, after in zip(times, [*times[1:], None], strict=True):
+        a, b = abar[t], 1.0 if after is None else abar[after]
+        expected = np.sqrt(b) * (x - np.sqrt(1 - a) * m) / np.sqrt(a) + np.sqrt(1 - b) * m
+        torch.testing.assert_close(mine.step(m, t, x).prev_sample, expected)
+    theirs = diffusers.DDIMScheduler(timestep_spacing=spacing, clip_sample=False)
+    theirs.set_timesteps(7)
+    asked = ours.DDIMScheduler.from_config(theirs.config, compat="diffusers")
+    asked.set_timesteps(7)
+    assert_same(run(theirs), run(asked))
+    assert float((run(theirs)[-2] - run(mine)[-2]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large"])
+def test_ddpm_last_noise_is_a_fault_that_compat_reproduces(variance):
+    options = {"timestep_spacing": "trailing", "variance_type": variance}
+    theirs, mine = with_timesteps(pair("DDPMScheduler", **options), 10)
+    _, asked = with_timesteps(pair("DDPMScheduler", compat="diffusers", **options), 10)
+    expected, seen = run(theirs), run(mine)
+    assert_same(expected, run(asked))
+    assert_same(expected[:-2], seen[:-2])
+    # The last state is the predicted image, without noise.
+    assert_same([seen[-1]], [seen[-2]])
+    if variance == "fixed_large":
+        assert float((expected[-2] - seen[-2]).abs().max()) > 0.1
+
+
+def test_ddpm_fixed_large_log_is_finite():
+    theirs, mine = with_timesteps(pair("DDPMScheduler", variance_type="fixed_large_log"), 10)
+    assert torch.isnan(run(theirs)[-1]).any()
+    plain = ours.DDPMScheduler(variance_type="fixed_large")
+    plain.set_timesteps(10)
+    assert_same(run(plain), run(mine), 0 + 1e-12)
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+@pytest.mark.parametrize("compat", [None, "diffusers"])
+def test_ddpm_learned_variance_equals_diffusers(variance, compat):
+    """Leading spacing ends at t = 0, where nobody draws; trailing needs compat, as their last step draws."""
+    spacing = "leading" if compat is None else "trailing"
+
+    def model(x, t):
+        second = torch.sin(x) if variance == "learned_range" else torch.exp(torch.sin(x) - 3)
+        return torch.cat([toy(x, t), second], dim=1)
+
+    options = {"variance_type": variance, "timestep_spacing": spacing, "compat": compat}
+    theirs, mine = with_timesteps(pair("DDPMScheduler", **options), 10)
+    assert_same(run(theirs, model=model), run(mine, model=model))
+
+
+CONFIGURATIONS = {
+    "ddim eta": ("DDIMScheduler", {}, {"eta": 0.7}),
+    "ddim clipped eps": ("DDIMScheduler", {}, {"eta": 1.0, "use_clipped_model_output": True}),
+    "ddim clip range": ("DDIMScheduler", {"clip_sample_range": 2.5}, {}),
+    "ddim final alpha": ("DDIMScheduler", {"set_alpha_to_one": False, "steps_offset": 1}, {"eta": 0.5}),
+    "ddim zero snr": (
+        "DDIMScheduler",
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+        {},
+    ),
+    "ddpm cosine": ("DDPMScheduler", {"beta_schedule": "squaredcos_cap_v2"}, {}),
+    "ddpm sigmoid": ("DDPMScheduler", {"beta_schedule": "sigmoid"}, {}),
+    "ddpm trained": ("DDPMScheduler", {"trained_betas": np.linspace(1e-3, 0.03, 400), "num_train_timesteps": 400}, {}),
+    "pndm scaled": ("PNDMScheduler", {"beta_schedule": "scaled_linear", "steps_offset": 1, "skip_prk_steps": True}, {}),
+    "pndm to one": ("PNDMScheduler", {"set_alpha_to_one": True, "num_train_timesteps": 792}, {}),
+    "dpm order 3": ("DPMSolverMultistepScheduler", {"solver_order": 3}, {}),
+    "dpm order 1": ("DPMSolverMultistepScheduler", {"solver_order": 1}, {}),
+    "dpm heun": ("DPMSolverMultistepScheduler", {"solver_type": "heun"}, {}),
+    "dpm sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    "dpm sde 3": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, {}),
+    "dpm sigma_min": ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min", "euler_at_final": True}, {}),
+    "dpm noise": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, {}),
+    "dpm full order": ("DPMSolverMultistepScheduler", {"lower_order_final": False, "solver_order": 3}, {}),
+    "dpm karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, {}),
+    "dpm exponential": ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}, {}),
+    "dpm beta": ("DPMSolverMultistepScheduler", {"use_beta_sigmas": True}, {}),
+    "dpm lu": ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}, {}),
+    "dpm lambda": (
+        "DPMSolverMultistepScheduler", {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1}, {},
+    ),
+    "single sigma_min": ("DPMSolverSinglestepScheduler", {"final_sigmas_type": "sigma_min"}, {}),
+    "single heun": ("DPMSolverSinglestepScheduler", {"solver_type": "heun"}, {}),
+    "single noise": (
+        "DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, {},
+    ),
+    "single karras": ("DPMSolverSinglestepScheduler", {"use_karras_sigmas": True}, {}),
+    "unipc 3": ("UniPCMultistepScheduler", {"solver_order": 3}, {}),
+    "unipc noise": ("UniPCMultistepScheduler", {"predict_x0": False, "final_sigmas_type": "sigma_min"}, {}),
+    "unipc bh1": ("UniPCMultistepScheduler", {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}, {}),
+    "unipc partly": ("UniPCMultistepScheduler", {"disable_corrector": [0, 1]}, {}),
+    "unipc karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}, {}),
+    "deis 3": ("DEISMultistepScheduler", {"solver_order": 3}, {}),
+    "deis full order": ("DEISMultistepScheduler", {"lower_order_final": False}, {}),
+    "euler karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, {}),
+    "euler exponential": ("EulerDiscreteScheduler", {"use_exponential_sigmas": True}, {}),
+    "euler sigma_min": ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}, {}),
+    "euler leading to sigma_min": (
+        "EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min", "timestep_spacing": "leading"}, {},
+    ),
+    "euler churn": ("EulerDiscreteScheduler", {}, {"s_churn": 5.0}),
+    "euler continuous": (
+        "EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}, {},
+    ),
+    "heun karras": ("HeunDiscreteScheduler", {"use_karras_sigmas": True}, {}),
+    "heun clipped": ("HeunDiscreteScheduler", {"clip_sample": True, "clip_sample_range": 1.5}, {}),
+    "lms 2": ("LMSDiscreteScheduler", {}, {"order": 2}),
+    "lms karras": ("LMSDiscreteScheduler", {"use_karras_sigmas": True}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS)
+@pytest.mark.parametrize("steps", [11, 18])
+def test_scheduler_takes_every_option(case, steps):
+    name, options, call = CONFIGURATIONS[case]
+    if case == "ddim zero snr":
+        steps = 20
+    theirs, mine = with_timesteps(pair(name, **options), steps)
+    assert_same(run(theirs, **call), run(mine, **call))
+
+
+UNSUPPORTED = {
+    "thresholding": ("DDPMScheduler", {"thresholding": True, "sample_max_value": 1.5}),
+    "flow": ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+    "sde noise": (
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
+    ),
+    "single sde": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "single 3": ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
+    "pndm v": ("PNDMScheduler", {"prediction_type": "v_prediction"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_scheduler_without_a_table_runs_their_step_and_says_so(case):
+    from fastdiff.compat.diffusers._base import _warn_peer
+
+    _warn_peer.cache_clear()
+    name, options = UNSUPPORTED[case]
+    theirs, mine = with_timesteps(pair(name, **options), 12)
+    with pytest.warns(RuntimeWarning, match="no table covers"):
+        seen = run(mine)
+    assert_same(run(theirs), seen)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scheduler_is_a_subclass_with_the_same_signatures(name):
+    theirs, mine = getattr(diffusers, name), getattr(ours, name)
+    assert issubclass(mine, theirs)
+    assert issubclass(mine, diffusers.SchedulerMixin)
+    assert issubclass(mine, diffusers.ConfigMixin)
+    for method in ("__init__", "step", "scale_model_input", "add_noise"):
+        if not hasattr(theirs, method):
+            continue
+        expected = inspect.signature(getattr(theirs, method)).parameters
+        got = inspect.signature(getattr(mine, method)).parameters
+        if method == "scale_model_input":
+            assert list(got)[:2] == list(expected)[:2]
+            continue
+        assert list(got) == list(expected), method
+        assert [p.default for p in got.values()] == [p.default for p in expected.values()], method
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scheduler_files_are_those_of_diffusers(name, tmp_path):
+    theirs, mine = pair(name, num_train_timesteps=300)
+    theirs.save_pretrained(tmp_path / "theirs")
+    mine.save_pretrained(tmp_path / "mine")
+    texts = [json.loads((tmp_path / part / "scheduler_config.json").read_text()) for part in ("theirs", "mine")]
+    assert texts[0] == texts[1]
+    back = getattr(ours, name).from_pretrained(tmp_path / "theirs")
+    assert type(back) is getattr(ours, name)
+    assert back.config.num_train_timesteps == len(back) == 300
+    assert type(getattr(diffusers, name).from_pretrained(tmp_path / "mine")) is getattr(diffusers, name)
+    for attribute in ("betas", "alphas", "alphas_cumprod"):
+        assert torch.equal(getattr(theirs, attribute), getattr(mine, attribute))
+    assert mine.order == theirs.order
+    assert float(mine.init_noise_sigma) == float(theirs.init_noise_sigma)
+
+
+def test_compat_is_kept_in_the_configuration(tmp_path):
+    scheduler = ours.DDIMScheduler.from_config(diffusers.DDPMScheduler().config, compat="diffusers")
+    assert scheduler.compat == scheduler.config.compat == "diffusers"
+    scheduler.save_pretrained(tmp_path)
+    assert ours.DDIMScheduler.from_pretrained(tmp_path).compat == "diffusers"
+    assert ours.DDPMScheduler.from_config(scheduler.config).compat == "diffusers"
+    assert "compat" not in ours.DDIMScheduler().config
+    with pytest.raises(ValueError, match="compat must be None or 'diffusers', got 'openai'"):
+        ours.DDIMScheduler(compat="openai")
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler"])
+def test_scheduler_takes_a_list_of_generators(name):
+    options = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
+    theirs, mine = with_timesteps(pair(name, **options), 6)
+    generators = [[torch.Generator().manual_seed(s) for s in (3, 4)] for _ in range(2)]
+    assert_same(run(theirs, generator=generators[0]), run(mine, generator=generators[1]))
+    assert torch.equal(generators[0][0].get_state(), generators[1][0].get_state())
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "RePaintScheduler"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scheduler_in_half_precision_is_no_worse_than_diffusers(name, dtype):
+    """Against the same run in float64 on the same inputs: each step's error at most twice theirs plus a rounding."""
+    theirs, mine = with_timesteps(pair(name), 12)
+    exact = getattr(ours, name)()
+    exact.set_timesteps(12)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype) * theirs.init_noise_sigma
+    x = x.to(dtype)
+    takes = "generator" in inspect.signature(theirs.step).parameters
+    errors = np.zeros(2)
+    results = []
+    for scheduler, kind in ((theirs, dtype), (mine, dtype), (exact, torch.float64)):
+        state = x.to(kind)
+        generator = torch.Generator().manual_seed(1)
+        # One step of each: the noise is drawn in the sample's type, so that float64 runs without it.
+        t = scheduler.timesteps[0]
+        m = toy(scheduler.scale_model_input(x, t).double(), t).to(dtype).to(kind)
+        options = {"generator": generator} if takes else {}
+        if takes and kind == torch.float64:
+            noise = torch.randn(x.shape, generator=generator, dtype=_noise_type(name, dtype))
+            if name == "DDPMScheduler" or name == "EulerAncestralDiscreteScheduler":
+                options = {"generator": _Given(noise.double())}
+            else:
+                options = {}
+        results.append(_step(scheduler, m, t, state, options).prev_sample.double())
+    errors = [float((r - results[2]).abs().max()) for r in results[:2]]
+    rounding = float(results[2].abs().max()) * (2**-8 if dtype == torch.bfloat16 else 2**-10)
+    assert results[1].isfinite().all()
+    assert errors[1] <= 2 * errors[0] + rounding
+
+
+class _Given:
+    """Stands for a generator whose next draw is known."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+
+def _noise_type(name, dtype):
+    return dtype if name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler") else torch.float32
+
+
+def _step(scheduler, m, t, state, options):
+    given = options.get("generator")
+    if isinstance(given, _Given):
+        scheduler._noise = lambda *args: (given.noise, 0)
+    return scheduler.step(m, t, state, **options)
+
+
+def test_repaint_equals_diffusers():
+    original = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(3)).clamp(-1, 1)
+    mask = (torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(4)) > 0.5).float()
+    results = []
+    for eta in (0.0, 1.0):
+        for scheduler in pair("RePaintScheduler", eta=eta):
+            scheduler.set_timesteps(20, jump_length=3, jump_n_sample=2)
+            generator = torch.Generator().manual_seed(5)
+            x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+            last = scheduler.timesteps[0] + 1
+            for t in scheduler.timesteps:
+                if t < last:
+                    x = scheduler.step(toy(x, t), t, x, original, mask, generator).prev_sample
+                else:
+                    x = scheduler.undo_step(x, last, generator)
+                last = t
+            results.append(x)
+    assert_same(results[::2], results[1::2])
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("DPM", "Uni", "DEIS", "Euler", "Heun"))])
+def test_scheduler_starts_in_the_middle(name):
+    """As image-to-image pipelines do: by set_begin_index, and by the first timestep that is given.
+
+    Not LMS: theirs then takes the weights of order 4 with fewer values, whose sum is not the step.
+    """
+    for by_index in (True, False):
+        schedulers = with_timesteps(pair(name), 12)
+        first = 4 * schedulers[0].order
+        for scheduler in schedulers:
+            if by_index:
+                scheduler.set_begin_index(first)
+        theirs, mine = schedulers
+        assert_same(run(theirs, first=first), run(mine, first=first))
+        assert theirs.step_index == mine.step_index
+        assert theirs.begin_index == mine.begin_index
+
+
+def test_scheduler_without_a_generator_draws_fastdiffs_noise():
+    """Fresh at each step, governed by torch's seed, and the same for a sample in every batch."""
+    scheduler = ours.DDPMScheduler(clip_sample=False)
+    scheduler.set_timesteps(10)
+    x = torch.zeros(4, 3, 16, 16)
+    t = int(scheduler.timesteps[0])
+    torch.manual_seed(0)
+    first, second = scheduler.step(x, t, x).prev_sample, scheduler.step(x, t, x).prev_sample
+    assert float((first - second).abs().max()) > 0.1
+    torch.manual_seed(0)
+    assert torch.equal(first, scheduler.step(x, t, x).prev_sample)
+    scheduler.seed = 5
+    whole = scheduler.step(x, t, x).prev_sample
+    scheduler.sample_ids = torch.tensor([2, 3])
+    assert torch.equal(whole[2:], scheduler.step(x[2:], t, x[2:]).prev_sample)
+    variance = float(scheduler._get_variance(t))
+    assert float(whole.var()) == pytest.approx(variance, rel=0.1)
+
+
+def test_scheduler_keeps_gradients():
+    """A fused step has none, so diffusers' own runs where they are wanted."""
+    scheduler = ours.DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(10)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    scheduler.step(0.5 * x, int(scheduler.timesteps[0]), x).prev_sample.sum().backward()
+    assert x.grad is not None
+    assert float(x.grad.abs().min()) > 0
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_add_noise_is_exact_in_half_precision(name, dtype):
+    """In bfloat16 theirs adds nothing at t = 0, a fault that compat reproduces."""
+    x, z = torch.randn(2, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    t = torch.tensor([0, 1, 5, 9, 100, 400, 800, 999])
+    theirs, mine = pair(name)
+    abar = torch.from_numpy(NoiseSchedule.linear(1000).alphas_cumprod.copy())[t].reshape(-1, 1, 1, 1)
+    expected = abar.sqrt() * x.double() + (1 - abar).sqrt() * z.double()
+    noisy = mine.add_noise(x, z, t)
+    assert noisy.dtype == dtype
+    rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float32: 1e-5}[dtype]
+    assert float((noisy.double() - expected).abs().max()) < rounding * float(expected.abs().max())
+    velocity = mine.get_velocity(x, z, t)
+    expected = abar.sqrt() * z.double() - (1 - abar).sqrt() * x.double()
+    assert float((velocity.double() - expected).abs().max()) < rounding * float(expected.abs().max())
+    asked = getattr(ours, name)(compat="diffusers")
+    assert torch.equal(asked.add_noise(x, z, t), theirs.add_noise(x, z, t))
+    if dtype == torch.bfloat16:
+        assert torch.equal(asked.add_noise(x, z, t)[0], x[0])
+        assert not torch.equal(noisy[0], x[0])
+
+
+def test_unipc_bh1_ends_clean():
+    theirs, mine = with_timesteps(pair("UniPCMultistepScheduler", solver_type="bh1"), 8)
+    assert torch.isnan(run(theirs)[-1]).any()
+    assert torch.isfinite(run(mine)[-1]).all()
+
+
+def test_step_gives_tuples():
+    for name in NAMES:
+        if name == "RePaintScheduler":
+            continue
+        theirs, mine = with_timesteps(pair(name), 8)
+        x = torch.randn(1, 3, 4, 4)
+        for scheduler in (theirs, mine):
+            scheduler.scale_model_input(x, scheduler.timesteps[0])
+        results = [s.step(0.1 * x, s.timesteps[0], x, return_dict=False) for s in (theirs, mine)]
+        assert isinstance(results[1], tuple)
+        assert len(results[0]) == len(results[1])
+
+
+def test_ddpm_refuses_a_timestep_that_is_not_listed():
+    scheduler = ours.DDPMScheduler()
+    scheduler.set_timesteps(10)
+    x = torch.zeros(1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"must be one of scheduler.timesteps, got 5"):
+        scheduler.step(x, 5, x)
+
+
+def test_ladder_stands_still_between_equal_levels():
+    way = ladder_of_sigmas([10.0, 1.0, 0.5, 0.5], "eps")
+    table = euler(way.diffusion, timesteps=way.timesteps, final=way.final, clip=None)
+    rho = np.asarray(table.sigmas) / np.asarray(table.alphas)
+    np.testing.assert_allclose(rho, [10.0, 1.0, 0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose([table["cx"][-1] + table["c0"][-1] * table["px"][-1]], 1.0, rtol=1e-6)
+
+
+def test_variance_exploding_is_the_same_sampler():
+    """Two evaluations by hand: D(y; sigma) stepped by Euler."""
+    way = ladder_of_sigmas([4.0, 1.5, 0.0], "x0")
+    table = variance_exploding(euler(way.diffusion, timesteps=way.timesteps, final=way.final, clip=None))
+    np.testing.assert_allclose(table["ci"], 1 / np.sqrt(1 + np.array([4.0, 1.5]) ** 2))
+    np.testing.assert_allclose(table["cx"], [1.5 / 4.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(table["c0"], [1 - 1.5 / 4.0, 1.0])
+    assert table.init_scale == pytest.approx(np.sqrt(17))
+    bare = Diffusion(NoiseSchedule.cosine(10))
+    with pytest.raises(ValueError, match="does not say which levels"):
+        variance_exploding(CoefficientTable(dpmpp(bare, 5).columns))
