@@ -10,6 +10,7 @@ from test_pipeline import small_unet
 
 import fastdiff as fd
 from fastdiff import editing, samplers
+from fastdiff.known import Known
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.cosine(40))
 GAUSSIAN = gaussian_network(DIFFUSION, 0.25)
@@ -214,3 +215,13 @@ def test_editing_refuses(case):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_sample_refuses_known_pixels_that_do_not_fit():
+    table = samplers.ddpm(DIFFUSION, 4)
+    shape = (1, 1, 8, 8)
+    with pytest.raises(ValueError, match="known image"):
+        fd.sample(GAUSSIAN, table, shape=shape, known=Known(X, HALF), progress=False)
+    without_levels = fd.CoefficientTable(table.columns)
+    with pytest.raises(ValueError, match="which levels"):
+        fd.sample(GAUSSIAN, without_levels, shape=shape, known=Known(X[:1], HALF), progress=False)
