@@ -14,18 +14,24 @@ _ABSENT = ("torchvision", "torchvision.transforms", "torchvision.utils", "accele
 
 
 def load():
-    """The package, or a skip that says what is missing."""
+    """The package, or a skip that says what is missing. The empty modules are gone again when it returns."""
+    empty = []
     for name in _ABSENT:
         if name not in sys.modules:
             try:
                 importlib.import_module(name)
             except ImportError:
                 sys.modules[name] = _Anything(name)
-    return pytest.importorskip(
-        "denoising_diffusion_pytorch",
-        reason="pip install --no-deps denoising-diffusion-pytorch einops ema-pytorch",
-        exc_type=ImportError,
-    )
+                empty.append(name)
+    try:
+        return pytest.importorskip(
+            "denoising_diffusion_pytorch",
+            reason="pip install --no-deps denoising-diffusion-pytorch einops ema-pytorch",
+            exc_type=ImportError,
+        )
+    finally:
+        for name in empty:
+            del sys.modules[name]
 
 
 class _Anything(types.ModuleType):

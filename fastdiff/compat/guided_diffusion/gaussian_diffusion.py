@@ -8,17 +8,23 @@ seed gives the images that it gives there.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fastdiff import ops, samplers
+from fastdiff.compat.guided_diffusion.kinds import (
+    Array,
+    LossType,
+    ModelMeanType,
+    ModelVarType,
+    betas_for_alpha_bar,
+    get_named_beta_schedule,
+)
 from fastdiff.compat.guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
 from fastdiff.compat.guided_diffusion.nn import mean_flat
 from fastdiff.diffusion import Diffusion, Prediction, Variance
@@ -26,6 +32,7 @@ from fastdiff.schedule import NoiseSchedule
 from fastdiff.table import CoefficientTable
 
 __all__ = [
+    "Array",
     "GaussianDiffusion",
     "LossType",
     "ModelMeanType",
@@ -34,62 +41,12 @@ __all__ = [
     "get_named_beta_schedule",
 ]
 
-Array = npt.NDArray[np.float64]
 Model = Callable[..., Tensor]
 Kwargs = dict[str, Any] | None
 Denoise = Callable[[Tensor], Tensor] | None
 Terms = dict[str, Tensor]
 
 _LN2 = math.log(2.0)
-
-
-def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) -> Array:
-    """Betas [T], float64, of "linear" (Ho's, scaled by 1000 / T) or "cosine".
-
-    Raises:
-        NotImplementedError: another name.
-    """
-    if schedule_name not in ("linear", "cosine"):
-        raise NotImplementedError(f"unknown beta schedule: {schedule_name}")
-    return NoiseSchedule.named(schedule_name, num_diffusion_timesteps).betas.copy()
-
-
-def betas_for_alpha_bar(
-    num_diffusion_timesteps: int, alpha_bar: Callable[[float], float], max_beta: float = 0.999
-) -> Array:
-    """Betas [T] of a cumulative product of alphas given as a function of time in [0, 1]."""
-    by_grid = np.vectorize(alpha_bar, otypes=[np.float64])
-    return NoiseSchedule.from_alphas_cumprod(by_grid, num_diffusion_timesteps, max_beta).betas.copy()
-
-
-class ModelMeanType(enum.Enum):
-    """What the network predicts."""
-
-    PREVIOUS_X = enum.auto()
-    START_X = enum.auto()
-    EPSILON = enum.auto()
-
-
-class ModelVarType(enum.Enum):
-    """What the reverse step's variance is. LEARNED is a log-variance, LEARNED_RANGE interpolates between two."""
-
-    LEARNED = enum.auto()
-    FIXED_SMALL = enum.auto()
-    FIXED_LARGE = enum.auto()
-    LEARNED_RANGE = enum.auto()
-
-
-class LossType(enum.Enum):
-    """What is trained. RESCALED_MSE weighs the bound's term by T / 1000, RESCALED_KL by T."""
-
-    MSE = enum.auto()
-    RESCALED_MSE = enum.auto()
-    KL = enum.auto()
-    RESCALED_KL = enum.auto()
-
-    def is_vb(self) -> bool:
-        """Whether it is the variational bound alone."""
-        return self in (LossType.KL, LossType.RESCALED_KL)
 
 
 _VARIANCES: dict[ModelVarType, Variance] = {
