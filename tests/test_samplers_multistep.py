@@ -169,6 +169,18 @@ def test_weights_integrate_polynomials():
     assert weights(nodes, moments) @ polynomial(np.array(nodes)) == pytest.approx(integral)
 
 
+def test_singlestep_takes_its_groups():
+    """The rule's own groups give the rule's table, and single levels the first-order method."""
+    diffusion = Diffusion(NoiseSchedule.linear(1000))
+    sizes = group_sizes(8, 3, True)
+    assert dpmpp_singlestep(diffusion, 8, order=3, groups=sizes) == dpmpp_singlestep(diffusion, 8, order=3)
+    single = dpmpp_singlestep(diffusion, 8, order=3, groups=[1] * 8)
+    np.testing.assert_array_equal(single["c0"], dpmpp_singlestep(diffusion, 8, order=1)["c0"])
+    for bad in ([3, 3], [4, 3, 1], [3, 3, 2], [0, 4, 3, 1]):
+        with pytest.raises(ValueError, match="groups must be of 1 to 3 levels, 8 in all"):
+            dpmpp_singlestep(diffusion, 8, order=3, groups=bad)
+
+
 def test_singlestep_groups_use_every_evaluation():
     for steps in range(1, 30):
         for order in (1, 2, 3):

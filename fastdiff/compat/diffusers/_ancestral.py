@@ -36,12 +36,6 @@ class _ByTimestep(FusedScheduler):
     A run holds the table over all timesteps; steps from a timestep that is not in the list get a table of one row.
     """
 
-    _rows_of: dict[Any, tuple[Run, dict[int, int]]] | None = None
-
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        super().set_timesteps(*args, **kwargs)
-        self._rows_of = None
-
     def _steps(self) -> list[tuple[int, int]]:
         """(timestep, the timestep that its step leads to or -1) for every timestep of the list."""
         times = [int(t) for t in self.timesteps.tolist()]
@@ -65,11 +59,13 @@ class _ByTimestep(FusedScheduler):
 
     def _find(self, timestep: Any, key: Any) -> tuple[Run, int]:
         """The run and row of a timestep."""
-        if self._rows_of is None:
-            self._rows_of = {}
-        if key not in self._rows_of:
-            self._rows_of[key] = self._whole(key)
-        run, index = self._rows_of[key]
+        if self._built_for is None:
+            # Before set_timesteps, over all timesteps.
+            self._runs, self._built_for = {}, (self.config, b"", b"")
+        found: tuple[Run, dict[int, int]] | None = self._runs.get(key)
+        if found is None:
+            found = self._runs[key] = self._whole(key)
+        run, index = found
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             # A view of the list is found by its address, without waiting for the device.
             offset = timestep.data_ptr() - self.timesteps.data_ptr()
@@ -81,10 +77,10 @@ class _ByTimestep(FusedScheduler):
         if row is not None:
             return run, row
         single = (key, t)
-        if single not in self._rows_of:
+        if single not in self._runs:
             table = with_times(self._chain([t], self._previous(t), key), [t])
-            self._rows_of[single] = (Run(table, 0, key), {t: 0})
-        return self._rows_of[single][0], 0
+            self._runs[single] = (Run(table, 0, key), {t: 0})
+        return self._runs[single][0], 0
 
     def _whole(self, key: Any) -> tuple[Run, dict[int, int]]:
         steps = self._steps()
@@ -164,7 +160,7 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
             # Their "learned" is the variance itself, and ours its log.
             model_output = torch.cat([model_output[:, :channels], model_output[:, channels:].log()], dim=1)
         noise, seed = None, 0
-        if run.table["t"][row] > 0:
+        if run.times[row] > 0:
             like = model_output[:, :channels] if learned else model_output
             noise, seed = self._noise(like, generator, None, run.noisy[row])
         out, pred = run.execute(

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdiff import ops
 from fastdiff.diffusion import Prediction
 from fastdiff.noise import check_seed
-from fastdiff.ops._shared import FLOAT_DTYPES, memory_format
+from fastdiff.ops._shared import FLOAT_DTYPES, describe, memory_format, noise_arguments, signed
 from fastdiff.schedule import Array, NoiseSchedule
 from fastdiff.table import CoefficientTable
 
@@ -26,6 +26,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "eps", "sample": "x0", "original_sample": "x0", "v_prediction": "v",
 }  # fmt: skip
+_STEP = torch.ops.fastdiff.step.default
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -44,10 +45,10 @@ class Run:
 
     def __post_init__(self) -> None:
         self.noisy = [bool(s > 0) for s in self.table["s"]]
+        self.pushes = [bool(p) for p in self.table["push"]]
+        self.times = self.table["t"].tolist()
         self.depth = self.table.history_depth
         self.uses_base = self.table.uses_base
-        self.evaluates = [bool(e) for e in self.table["evaluate"]]
-        self.scale = [float(c) for c in self.table["ci"]]
 
     def rows(self, x: Tensor) -> Tensor:
         key = (x.device, x.dtype == torch.float64)
@@ -71,15 +72,25 @@ class Run:
         """The next state and, if asked for, the prediction of one row."""
         out = torch.empty_like(sample, memory_format=memory_format(sample))
         pred = torch.empty_like(out) if prediction else None
-        if self.depth and self.history is None:
+        if self.depth and (self.history is None or not _like(self.history[0], out)):
             self.history = ops.new_history(out, self.depth)
-        if self.uses_base and self.base is None:
+        if self.uses_base and (self.base is None or not _like(self.base, out)):
             self.base = torch.empty_like(out)
+        rows = self.rows(sample)
+        plain = not learned and sample_ids is None and noise is None and not torch.is_grad_enabled()
+        if plain and model_output is not None and model_output.shape == sample.shape and sample.shape[0] <= 4096:
+            # The op itself: `ops.step` would check again what holds here, which takes as long as a small image's row.
+            if model_output.device != sample.device or model_output.dtype not in FLOAT_DTYPES:
+                raise ValueError(f"the model's output is {describe(model_output)}, the sample {describe(sample)}")
+            ids, at = noise_arguments(sample, None, None, row)
+            _STEP(sample, model_output, rows, at, None, ids, signed(seed), False, self.base, self.history, pred, out)
+            self.next = row + 1
+            return out, pred
         with torch.no_grad():
             ops.step(
                 sample.detach(),
                 None if model_output is None else model_output.detach(),
-                self.rows(sample),
+                rows,
                 row,
                 seed=seed,
                 sample_ids=sample_ids,
@@ -92,6 +103,12 @@ class Run:
             )
         self.next = row + 1
         return out, pred
+
+
+def _like(slot: Tensor, state: Tensor) -> bool:
+    """Whether what was kept of an earlier run fits this state."""
+    same = slot.shape == state.shape and slot.dtype == state.dtype and slot.device == state.device
+    return same and slot.stride() == state.stride()
 
 
 class FusedScheduler:
@@ -114,6 +131,8 @@ class FusedScheduler:
     _run: Run | None = None
     _why_not: str | None = None
     _levels: tuple[Tensor, Tensor] | None = None
+    _built_for: tuple[Any, bytes, bytes] | None = None
+    _runs: dict[Any, Any]
     config: Any
     alphas_cumprod: Tensor
     timesteps: Tensor
@@ -159,6 +178,12 @@ class FusedScheduler:
                 self.alphas_cumprod, self.timesteps, self.sigmas = theirs
         self._run = None
         self._why_not = self._unsupported()
+        # The tables are kept while the levels and the configuration are the same.
+        levels = self._sigmas() if hasattr(self, "sigmas") else self.timesteps
+        built_for = (self.config, self.timesteps.cpu().numpy().tobytes(), levels.cpu().numpy().tobytes())
+        if self._built_for is None or self._built_for[0] is not self.config or self._built_for != built_for:
+            self._built_for = built_for
+            self._runs = {}
 
     @functools.cached_property
     def _log_alphas_cumprod(self) -> Array:
@@ -198,7 +223,11 @@ class FusedScheduler:
         """The run that has its next row at `index`."""
         run = self._run
         if run is None or run.key != key or index != run.start + run.next:
-            run = self._run = Run(self._build(index, key), index, key)
+            run = self._runs.get((index, key))
+            if run is None:
+                run = self._runs[index, key] = Run(self._build(index, key), index, key)
+            run.next = 0
+            self._run = run
         return run
 
     def _advance(

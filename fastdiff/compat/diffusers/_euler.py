@@ -136,7 +136,7 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
         # `state_in_first_order` reads it: a step is half done.
         run = self._run
         assert run is not None
-        self.dt = run.table["t"][run.next - 1] if run.table["push"][run.next - 1] else None
+        self.dt = run.times[run.next - 1] if run.pushes[run.next - 1] else None
         if not return_dict:
             return out, pred
         return HeunDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=pred)
