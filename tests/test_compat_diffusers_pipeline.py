@@ -1,5 +1,10 @@
 """Whole pipelines with a tiny random UNet2DModel: theirs, theirs with our scheduler, and accelerated."""
 
+import json
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +141,21 @@ def test_accelerate_refuses_what_it_has_no_fused_form_of(unet):
     pipe = pipeline("DDPM", unet, diffusers.PNDMScheduler())
     with pytest.raises(ValueError, match="takes a DDPMScheduler or DDIMScheduler, got PNDMScheduler"):
         ours.accelerate(pipe)
+
+
+def test_stock_pipeline_saves_our_scheduler_and_loads_it(unet, tmp_path):
+    """The index names the public module, so that the folder comes back with the same class; and so does a pickle."""
+    pipe = pipeline("DDPM", unet, ours.DDPMScheduler(variance_type="fixed_large"))
+    assert isinstance(pickle.loads(pickle.dumps(pipe.scheduler)), ours.DDPMScheduler)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["fastdiff.compat.diffusers", "DDPMScheduler"]
+    assert type(diffusers.DDPMPipeline.from_pretrained(tmp_path).scheduler) is ours.DDPMScheduler
+    assert ours.DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler").config.variance_type == "fixed_large"
+
+
+def test_without_diffusers_the_error_names_the_extra():
+    code = "import sys; sys.modules['diffusers'] = None; import fastdiff.compat.diffusers"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert 'needs diffusers: pip install "fastdiff-ddpm[diffusers]"' in run.stderr

@@ -13,6 +13,9 @@ try:
 except ImportError as error:
     raise ImportError('fastdiff.compat.diffusers needs diffusers: pip install "fastdiff-ddpm[diffusers]"') from error
 
+# Their loader looks a class's base up in the module that a pipeline's index names.
+from diffusers import SchedulerMixin as SchedulerMixin
+
 from fastdiff.compat.diffusers._ancestral import (
     DDIMInverseScheduler,
     DDIMScheduler,

@@ -115,8 +115,8 @@ class FusedScheduler:
     """Comes before a scheduler of diffusers among a class's bases and replaces its step by one row of a table.
 
     Everything else (configuration, files, timesteps, noising of images) is the base class's own. Faults of it that
-    `PEERS` names are put right unless `compat="diffusers"` is given: a further keyword of every constructor and of
-    `from_config`, kept in the configuration where it is given.
+    docs/migration.md lists are put right unless `compat="diffusers"` is given: a further keyword of every constructor
+    and of `from_config`, kept in the configuration where it is given.
 
     Attributes:
         seed: Key of fastdiff's own noise, which is used where a step is given no generator. None draws one from
