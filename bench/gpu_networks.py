@@ -53,7 +53,10 @@ class PlainNorm(nn.Module):
         self.weight, self.bias = norm.weight, norm.bias
         self.groups, self.eps, self.act = norm.groups, norm.eps, norm.act
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, added: Tensor | None = None
+    ) -> Tensor:
+        x = x if added is None else x + added[:, :, None, None]
         h = F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         if scale is not None and shift is not None:
             h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]

@@ -1,10 +1,15 @@
 """Shared fixtures. Tests hold values, not times: one thread each where several processes share the machine."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
 import torch
+
+# A shell's background job ignores Ctrl-C, which some tests send to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples at every run, so that a red run is about the change. `--hypothesis-profile=explore` looks further.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
