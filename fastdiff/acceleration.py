@@ -139,6 +139,7 @@ def accelerate(model: nn.Module, check: Any = None, *, tolerance: float | None =
             module_errors = _compare_modules(model, check)
             error = _difference(before, _evaluate(model, check))
             _judge(model, before, error, module_errors, tolerance)
+        # Whatever it is, Ctrl-C included: the network must not be left half replaced.
         except BaseException:
             restore(model)
             raise

@@ -167,6 +167,7 @@ class Pipeline:
         runner: Runner = "auto",
         progress: bool = False,
         callback: Callable[[SamplingStep], None] | None = None,
+        callback_rows: Iterable[int] | None = None,
         threshold: DynamicThreshold | None = None,
         **options: Any,
     ) -> Tensor:
@@ -183,6 +184,7 @@ class Pipeline:
             runner: See `fastdiff.sample`.
             progress: Show a progress bar per batch.
             callback: Called after each row of each batch.
+            callback_rows: Call it after these rows only.
             threshold: Dynamic thresholding.
             **options: Of the sampler, such as eta=0.5.
 
@@ -199,6 +201,7 @@ class Pipeline:
         table = self._table(sampler, steps, options)
         ids = checked_ids(sample_ids, num, self.device)
         labels = self._checked_labels(labels, num)
+        rows = None if callback_rows is None else list(callback_rows)
         size = max(1, num if batch_size is None else batch_size)
         parts = [
             sample(
@@ -211,6 +214,7 @@ class Pipeline:
                 runner=runner,
                 progress=progress,
                 callback=callback,
+                callback_rows=rows,
                 threshold=threshold,
             )
             for first, part in zip(range(0, max(1, num), size), ids.split(size), strict=True)

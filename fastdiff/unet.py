@@ -1,8 +1,9 @@
 """The U-Net of Ho (2020), improved-diffusion and guided-diffusion, in one class.
 
-The modules are plain PyTorch, train as they are, and are laid out flat so that the engine can lower them one by one:
-every group norm with its SiLU and its scale and shift is one `GroupNormAct`, every block one `ResBlock`,
-`AttentionBlock`, `Downsample` or `Upsample`, and what depends on time alone is `UNet.embed`.
+The modules (`fastdiff.unet_blocks`) are PyTorch's, with fused ops for norm, attention and, in training on the CPU,
+convolution and dropout. They are laid out flat so that the engine can lower them one by one: every group norm with its
+SiLU and its scale and shift is one `GroupNormAct`, every block one `ResBlock`, `AttentionBlock`, `Downsample` or
+`Upsample`, and what depends on time alone is `UNet.embed`.
 
 Parameter names, and those of an OpenAI state dict (the number j counts the layers of block i):
 

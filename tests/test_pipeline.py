@@ -59,6 +59,9 @@ def test_pipeline_takes_all_timesteps_for_ddpm_and_fifty_for_others() -> None:
         seen = []
         pipe.sample(1, sampler=sampler, callback=lambda step, seen=seen: seen.append(step.row))
         assert len(seen) == rows
+        seen.clear()
+        pipe.sample(1, sampler=sampler, callback=lambda step, seen=seen: seen.append(step.row), callback_rows=[0, -1])
+        assert seen == [0, rows - 1]
 
 
 @pytest.mark.parametrize("levels", [256, 17, None], ids=["8-bit", "17 values", "continuous"])

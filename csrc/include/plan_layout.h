@@ -1,4 +1,4 @@
-// An instruction of a plan as it lies in memory: int64 numbers, in this order. fastdiff/engine/code.py repeats it, and a
+// An instruction of a plan as it lies in memory: int64 numbers, in this order. fastdiff/engine/pack.py repeats it, and a
 // test compares them.
 #pragma once
 
