@@ -4,17 +4,31 @@
 FD_INLINE f32x16 load16(const float* p) { return *(const f32x16u*)p; }
 FD_INLINE void store16(float* p, f32x16 v) { *(f32x16u*)p = v; }
 
-// 1 / x for x in [1, 1e38]: an estimate of 14 bits and one step of Newton, or a division.
-FD_INLINE f32x16 reciprocal(f32x16 x) {
+// exp(-x) + 1, finite for any x but NaN.
+FD_INLINE f32x16 exp_minus_plus_one(f32x16 x) {
 #if defined(FD_AVX512)
-  const f32x16 r = (f32x16)_mm512_rcp14_ps((__m512)x);
-  return r * (2.0f - x * r);
+  // 2^t as 2^floor(s) 2^(i / 32) 2^r, with s the multiple of 1 / 32 nearest to t and |r| <= 1 / 64: a table in two
+  // registers, indexed by the last bits of the shifted s, and a minimax polynomial of 5e-8 relative.
+  alignas(64) static const float roots[32] = {
+      1.000000000f, 1.021897149f, 1.044273782f, 1.067140401f, 1.090507733f, 1.114386743f, 1.138788635f,
+      1.163724859f, 1.189207115f, 1.215247360f, 1.241857812f, 1.269050957f, 1.296839555f, 1.325236643f,
+      1.354255547f, 1.383909882f, 1.414213562f, 1.445180807f, 1.476826146f, 1.509164428f, 1.542210825f,
+      1.575980845f, 1.610490332f, 1.645755478f, 1.681792831f, 1.718619298f, 1.756252160f, 1.794709075f,
+      1.834008086f, 1.874167634f, 1.915206561f, 1.957144124f};
+  const f32x16 t = (f32x16)_mm512_range_ps((__m512)(x * -1.44269504088896341f), _mm512_set1_ps(126.0f), 2);
+  const f32x16 magic = splat(393216.0f);  // 1.5 * 2^18
+  const f32x16 shifted = t + magic, s = shifted - magic, r = t - s;
+  const f32x16 root = (f32x16)_mm512_permutex2var_ps(_mm512_load_ps(roots), (__m512i)shifted, _mm512_load_ps(roots + 16));
+  const f32x16 power = (root * r) * (r * 0.2402265f + 0.69315734f) + root;
+  return (f32x16)_mm512_scalef_ps((__m512)power, (__m512)s) + 1.0f;
 #else
-  return 1.0f / x;
+  return exp_v(-x) + 1.0f;
 #endif
 }
 
-FD_INLINE f32x16 silu_v(f32x16 x) { return x * reciprocal(exp_v(-x) + 1.0f); }
+FD_INLINE f32x16 sigmoid_v(f32x16 x) { return 1.0f / exp_minus_plus_one(x); }
+
+FD_INLINE f32x16 silu_v(f32x16 x) { return x / exp_minus_plus_one(x); }
 
 FD_INLINE f32x16 load_some(const float* p, int64_t count) {
   if (count >= 16) return load16(p);
@@ -94,6 +108,10 @@ static inline void multiply_panel(int64_t num_rows, const float* const* a, const
   for (; v + WIDE <= vectors; v += WIDE)
     multiply_rows<WIDE>(num_rows, a, taps, num_taps, length, b + 16 * v, b_stride, ahead,
                         [&](int m, int u, f32x16 sum) { finish(m, v + u, sum); });
+  // Two at a time keep the multipliers busy where one would wait for its own sums.
+  for (; WIDE > 2 && v + 2 <= vectors; v += 2)
+    multiply_rows<2>(num_rows, a, taps, num_taps, length, b + 16 * v, b_stride, Ahead{},
+                     [&](int m, int u, f32x16 sum) { finish(m, v + u, sum); });
   for (; v < vectors; ++v)
     multiply_rows<1>(num_rows, a, taps, num_taps, length, b + 16 * v, b_stride, Ahead{},
                      [&](int m, int, f32x16 sum) { finish(m, v, sum); });

@@ -1,4 +1,4 @@
-// Launchers of group norm. Images come and go as [B, pixels, C], contiguous: fastdiff/ops/_group_norm_act.py sees to it.
+// Launchers of group norm: fastdiff/ops/_group_norm_act.py.
 #include "norm.h"
 
 #include "run.h"
@@ -14,96 +14,144 @@ const NormKernels& norm_kernels() {
   return chosen;
 }
 
-Matrix pixels_of(const char* name, const Tensor& x, int64_t batch, int64_t pixels, int64_t channels) {
-  STD_TORCH_CHECK(x.dim() == 3 && x.is_contiguous() && x.size(0) == batch && x.size(1) == pixels && x.size(2) == channels,
-                  name, " must be contiguous [", batch, ", ", pixels, ", ", channels, "]");
-  return {x.data_ptr(), dtype_of(x), pixels * channels, channels};
+// One memory format for all images of a call.
+struct Layout {
+  std::vector<int64_t> size;  // of an image of all channels
+  bool channels_last;         // as tensors know it
+  bool planar;
+
+  Layout(const Tensor& x, int64_t channels) : channels_last(is_channels_last(x)) {
+    for (int64_t i = 0; i < x.dim(); ++i) size.push_back(i == 1 ? channels : x.size(i));
+    // Where an image is one pixel, its channels are a row.
+    planar = !channels_last && elements_from(x, 2) > 1;
+  }
+
+  Tensor empty(ScalarType dtype, int64_t channels) const {
+    std::vector<int64_t> sizes = size;
+    sizes[1] = channels;
+    return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt, format_of(channels_last));
+  }
+
+  Matrix matrix(const Tensor& x) const {
+    const int64_t channels = x.size(1), pixels = elements_from(x, 2);
+    return {x.data_ptr(), dtype_of(x), pixels * channels, planar ? pixels : channels};
+  }
+};
+
+// An image that the kernels read, in the call's layout; `kept` holds what had to be copied.
+Matrix image(const Layout& layout, const Tensor& x, std::vector<Tensor>& kept) {
+  kept.push_back(in_layout(x, layout.channels_last));
+  return layout.matrix(kept.back());
 }
 
-float* vector_of(const char* name, const Tensor& x, int64_t numel) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.numel() == numel, name,
-                  " must be float32 and contiguous, of ", numel, " entries");
-  return static_cast<float*>(x.data_ptr());
+const float* floats(const Tensor& x, std::vector<Tensor>& kept) {
+  Tensor y = x.scalar_type() == ScalarType::Float ? x : torch::stable::to(x, ScalarType::Float);
+  kept.push_back(y.is_contiguous() ? y : torch::stable::contiguous(y));
+  return static_cast<const float*>(kept.back().data_ptr());
 }
 
-float* vector_of(const char* name, const std::optional<Tensor>& x, int64_t numel) {
-  return x ? vector_of(name, *x, numel) : nullptr;
+const float* floats(const std::optional<Tensor>& x, std::vector<Tensor>& kept) {
+  return x ? floats(*x, kept) : nullptr;
 }
+
+float* results(const Tensor& x) { return static_cast<float*>(x.data_ptr()); }
+
+Tensor nothing(ScalarType dtype) { return torch::stable::empty({0}, dtype); }
 
 // All but the results.
-NormArgs arguments(const Tensor& x, const std::optional<Tensor>& x2, const std::optional<Tensor>& added,
+NormArgs arguments(const Layout& layout, const Tensor& x, const std::optional<Tensor>& x2,
+                   const std::optional<Tensor>& added_bias, const std::optional<Tensor>& added_time,
                    const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& scale,
-                   const std::optional<Tensor>& shift, const Tensor& mean, const Tensor& rstd, bool act) {
-  STD_TORCH_CHECK(x.dim() == 3, "x must be [B, pixels, C]");
+                   const std::optional<Tensor>& shift, const Tensor& mean, const Tensor& rstd, bool act,
+                   std::vector<Tensor>& kept) {
   NormArgs a;
   a.batch = x.size(0);
-  a.pixels = x.size(1);
-  a.channels1 = x.size(2);
-  a.channels = a.channels1 + (x2 ? x2->size(2) : 0);
+  a.pixels = elements_from(x, 2);
+  a.channels1 = x.size(1);
+  a.channels = layout.size[1];
   a.groups = mean.size(1);
   STD_TORCH_CHECK(a.groups > 0 && a.channels % a.groups == 0, "groups must divide the number of channels");
-  // Whole groups, and whole cache lines where groups are small.
-  const int64_t size = a.channels / a.groups;
-  a.block = size * (size >= 64 ? 1 : 64 / size);
+  a.planar = layout.planar;
+  // Whole groups, and whole cache lines, or enough values, where groups are small.
+  const int64_t size = a.channels / a.groups, enough = a.planar ? ceil_div(NORM_TILE, a.pixels) : 64;
+  a.block = size * (size >= enough ? 1 : enough / size);
   a.eps = 0;
   a.act = act;
-  a.x = pixels_of("x", x, a.batch, a.pixels, a.channels1);
-  if (x2) a.x2 = pixels_of("x2", *x2, a.batch, a.pixels, a.channels - a.channels1);
-  a.added_stride = added && added->size(0) == a.batch && a.batch > 1 ? a.channels : 0;
-  a.added = vector_of("added", added, added ? added->size(0) * a.channels : 0);
-  a.weight = vector_of("weight", weight, a.channels);
-  a.bias = vector_of("bias", bias, a.channels);
-  a.scale = vector_of("scale", scale, a.batch * a.channels);
-  a.shift = vector_of("shift", shift, a.batch * a.channels);
-  a.mean = vector_of("mean", mean, a.batch * a.groups);
-  a.rstd = vector_of("rstd", rstd, a.batch * a.groups);
+  a.x = image(layout, x, kept);
+  if (x2) a.x2 = image(layout, *x2, kept);
+  a.added_bias = floats(added_bias, kept);
+  a.added_time = floats(added_time, kept);
+  a.weight = floats(weight, kept);
+  a.bias = floats(bias, kept);
+  a.scale = floats(scale, kept);
+  a.shift = floats(shift, kept);
+  a.mean = results(mean);
+  a.rstd = results(rstd);
   return a;
+}
+
+template <typename F>
+void run(const NormArgs& a, const F& unit_of) {
+  const int64_t threads = torch::stable::get_num_threads(), own = norm_scratch(a);
+  float* memory = workspace(threads * own);
+  run_units(norm_units(a), threads, [&](int64_t unit, int64_t worker) { unit_of(unit, memory + worker * own); });
 }
 
 }  // namespace
 
-void group_norm_act_out_cpu(Tensor x, std::optional<Tensor> x2, std::optional<Tensor> residual,
-                            std::optional<Tensor> added, Tensor weight, Tensor bias, std::optional<Tensor> scale,
-                            std::optional<Tensor> shift, double eps, bool act, Tensor y, std::optional<Tensor> total,
-                            Tensor mean, Tensor rstd) {
-  NormArgs a = arguments(x, x2, added, weight, bias, scale, shift, mean, rstd, act);
+std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act_cpu(
+    Tensor x, std::optional<Tensor> x2, std::optional<Tensor> residual, std::optional<Tensor> added_bias,
+    std::optional<Tensor> added_time, Tensor weight, Tensor bias, std::optional<Tensor> scale,
+    std::optional<Tensor> shift, int64_t groups, double eps, bool act) {
+  const Layout layout(x, x.size(1) + (x2 ? x2->size(1) : 0));
+  const ScalarType dtype = x.scalar_type();
+  Tensor y = layout.empty(dtype, layout.size[1]);
+  Tensor total = residual ? layout.empty(dtype, layout.size[1]) : nothing(dtype);
+  Tensor mean = torch::stable::empty({x.size(0), groups}, ScalarType::Float);
+  Tensor rstd = torch::stable::empty({x.size(0), groups}, ScalarType::Float);
+  std::vector<Tensor> kept;
+  NormArgs a = arguments(layout, x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd, act, kept);
   a.eps = eps;
-  STD_TORCH_CHECK(residual.has_value() == total.has_value(), "a residual comes with the sum to write");
   if (residual) {
-    a.residual = pixels_of("residual", *residual, a.batch, a.pixels, a.channels);
-    a.total = pixels_of("total", *total, a.batch, a.pixels, a.channels);
+    a.residual = image(layout, *residual, kept);
+    a.total = layout.matrix(total);
   }
-  a.y = pixels_of("y", y, a.batch, a.pixels, a.channels);
-  const int64_t threads = torch::stable::get_num_threads(), own = norm_scratch(a);
-  float* memory = workspace(threads * own);
+  a.y = layout.matrix(y);
   const NormKernels& variant = norm_kernels();
-  run_units(norm_units(a), threads, [&](int64_t unit, int64_t worker) { variant.forward(a, unit, memory + worker * own); });
+  run(a, [&](int64_t unit, float* memory) { variant.forward(a, unit, memory); });
+  return {y, total, mean, rstd};
 }
 
-void group_norm_act_backward_out_cpu(Tensor grad_y, std::optional<Tensor> grad_total, Tensor x, std::optional<Tensor> x2,
-                                     std::optional<Tensor> added, Tensor weight, Tensor bias, std::optional<Tensor> scale,
-                                     std::optional<Tensor> shift, Tensor mean, Tensor rstd, bool act, Tensor dx,
-                                     std::optional<Tensor> dx2, Tensor du_sum, Tensor du_xhat_sum,
-                                     std::optional<Tensor> dh_sum) {
+// dx, dx2, and per sample and channel the sums over the pixels of du, of du * xhat and, if wanted, of dh.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backward_cpu(
+    Tensor grad_y, std::optional<Tensor> grad_total, Tensor x, std::optional<Tensor> x2,
+    std::optional<Tensor> added_bias, std::optional<Tensor> added_time, Tensor weight, Tensor bias,
+    std::optional<Tensor> scale, std::optional<Tensor> shift, Tensor mean, Tensor rstd, bool act, bool want_added) {
+  const Layout layout(x, x.size(1) + (x2 ? x2->size(1) : 0));
+  const int64_t batch = x.size(0), channels = layout.size[1];
+  Tensor dx = layout.empty(x.scalar_type(), x.size(1));
+  Tensor dx2 = x2 ? layout.empty(x.scalar_type(), x2->size(1)) : nothing(x.scalar_type());
+  Tensor du_sum = torch::stable::empty({batch, channels}, ScalarType::Float);
+  Tensor du_xhat_sum = torch::stable::empty({batch, channels}, ScalarType::Float);
+  Tensor dh_sum = want_added ? torch::stable::empty({batch, channels}, ScalarType::Float) : nothing(ScalarType::Float);
+  std::vector<Tensor> kept;
   NormGradArgs grad;
-  grad.forward = arguments(x, x2, added, weight, bias, scale, shift, mean, rstd, act);
-  const NormArgs& a = grad.forward;
-  grad.dy = pixels_of("grad_y", grad_y, a.batch, a.pixels, a.channels);
-  if (grad_total) grad.dtotal = pixels_of("grad_total", *grad_total, a.batch, a.pixels, a.channels);
-  grad.dx = pixels_of("dx", dx, a.batch, a.pixels, a.channels1);
-  if (x2) grad.dx2 = pixels_of("dx2", *dx2, a.batch, a.pixels, a.channels - a.channels1);
-  grad.du_sum = vector_of("du_sum", du_sum, a.batch * a.channels);
-  grad.du_xhat_sum = vector_of("du_xhat_sum", du_xhat_sum, a.batch * a.channels);
-  grad.dh_sum = vector_of("dh_sum", dh_sum, a.batch * a.channels);
-  const int64_t threads = torch::stable::get_num_threads(), own = norm_scratch(a);
-  float* memory = workspace(threads * own);
+  grad.forward = arguments(layout, x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd, act, kept);
+  grad.dy = image(layout, grad_y, kept);
+  if (grad_total) grad.dtotal = image(layout, *grad_total, kept);
+  grad.dx = layout.matrix(dx);
+  if (x2) grad.dx2 = layout.matrix(dx2);
+  grad.du_sum = results(du_sum);
+  grad.du_xhat_sum = results(du_xhat_sum);
+  grad.dh_sum = want_added ? results(dh_sum) : nullptr;
   const NormKernels& variant = norm_kernels();
-  run_units(norm_units(a), threads, [&](int64_t unit, int64_t worker) { variant.backward(grad, unit, memory + worker * own); });
+  run(grad.forward, [&](int64_t unit, float* memory) { variant.backward(grad, unit, memory); });
+  return {dx, dx2, du_sum, du_xhat_sum, dh_sum};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {
-  m.impl("group_norm_act_out", TORCH_BOX(&group_norm_act_out_cpu));
-  m.impl("group_norm_act_backward_out", TORCH_BOX(&group_norm_act_backward_out_cpu));
+  m.impl("group_norm_act_cpu", TORCH_BOX(&group_norm_act_cpu));
+  m.impl("group_norm_act_backward_cpu", TORCH_BOX(&group_norm_act_backward_cpu));
 }
 
 }  // namespace fastdiff

@@ -7,20 +7,21 @@
 
 namespace fastdiff {
 
-// h = (x, x2) + added + residual, of [B, pixels, C]. With a residual h is also written, to `total`.
+// h = (x, x2) + added_bias + added_time + residual. With a residual h is also written, to `total`.
+// Images are dense [B, pixels, C], or [B, C, pixels] where `planar`; rows of a Matrix follow memory.
 struct NormArgs {
   int64_t batch, pixels, channels, channels1;  // channels1: those of x; the others are x2's
   int64_t groups;
   int64_t block;  // channels of a unit: whole groups
+  bool planar;
   double eps;
   bool act;
   Matrix x, x2, residual, total;
-  const float* added;    // [B, C] or [C]: see added_stride; nullptr: nothing
-  int64_t added_stride;  // C or 0
-  const float *weight, *bias;   // [C]
-  const float *scale, *shift;   // [B, C] or nullptr
+  const float *added_bias, *added_time;  // [C] and [B, C], or nullptr
+  const float *weight, *bias;            // [C]
+  const float *scale, *shift;            // [B, C] or nullptr
   Matrix y;
-  float *mean, *rstd;           // [B, groups]
+  float *mean, *rstd;                    // [B, groups]
 };
 
 struct NormGradArgs {
@@ -32,12 +33,11 @@ struct NormGradArgs {
 
 static inline int64_t norm_units(const NormArgs& a) { return a.batch * ((a.channels + a.block - 1) / a.block); }
 static inline int64_t norm_width(const NormArgs& a) { return (a.block + 15) / 16 * 16; }
-// Pixels at a time, so that their channels stay in the first-level cache.
-static inline int64_t norm_chunk(const NormArgs& a) {
-  const int64_t pixels = 4096 / norm_width(a);
-  return pixels < 1 ? 1 : pixels;
-}
-static inline int64_t norm_scratch(const NormArgs& a) { return (2 * norm_chunk(a) + 8) * norm_width(a); }
+// Values at a time, so that they stay in the first-level cache: pixels of all channels, or a piece of one channel.
+constexpr int64_t NORM_TILE = 4096;
+static inline int64_t norm_tile(const NormArgs& a) { return !a.planar && norm_width(a) > NORM_TILE ? norm_width(a) : NORM_TILE; }
+constexpr int64_t NORM_TILES = 3, NORM_VECTORS = 9;
+static inline int64_t norm_scratch(const NormArgs& a) { return NORM_TILES * norm_tile(a) + NORM_VECTORS * norm_width(a); }
 
 struct NormKernels {
   const char* name;

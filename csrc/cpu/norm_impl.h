@@ -1,6 +1,9 @@
-// Group norm, scale and shift, SiLU, and their gradient, on [B, pixels, C]; included after engine_impl.h. A unit is some
-// whole groups of one sample; it reads them twice, by chunks of pixels that fit the first-level cache. fastdiff/
-// reference_norm.py has the formulas.
+// Group norm, scale and shift, SiLU, and their gradient; included after engine_impl.h. A unit is some whole groups of one
+// sample; it goes over them twice, tile by tile. fastdiff/reference_norm.py has the formulas.
+//
+// Both memory formats are the same loops. Of [B, pixels, C] a tile is some pixels of the unit's channels, and a vector is
+// 16 channels; of [B, C, pixels] (PLANAR) it is a piece of one channel, and a vector is 16 pixels. float32 rows of whole
+// vectors are read and written where they lie, all others through a buffer.
 
 struct NormUnit {
   int64_t sample, first, channels, width;  // width: channels rounded up to whole vectors
@@ -11,163 +14,428 @@ FD_INLINE NormUnit norm_unit(const NormArgs& a, int64_t unit) {
   return {unit / blocks, first, first + a.block < a.channels ? a.block : a.channels - first, norm_width(a)};
 }
 
-// Channels [first, first + count) of some pixels of a dense [B, pixels, C] matrix, to or from rows of `width` floats.
-FD_INLINE void load_pixels(const Matrix& m, int64_t sample, int64_t pixel, int64_t pixels, int64_t first, int64_t count,
-                           float* to, int64_t width) {
-  for (int64_t p = 0; p < pixels; ++p)
-    load_run(to + p * width, m, sample * m.sample_stride + (pixel + p) * m.row_stride + first, count);
+// Rows and columns of the image's matrix.
+struct NormTile {
+  int64_t row, rows, col, cols;
+};
+
+// A unit's tiles: `pieces` of `most` pixels for all of its channels at once, or for each.
+struct NormTiles {
+  int64_t most, pieces, total;
+};
+
+template <bool PLANAR>
+FD_INLINE NormTiles norm_tiles(const NormArgs& a, const NormUnit& u) {
+  NormTiles t;
+  t.most = !PLANAR ? norm_tile(a) / u.width : a.pixels < NORM_TILE ? a.pixels : NORM_TILE;
+  t.pieces = ceil_div(a.pixels, t.most);
+  t.total = t.pieces * (PLANAR ? u.channels : 1);
+  return t;
 }
 
-FD_INLINE void store_pixels(const Matrix& m, int64_t sample, int64_t pixel, int64_t pixels, int64_t first, int64_t count,
-                            const float* from, int64_t width) {
-  for (int64_t p = 0; p < pixels; ++p)
-    store_run(from + p * width, m, sample * m.sample_stride + (pixel + p) * m.row_stride + first, count);
-}
-
-// The part of [first, first + count) that x holds; the rest is x2's.
-FD_INLINE int64_t in_first(const NormArgs& a, const NormUnit& u) {
-  const int64_t left = a.channels1 - u.first;
-  return left < 0 ? 0 : left < u.channels ? left : u.channels;
-}
-
-// Rows of h. `written` says that the sum is in `total` already. What lies behind the last channel is whatever was there.
-FD_INLINE void load_h(const NormArgs& a, const NormUnit& u, int64_t pixel, int64_t pixels, bool written, float* h,
-                      float* other) {
-  if (written) return load_pixels(a.total, u.sample, pixel, pixels, u.first, u.channels, h, u.width);
-  const int64_t head = in_first(a, u);
-  if (head > 0) load_pixels(a.x, u.sample, pixel, pixels, u.first, head, h, u.width);
-  if (head < u.channels)
-    load_pixels(a.x2, u.sample, pixel, pixels, u.first + head - a.channels1, u.channels - head, h + head, u.width);
-  if (a.added != nullptr) {
-    const float* added = a.added + u.sample * a.added_stride + u.first;
-    for (int64_t p = 0; p < pixels; ++p)
-      for (int64_t c = 0; c < u.channels; ++c) h[p * u.width + c] += added[c];
+template <bool PLANAR>
+FD_INLINE NormTile norm_tile_of(const NormArgs& a, const NormUnit& u, const NormTiles& tiles, int64_t tile) {
+  if (!PLANAR) {
+    const int64_t first = tile * tiles.most;
+    return {first, a.pixels - first < tiles.most ? a.pixels - first : tiles.most, u.first, u.channels};
   }
-  if (a.residual.data != nullptr) {
-    load_pixels(a.residual, u.sample, pixel, pixels, u.first, u.channels, other, u.width);
-    for (int64_t p = 0; p < pixels; ++p)
-      for (int64_t c = 0; c < u.channels; ++c) h[p * u.width + c] += other[p * u.width + c];
-    store_pixels(a.total, u.sample, pixel, pixels, u.first, u.channels, h, u.width);
-    // As it was rounded.
-    load_pixels(a.total, u.sample, pixel, pixels, u.first, u.channels, h, u.width);
-  }
+  if (tiles.pieces == 1) return {u.first + tile, 1, 0, a.pixels};
+  const int64_t first = tile % tiles.pieces * tiles.most;
+  return {u.first + tile / tiles.pieces, 1, first, a.pixels - first < tiles.most ? a.pixels - first : tiles.most};
 }
 
-// Mean less `pivot` and sum of squares about the mean of each channel, over the pixels so far. The pivot is a value of the
-// channel: where the mean is far from zero, float32 has no digits to lose. Chan, Golub, LeVeque (1983), eq. 2.1.
-FD_INLINE void add_stats(const float* h, int64_t before, int64_t pixels, int64_t width, const float* pivot, float* mean,
-                         float* squares) {
-  for (int64_t c = 0; c < width; c += 16) {
-    const f32x16 from = load16(pivot + c);
-    f32x16 sum = {}, about = {};
-    for (int64_t p = 0; p < pixels; ++p) sum += load16(h + p * width + c) - from;
-    const f32x16 chunk_mean = sum / (float)pixels;
-    for (int64_t p = 0; p < pixels; ++p) {
-      const f32x16 d = load16(h + p * width + c) - from - chunk_mean;
-      about += d * d;
+// Values of a tile: rows that begin `stride` apart.
+struct Rows {
+  float* at;
+  int64_t stride;
+};
+
+FD_INLINE int64_t rounded(int64_t cols) { return ceil_div(cols, 16) * 16; }
+
+FD_INLINE float* place_of(const Matrix& m, int64_t sample, int64_t row, int64_t col) {
+  return (float*)m.data + sample * m.sample_stride + row * m.row_stride + col;
+}
+
+FD_INLINE bool in_place(const Matrix& m, const NormTile& t) { return m.dtype == Dtype::F32 && t.cols % 16 == 0; }
+
+FD_INLINE void load_rows(const Matrix& m, int64_t sample, const NormTile& t, int64_t col, int64_t cols, float* to) {
+  const int64_t width = rounded(t.cols);
+  for (int64_t r = 0; r < t.rows; ++r)
+    load_run(to + r * width, m, sample * m.sample_stride + (t.row + r) * m.row_stride + col, cols);
+}
+
+FD_INLINE void store_rows(const Matrix& m, int64_t sample, const NormTile& t, int64_t col, int64_t cols, const float* from) {
+  const int64_t width = rounded(t.cols);
+  for (int64_t r = 0; r < t.rows; ++r)
+    store_run(from + r * width, m, sample * m.sample_stride + (t.row + r) * m.row_stride + col, cols);
+}
+
+FD_INLINE Rows rows_of(const Matrix& m, int64_t sample, const NormTile& t, float* buffer) {
+  if (in_place(m, t)) return {place_of(m, sample, t.row, t.col), m.row_stride};
+  load_rows(m, sample, t, t.col, t.cols, buffer);
+  return {buffer, rounded(t.cols)};
+}
+
+// Where a tile of results is made: its own place, or the buffer, for `finish_rows` to take from.
+FD_INLINE Rows result_rows(const Matrix& m, int64_t sample, const NormTile& t, float* buffer) {
+  if (in_place(m, t)) return {place_of(m, sample, t.row, t.col), m.row_stride};
+  return {buffer, rounded(t.cols)};
+}
+
+FD_INLINE void finish_rows(const Matrix& m, int64_t sample, const NormTile& t, const Rows& from) {
+  if (!in_place(m, t)) store_rows(m, sample, t, t.col, t.cols, from.at);
+}
+
+// The tile as it lies in x, in x2, or in both: how many of its channels are x's, and the tile as x2 counts.
+template <bool PLANAR>
+FD_INLINE int64_t in_first(const NormArgs& a, const NormTile& t) {
+  const int64_t first = PLANAR ? t.row : t.col, count = PLANAR ? t.rows : t.cols, left = a.channels1 - first;
+  return left < 0 ? 0 : left < count ? left : count;
+}
+
+template <bool PLANAR>
+FD_INLINE NormTile in_second(const NormArgs& a, NormTile t) {
+  (PLANAR ? t.row : t.col) -= a.channels1;
+  return t;
+}
+
+FD_INLINE float added_to(const NormArgs& a, int64_t sample, int64_t channel) {
+  return (a.added_bias == nullptr ? 0.0f : a.added_bias[channel]) +
+         (a.added_time == nullptr ? 0.0f : a.added_time[sample * a.channels + channel]);
+}
+
+// (x, x2) of a tile, without what is added to each channel; with a residual h itself, which is written to `total` unless
+// `written` says that it has been. What lies behind the last column is whatever was there.
+template <bool PLANAR>
+FD_INLINE Rows load_h(const NormArgs& a, const NormUnit& u, const NormTile& t, bool written, float* buffer, float* other) {
+  if (written) return rows_of(a.total, u.sample, t, buffer);
+  const int64_t head = in_first<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
+  Rows h = {buffer, rounded(t.cols)};
+  if (head == count) {
+    h = rows_of(a.x, u.sample, t, buffer);
+  } else if (head == 0) {
+    h = rows_of(a.x2, u.sample, in_second<PLANAR>(a, t), buffer);
+  } else {
+    load_rows(a.x, u.sample, t, t.col, head, buffer);
+    load_rows(a.x2, u.sample, t, 0, count - head, buffer + head);
+  }
+  if (a.residual.data == nullptr) return h;
+  const Rows residual = rows_of(a.residual, u.sample, t, other);
+  const int64_t width = rounded(t.cols);
+  for (int64_t r = 0; r < t.rows; ++r)
+    for (int64_t c = 0; c < t.cols; ++c)
+      buffer[r * width + c] = h.at[r * h.stride + c] + added_to(a, u.sample, PLANAR ? t.row : t.col + c) +
+                              residual.at[r * residual.stride + c];
+  store_rows(a.total, u.sample, t, t.col, t.cols, buffer);
+  // As it was rounded.
+  load_rows(a.total, u.sample, t, t.col, t.cols, buffer);
+  return {buffer, width};
+}
+
+// body<U>(place, count, first): U neighbouring vectors from `place` of a row on, and `count` times so, on the next rows,
+// or (PLANAR) behind one another. `first` is the place of their coefficients.
+template <bool PLANAR, typename Body>
+FD_INLINE void each_strip(const NormUnit& u, const NormTile& t, const Body& body) {
+  const int64_t vectors = ceil_div(t.cols, 16);
+  if (PLANAR) {
+    // The last vector may be cut, which one by one they are.
+    const int64_t strips = WIDE > 1 ? t.cols / (16 * WIDE) : 0, rest = vectors - strips * WIDE;
+    if (strips > 0) body.template operator()<WIDE>(0, strips, t.row - u.first);
+    if (rest > 0) body.template operator()<1>(strips * WIDE * 16, rest, t.row - u.first);
+    return;
+  }
+  int64_t v = 0;
+  for (; v + WIDE <= vectors; v += WIDE) body.template operator()<WIDE>(16 * v, t.rows, 16 * v);
+  for (; v < vectors; ++v) body.template operator()<1>(16 * v, t.rows, 16 * v);
+}
+
+template <bool PLANAR, int U>
+FD_INLINE int64_t step_of(const Rows& rows) { return PLANAR ? 16 * U : rows.stride; }
+
+// The U coefficients of a strip: vectors of channels, or one channel's.
+template <bool PLANAR, int U>
+FD_INLINE void coefficients_of(const float* from, f32x16 (&to)[U]) {
+  for (int j = 0; j < U; ++j) to[j] = PLANAR ? splat(*from) : load16(from + 16 * j);
+}
+
+// What lies behind a row's last value is no part of a sum over the row.
+template <bool PLANAR>
+FD_INLINE f32x16 cut(f32x16 v, int64_t place, const NormTile& t) {
+  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return PLANAR && place + 16 > t.cols ? select(lane < (int32_t)(t.cols - place), v, (f32x16){}) : v;
+}
+
+template <int U>
+FD_INLINE float sum_of(const f32x16 (&vectors)[U]) {
+  f32x16 v = vectors[0];
+  for (int j = 1; j < U; ++j) v += vectors[j];
+  v += __builtin_shuffle(v, (i32x16){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+  v += __builtin_shuffle(v, (i32x16){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
+  v += __builtin_shuffle(v, (i32x16){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
+  return v[0] + v[1];
+}
+
+// Sums over a strip, to each channel's place.
+template <bool PLANAR, int U>
+FD_INLINE void add_sums(float* to, const f32x16 (&sums)[U]) {
+  if (PLANAR) {
+    *to += sum_of(sums);
+    return;
+  }
+  for (int j = 0; j < U; ++j) store16(to + 16 * j, load16(to + 16 * j) + sums[j]);
+}
+
+// Of each channel: a value near its mean (`pivot`), the mean less that, and the sum of squares about the mean, with
+// `before` pixels seen. The next tile's are taken from the mean so far, so no digits are lost where the mean is many
+// deviations from zero. Chan, Golub, LeVeque (1983), eq. 2.1.
+struct Moments {
+  float *pivot, *mean, *squares;
+};
+
+template <typename V>
+FD_INLINE void merge(V sum, V products, float pixels, float before, V from, V pivot, V& mean, V& squares) {
+  const V tile_mean = sum / pixels, difference = tile_mean + (from - pivot) - mean;
+  const float share = pixels / (before + pixels);
+  squares += products - sum * tile_mean + difference * difference * (before * share);
+  mean += difference * share;
+}
+
+template <bool PLANAR>
+FD_INLINE void add_moments(const NormUnit& u, const NormTile& t, const Rows& h, const Moments& m) {
+  const int64_t before = PLANAR ? t.col : t.row;
+  if (before == 0) {
+    // A mean over the first few.
+    if (PLANAR) {
+      const int64_t some = t.cols < 64 ? t.cols : 64;
+      float sum = 0;
+      for (int64_t c = 0; c < some; ++c) sum += h.at[c];
+      m.pivot[t.row - u.first] = sum / (float)some;
+    } else {
+      const int64_t some = t.rows < 4 ? t.rows : 4;
+      for (int64_t c = 0; c < rounded(t.cols); c += 16) {
+        f32x16 sum = {};
+        for (int64_t r = 0; r < some; ++r) sum += load16(h.at + r * h.stride + c);
+        store16(m.pivot + c, sum / (float)some);
+      }
     }
-    const float share = (float)pixels / (float)(before + pixels);
-    const f32x16 difference = chunk_mean - load16(mean + c);
-    store16(squares + c, load16(squares + c) + about + difference * difference * ((float)before * share));
-    store16(mean + c, load16(mean + c) + difference * share);
+  }
+  float plane_sum = 0, plane_products = 0;
+  const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
+    f32x16 from[U], sum[U] = {}, products[U] = {};
+    for (int j = 0; j < U; ++j) from[j] = PLANAR ? splat(m.pivot[first] + m.mean[first])
+                                                 : load16(m.pivot + first + 16 * j) + load16(m.mean + first + 16 * j);
+    const int64_t step = step_of<PLANAR, U>(h);
+    const float* at = h.at + place;
+    for (int64_t k = 0; k < count; ++k, at += step)
+      for (int j = 0; j < U; ++j) {
+        f32x16 d = load16(at + 16 * j) - from[j];
+        if (U == 1) d = cut<PLANAR>(d, place + k * 16, t);
+        sum[j] += d;
+        products[j] += d * d;
+      }
+    if (PLANAR) {
+      plane_sum += sum_of(sum);
+      plane_products += sum_of(products);
+      return;
+    }
+    for (int j = 0; j < U; ++j) {
+      const int64_t c = first + 16 * j;
+      f32x16 mean = load16(m.mean + c), squares = load16(m.squares + c);
+      merge(sum[j], products[j], (float)t.rows, (float)before, from[j], load16(m.pivot + c), mean, squares);
+      store16(m.mean + c, mean);
+      store16(m.squares + c, squares);
+    }
+  };
+  each_strip<PLANAR>(u, t, strip);
+  if (PLANAR) {
+    const int64_t c = t.row - u.first;
+    merge(plane_sum, plane_products, (float)t.cols, (float)before, m.pivot[c] + m.mean[c], m.pivot[c], m.mean[c],
+          m.squares[c]);
   }
 }
 
-// Per channel: its group's mean, and u = (h - mean) * factor + offset.
-FD_INLINE void norm_coefficients(const NormArgs& a, const NormUnit& u, float* mean, float* factor, float* offset) {
+// Per channel, u = (h - mean) * factor + offset, where h lacks what is added to the channel unless `complete`.
+FD_INLINE void norm_coefficients(const NormArgs& a, const NormUnit& u, bool complete, float* mean, float* factor,
+                                 float* offset) {
   const int64_t size = a.channels / a.groups;
-  for (int64_t c = 0; c < u.channels; ++c) {
-    const int64_t channel = u.first + c, group = u.sample * a.groups + channel / size;
-    const float scale = a.scale == nullptr ? 1.0f : 1.0f + a.scale[u.sample * a.channels + channel];
-    mean[c] = a.mean[group];
-    factor[c] = a.rstd[group] * a.weight[channel] * scale;
-    offset[c] = a.bias[channel] * scale + (a.shift == nullptr ? 0.0f : a.shift[u.sample * a.channels + channel]);
+  int64_t group = u.sample * a.groups + u.first / size;
+  for (int64_t first = 0; first < u.channels; first += size, ++group)
+    for (int64_t c = first; c < first + size; ++c) {
+      const int64_t channel = u.first + c;
+      const float scale = a.scale == nullptr ? 1.0f : 1.0f + a.scale[u.sample * a.channels + channel];
+      mean[c] = a.mean[group] - (complete ? 0.0f : added_to(a, u.sample, channel));
+      factor[c] = a.rstd[group] * a.weight[channel] * scale;
+      offset[c] = a.bias[channel] * scale + (a.shift == nullptr ? 0.0f : a.shift[u.sample * a.channels + channel]);
+    }
+}
+
+// Mean and rstd of the unit's groups from the moments of their channels; `rest` is what the rounding of the mean took
+// away, of each channel.
+FD_INLINE void group_moments(const NormArgs& a, const NormUnit& u, bool complete, const Moments& m, float* rest) {
+  const int64_t size = a.channels / a.groups;
+  int64_t group = u.sample * a.groups + u.first / size;
+  for (int64_t first = 0; first < u.channels; first += size, ++group) {
+    const auto mean_of = [&](int64_t k) __attribute__((always_inline)) {
+      return (double)m.pivot[k] + m.mean[k] + (complete ? 0.0 : (double)added_to(a, u.sample, u.first + k));
+    };
+    double total = 0, within = 0, between = 0;
+    for (int64_t k = first; k < first + size; ++k) total += mean_of(k);
+    const double mean = total / (double)size;
+    for (int64_t k = first; k < first + size; ++k) {
+      const double difference = mean_of(k) - mean;
+      within += m.squares[k];
+      between += difference * difference;
+    }
+    a.mean[group] = (float)mean;
+    a.rstd[group] = (float)(1 / __builtin_sqrt((within / (double)a.pixels + between) / (double)size + a.eps));
+    for (int64_t k = first; k < first + size; ++k) rest[k] = (float)(mean - (double)a.mean[group]);
+  }
+}
+
+template <bool PLANAR, bool ACT>
+FD_INLINE void apply_tile(const NormUnit& u, const NormTile& t, const Rows& h, const Rows& y, const float* mean,
+                          const float* factor, const float* offset) {
+  const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
+    f32x16 less[U], by[U], plus[U];
+    coefficients_of<PLANAR, U>(mean + first, less);
+    coefficients_of<PLANAR, U>(factor + first, by);
+    coefficients_of<PLANAR, U>(offset + first, plus);
+    const float* from = h.at + place;
+    float* to = y.at + place;
+    for (int64_t k = 0; k < count; ++k, from += step_of<PLANAR, U>(h), to += step_of<PLANAR, U>(y))
+      for (int j = 0; j < U; ++j) {
+        const f32x16 v = (load16(from + 16 * j) - less[j]) * by[j] + plus[j];
+        store16(to + 16 * j, ACT ? silu_v(v) : v);
+      }
+  };
+  each_strip<PLANAR>(u, t, strip);
+}
+
+// Moments of every channel of a unit.
+template <bool PLANAR>
+FD_INLINE void moments_of(const NormArgs& a, const NormUnit& u, float* h_buffer, float* other, const Moments& m) {
+  const NormTiles tiles = norm_tiles<PLANAR>(a, u);
+  for (int64_t k = 0; k < tiles.total; ++k) {
+    const NormTile t = norm_tile_of<PLANAR>(a, u, tiles, k);
+    add_moments<PLANAR>(u, t, load_h<PLANAR>(a, u, t, false, h_buffer, other), m);
+  }
+}
+
+template <bool PLANAR>
+static void norm_forward_of(const NormArgs& a, int64_t unit, float* scratch) {
+  const NormUnit u = norm_unit(a, unit);
+  const NormTiles tiles = norm_tiles<PLANAR>(a, u);
+  const int64_t size = a.channels / a.groups;
+  float *h_buffer = scratch, *other = h_buffer + norm_tile(a), *vectors = other + 2 * norm_tile(a);
+  float *mean = vectors, *factor = mean + u.width, *offset = factor + u.width, *rest = offset + u.width;
+  const Moments m = {rest + u.width, rest + 2 * u.width, rest + 3 * u.width};
+  for (int64_t k = 0; k < NORM_VECTORS * u.width; ++k) vectors[k] = 0.0f;
+  const bool has_total = a.residual.data != nullptr;
+  if (PLANAR && !has_total && a.x2.data == nullptr && a.added_bias == nullptr && a.added_time == nullptr) {
+    // A group is one stretch of memory: as good as one channel of more pixels.
+    NormArgs merged = a;
+    merged.channels = merged.channels1 = a.groups;
+    merged.pixels = a.pixels * size;
+    merged.x.row_stride = merged.pixels;
+    const NormUnit groups = {u.sample, u.first / size, u.channels / size, u.width};
+    moments_of<PLANAR>(merged, groups, h_buffer, other, m);
+    group_moments(merged, groups, false, m, rest);
+    for (int64_t g = groups.channels; g-- > 0;)
+      for (int64_t k = g * size; k < (g + 1) * size; ++k) rest[k] = rest[g];
+  } else {
+    moments_of<PLANAR>(a, u, h_buffer, other, m);
+    group_moments(a, u, has_total, m, rest);
+  }
+  norm_coefficients(a, u, has_total, mean, factor, offset);
+  // What the rounding of the mean took away.
+  for (int64_t c = 0; c < u.channels; ++c) offset[c] -= rest[c] * factor[c];
+  // The last tiles first: they are still in the cache.
+  for (int64_t k = tiles.total; k-- > 0;) {
+    const NormTile t = norm_tile_of<PLANAR>(a, u, tiles, k);
+    const Rows h = load_h<PLANAR>(a, u, t, has_total, h_buffer, other), y = result_rows(a.y, u.sample, t, other);
+    a.act ? apply_tile<PLANAR, true>(u, t, h, y, mean, factor, offset)
+          : apply_tile<PLANAR, false>(u, t, h, y, mean, factor, offset);
+    finish_rows(a.y, u.sample, t, y);
   }
 }
 
 static void norm_forward(const NormArgs& a, int64_t unit, float* scratch) {
-  const NormUnit u = norm_unit(a, unit);
-  const int64_t chunk = norm_chunk(a), size = a.channels / a.groups;
-  float *h = scratch, *other = h + chunk * u.width, *mean = other + chunk * u.width;
-  float *squares = mean + u.width, *factor = squares + u.width, *offset = factor + u.width;
-  float *pivot = offset + u.width, *rest = pivot + u.width;
-  for (int64_t k = 0; k < (2 * chunk + 8) * u.width; ++k) scratch[k] = 0.0f;
-  const bool has_total = a.residual.data != nullptr;
-  for (int64_t p = 0; p < a.pixels; p += chunk) {
-    const int64_t pixels = a.pixels - p < chunk ? a.pixels - p : chunk;
-    load_h(a, u, p, pixels, false, h, other);
-    if (p == 0)
-      for (int64_t c = 0; c < u.width; ++c) pivot[c] = h[c];
-    add_stats(h, p, pixels, u.width, pivot, mean, squares);
-  }
-  for (int64_t first = 0; first < u.channels; first += size) {
-    double group_mean = 0, sum = 0;
-    for (int64_t k = 0; k < size; ++k) {
-      const double difference = (double)pivot[first + k] + mean[first + k] - group_mean;
-      sum += squares[first + k] + difference * difference * (double)a.pixels * (double)k / (double)(k + 1);
-      group_mean += difference / (double)(k + 1);
-    }
-    const int64_t group = u.sample * a.groups + (u.first + first) / size;
-    a.mean[group] = (float)group_mean;
-    a.rstd[group] = (float)(1 / __builtin_sqrt(sum / ((double)a.pixels * (double)size) + a.eps));
-    for (int64_t k = 0; k < size; ++k) rest[first + k] = (float)(group_mean - (double)a.mean[group]);
-  }
-  norm_coefficients(a, u, mean, factor, offset);
-  // What the rounding of the mean took away.
-  for (int64_t c = 0; c < u.channels; ++c) offset[c] -= rest[c] * factor[c];
-  for (int64_t p = 0; p < a.pixels; p += chunk) {
-    const int64_t pixels = a.pixels - p < chunk ? a.pixels - p : chunk;
-    load_h(a, u, p, pixels, has_total, h, other);
-    for (int64_t k = 0; k < pixels; ++k)
-      for (int64_t c = 0; c < u.width; c += 16) {
-        float* at_h = h + k * u.width + c;
-        const f32x16 v = (load16(at_h) - load16(mean + c)) * load16(factor + c) + load16(offset + c);
-        store16(at_h, a.act ? silu_v(v) : v);
-      }
-    store_pixels(a.y, u.sample, p, pixels, u.first, u.channels, h, u.width);
-  }
+  a.planar ? norm_forward_of<true>(a, unit, scratch) : norm_forward_of<false>(a, unit, scratch);
 }
 
 // d silu(u) / du
 FD_INLINE f32x16 silu_slope(f32x16 u) {
-  const f32x16 sigmoid = reciprocal(exp_v(-u) + 1.0f);
+  const f32x16 sigmoid = sigmoid_v(u);
   return sigmoid * (1.0f + u * (1.0f - sigmoid));
 }
 
-static void norm_backward(const NormGradArgs& grad, int64_t unit, float* scratch) {
+// dx or dx2 of a tile, in place or by way of the buffer.
+template <bool PLANAR>
+FD_INLINE Rows gradient_rows(const NormGradArgs& grad, const NormUnit& u, const NormTile& t, float* buffer) {
+  const NormArgs& a = grad.forward;
+  const int64_t head = in_first<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
+  if (head == count) return result_rows(grad.dx, u.sample, t, buffer);
+  if (head == 0) return result_rows(grad.dx2, u.sample, in_second<PLANAR>(a, t), buffer);
+  return {buffer, rounded(t.cols)};
+}
+
+template <bool PLANAR>
+FD_INLINE void finish_gradient(const NormGradArgs& grad, const NormUnit& u, const NormTile& t, const Rows& from) {
+  const NormArgs& a = grad.forward;
+  const int64_t head = in_first<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
+  if (head == count) return finish_rows(grad.dx, u.sample, t, from);
+  if (head == 0) return finish_rows(grad.dx2, u.sample, in_second<PLANAR>(a, t), from);
+  store_rows(grad.dx, u.sample, t, t.col, head, from.at);
+  store_rows(grad.dx2, u.sample, t, 0, count - head, from.at + head);
+}
+
+// Of a strip: mean, factor and offset of `norm_coefficients`, and with them du and h less the group's mean.
+template <bool PLANAR, bool ACT, int U>
+struct Slopes {
+  f32x16 mean[U], factor[U], offset[U];
+  inline __attribute__((always_inline)) f32x16 du(int j, f32x16 about, f32x16 dy) const {
+    return ACT ? dy * silu_slope(about * factor[j] + offset[j]) : dy;
+  }
+};
+
+template <bool PLANAR, bool ACT>
+static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scratch) {
   const NormArgs& a = grad.forward;
   const NormUnit u = norm_unit(a, unit);
-  const int64_t chunk = norm_chunk(a), size = a.channels / a.groups;
-  float *h = scratch, *dy = h + chunk * u.width, *mean = dy + chunk * u.width;
-  float *factor = mean + u.width, *offset = factor + u.width, *du_sum = offset + u.width;
-  float *du_h_sum = du_sum + u.width, *constant = du_h_sum + u.width, *slope = constant + u.width, *total = slope + u.width;
-  for (int64_t k = 0; k < (2 * chunk + 8) * u.width; ++k) scratch[k] = 0.0f;
-  norm_coefficients(a, u, mean, factor, offset);
-  // Rows of h less the group's mean, and of du.
-  const auto load = [&](int64_t p, int64_t pixels) __attribute__((always_inline)) {
-    load_h(a, u, p, pixels, false, h, dy);
-    load_pixels(grad.dy, u.sample, p, pixels, u.first, u.channels, dy, u.width);
-    for (int64_t k = 0; k < pixels; ++k)
-      for (int64_t c = 0; c < u.width; c += 16) {
-        float *at_h = h + k * u.width + c, *at_dy = dy + k * u.width + c;
-        const f32x16 about = load16(at_h) - load16(mean + c);
-        if (a.act) store16(at_dy, load16(at_dy) * silu_slope(about * load16(factor + c) + load16(offset + c)));
-        store16(at_h, about);
-      }
+  const NormTiles tiles = norm_tiles<PLANAR>(a, u);
+  const int64_t size = a.channels / a.groups;
+  float *h_buffer = scratch, *dy_buffer = h_buffer + norm_tile(a), *other = dy_buffer + norm_tile(a);
+  float *vectors = other + norm_tile(a), *mean = vectors, *factor = mean + u.width, *offset = factor + u.width;
+  float *du_sum = offset + u.width, *du_h_sum = du_sum + u.width, *constant = du_h_sum + u.width;
+  float *slope = constant + u.width, *total = slope + u.width;
+  for (int64_t k = 0; k < NORM_VECTORS * u.width; ++k) vectors[k] = 0.0f;
+  norm_coefficients(a, u, false, mean, factor, offset);
+  const auto slopes = [&]<int U>(int64_t first) __attribute__((always_inline)) {
+    Slopes<PLANAR, ACT, U> s;
+    coefficients_of<PLANAR, U>(mean + first, s.mean);
+    coefficients_of<PLANAR, U>(factor + first, s.factor);
+    coefficients_of<PLANAR, U>(offset + first, s.offset);
+    return s;
   };
-  for (int64_t p = 0; p < a.pixels; p += chunk) {
-    const int64_t pixels = a.pixels - p < chunk ? a.pixels - p : chunk;
-    load(p, pixels);
-    for (int64_t c = 0; c < u.width; c += 16) {
-      f32x16 sum = {}, products = {};
-      for (int64_t k = 0; k < pixels; ++k) {
-        const f32x16 du = load16(dy + k * u.width + c);
-        sum += du;
-        products += du * load16(h + k * u.width + c);
-      }
-      store16(du_sum + c, load16(du_sum + c) + sum);
-      store16(du_h_sum + c, load16(du_h_sum + c) + products);
-    }
+  for (int64_t k = 0; k < tiles.total; ++k) {
+    const NormTile t = norm_tile_of<PLANAR>(a, u, tiles, k);
+    const Rows h = load_h<PLANAR>(a, u, t, false, h_buffer, other), dy = rows_of(grad.dy, u.sample, t, dy_buffer);
+    const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
+      const Slopes<PLANAR, ACT, U> s = slopes.template operator()<U>(first);
+      f32x16 sum[U] = {}, products[U] = {};
+      const float *at = h.at + place, *at_dy = dy.at + place;
+      for (int64_t k = 0; k < count; ++k, at += step_of<PLANAR, U>(h), at_dy += step_of<PLANAR, U>(dy))
+        for (int j = 0; j < U; ++j) {
+          const f32x16 about = load16(at + 16 * j) - s.mean[j];
+          f32x16 du = s.du(j, about, load16(at_dy + 16 * j)), product = du * about;
+          if (U == 1) du = cut<PLANAR>(du, place + 16 * k, t), product = cut<PLANAR>(product, place + 16 * k, t);
+          sum[j] += du;
+          products[j] += product;
+        }
+      add_sums<PLANAR, U>(du_sum + first, sum);
+      add_sums<PLANAR, U>(du_h_sum + first, products);
+    };
+    each_strip<PLANAR>(u, t, strip);
   }
   // dh = factor du - rstd mean_g(dxhat) - xhat rstd mean_g(dxhat xhat), with factor = rstd weight (1 + scale).
   for (int64_t first = 0; first < u.channels; first += size) {
@@ -185,31 +453,40 @@ static void norm_backward(const NormGradArgs& grad, int64_t unit, float* scratch
       slope[k] = (float)(products * rstd * rstd / count);
     }
   }
-  const int64_t head = in_first(a, u);
-  for (int64_t p = 0; p < a.pixels; p += chunk) {
-    const int64_t pixels = a.pixels - p < chunk ? a.pixels - p : chunk;
-    load(p, pixels);
-    for (int64_t c = 0; c < u.width; c += 16) {
-      const f32x16 gain = load16(factor + c), less = load16(constant + c), by = load16(slope + c);
-      for (int64_t k = 0; k < pixels; ++k) {
-        float* at_dy = dy + k * u.width + c;
-        store16(at_dy, load16(at_dy) * gain - less - load16(h + k * u.width + c) * by);
-      }
-    }
-    if (grad.dtotal.data != nullptr) {
-      load_pixels(grad.dtotal, u.sample, p, pixels, u.first, u.channels, h, u.width);
-      for (int64_t k = 0; k < pixels * u.width; ++k) dy[k] += h[k];
-    }
-    if (grad.dh_sum != nullptr)
-      for (int64_t c = 0; c < u.width; c += 16) {
-        f32x16 sum = load16(total + c);
-        for (int64_t k = 0; k < pixels; ++k) sum += load16(dy + k * u.width + c);
-        store16(total + c, sum);
-      }
-    if (head > 0) store_pixels(grad.dx, u.sample, p, pixels, u.first, head, dy, u.width);
-    if (head < u.channels)
-      store_pixels(grad.dx2, u.sample, p, pixels, u.first + head - a.channels1, u.channels - head, dy + head, u.width);
+  for (int64_t k = tiles.total; k-- > 0;) {
+    const NormTile t = norm_tile_of<PLANAR>(a, u, tiles, k);
+    const Rows h = load_h<PLANAR>(a, u, t, false, h_buffer, other), dy = rows_of(grad.dy, u.sample, t, dy_buffer);
+    const bool has_total = grad.dtotal.data != nullptr;
+    const Rows dtotal = has_total ? rows_of(grad.dtotal, u.sample, t, other) : Rows{};
+    // A result may take the place of what was read for it, vector by vector.
+    const Rows dx = gradient_rows<PLANAR>(grad, u, t, dy_buffer);
+    const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
+      const Slopes<PLANAR, ACT, U> s = slopes.template operator()<U>(first);
+      f32x16 less[U], by[U], sum[U] = {};
+      coefficients_of<PLANAR, U>(constant + first, less);
+      coefficients_of<PLANAR, U>(slope + first, by);
+      for (int64_t k = 0; k < count; ++k)
+        for (int j = 0; j < U; ++j) {
+          const int64_t along = place + 16 * j;
+          const f32x16 about = load16(h.at + k * step_of<PLANAR, U>(h) + along) - s.mean[j];
+          const f32x16 du = s.du(j, about, load16(dy.at + k * step_of<PLANAR, U>(dy) + along));
+          f32x16 dh = du * s.factor[j] - less[j] - about * by[j];
+          if (has_total) dh += load16(dtotal.at + k * step_of<PLANAR, U>(dtotal) + along);
+          store16(dx.at + k * step_of<PLANAR, U>(dx) + along, dh);
+          sum[j] += U == 1 ? cut<PLANAR>(dh, place + 16 * k, t) : dh;
+        }
+      add_sums<PLANAR, U>(total + first, sum);
+    };
+    each_strip<PLANAR>(u, t, strip);
+    finish_gradient<PLANAR>(grad, u, t, dx);
   }
   if (grad.dh_sum != nullptr)
     for (int64_t k = 0; k < u.channels; ++k) grad.dh_sum[u.sample * a.channels + u.first + k] = total[k];
+}
+
+static void norm_backward(const NormGradArgs& grad, int64_t unit, float* scratch) {
+  if (grad.forward.planar)
+    grad.forward.act ? norm_backward_of<true, true>(grad, unit, scratch) : norm_backward_of<true, false>(grad, unit, scratch);
+  else
+    grad.forward.act ? norm_backward_of<false, true>(grad, unit, scratch) : norm_backward_of<false, false>(grad, unit, scratch);
 }

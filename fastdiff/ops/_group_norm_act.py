@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -336,113 +333,30 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
 
 
 def _cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, x2, residual, added_bias, added_time, weight, bias, scale, shift, _, eps, act = arguments
-    if x.dtype == torch.float64 or x.numel() == 0:
+    if arguments[0].dtype == torch.float64 or arguments[0].numel() == 0:
         return _reference(*arguments)
-    y, total, mean, rstd = _fake(*arguments)
-    with _writing(y) as y_pixels, _writing(None if residual is None else total) as total_pixels:
-        torch.ops.fastdiff.group_norm_act_out(
-            _pixels(x),
-            _pixels(x2),
-            _pixels(residual),
-            _added(added_bias, added_time),
-            _floats(weight),
-            _floats(bias),
-            _floats(scale),
-            _floats(shift),
-            eps,
-            act,
-            y_pixels,
-            total_pixels,
-            mean,
-            rstd,
-        )
-    return y, total, mean, rstd
+    return torch.ops.fastdiff.group_norm_act_cpu(*arguments)  # type: ignore[no-any-return]
 
 
 def _backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
-    grad_y, grad_sum, x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd, act, want_added = arguments
+    _, _, x, _, _, _, weight, bias, scale, shift, *_ = arguments
     if x.dtype == torch.float64 or x.numel() == 0:
         return _backward_reference(*arguments)
-    dx, dx2, _, _, _, _, added = _backward_fake(*arguments)
-    du_sum = x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
-    du_xhat_sum = torch.empty_like(du_sum)
-    with _writing(dx) as dx_pixels, _writing(None if x2 is None else dx2) as dx2_pixels:
-        torch.ops.fastdiff.group_norm_act_backward_out(
-            _pixels(grad_y),
-            _pixels(grad_sum),
-            _pixels(x),
-            _pixels(x2),
-            _added(added_bias, added_time),
-            _floats(weight),
-            _floats(bias),
-            _floats(scale),
-            _floats(shift),
-            mean,
-            rstd,
-            act,
-            dx_pixels,
-            dx2_pixels,
-            du_sum,
-            du_xhat_sum,
-            added if want_added else None,
-        )
+    dx, dx2, du_sum, du_xhat_sum, added = torch.ops.fastdiff.group_norm_act_backward_cpu(*arguments)
     if scale is None or shift is None:
-        dscale, dshift, gain = x.new_empty(0), x.new_empty(0), torch.ones(())
+        dscale, dshift = x.new_empty(0), x.new_empty(0)
     else:
         dscale = (weight.float() * du_xhat_sum + bias.float() * du_sum).to(scale.dtype)
         dshift, gain = du_sum.to(shift.dtype, copy=True), 1 + scale.float()
-    dweight, dbias = (gain * du_xhat_sum).sum(dim=0), (gain * du_sum).sum(dim=0)
+        du_sum, du_xhat_sum = gain * du_sum, gain * du_xhat_sum
+    dweight, dbias = du_xhat_sum.sum(dim=0), du_sum.sum(dim=0)
     return dx, dx2, dweight.to(weight.dtype), dbias.to(bias.dtype), dscale, dshift, added
 
 
-def _is_last(x: Tensor) -> bool:
-    return memory_format(x) == torch.channels_last
-
-
-@overload
-def _pixels(x: Tensor) -> Tensor: ...
-@overload
-def _pixels(x: Tensor | None) -> Tensor | None: ...
-def _pixels(x: Tensor | None) -> Tensor | None:
-    """[B, C, ...] as [B, pixels, C], contiguous: a view of a channels_last x, else a copy."""
-    return None if x is None else x.reshape(*x.shape[:2], -1).transpose(1, 2).contiguous()
-
-
-@contextmanager
-def _writing(x: Tensor | None) -> Iterator[Tensor | None]:
-    """Memory for x as [B, pixels, C], which is in x in the end."""
-    if x is None:
-        yield None
-    elif _is_last(x):
-        yield x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1])
-    else:
-        pixels = x.new_empty(x.shape[0], math.prod(x.shape[2:]), x.shape[1])
-        yield pixels
-        x.copy_(pixels.transpose(1, 2).reshape(x.shape))
-
-
-def _added(bias: Tensor | None, time: Tensor | None) -> Tensor | None:
-    """What is added to each channel, [B or 1, C] float32."""
-    if bias is None or time is None:
-        only = time if bias is None else bias[None]
-        return _floats(only)
-    return (time.float() + bias.float()).contiguous()
-
-
-def _floats(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.to(torch.float32).contiguous()
-
-
+# What C++ knows of these: all types but float64, and at least one value.
+LIBRARY.define("group_norm_act_cpu" + _SCHEMA)
 LIBRARY.define(
-    "group_norm_act_out(Tensor x, Tensor? x2, Tensor? residual, Tensor? added, Tensor weight, Tensor bias, "
-    "Tensor? scale, Tensor? shift, float eps, bool act, Tensor(a!) y, Tensor(b!)? total, Tensor(c!) mean, "
-    "Tensor(d!) rstd) -> ()"
-)
-LIBRARY.define(
-    "group_norm_act_backward_out(Tensor grad_y, Tensor? grad_total, Tensor x, Tensor? x2, Tensor? added, "
-    "Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, Tensor mean, Tensor rstd, bool act, Tensor(a!) dx, "
-    "Tensor(b!)? dx2, Tensor(c!) du_sum, Tensor(d!) du_xhat_sum, Tensor(e!)? dh_sum) -> ()"
+    "group_norm_act_backward_cpu" + _BACKWARD_SCHEMA.split("->")[0] + "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 define("group_norm_act", _SCHEMA, _reference, _fake)
 define("group_norm_act_backward", _BACKWARD_SCHEMA, _backward_reference, _backward_fake)

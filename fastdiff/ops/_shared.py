@@ -139,12 +139,18 @@ def _check_interpreter(name: str, x: Tensor, arguments: tuple[Any, ...]) -> None
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
     try:
-        return getattr(torch.ops.fastdiff, name)(*arguments)
+        return _overload(name)(*arguments)
     except RuntimeError:
         # The C++ kernel checks its indices; here they get Python's own error.
         if name in _INDEX_CHECKS:
             _INDEX_CHECKS[name](arguments)
         raise
+
+
+@functools.cache
+def _overload(name: str) -> Any:
+    # Calling the packet instead would look for the overload each time, which takes as long as a small kernel.
+    return getattr(torch.ops.fastdiff, name).default
 
 
 def _launcher(name: str) -> Any:
