@@ -159,7 +159,9 @@ def run_one(instruction, buffers, layers, x, others=()):
         placement.places[0],
         placement.places[instruction.target],
         arena,
-        torch.full((torch.ops.fastdiff.plan_scratch(code, len(x)),), torch.nan),
+        torch.full((torch.ops.fastdiff.plan_scratch(code, len(x), 0, 0),), torch.nan),
+        0,
+        0,
         out,
     )
     return out
@@ -409,7 +411,7 @@ def test_sample_native_stops_at_chosen_rows_and_runs_on_between(monkeypatch):
     plain = torch.ops.fastdiff.plan_sample
 
     def counted(*arguments):
-        calls.append(arguments[11:13])
+        calls.append(arguments[13:15])
         return plain(*arguments)
 
     monkeypatch.setattr(engine_loop.torch.ops.fastdiff, "plan_sample", counted)
@@ -479,7 +481,8 @@ def test_compile_keeps_few_plans():
     prepared = compiled.prepare(2, 16, 16)
     x, t, _ = inputs(net, 2)
     x = x.contiguous(memory_format=torch.channels_last)
-    places = (prepared.input, prepared.output, prepared.arena, torch.empty(8), torch.empty_like(x))
+    prepared = dataclasses.replace(prepared, scratch=torch.empty(8))
+    places = (*prepared.memory, torch.empty_like(x))
     with pytest.raises(RuntimeError, match="scratch is for fewer"):
         torch.ops.fastdiff.plan_forward(x, prepared.code, compiled.weights(16, 16), compiled.times(t), *places)
 

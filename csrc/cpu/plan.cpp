@@ -1,6 +1,7 @@
 // Runs a plan: one evaluation of a network, or that and a row of a coefficient table, again and again.
 #include "plan_layout.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -18,12 +19,16 @@ namespace {
 
 constexpr int64_t ALIGNMENT = 16;
 
+// A plan with its memory. Either all threads share every instruction for the whole batch, or (`lanes` > 0) each lane
+// takes parts of the batch through the whole plan by itself.
 struct Program {
   const Instruction* instructions;
   int64_t length, batch, threads;
+  int64_t part, lanes;
   const float* weights;
   float *arena, *shared, *scratch;
   int64_t per_thread;
+  int64_t arena_stride, scratch_stride;  // from a lane to the next
 };
 
 const float* floats(const char* name, const Tensor& x) {
@@ -40,42 +45,82 @@ const Instruction* instructions_of(const Tensor& code) {
   return static_cast<const Instruction*>(code.data_ptr());
 }
 
-// Floats of scratch: what the instructions share, then each thread's own.
+// Floats of scratch that instructions need for a batch at most: what is shared, and each thread's own.
 void scratch_sizes(const Instruction* code, int64_t length, int64_t batch, int64_t threads, int64_t& shared, int64_t& own) {
-  shared = own = 0;
   for (int64_t n = 0; n < length; ++n) {
-    const int64_t a = shared_scratch(code[n], batch, threads), b = thread_scratch(code[n], batch, threads);
-    shared = a > shared ? a : shared;
-    own = b > own ? b : own;
+    shared = std::max(shared, round_up(shared_scratch(code[n], batch, threads)));
+    own = std::max(own, round_up(thread_scratch(code[n], batch, threads)));
   }
-  shared = round_up(shared);
-  own = round_up(own);
 }
 
-Program program_of(const Tensor& code, const Tensor& weights, const Tensor& arena, const Tensor& scratch, int64_t batch) {
+struct Scratch {
+  int64_t shared, own, threads, sets;
+  int64_t set() const { return shared + threads * own; }
+  int64_t total() const { return sets * set() + ALIGNMENT; }
+};
+
+// Of all threads, or of the lanes, with one thread each.
+Scratch scratch_of(const Tensor& code, int64_t batch, int64_t part, int64_t lanes) {
+  STD_TORCH_CHECK(batch >= 1, "a plan runs for at least one sample");
+  STD_TORCH_CHECK(lanes >= 0 && (lanes == 0 || part >= 1), "lanes take parts of at least one sample");
+  const Instruction* instructions = instructions_of(code);
+  Scratch s = {0, 0, lanes > 0 ? 1 : static_cast<int64_t>(torch::stable::get_num_threads()), std::max<int64_t>(1, lanes)};
+  scratch_sizes(instructions, code.size(0), lanes > 0 ? std::min(part, batch) : batch, s.threads, s.shared, s.own);
+  // The last part may be smaller, and smaller ones may be cut into larger units.
+  if (lanes > 0 && batch % part > 0)
+    scratch_sizes(instructions, code.size(0), batch % part, s.threads, s.shared, s.own);
+  return s;
+}
+
+Program program_of(const Tensor& code, const Tensor& weights, const Tensor& arena, const Tensor& scratch, int64_t batch,
+                   int64_t part, int64_t lanes) {
+  const Scratch sizes = scratch_of(code, batch, part, lanes);
+  STD_TORCH_CHECK(scratch.numel() >= sizes.total(), "scratch is for fewer threads or samples: ask plan_scratch");
   Program p;
   p.instructions = instructions_of(code);
   p.length = code.size(0);
   p.batch = batch;
-  p.threads = torch::stable::get_num_threads();
+  p.threads = sizes.threads;
+  p.lanes = lanes;
+  p.part = lanes > 0 ? part : batch;
   p.weights = floats("weights", weights);
   p.arena = const_cast<float*>(floats("arena", arena));
-  int64_t shared;
-  scratch_sizes(p.instructions, p.length, batch, p.threads, shared, p.per_thread);
-  STD_TORCH_CHECK(scratch.numel() >= shared + p.threads * p.per_thread + ALIGNMENT,
-                  "scratch is for fewer threads or samples: ask plan_scratch");
+  p.per_thread = sizes.own;
+  p.scratch_stride = sizes.set();
+  p.arena_stride = arena.numel() / sizes.sets;
   const uintptr_t first = reinterpret_cast<uintptr_t>(floats("scratch", scratch));
   p.shared = reinterpret_cast<float*>((first + 63) / 64 * 64);
-  p.scratch = p.shared + shared;
+  p.scratch = p.shared + sizes.shared;
   return p;
 }
 
-// x * scale into the arena at `input`; then the program.
-void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, const float* times, int64_t times_stride) {
+void copy_scaled(const float* from, float scale, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = scale * from[i];
+}
+
+// The program on x * scale, to out.
+void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, int64_t output, const float* times,
+              int64_t times_stride, const Tensor& out) {
   const float* from = static_cast<const float*>(x.data_ptr());
-  for (int64_t i = 0; i < x.numel(); ++i) p.arena[input + i] = scale * from[i];
-  for (int64_t n = 0; n < p.length; ++n) run_instruction({p.instructions[n], p.batch, p.arena, p.weights, times, times_stride, p.shared, 0}, p.threads, p.scratch,
-                    p.per_thread);
+  float* to = static_cast<float*>(out.data_ptr());
+  const int64_t size_in = x.numel() / p.batch, size_out = out.numel() / p.batch;
+  if (p.lanes == 0) {
+    copy_scaled(from, scale, x.numel(), p.arena + input);
+    for (int64_t n = 0; n < p.length; ++n)
+      run_instruction({p.instructions[n], p.batch, p.arena, p.weights, times, times_stride, p.shared, 0}, p.threads,
+                      p.scratch, p.per_thread);
+    std::memcpy(to, p.arena + output, sizeof(float) * static_cast<size_t>(out.numel()));
+    return;
+  }
+  run_units(ceil_div(p.batch, p.part), p.lanes, [&](int64_t unit, int64_t lane) {
+    const int64_t first = unit * p.part, count = first + p.part < p.batch ? p.part : p.batch - first;
+    float *arena = p.arena + lane * p.arena_stride, *shared = p.shared + lane * p.scratch_stride;
+    copy_scaled(from + first * size_in, scale, count * size_in, arena + input);
+    for (int64_t n = 0; n < p.length; ++n)
+      run_instruction_alone({p.instructions[n], count, arena, p.weights, times + first * times_stride, times_stride, shared, 0},
+                            p.scratch + lane * p.scratch_stride);
+    std::memcpy(to + first * size_out, arena + output, sizeof(float) * static_cast<size_t>(count * size_out));
+  });
 }
 
 void check_image(const char* name, const Tensor& x) {
@@ -83,8 +128,9 @@ void check_image(const char* name, const Tensor& x) {
                   name, " must be float32 [B, C, H, W], channels_last");
 }
 
-void check_places(const Tensor& arena, int64_t input, const Tensor& x, int64_t output, const Tensor& out) {
-  STD_TORCH_CHECK(input >= 0 && input + x.numel() <= arena.numel() && output >= 0 && output + out.numel() <= arena.numel(),
+void check_places(const Program& p, int64_t input, const Tensor& x, int64_t output, const Tensor& out) {
+  const int64_t size_in = x.numel() / p.batch * p.part, size_out = out.numel() / p.batch * p.part;
+  STD_TORCH_CHECK(input >= 0 && input + size_in <= p.arena_stride && output >= 0 && output + size_out <= p.arena_stride,
                   "the arena is for fewer samples");
 }
 
@@ -97,45 +143,38 @@ int64_t times_stride_of(const Tensor& times, int64_t dim, int64_t batch) {
 
 }  // namespace
 
-int64_t plan_scratch_cpu(Tensor code, int64_t batch) {
-  const int64_t threads = torch::stable::get_num_threads();
-  int64_t shared, own;
-  scratch_sizes(instructions_of(code), code.size(0), batch, threads, shared, own);
-  return shared + threads * own + ALIGNMENT;
+int64_t plan_scratch_cpu(Tensor code, int64_t batch, int64_t part, int64_t lanes) {
+  return scratch_of(code, batch, part, lanes).total();
 }
 
 void plan_forward_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_t input, int64_t output, Tensor arena,
-                      Tensor scratch, Tensor out) {
+                      Tensor scratch, int64_t part, int64_t lanes, Tensor out) {
   check_image("x", x);
   check_image("out", out);
-  check_places(arena, input, x, output, out);
-  const Program p = program_of(code, weights, arena, scratch, x.size(0));
-  evaluate(p, x, 1.0f, input, floats("times", times), times_stride_of(times, 0, x.size(0)));
-  std::memcpy(out.data_ptr(), p.arena + output, sizeof(float) * static_cast<size_t>(out.numel()));
+  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes);
+  check_places(p, input, x, output, out);
+  evaluate(p, x, 1.0f, input, output, floats("times", times), times_stride_of(times, 0, x.size(0)), out);
 }
 
 void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_t input, int64_t output, Tensor arena,
-                     Tensor scratch, Tensor model_output, Tensor rows, Tensor row_numbers, int64_t first_row,
+                     Tensor scratch, int64_t part, int64_t lanes, Tensor model_output, Tensor rows, Tensor row_numbers, int64_t first_row,
                      int64_t last_row, int64_t first_time, Tensor sample_ids, int64_t seed, bool learned_variance, std::optional<Tensor> base,
                      std::optional<Tensor> history, std::optional<Tensor> pred_out) {
   check_image("x", x);
   check_image("model_output", model_output);
-  check_places(arena, input, x, output, model_output);
+  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes);
+  check_places(p, input, x, output, model_output);
   const float* table = floats("rows", rows);
   STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == ROW_WIDTH && 0 <= first_row && first_row <= last_row &&
                       last_row <= rows.size(0) && row_numbers.size(0) == rows.size(0),
                   "rows and their numbers must be as many, and first_row to last_row among them");
   STD_TORCH_CHECK(times.dim() == 3 && first_time <= first_row && last_row - first_time <= times.size(0),
                   "times must hold those of the rows from first_row to last_row");
-  const Program p = program_of(code, weights, arena, scratch, x.size(0));
   const int64_t stride = times_stride_of(times, 1, x.size(0)), per_row = times.size(1) * times.size(2);
   for (int64_t r = first_row; r < last_row; ++r) {
     const float* row = table + r * ROW_WIDTH;
-    const bool evaluates = row[ROW_EVALUATE] != 0.0f;
-    if (evaluates) {
-      evaluate(p, x, row[ROW_CI], input, floats("times", times) + (r - first_time) * per_row, stride);
-      std::memcpy(model_output.data_ptr(), p.arena + output, sizeof(float) * static_cast<size_t>(model_output.numel()));
-    }
+    if (row[ROW_EVALUATE] != 0.0f)
+      evaluate(p, x, row[ROW_CI], input, output, floats("times", times) + (r - first_time) * per_row, stride, model_output);
     step_cpu(x, model_output, rows, torch::stable::narrow(row_numbers, 0, r, 1), std::nullopt, sample_ids, seed,
              learned_variance, base, history, pred_out, x);
   }

@@ -28,4 +28,12 @@ inline void run_instruction(Work work, int64_t threads, float* scratch, int64_t 
     });
 }
 
+// The same on the calling thread alone.
+inline void run_instruction_alone(Work work, float* scratch) {
+  const Engine& variant = engine();
+  for (; work.phase < num_phases(work.i, work.batch, 1); ++work.phase)
+    for (int64_t unit = 0, units = num_units(work.i, work.batch, 1, work.phase); unit < units; ++unit)
+      variant.run(work, 1, unit, scratch);
+}
+
 }  // namespace fastdiff

@@ -23,6 +23,13 @@ __all__ = ["NativeNetwork", "Precision", "Prepared", "cached_network", "compile"
 Precision = Literal["fast", "strict"]
 # Plans kept at a time, one per batch and size; the oldest goes.
 MAX_PLANS = 4
+# Of a network that threads evaluate side by side, each with samples of its own: packed weights that the last cache holds,
+# and activations of some samples that a thread's own cache holds. Below so many operations per sample it is worth it even
+# if there are fewer samples than threads: to meet after each instruction costs more than the others' help is worth.
+LANE_WEIGHT_BYTES = 16 << 20
+LANE_ARENA_BYTES = 1 << 20
+LANE_FLOPS = 100_000_000
+FEW_ROWS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +39,25 @@ class Prepared:
     Attributes:
         plan: The instructions.
         code: The same for C++, [N, len(CODE_FIELDS)] int64.
-        arena, scratch: Memory, float32.
         input, output: Where the image and the result lie in the arena.
+        arena, scratch: Memory, float32.
+        part, lanes: So many threads take so many samples each through the whole plan; or 0, and all threads share every
+            instruction.
     """
 
     plan: Plan
     code: Tensor
-    arena: Tensor
-    scratch: Tensor
     input: int
     output: int
+    arena: Tensor
+    scratch: Tensor
+    part: int
+    lanes: int
+
+    @property
+    def memory(self) -> tuple[int, int, Tensor, Tensor, int, int]:
+        """What the ops are given of it."""
+        return self.input, self.output, self.arena, self.scratch, self.part, self.lanes
 
 
 class _Linear:
@@ -61,7 +77,8 @@ class _Linear:
         rows = len(x)
         if self._prepared is None or self._key != (rows, torch.get_num_threads()):
             self._key = (rows, torch.get_num_threads())
-            self._prepared = prepared_for(self.plan, rows, self.places)
+            # For few rows one thread is as fast as all.
+            self._prepared = prepared_for(self.plan, rows, self.places, rows if rows <= FEW_ROWS else 0)
         p = self._prepared
         out = torch.empty(rows, self.plan.buffers[1].channels, 1, 1)
         torch.ops.fastdiff.plan_forward(
@@ -69,22 +86,32 @@ class _Linear:
             p.code,
             self.weights,
             self.no_times,
-            p.input,
-            p.output,
-            p.arena,
-            p.scratch,
+            *p.memory,
             out,
         )
         return out[:, :, 0, 0]
 
 
-def prepared_for(plan: Plan, batch: int, places: Places) -> Prepared:
-    """Memory and code of a plan for a batch and the number of threads in use."""
-    placement = place(plan, batch)
+def prepared_for(plan: Plan, batch: int, places: Places, part: int = 0) -> Prepared:
+    """Memory and code of a plan for a batch and the number of threads in use; `part` samples to a lane, if any."""
+    lanes = min(torch.get_num_threads(), -(-batch // part)) if part else 0
+    placement = place(plan, part or batch)
     code = encode(plan, placement, places)
-    scratch = memory.empty(torch.ops.fastdiff.plan_scratch(code, batch))
-    arena = memory.empty(placement.length)
-    return Prepared(plan, code, arena, scratch, placement.places[plan.input], placement.places[plan.output])
+    scratch = memory.empty(torch.ops.fastdiff.plan_scratch(code, batch, part, lanes))
+    arena = memory.empty(max(1, lanes) * placement.length)
+    input, output = (placement.places[number] for number in (plan.input, plan.output))
+    return Prepared(plan, code, input, output, arena, scratch, part, lanes)
+
+
+def samples_to_a_lane(plan: Plan, batch: int, weight_bytes: int) -> int:
+    """How many samples one thread takes through the whole plan at a time, or 0: all threads share every instruction."""
+    sample_bytes = 4 * place(plan, 1).length
+    if weight_bytes > LANE_WEIGHT_BYTES or sample_bytes > LANE_ARENA_BYTES:
+        return 0
+    threads = torch.get_num_threads()
+    if batch < threads and sum(plan.flops(i) for i in plan.instructions) > LANE_FLOPS:
+        return 0
+    return max(1, min(LANE_ARENA_BYTES // sample_bytes, -(-batch // threads)))
 
 
 class NativeNetwork:
@@ -143,7 +170,8 @@ class NativeNetwork:
             self._prepared.move_to_end(key)
             return self._prepared[key]
         plan = self.plan(height, width)
-        prepared = prepared_for(plan, batch, self._weights(plan, height, width)[1])
+        weights, places = self._weights(plan, height, width)
+        prepared = prepared_for(plan, batch, places, samples_to_a_lane(plan, batch, 4 * weights.numel()))
         self._prepared[key] = prepared
         while len(self._prepared) > MAX_PLANS:
             self._prepared.popitem(last=False)
@@ -173,6 +201,14 @@ class NativeNetwork:
                 embedded = embedded + self.unet.label_emb(y).float()
         return projection(embedded)
 
+    def _times_of_batch(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """The same, [1 or N, time_width], with the work done once for equal times."""
+        if y is not None:
+            return self.times(t, y)
+        distinct, which = torch.unique(t, return_inverse=True)
+        rows = self.times(distinct)
+        return rows if len(distinct) == 1 else rows[which]
+
     def _check_versions(self) -> None:
         versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.unet.parameters()]
         if versions != self._versions:
@@ -200,11 +236,8 @@ class NativeNetwork:
             x.detach().float().contiguous(memory_format=torch.channels_last),
             prepared.code,
             self.weights(height, width),
-            self.times(t, y),
-            prepared.input,
-            prepared.output,
-            prepared.arena,
-            prepared.scratch,
+            self._times_of_batch(t, y),
+            *prepared.memory,
             out,
         )
         return out

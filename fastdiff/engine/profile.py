@@ -70,7 +70,7 @@ def profile(network: NativeNetwork, batch: int, size: tuple[int, int], repeats: 
     y = None if config.num_classes is None else torch.zeros(1, dtype=torch.int64)
     times = network.times(torch.zeros(1, dtype=torch.int64), y)
     # A run of the whole, so that no buffer holds NaN.
-    places = (prepared.input, prepared.output, prepared.arena, prepared.scratch, out)
+    places = (*prepared.memory, out)
     torch.ops.fastdiff.plan_forward(x, prepared.code, weights, times, *places)
     peak = matrix_peak()
     nothing = _median(x, prepared.code[:0].contiguous(), weights, times, places, repeats)
