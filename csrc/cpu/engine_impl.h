@@ -75,16 +75,29 @@ FD_INLINE void multiply(const float* const* a, const int64_t* taps, int64_t num_
   }
 }
 
-// The same for any shape: `finish(m, v, sum)` is given each vector of the result.
+// `finish(m, v, sum)` is given each vector of the result. Unrolled, so that no sum ever lies in memory.
+template <int ROWS, int VECTORS, typename Finish>
+FD_INLINE void multiply_exactly(const float* const* a, const int64_t* taps, int64_t num_taps, int64_t length,
+                                const float* b, int64_t b_stride, Ahead ahead, const Finish& finish) {
+  f32x16 acc[ROWS][VECTORS];
+#pragma GCC unroll 6
+  for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) acc[m][v] = (f32x16){};
+  multiply<ROWS, VECTORS>(a, taps, num_taps, length, b, b_stride, ahead, acc);
+#pragma GCC unroll 6
+  for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) finish(m, v, acc[m][v]);
+}
+
+// The same for any number of rows.
 template <int VECTORS, typename Finish>
 static inline void multiply_rows(int64_t num_rows, const float* const* a, const int64_t* taps, int64_t num_taps,
                                  int64_t length, const float* b, int64_t b_stride, Ahead ahead, const Finish& finish) {
 #define FD_ROWS(ROWS)                                                        \
   case ROWS: {                                                               \
-    f32x16 acc[ROWS][VECTORS] = {};                                          \
-    multiply<ROWS, VECTORS>(a, taps, num_taps, length, b, b_stride, ahead, acc); \
-    for (int m = 0; m < ROWS; ++m)                                           \
-      for (int v = 0; v < VECTORS; ++v) finish(m, v, acc[m][v]);             \
+    multiply_exactly<ROWS, VECTORS>(a, taps, num_taps, length, b, b_stride, ahead, finish); \
     break;                                                                   \
   }
   switch (num_rows) { FD_ROWS(1) FD_ROWS(2) FD_ROWS(3) FD_ROWS(4) FD_ROWS(5) FD_ROWS(6) default: break; }

@@ -46,16 +46,17 @@ static void norm_factors(const Work& w, int64_t sample) {
   float* to = at(w, i.target, sample, 2 * total);
   const double epsilon = w.weights[i.epsilon];
   for (int64_t g = 0; g < i.groups; ++g) {
-    double mean = 0, squares = 0;
-    for (int64_t k = 0; k < size; ++k) {
-      const int64_t c = g * size + k;
-      const bool second = c >= i.channels;
-      const float* s = second ? stats[1] + c - i.channels : stats[0] + c;
-      const double difference = s[0] - mean;
-      squares += s[second ? i.channels2 : i.channels] + difference * difference * pixels * (double)k / (double)(k + 1);
-      mean += difference / (double)(k + 1);
-    }
-    const double rstd = 1 / __builtin_sqrt(squares / (pixels * (double)size) + epsilon);
+    // Of channels of both sources, in a group that straddles them.
+    const auto each = [&](const auto& visit) __attribute__((always_inline)) {
+      const int64_t first = g * size, last = first + size, middle = i.channels < first ? first : i.channels < last ? i.channels : last;
+      for (int64_t c = first; c < middle; ++c) visit(stats[0] + c, i.channels);
+      for (int64_t c = middle; c < last; ++c) visit(stats[1] + c - i.channels, i.channels2);
+    };
+    double total_mean = 0, within = 0, between = 0;
+    each([&](const float* s, int64_t count) { total_mean += s[0], within += s[count]; });
+    const double mean = total_mean / (double)size;
+    each([&](const float* s, int64_t) { between += (s[0] - mean) * (s[0] - mean); });
+    const double rstd = 1 / __builtin_sqrt((within / pixels + between) / (double)size + epsilon);
     for (int64_t c = g * size; c < (g + 1) * size; ++c) {
       double factor = rstd * gamma[c], offset = beta[c] - mean * factor;
       if (scale != nullptr) {

@@ -25,6 +25,10 @@ _KNOWN = {UNet, Block, ResBlock, AttentionBlock, Downsample, Upsample, GroupNorm
 _KNOWN |= {nn.Conv2d, nn.Linear, nn.SiLU, nn.Embedding, nn.Identity, nn.ModuleList, nn.Sequential}
 
 
+# Input times output channels of a layer whose transformed weights, 144 bytes each, come from a cache.
+CACHED_PRODUCTS = 1 << 13
+
+
 class Unsupported(ValueError):
     """A part of the network that the engine cannot run; the message names it."""
 
@@ -56,10 +60,13 @@ def choose_algorithm(kernel: int, stride: int, channels_in: int, out: Buffer) ->
     """How a convolution is computed. It depends on the layer alone, so that a sample does not depend on its batch."""
     if kernel != 3 or stride != 1 or channels_in % VECTOR or out.channels % VECTOR or channels_in < 2 * VECTOR:
         return "direct"
-    # Transformed weights are 4 times as large for tiles of 4: small images cannot pay for reading them.
-    if out.height >= 8 and out.width >= 8:
+    if out.height < 4 or out.width < 4:
+        return "direct"
+    # Tiles of 4 need fewer products and weights 4 times as large: small images cannot pay for reading those from memory,
+    # and those of few channels stay in a cache.
+    if min(out.height, out.width) >= 8 or channels_in * out.channels <= CACHED_PRODUCTS:
         return "winograd4"
-    return "winograd2" if out.height >= 4 and out.width >= 4 else "direct"
+    return "winograd2"
 
 
 class _Lowering:

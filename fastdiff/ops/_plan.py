@@ -14,7 +14,7 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "plan_sample(Tensor(a!) x, Tensor code, Tensor weights, Tensor times, int input, int output, Tensor(b!) arena, "
-    "Tensor(c!) scratch, int part, int lanes, Tensor(d!) model_output, Tensor rows, Tensor row_numbers, int first_row, int last_row, "
-    "int first_time, Tensor sample_ids, SymInt seed, bool learned_variance, Tensor(e!)? base, Tensor(f!)? history, "
-    "Tensor(g!)? pred_out) -> ()"
+    "Tensor(c!) scratch, int part, int lanes, Tensor(d!) model_output, Tensor rows, Tensor row_numbers, int first_row, "
+    "int last_row, int first_time, Tensor sample_ids, SymInt seed, bool learned_variance, Tensor(e!)? base, "
+    "Tensor(f!)? history, Tensor(g!)? pred_out) -> ()"
 )
