@@ -75,8 +75,8 @@ struct Tail {
   f64x8 g, log_phi, hazard;
 };
 
-FD_INLINE Tail tail_of(f64x8 x) {
-  const f64x8 z = abs_v(x) * SQRT_HALF, g = log_erfcx(z), squares = z * z;
+FD_INLINE Tail tail_of(f64x8 x, f64x8 g) {
+  const f64x8 z = abs_v(x) * SQRT_HALF, squares = z * z;
   const f64x8 half_erfc = 0.5 * exp_v(g - squares);
   const f64x8 right = INV_SQRT_2_PI * exp_v(-squares) / (1.0 - half_erfc);
   return {g, select(x > 0, log1p_v(-half_erfc), g - squares - LN_2), select(x > 0, right, SQRT_2_BY_PI * exp_v(-g))};
@@ -115,6 +115,16 @@ FD_INLINE f64x8 gap_of(const Bin& b, const Tail& left, const Tail& right) {
   return min_v(select(b.right > 0, left.log_phi - right.log_phi, in_tail), splat(-0x1p-52));
 }
 
+FD_INLINE Tail tail_of(f64x8 x) { return tail_of(x, log_erfcx(abs_v(x) * SQRT_HALF)); }
+
+// The first and the last bin have one edge; their probability is Phi of this.
+FD_INLINE f64x8 edge_of(const Bin& b) { return select(b.is_first, b.high, -b.low); }
+
+// It is an end of the mirrored bin, or minus one, so g is known.
+FD_INLINE Tail edge_tail(const Bin& b, const Tail& left, const Tail& right) {
+  return tail_of(edge_of(b), select(b.is_first ^ (b.centre > 0), right.g, left.g));
+}
+
 // log of the probability that a normal distribution gives to the bin of x.
 FD_INLINE f64x8 bin_log_probability(f64x8 x, f64x8 mean, f64x8 log_std, double levels) {
   const Bin b = bin_of(x, mean, exp_v(-log_std), levels);
@@ -127,7 +137,7 @@ FD_INLINE f64x8 bin_log_probability(f64x8 x, f64x8 mean, f64x8 log_std, double l
   const double log_step = __builtin_log(2 / (levels - 1));
   const f64x8 series = (log_step - log_std) - 0.5 * c2 - HALF_LOG_2_PI + log1p_v(correction);
 
-  const f64x8 edge = tail_of(select(b.is_first, b.high, -b.low)).log_phi;
+  const f64x8 edge = edge_tail(b, left, right).log_phi;
   return select(b.is_first | b.is_last, edge, select(b.narrow, series, inner));
 }
 
@@ -152,7 +162,7 @@ FD_INLINE Slopes bin_slopes(f64x8 x, f64x8 mean, f64x8 log_std, double levels) {
   by_mean = select(b.narrow, b.centre - 2.0 * b.centre * by_c2 / whole, by_mean);
   by_log_std = select(b.narrow, c2 - 1.0 - 2.0 * (h2 * by_h2 + c2 * by_c2) / whole, by_log_std);
 
-  const f64x8 edge = select(b.is_first, b.high, -b.low), at_edge = tail_of(edge).hazard;
+  const f64x8 edge = edge_of(b), at_edge = edge_tail(b, left, right).hazard;
   const i64x8 is_edge = b.is_first | b.is_last;
   by_mean = select(is_edge, select(b.is_first, -at_edge, at_edge), by_mean);
   by_log_std = select(is_edge, -edge * at_edge, by_log_std);

@@ -80,8 +80,9 @@ FD_INLINE Term<V> divergence(V x0, V mu, A coef1, const Ratio<V>& ratio) {
   return term;
 }
 
+// A call of its own, so that the loop over other timesteps keeps its registers.
 template <bool GRADIENT>
-FD_INLINE Term<f64x8> decoding(f64x8 x0, f64x8 mu, f64x8 log_variance, const LossArgs& args) {
+__attribute__((noinline)) static Term<f64x8> decoding(f64x8 x0, f64x8 mu, f64x8 log_variance, const LossArgs& args) {
   const f64x8 log_std = log_variance / 2;
   Term<f64x8> term = {};
   if (GRADIENT) {
