@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastdiff.kernels.losses import launch_bound_loss, launch_mse
+from fastdiff.kernels.losses import launch_bound_loss, launch_bound_terms, launch_mse
 from fastdiff.kernels.losses_backward import launch_bound_loss_backward, launch_mse_backward
 from fastdiff.kernels.posterior_mean import launch_posterior_mean
 
@@ -59,6 +59,13 @@ def bound_case(
     return partial(launch_bound_loss, output, *arguments)
 
 
+def terms_case(shape: tuple[int, ...], dtype: str, *, learned: bool = True) -> Callable[[], object]:
+    """A launch of the bound's terms with an output of type `dtype`, all else float32."""
+    image, t = _empty(shape), _empty(shape[:1], "int64")
+    output = _empty((shape[0], shape[1] * (2 if learned else 1), *shape[2:]), dtype)
+    return partial(launch_bound_terms, output, image, image, t, _empty((1000, 6)), 1.0, learned, "discrete", 256)
+
+
 _BOUNDS: dict[str, Callable[..., Callable[[], object]]] = {
     "float32": partial(bound_case, CIFAR, "float32"),
     "bfloat16": partial(bound_case, CIFAR, "bfloat16"),
@@ -82,6 +89,8 @@ CASES: dict[str, Callable[[], object]] = {
     "mse float32, 7 billion elements": mse_case((1, 3, 48000, 48000), "float32"),
     "mse backward float32": mse_case(CIFAR, "float32", backward=True),
     "mse backward bfloat16": mse_case(CIFAR, "bfloat16", backward=True),
+    "bound terms float32": terms_case(CIFAR, "float32"),
+    "bound terms bfloat16, fixed variance": terms_case(CIFAR, "bfloat16", learned=False),
     **{f"bound loss {name}": make() for name, make in _BOUNDS.items()},
     **{f"bound loss backward {name}": make(backward=True) for name, make in _BOUNDS.items()},
 }

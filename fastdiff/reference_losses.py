@@ -53,6 +53,24 @@ def bound_loss(
     See `fastdiff.losses.hybrid` and `variational_terms`; x_0 is the prediction px x_t + pm m, clipped to [-clip, clip].
     """
     dtype = compute_dtype(output)
+    bound, _ = bound_terms(output, x0, x_t, t, table, clip, learned_variance, decoder, levels)
+    m, _ = _halves(output.to(dtype), learned_variance)
+    return None if target is None else losses.mse(m, target.to(dtype)), bound
+
+
+def bound_terms(
+    output: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    table: Tensor,
+    clip: float | None,
+    learned_variance: bool,
+    decoder: Decoder,
+    levels: int,
+) -> tuple[Tensor, Tensor]:
+    """The bound's term in bits per dimension, and the squared error of the predicted x_0; each [B]."""
+    dtype = compute_dtype(output)
     m, values = _halves(output.to(dtype), learned_variance)
     x0, x_t = x0.to(dtype), x_t.to(dtype)
     rows = BoundTable.from_rows(table.to(dtype), learned_variance)
@@ -60,7 +78,7 @@ def bound_loss(
     prediction = prediction if clip is None else prediction.clamp(-clip, clip)
     log_variance = rows.log_variance(t, x_t, values)
     bound = losses.variational_terms(x0, t, prediction, log_variance, rows, decoder=decoder, levels=levels)
-    return None if target is None else losses.mse(m, target.to(dtype)), bound
+    return bound, losses.mse(prediction, x0)
 
 
 def bound_loss_backward(

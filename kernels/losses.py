@@ -24,6 +24,7 @@ def _losses_kernel(
     table_ptr,
     squares_ptr,
     nats_ptr,
+    misses_ptr,
     num_timesteps,
     num_elements,
     num_tiles,
@@ -34,7 +35,8 @@ def _losses_kernel(
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums over a tile: of (m - target)^2 where target_ptr is given, and of the bound's term where x0_ptr is.
+    """Sums over a tile: of (m - target)^2 where target_ptr is given, of the bound's term where x0_ptr is, and of
+    (mu - x_0)^2 where misses_ptr is.
 
         mu  = clamp(px x_t + pm m, -CLIP, CLIP),  logvar = v log_max + (1 - v) log_min, v = (second half + 1) / 2
         t>0:  KL(N(coef1 x_0, exp(log_q)) || N(coef1 mu, exp(logvar)))
@@ -42,7 +44,8 @@ def _losses_kernel(
 
     (coef1, log_q, log_min, log_max, px, pm) = table[t]. target, x0, x_t: [B, num_elements] in one order; the output
     the same or, LEARNED, [B, 2 num_elements], in channels_last memory (CHANNELS != 0) interleaved by pixel. t: int64
-    [B]; table: float32 [T, 6]; squares, nats: float32 [B, num_tiles]. A t out of range gives NaN. All in float32.
+    [B]; table: float32 [T, 6]; squares, nats, misses: float32 [B, num_tiles]. A t out of range gives NaN. All
+    arithmetic in float32.
 
     Bytes: every element of the output, target, x_0 and x_t read once, 8 per tile written. Floor: those bytes /
     bandwidth, 8 per element for the squares in float32, 20 for both terms with a learned variance. The bin's
@@ -70,6 +73,9 @@ def _losses_kernel(
         if CLIP is not None:
             mu = tl.where(mu > CLIP, CLIP, mu)
             mu = tl.where(mu < -CLIP, -CLIP, mu)
+        if misses_ptr is not None:
+            miss = mu - x0
+            tl.store(misses_ptr + tl.program_id(0), tl.sum(tl.where(mask, miss * miss, 0.0), axis=0))
         log_variance = tl.zeros_like(m) + log_min
         if LEARNED:
             behind = num_elements if CHANNELS == 0 else CHANNELS
@@ -87,7 +93,7 @@ def _losses_kernel(
 
 def launch_mse(output: Tensor, target: Tensor) -> Tensor:
     """Run the op on a GPU; arguments and result as in `fastdiff.ops.mse`. Raises ValueError for float64."""
-    return _launch(output, target, None, None, None, None, None, False, True, 256)[0]
+    return _launch(output, target, None, None, None, None, None, False, True, 256, False)[0]
 
 
 def launch_bound_loss(
@@ -104,7 +110,24 @@ def launch_bound_loss(
     levels: int,
 ) -> tuple[Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as in `fastdiff.ops`. Raises ValueError for float64."""
-    return _launch(output, target, x0, x_t, t, table, clip, learned_variance, decoder == "discrete", levels)
+    discrete = decoder == "discrete"
+    return _launch(output, target, x0, x_t, t, table, clip, learned_variance, discrete, levels, False)[:2]
+
+
+def launch_bound_terms(
+    output: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    table: Tensor,
+    clip: float | None,
+    learned_variance: bool,
+    decoder: str,
+    levels: int,
+) -> tuple[Tensor, Tensor]:
+    """Run the op on a GPU; arguments and results as in `fastdiff.ops`. Raises ValueError for float64."""
+    discrete = decoder == "discrete"
+    return _launch(output, None, x0, x_t, t, table, clip, learned_variance, discrete, levels, True)[1:]
 
 
 def _launch(
@@ -118,7 +141,8 @@ def _launch(
     learned: bool,
     discrete: bool,
     levels: int,
-) -> tuple[Tensor, Tensor]:
+    scores_x0: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     if output.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 tensors with implementation='reference'")
     layout = memory_format(output)
@@ -129,9 +153,9 @@ def _launch(
     num_elements = output[0].numel() // (2 if learned else 1) if batch else 0
     num_tiles = triton.cdiv(num_elements, BLOCK)
     # Zeros, and not empty: where there is nothing the sums are 0.
-    squares, nats = (
+    squares, nats, misses = (
         output.new_zeros((batch, num_tiles) if wanted else (0, 0), dtype=torch.float32)
-        for wanted in (target is not None, x0 is not None)
+        for wanted in (target is not None, x0 is not None, scores_x0)
     )
     if batch and num_elements:
         with torch.cuda.device_of(output):
@@ -144,6 +168,7 @@ def _launch(
                 None if table is None else table.contiguous(),
                 squares,
                 nats,
+                misses if scores_x0 else None,
                 0 if table is None else table.shape[0],
                 num_elements,
                 num_tiles,
@@ -157,4 +182,5 @@ def _launch(
                 enable_fp_fusion=True,
             )
     per_element = 1 / num_elements if num_elements else math.nan
-    return squares.sum(dim=1) * per_element, nats.sum(dim=1) * (per_element / math.log(2.0))
+    bound = nats.sum(dim=1) * (per_element / math.log(2.0))
+    return squares.sum(dim=1) * per_element, bound, misses.sum(dim=1) * per_element

@@ -24,6 +24,8 @@ WIDE = {
     "mse float32, 7 billion elements": ({16: 4}, {}),
     "mse backward float32": ({16: 4}, {16: 2}),
     "mse backward bfloat16": ({16: 3}, {16: 1}),
+    "bound terms float32": ({16: 8}, {}),
+    "bound terms bfloat16, fixed variance": ({16: 5}, {}),
     "bound loss float32": ({16: 10}, {}),
     "bound loss bfloat16": ({16: 8}, {}),
     "bound loss float32, gaussian": ({16: 10}, {}),

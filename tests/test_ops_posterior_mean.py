@@ -44,15 +44,21 @@ def test_posterior_mean_is_that_of_the_two_gaussians(prediction):
     assert torch.allclose(mean, expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_posterior_mean_matches_its_formula(prediction, clip, dtype, layout):
-    x_t, m = random((3, 3, 5, 7), 0, DTYPES[dtype], layout), random((3, 3, 5, 7), 1, DTYPES[dtype], layout)
+def test_posterior_mean_matches_its_formula(prediction, clip, dtype, layout, implementation):
+    for shape in ((3, 3, 5, 7), (3, 1, 1, 1), (3, 63), (3, 2, 32, 33)):
+        check_formula(shape, prediction, clip, dtype, layout, implementation)
+
+
+def check_formula(shape, prediction, clip, dtype, layout, implementation):
+    x_t, m = random(shape, 0, DTYPES[dtype], layout), random(shape, 1, DTYPES[dtype], layout)
     table = table_of(prediction, torch.float64 if dtype == "float64" else torch.float32)
-    mean = ops.posterior_mean(x_t, m, T, table, clip=clip)
-    c = table.double()[T][:, :, None, None, None]
+    mean = ops.posterior_mean(x_t, m, T, table, clip=clip, implementation=implementation)
+    c = table.double()[T].reshape(3, 4, *[1] * (len(shape) - 1))
     x0 = c[:, 2] * x_t.double() + c[:, 3] * m.double()
     expected = c[:, 0] * (x0 if clip is None else x0.clamp(-clip, clip)) + c[:, 1] * x_t.double()
     assert mean.dtype == x_t.dtype

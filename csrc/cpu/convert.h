@@ -124,16 +124,20 @@ FD_INLINE int64_t offset_of(const Matrix& m, const Tile& tile) {
 
 FD_INLINE bool is_one_run(const Matrix& m, const Tile& tile) { return tile.rows == 1 || m.row_stride == tile.cols; }
 
+// n values that lie together: in place where they have the type, else converted into the buffer.
+template <typename A>
+FD_INLINE const A* run_at(const Matrix& m, int64_t offset, int64_t n, A* buffer) {
+  if (m.dtype == dtype_of<A>()) return (const A*)m.data + offset;
+  load_run(buffer, m, offset, n);
+  return buffer;
+}
+
 // The tile's values, dense in memory order: in place where they lie so already, else converted into the buffer.
 template <typename A>
 FD_INLINE const A* load_tile(const Matrix& m, const Tile& tile, A* buffer) {
   const int64_t offset = offset_of(m, tile);
-  if (is_one_run(m, tile)) {
-    if (m.dtype == dtype_of<A>()) return (const A*)m.data + offset;
-    load_run(buffer, m, offset, tile.rows * tile.cols);
-  } else {
-    for (int64_t r = 0; r < tile.rows; ++r) load_run(buffer + r * tile.cols, m, offset + r * m.row_stride, tile.cols);
-  }
+  if (is_one_run(m, tile)) return run_at(m, offset, tile.rows * tile.cols, buffer);
+  for (int64_t r = 0; r < tile.rows; ++r) load_run(buffer + r * tile.cols, m, offset + r * m.row_stride, tile.cols);
   return buffer;
 }
 

@@ -64,13 +64,20 @@ struct DropoutArgs {
 };
 constexpr int64_t DROPOUT_UNIT = 4096;
 
-// Squared error of each sample, averaged, and its gradient: 2 / n grad (output - target). Samples are dense and alike.
-struct MseArgs {
-  Matrix output, target;
-  Matrix gradient;   // data == nullptr: the loss is wanted
-  int64_t per_sample;
-  const void* grad;  // [B], float, or double when output is
-  void* loss;        // the same
+// Losses of each sample, and the gradient of the network's output. Samples are dense and alike; a unit is `tile` elements
+// of one of them, all halves and images counted alike.
+struct LossArgs {
+  Matrix output, target, x0, x_t;  // target.data == nullptr: no squared error; x0.data == nullptr: no bound
+  Matrix gradient;                 // data == nullptr: the sums are wanted
+  int64_t per_sample, tile;
+  bool learned;      // the output has a second half, which says the variance
+  int64_t channels;  // of a half where both alternate pixel by pixel (channels_last), tile a multiple of it; else 0
+  bool discrete, detach_mean;
+  double clip, levels;  // clip 0: none
+  const int64_t* t;
+  const void* table;                        // [T, 6], float, or double when output is
+  const void *grad_mse, *grad_bound;        // [B], the same; nullptr: none
+  double* sums;                             // [units, 3]: squares, nats, squared error of the predicted x_0
 };
 
 // A work unit is one tile of one sample; its result depends on the sample alone, not on the batch it is in.
@@ -81,7 +88,7 @@ struct Kernels {
   void (*diffuse)(const DiffuseArgs&, int64_t first_unit, int64_t last_unit);
   void (*step)(const StepArgs&, int64_t first_unit, int64_t last_unit);
   void (*dropout)(const DropoutArgs&, int64_t first_unit, int64_t last_unit);
-  void (*mse)(const MseArgs&, int64_t first_sample, int64_t last_sample);
+  void (*losses)(const LossArgs&, int64_t first_unit, int64_t last_unit);
 };
 
 extern const Kernels kernels_generic, kernels_avx2, kernels_avx512;

@@ -218,40 +218,6 @@ static void run_dropout(const DropoutArgs& args, int64_t first_unit, int64_t las
     dropout_units<float>(args, first_unit, last_unit);
 }
 
-template <typename A>
-static void mse_samples(const MseArgs& args, int64_t first_sample, int64_t last_sample) {
-  alignas(64) A output[TILE], target[TILE];
-  for (int64_t sample = first_sample; sample < last_sample; ++sample) {
-    const int64_t start = sample * args.per_sample, end = start + args.per_sample;
-    double total = 0;
-    const A factor = args.gradient.data == nullptr ? A(0) : A(2) / (A)args.per_sample * ((const A*)args.grad)[sample];
-    for (int64_t first = start; first < end; first += TILE) {
-      const int64_t n = end - first < TILE ? end - first : TILE;
-      load_run(output, args.output, first, n);
-      load_run(target, args.target, first, n);
-      for (int64_t i = 0; i < n; ++i) output[i] -= target[i];
-      if (args.gradient.data != nullptr) {
-        for (int64_t i = 0; i < n; ++i) output[i] *= factor;
-        store_run(output, args.gradient, first, n);
-        continue;
-      }
-      A sums[16] = {};
-      for (int64_t i = n; i < TILE && i % 16 != 0; ++i) output[i] = A(0);
-      for (int64_t i = 0; i < n; i += 16)
-        for (int64_t lane = 0; lane < 16; ++lane) sums[lane] += output[i + lane] * output[i + lane];
-      for (int64_t lane = 0; lane < 16; ++lane) total += sums[lane];
-    }
-    if (args.gradient.data == nullptr) ((A*)args.loss)[sample] = (A)(total / (double)args.per_sample);
-  }
-}
-
-static void run_mse(const MseArgs& args, int64_t first_sample, int64_t last_sample) {
-  if (args.output.dtype == Dtype::F64)
-    mse_samples<double>(args, first_sample, last_sample);
-  else
-    mse_samples<float>(args, first_sample, last_sample);
-}
-
 static void run_diffuse(const DiffuseArgs& args, int64_t first_unit, int64_t last_unit) {
   if (args.x0.dtype == Dtype::F64)
     diffuse_tiles<double>(args, first_unit, last_unit);

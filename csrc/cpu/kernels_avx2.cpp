@@ -21,6 +21,8 @@ namespace avx2 {
 #include "vec.h"
 #include "convert.h"
 #include "elementwise_impl.h"
+#include "bound_terms_impl.h"
+#include "losses_impl.h"
 #include "engine_impl.h"
 #include "engine_rest_impl.h"
 #include "conv_impl.h"
@@ -29,7 +31,7 @@ namespace avx2 {
 }  // namespace avx2
 
 extern const Kernels kernels_avx2;
-const Kernels kernels_avx2 = {"avx2", avx2::run_diffuse, avx2::run_step, avx2::run_dropout, avx2::run_mse};
+const Kernels kernels_avx2 = {"avx2", avx2::run_diffuse, avx2::run_step, avx2::run_dropout, avx2::run_losses};
 
 extern const Engine engine_avx2;
 const Engine engine_avx2 = {"avx2", avx2::run_unit};

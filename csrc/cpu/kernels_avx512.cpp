@@ -21,6 +21,8 @@ namespace avx512 {
 #include "vec.h"
 #include "convert.h"
 #include "elementwise_impl.h"
+#include "bound_terms_impl.h"
+#include "losses_impl.h"
 #include "engine_impl.h"
 #include "engine_rest_impl.h"
 #include "conv_impl.h"
@@ -29,7 +31,7 @@ namespace avx512 {
 }  // namespace avx512
 
 extern const Kernels kernels_avx512;
-const Kernels kernels_avx512 = {"avx512", avx512::run_diffuse, avx512::run_step, avx512::run_dropout, avx512::run_mse};
+const Kernels kernels_avx512 = {"avx512", avx512::run_diffuse, avx512::run_step, avx512::run_dropout, avx512::run_losses};
 
 extern const Engine engine_avx512;
 const Engine engine_avx512 = {"avx512", avx512::run_unit};

@@ -15,6 +15,8 @@ namespace generic {
 #include "vec.h"
 #include "convert.h"
 #include "elementwise_impl.h"
+#include "bound_terms_impl.h"
+#include "losses_impl.h"
 #include "engine_impl.h"
 #include "engine_rest_impl.h"
 #include "conv_impl.h"
@@ -23,7 +25,7 @@ namespace generic {
 }  // namespace generic
 
 extern const Kernels kernels_generic;
-const Kernels kernels_generic = {"generic", generic::run_diffuse, generic::run_step, generic::run_dropout, generic::run_mse};
+const Kernels kernels_generic = {"generic", generic::run_diffuse, generic::run_step, generic::run_dropout, generic::run_losses};
 
 extern const Engine engine_generic;
 const Engine engine_generic = {"generic", generic::run_unit};

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff import ops
 from fastdiff.diffusion import Diffusion
-from fastdiff.losses import BoundTable, Cdf, Decoder, variational_terms
+from fastdiff.losses import BoundTable, Cdf, Decoder, mse, variational_terms
 from fastdiff.noise import Stream
 from fastdiff.reference import compute_dtype
 from fastdiff.sampling import Model, checked_ids, eval_mode, model_device, model_dtype, native_network
@@ -251,17 +251,48 @@ class TermEvaluator:
         )  # fmt: skip
         kwargs = {key: value[image_there] for key, value in self.model_kwargs.items()}
         output = network(x_t.to(model_dtype(self.model, self.dtype)), self._times[at], **kwargs)
-        output, values = split_output(output, x0, self.diffusion.learned_variance)
-        x0_pred = table.x0(x_t, at, output)
-        if self.clip is not None:
-            x0_pred = x0_pred.clamp(-self.clip, self.clip)
-        terms = variational_terms(
-            x0, at, x0_pred, table.log_variance(at, x0, values), table,
-            decoder=self.decoder, levels=self.levels, cdf=self.cdf,
-        )  # fmt: skip
+        terms, x0_mse = score_output(
+            output, x0, x_t, at, table, clip=self.clip, decoder=self.decoder, levels=self.levels, cdf=self.cdf
+        )
         self.terms[image, t] = terms.cpu().double()
-        self.x0_mse[image, t] = (x0_pred - x0).square().flatten(1).mean(dim=1).cpu().double()
+        self.x0_mse[image, t] = x0_mse.cpu().double()
         self.evaluations += len(t)
+
+
+def score_output(
+    output: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    table: BoundTable,
+    *,
+    clip: float | None,
+    decoder: Decoder,
+    levels: int,
+    cdf: Cdf,
+) -> tuple[Tensor, Tensor]:
+    """One term of the bound in bits per dimension and the squared error of the predicted x_0, each [B].
+
+    Args:
+        output: The network's, [B, C or 2C, ...], of any floating type; taken in the type of x0.
+        x0, x_t, t, table, decoder, levels, cdf: As in `fastdiff.losses.variational_terms`.
+        clip: Bound on the predicted x_0; None for none.
+
+    Raises:
+        ValueError: the output's shape is not what the table says.
+    """
+    prediction, values = split_output(output, x0, table.learned_variance)
+    if cdf == "exact":
+        return ops.bound_terms(
+            output.to(x0.dtype), x0, x_t, t, table.rows(), learned_variance=table.learned_variance,
+            clip=None if clip == math.inf else clip, decoder=decoder, levels=levels,
+        )  # fmt: skip
+    # The papers' approximation is there for parity and has no kernel.
+    x0_pred = table.x0(x_t, t, prediction)
+    x0_pred = x0_pred if clip is None else x0_pred.clamp(-clip, clip)
+    log_variance = table.log_variance(t, x0, values)
+    terms = variational_terms(x0, t, x0_pred, log_variance, table, decoder=decoder, levels=levels, cdf=cdf)
+    return terms, mse(x0_pred, x0)
 
 
 def network_times(diffusion: Diffusion, device: torch.device) -> Tensor:

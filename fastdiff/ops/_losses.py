@@ -1,4 +1,4 @@
-"""The ops `mse` and `bound_loss`: losses of each sample in one pass, with gradients."""
+"""The ops `mse`, `bound_loss` and `bound_terms`: losses of each sample in one pass, the first two with gradients."""
 
 from __future__ import annotations
 
@@ -127,8 +127,62 @@ def bound_loss(
     return _run_bound(arguments, implementation)[1]
 
 
+def bound_terms(
+    output: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    table: Tensor,
+    *,
+    learned_variance: bool = False,
+    clip: float | None = None,
+    decoder: Decoder = "discrete",
+    levels: int = 256,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`bound_loss` for scoring: the same term, and the squared error of the predicted x_0 from the same pass.
+
+    Args:
+        output, x0, x_t, t, table, learned_variance, clip, decoder, levels, implementation: As in `bound_loss`.
+
+    Returns:
+        (bound [B] in bits per dimension, x0_mse [B]), float32, or float64 for float64. x0_mse is the mean over elements
+        of the squared difference of x_0 and the predicted one, clipped where clip says so. Neither has a gradient.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or values that do not fit, or an argument that requires grad.
+        IndexError: t outside [0, T), on the CPU.
+        RuntimeError: the named implementation is not available.
+
+    Source: as `bound_loss`.
+    """
+    if torch.is_grad_enabled() and output.requires_grad:
+        raise ValueError("bound_terms has no gradient: detach output, call it under torch.no_grad(), or use bound_loss")
+    _check_bound(output, None, x0, x_t, t, table, clip, learned_variance, decoder, levels)
+    arguments = (output, x0, x_t, t, table, clip, learned_variance, decoder, levels)
+    bound, x0_mse = dispatch("bound_terms", output, implementation, arguments)
+    return bound, x0_mse
+
+
 def _run_bound(arguments: tuple[Any, ...], implementation: Implementation) -> tuple[Tensor, Tensor]:
     output, target, x0, x_t, t, table, clip, learned_variance, _, decoder, levels = arguments
+    _check_bound(output, target, x0, x_t, t, table, clip, learned_variance, decoder, levels)
+    simple, bound = dispatch("bound_loss", output, implementation, arguments)
+    return simple, bound
+
+
+def _check_bound(
+    output: Tensor,
+    target: Tensor | None,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    table: Tensor,
+    clip: float | None,
+    learned_variance: bool,
+    decoder: Decoder,
+    levels: int,
+) -> None:
     _check_output(output)
     channels = output.shape[1] if output.ndim > 1 else 0
     if learned_variance and (channels == 0 or channels % 2):
@@ -153,8 +207,6 @@ def _run_bound(arguments: tuple[Any, ...], implementation: Implementation) -> tu
         raise ValueError(f"decoder must be 'discrete' or 'gaussian', got {decoder!r}")
     if levels < 2:
         raise ValueError(f"levels must be at least 2, got {levels}")
-    simple, bound = dispatch("bound_loss", output, implementation, arguments)
-    return simple, bound
 
 
 def _check_output(output: Tensor) -> None:
@@ -216,6 +268,26 @@ def _bound_reference(
         output, target, x0, x_t, t, table, clip, learned_variance, decoder, levels
     )
     return bound.new_empty(0) if simple is None else simple, bound
+
+
+def _terms_reference(
+    output: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    table: Tensor,
+    clip: float | None,
+    learned_variance: bool,
+    decoder: Decoder,
+    levels: int,
+) -> tuple[Tensor, Tensor]:
+    check_index("t", t, table.shape[0])
+    return reference_losses.bound_terms(output, x0, x_t, t, table, clip, learned_variance, decoder, levels)
+
+
+def _terms_fake(output: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    bound = output.new_empty(output.shape[:1], dtype=compute_dtype(output))
+    return bound, torch.empty_like(bound)
 
 
 def _bound_fake(output: Tensor, target: Tensor | None, x0: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -280,6 +352,16 @@ define(
     f"(Tensor output, Tensor? target, {_BOUND}) -> (Tensor, Tensor)",
     _bound_reference,
     _bound_fake,
+    lambda arguments: check_index("t", arguments[4], arguments[5].shape[0]),
+    kernel="losses",
+)
+define(
+    "bound_terms",
+    "(Tensor output, Tensor x0, Tensor x_t, Tensor t, Tensor table, float? clip, bool learned_variance, str decoder, "
+    "int levels) -> (Tensor, Tensor)",
+    _terms_reference,
+    _terms_fake,
+    lambda arguments: check_index("t", arguments[3], arguments[4].shape[0]),
     kernel="losses",
 )
 define(

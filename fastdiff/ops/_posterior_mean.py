@@ -115,5 +115,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_output, None, None, None
 
 
-define("posterior_mean", _SCHEMA, _reference, _fake)
+define(
+    "posterior_mean",
+    _SCHEMA,
+    _reference,
+    _fake,
+    lambda arguments: check_index("t", arguments[2], arguments[3].shape[0]),
+)
 torch.library.register_autograd("fastdiff::posterior_mean", _backward, setup_context=_setup)

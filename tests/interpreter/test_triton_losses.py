@@ -91,6 +91,23 @@ def test_losses_match_the_reference(device, shape, layout, detach):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("clip", [None, 0.4])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bound_terms_are_the_bound_and_the_error_of_x0(device, shape, clip, layout):
+    process = diffusion()
+    output, _, x0, x_t, t = problem(shape, device, layout=layout, process=process)
+    table = BoundTable.build(process, device)
+    bound, x0_mse = ops.bound_terms(
+        output, x0, x_t, t, table.rows(), learned_variance=True, clip=clip, implementation="triton"
+    )
+    wide = exact(output.double(), x_t, x0, x_t, t, process, clip)[1]
+    mean = BoundTable.from_rows(table.rows().double(), True).x0(x_t.double(), t, output.double().chunk(2, dim=1)[0])
+    mean = mean if clip is None else mean.clamp(-clip, clip)
+    assert torch.allclose(bound.double(), wide, rtol=1e-4)
+    assert torch.allclose(x0_mse.double(), losses.mse(mean, x0.double()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_losses_in_16_bits(device, dtype, layout):
     process = diffusion()
