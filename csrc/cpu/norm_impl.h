@@ -391,7 +391,7 @@ FD_INLINE void finish_gradient(const NormGradArgs& grad, const NormUnit& u, cons
 
 // Of a strip: mean, factor and offset of `norm_coefficients`, and with them du and h less the group's mean.
 template <bool PLANAR, bool ACT, int U>
-struct Slopes {
+struct NormSlopes {
   f32x16 mean[U], factor[U], offset[U];
   inline __attribute__((always_inline)) f32x16 du(int j, f32x16 about, f32x16 dy) const {
     return ACT ? dy * silu_slope(about * factor[j] + offset[j]) : dy;
@@ -411,7 +411,7 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
   for (int64_t k = 0; k < NORM_VECTORS * u.width; ++k) vectors[k] = 0.0f;
   norm_coefficients(a, u, false, mean, factor, offset);
   const auto slopes = [&]<int U>(int64_t first) __attribute__((always_inline)) {
-    Slopes<PLANAR, ACT, U> s;
+    NormSlopes<PLANAR, ACT, U> s;
     coefficients_of<PLANAR, U>(mean + first, s.mean);
     coefficients_of<PLANAR, U>(factor + first, s.factor);
     coefficients_of<PLANAR, U>(offset + first, s.offset);
@@ -421,7 +421,7 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
     const NormTile t = norm_tile_of<PLANAR>(a, u, tiles, k);
     const Rows h = load_h<PLANAR>(a, u, t, false, h_buffer, other), dy = rows_of(grad.dy, u.sample, t, dy_buffer);
     const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
-      const Slopes<PLANAR, ACT, U> s = slopes.template operator()<U>(first);
+      const NormSlopes<PLANAR, ACT, U> s = slopes.template operator()<U>(first);
       f32x16 sum[U] = {}, products[U] = {};
       const float *at = h.at + place, *at_dy = dy.at + place;
       for (int64_t k = 0; k < count; ++k, at += step_of<PLANAR, U>(h), at_dy += step_of<PLANAR, U>(dy))
@@ -461,7 +461,7 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
     // A result may take the place of what was read for it, vector by vector.
     const Rows dx = gradient_rows<PLANAR>(grad, u, t, dy_buffer);
     const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
-      const Slopes<PLANAR, ACT, U> s = slopes.template operator()<U>(first);
+      const NormSlopes<PLANAR, ACT, U> s = slopes.template operator()<U>(first);
       f32x16 less[U], by[U], sum[U] = {};
       coefficients_of<PLANAR, U>(constant + first, less);
       coefficients_of<PLANAR, U>(slope + first, by);

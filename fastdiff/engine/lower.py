@@ -62,8 +62,8 @@ def choose_algorithm(kernel: int, stride: int, channels_in: int, out: Buffer) ->
         return "direct"
     if out.height < 4 or out.width < 4:
         return "direct"
-    # Tiles of 4 need fewer products and weights 4 times as large: small images cannot pay for reading those from memory,
-    # and those of few channels stay in a cache.
+    # Tiles of 4 need fewer products, and weights 4 times as large. Small images cannot pay for reading those from
+    # memory, but those of few channels stay in a cache.
     if min(out.height, out.width) >= 8 or channels_in * out.channels <= CACHED_PRODUCTS:
         return "winograd4"
     return "winograd2"

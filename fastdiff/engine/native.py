@@ -24,8 +24,8 @@ Precision = Literal["fast", "strict"]
 # Plans kept at a time, one per batch and size; the oldest goes.
 MAX_PLANS = 4
 # Of a network that threads evaluate side by side, each with samples of its own: packed weights that the last cache
-# holds, and activations of some samples that a thread's own cache holds. Below so many operations per sample it is worth
-# it for fewer samples than threads as well: meeting after each instruction costs more than the others' help is worth.
+# holds, and activations of some samples that a thread's own cache holds. Below so many operations per sample it pays
+# for fewer samples than threads as well: meeting after each instruction costs more than the others' help is worth.
 LANE_WEIGHT_BYTES = 16 << 20
 LANE_ARENA_BYTES = 1 << 20
 LANE_FLOPS = 100_000_000
