@@ -203,7 +203,7 @@ class CompVisVDenoiser(DiscreteVDDPMDenoiser):
     def __init__(self, model: Any, quantize: bool = False, device: torch.device | str = "cpu") -> None:
         super().__init__(model, model.alphas_cumprod, quantize)
 
-    def get_v(self, x: Tensor, t: Tensor, cond: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def get_v(self, x: Tensor, t: Tensor, cond: Any, **kwargs: Any) -> Tensor:
         """What the model predicts; it is given x, t and cond alone, as there."""
         v: Tensor = self.inner_model.apply_model(x, t, cond)
         return v
