@@ -172,3 +172,45 @@ def test_random_unet_of_a_preset_is_their_model():
     )
     assert model.config == config
     model.load_state_dict(random_unet(config).state_dict())
+
+
+# README of guided-diffusion: flags of its files, and the sizes in millions of table 11 of arXiv:2105.05233.
+CLASSIFIERS = {64: (4, 65), 128: (2, 43), 256: (2, 54), 512: (2, 54)}
+UPSAMPLERS = {
+    256: ({"small_size": 64, "attention_resolutions": "32,16,8", "num_heads": 4}, 312),
+    512: ({"small_size": 128, "attention_resolutions": "32,16", "num_head_channels": 64}, 309),
+}
+
+
+def millions(model):
+    return round(sum(parameter.numel() for parameter in model.parameters()) / 1e6)
+
+
+@pytest.mark.parametrize("size", CLASSIFIERS)
+def test_published_classifiers_have_their_names_and_sizes(size):
+    depth, count = CLASSIFIERS[size]
+    with torch.device("meta"):
+        model = script_util.create_classifier(
+            **{**script_util.classifier_defaults(), "image_size": size, "classifier_depth": depth}
+        )
+    assert millions(model) == count
+    body = {name for name in openai_names(model.config) if not name.startswith(("output_blocks.", "out."))}
+    pool = {"out.0.weight", "out.0.bias", "out.2.positional_embedding"}
+    pool |= {f"out.2.{name}.{part}" for name in ("qkv_proj", "c_proj") for part in ("weight", "bias")}
+    assert set(model.state_dict()) == body | pool
+
+
+@pytest.mark.parametrize("size", UPSAMPLERS)
+def test_published_upsamplers_have_their_names_and_sizes(size):
+    flags, count = UPSAMPLERS[size]
+    flags = {**flags, "large_size": size, "class_cond": True, "learn_sigma": True, "num_channels": 192}
+    flags |= {"num_res_blocks": 2, "resblock_updown": True, "use_scale_shift_norm": True}
+    with torch.device("meta"):
+        model, _ = script_util.sr_create_model_and_diffusion(
+            **{**script_util.sr_model_and_diffusion_defaults(), **flags}
+        )
+    assert millions(model) == count
+    state = model.state_dict()
+    assert set(state) == set(openai_names(model.config))
+    assert list(state["input_blocks.0.0.weight"].shape) == [192, 6, 3, 3]
+    assert list(state["label_emb.weight"].shape) == [1000, 768]
