@@ -48,6 +48,7 @@ class Stream(IntEnum):
     DEQUANTIZE = 9
     KNOWN = 10
     LANGEVIN = 11
+    BROWNIAN = 12
 
 
 def check_seed(seed: int) -> int:

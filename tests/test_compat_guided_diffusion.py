@@ -1,18 +1,29 @@
 """The OpenAI drop-in against formulas derived again in float64, their signatures, and their scripts' steps."""
 
+import argparse
 import inspect
 import math
 
 import numpy as np
 import pytest
 import torch
-from test_convert_layouts import openai_names, random_unet, small
 from tolerances import FLOAT64
 
 import fastdiff as fd
-from fastdiff import convert
+from fastdiff.compat.guided_diffusion import (
+    dist_util,
+    fp16_util,
+    image_datasets,
+    logger,
+    losses,
+    nn,
+    resample,
+    respace,
+    script_util,
+    train_util,
+    unet,
+)
 from fastdiff.compat.guided_diffusion import gaussian_diffusion as gd
-from fastdiff.compat.guided_diffusion import losses, nn, resample, respace, script_util, unet
 
 MEANS = (gd.ModelMeanType.EPSILON, gd.ModelMeanType.START_X, gd.ModelMeanType.PREVIOUS_X)
 T = 12
@@ -341,182 +352,112 @@ def test_space_timesteps_takes_any_number_for_ddim():
         assert len(respace.space_timesteps(1000, f"ddim{count}")) == count
 
 
-# Names and defaults of guided-diffusion's functions.
+# Names, order and defaults of guided-diffusion's functions; what stands behind * is by keyword alone.
+LOOP = "model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, device=None, "
+STEP = "model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None"
+NETWORK = (
+    "image_size, in_channels, model_channels, out_channels, num_res_blocks, attention_resolutions, dropout=0, "
+    "channel_mult=(1, 2, 4, 8), conv_resample=True, dims=2, {}use_checkpoint=False, use_fp16=False, num_heads=1, "
+    "num_head_channels=-1, num_heads_upsample=-1, use_scale_shift_norm=False, resblock_updown=False, "
+    "use_new_attention_order=False"
+)
+PROCESS = (
+    "learn_sigma, diffusion_steps, noise_schedule, timestep_respacing, use_kl, predict_xstart, rescale_timesteps, "
+    "rescale_learned_sigmas"
+)
+CLASSIFIER = (
+    "image_size, classifier_use_fp16, classifier_width, classifier_depth, classifier_attention_resolutions, "
+    "classifier_use_scale_shift_norm, classifier_resblock_updown, classifier_pool"
+)
 SIGNATURES = {
-    gd.GaussianDiffusion.p_sample_loop: "model shape noise clip_denoised denoised_fn cond_fn model_kwargs device "
-    "progress",
-    gd.GaussianDiffusion.ddim_sample_loop: "model shape noise clip_denoised denoised_fn cond_fn model_kwargs device "
-    "progress eta",
-    gd.GaussianDiffusion.p_sample: "model x t clip_denoised denoised_fn cond_fn model_kwargs",
-    gd.GaussianDiffusion.ddim_sample: "model x t clip_denoised denoised_fn cond_fn model_kwargs eta",
-    gd.GaussianDiffusion.ddim_reverse_sample: "model x t clip_denoised denoised_fn model_kwargs eta",
-    gd.GaussianDiffusion.p_mean_variance: "model x t clip_denoised denoised_fn model_kwargs",
-    gd.GaussianDiffusion.training_losses: "model x_start t model_kwargs noise",
-    gd.GaussianDiffusion.calc_bpd_loop: "model x_start clip_denoised model_kwargs",
-    gd.GaussianDiffusion.q_sample: "x_start t noise",
-    gd.GaussianDiffusion.condition_mean: "cond_fn p_mean_var x t model_kwargs",
-    script_util.create_gaussian_diffusion: "steps learn_sigma sigma_small noise_schedule use_kl predict_xstart "
-    "rescale_timesteps rescale_learned_sigmas timestep_respacing",
-    script_util.create_model: "image_size num_channels num_res_blocks channel_mult learn_sigma class_cond "
-    "use_checkpoint attention_resolutions num_heads num_head_channels num_heads_upsample use_scale_shift_norm dropout "
-    "resblock_updown use_fp16 use_new_attention_order",
-    unet.UNetModel.__init__: "image_size in_channels model_channels out_channels num_res_blocks attention_resolutions "
-    "dropout channel_mult conv_resample dims num_classes use_checkpoint use_fp16 num_heads num_head_channels "
-    "num_heads_upsample use_scale_shift_norm resblock_updown use_new_attention_order",
-    respace.space_timesteps: "num_timesteps section_counts",
+    gd.GaussianDiffusion: "*, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False",
+    gd.GaussianDiffusion.q_mean_variance: "x_start, t",
+    gd.GaussianDiffusion.q_sample: "x_start, t, noise=None",
+    gd.GaussianDiffusion.q_posterior_mean_variance: "x_start, x_t, t",
+    gd.GaussianDiffusion.p_mean_variance: "model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None",
+    gd.GaussianDiffusion.condition_mean: "cond_fn, p_mean_var, x, t, model_kwargs=None",
+    gd.GaussianDiffusion.condition_score: "cond_fn, p_mean_var, x, t, model_kwargs=None",
+    gd.GaussianDiffusion.p_sample: STEP,
+    gd.GaussianDiffusion.p_sample_loop: LOOP + "progress=False",
+    gd.GaussianDiffusion.p_sample_loop_progressive: LOOP + "progress=False",
+    gd.GaussianDiffusion.ddim_sample: STEP + ", eta=0.0",
+    gd.GaussianDiffusion.ddim_reverse_sample: "model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, "
+    "eta=0.0",
+    gd.GaussianDiffusion.ddim_sample_loop: LOOP + "progress=False, eta=0.0",
+    gd.GaussianDiffusion.ddim_sample_loop_progressive: LOOP + "progress=False, eta=0.0",
+    gd.GaussianDiffusion.training_losses: "model, x_start, t, model_kwargs=None, noise=None",
+    gd.GaussianDiffusion.calc_bpd_loop: "model, x_start, clip_denoised=True, model_kwargs=None",
+    gd.get_named_beta_schedule: "schedule_name, num_diffusion_timesteps",
+    gd.betas_for_alpha_bar: "num_diffusion_timesteps, alpha_bar, max_beta=0.999",
+    respace.SpacedDiffusion: "use_timesteps, **kwargs",
+    respace.space_timesteps: "num_timesteps, section_counts",
+    resample.create_named_schedule_sampler: "name, diffusion",
+    resample.UniformSampler: "diffusion",
+    resample.LossSecondMomentResampler: "diffusion, history_per_term=10, uniform_prob=0.001",
+    resample.ScheduleSampler.sample: "batch_size, device",
+    resample.LossAwareSampler.update_with_local_losses: "local_ts, local_losses",
+    losses.normal_kl: "mean1, logvar1, mean2, logvar2",
+    losses.discretized_gaussian_log_likelihood: "x, *, means, log_scales",
+    nn.update_ema: "target_params, source_params, rate=0.99",
+    nn.timestep_embedding: "timesteps, dim, max_period=10000",
+    nn.checkpoint: "func, inputs, params, flag",
+    image_datasets.load_data: "*, data_dir, batch_size, image_size, class_cond=False, deterministic=False, "
+    "random_crop=False, random_flip=True",
+    logger.configure: "dir=None, format_strs=None, comm=None, log_suffix=''",
+    dist_util.load_state_dict: "path, **kwargs",
+    fp16_util.MixedPrecisionTrainer: "*, model, use_fp16=False, fp16_scale_growth=0.001, initial_lg_loss_scale=20.0",
+    fp16_util.master_params_to_state_dict: "model, param_groups_and_shapes, master_params, use_fp16",
+    fp16_util.state_dict_to_master_params: "model, state_dict, use_fp16",
+    train_util.TrainLoop: "*, model, diffusion, data, batch_size, microbatch, lr, ema_rate, log_interval, "
+    "save_interval, resume_checkpoint, use_fp16=False, fp16_scale_growth=0.001, schedule_sampler=None, "
+    "weight_decay=0.0, lr_anneal_steps=0",
+    train_util.log_loss_dict: "diffusion, ts, losses",
+    unet.UNetModel: NETWORK.format("num_classes=None, "),
+    unet.SuperResModel: "image_size, in_channels, *args, **kwargs",
+    unet.EncoderUNetModel: NETWORK.format("") + ", pool='adaptive'",
+    unet.SuperResModel.forward: "x, timesteps, low_res=None, y=None",
+    script_util.create_gaussian_diffusion: "*, steps=1000, learn_sigma=False, sigma_small=False, "
+    "noise_schedule='linear', use_kl=False, predict_xstart=False, rescale_timesteps=False, "
+    "rescale_learned_sigmas=False, timestep_respacing=''",
+    script_util.create_model: "image_size, num_channels, num_res_blocks, channel_mult='', learn_sigma=False, "
+    "class_cond=False, use_checkpoint=False, attention_resolutions='16', num_heads=1, num_head_channels=-1, "
+    "num_heads_upsample=-1, use_scale_shift_norm=False, dropout=0, resblock_updown=False, use_fp16=False, "
+    "use_new_attention_order=False",
+    script_util.create_model_and_diffusion: "image_size, class_cond, learn_sigma, num_channels, num_res_blocks, "
+    "channel_mult, num_heads, num_head_channels, num_heads_upsample, attention_resolutions, dropout, "
+    + PROCESS.removeprefix("learn_sigma, ")
+    + ", use_checkpoint, use_scale_shift_norm, resblock_updown, use_fp16, use_new_attention_order",
+    script_util.create_classifier: CLASSIFIER,
+    script_util.create_classifier_and_diffusion: f"{CLASSIFIER}, {PROCESS}",
+    script_util.sr_create_model_and_diffusion: "large_size, small_size, class_cond, learn_sigma, num_channels, "
+    "num_res_blocks, num_heads, num_head_channels, num_heads_upsample, attention_resolutions, dropout, "
+    + PROCESS.removeprefix("learn_sigma, ")
+    + ", use_checkpoint, use_scale_shift_norm, resblock_updown, use_fp16",
+    script_util.sr_create_model: "large_size, small_size, num_channels, num_res_blocks, learn_sigma, class_cond, "
+    "use_checkpoint, attention_resolutions, num_heads, num_head_channels, num_heads_upsample, use_scale_shift_norm, "
+    "dropout, resblock_updown, use_fp16",
+    script_util.add_dict_to_argparser: "parser, default_dict",
+    script_util.args_to_dict: "args, keys",
+    script_util.str2bool: "v",
 }
 
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
-def test_signatures_have_their_names_in_their_order(function):
-    names = [name for name in inspect.signature(function).parameters if name != "self"]
-    assert names == SIGNATURES[function].split()
+def test_signatures_have_their_names_order_and_defaults(function):
+    signature = inspect.signature(function)
+    kept = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
+    assert str(inspect.Signature(kept)) == f"({SIGNATURES[function]})"
 
 
-def test_defaults_build_what_they_name():
-    assert set(inspect.signature(script_util.create_model_and_diffusion).parameters) == set(
-        script_util.model_and_diffusion_defaults()
-    )
-    assert set(inspect.signature(script_util.sr_create_model_and_diffusion).parameters) == set(
-        script_util.sr_model_and_diffusion_defaults()
-    )
-    assert set(inspect.signature(script_util.create_classifier_and_diffusion).parameters) == set(
-        script_util.classifier_and_diffusion_defaults()
-    )
-
-
-FLAGS = {
-    "num_channels": 32,
-    "num_res_blocks": 1,
-    "image_size": 32,
-    "channel_mult": "1,2",
-    "attention_resolutions": "16",
-}
-FLAGS |= {"num_heads": 2, "diffusion_steps": 20}
-
-
-def tiny_model(**flags):
-    torch.manual_seed(0)
-    model, diffusion = script_util.create_model_and_diffusion(
-        **{**script_util.model_and_diffusion_defaults(), **FLAGS, **flags}
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval(), diffusion
-
-
-@pytest.mark.parametrize("flags", [{}, {"class_cond": True, "resblock_updown": True, "use_new_attention_order": True}])
-def test_unet_model_has_openais_names_and_loads_them_and_ours(flags):
-    model, _ = tiny_model(**flags)
-    state = model.state_dict()
-    assert set(state) == set(openai_names(model.config))
-    assert state["middle_block.1.qkv.weight"].dim() == 3
-    plain = fd.UNet(model.config).eval()
-    plain.load_state_dict(convert.from_layout(state, model.config, "openai"))
-    x, t = torch.randn(1, 3, 32, 32), torch.tensor([7])
-    y = torch.tensor([3]) if flags else None
-    with torch.no_grad():
-        expected = plain(x, t, y)
-        assert torch.equal(model(x, t, y), expected)
-        for given in (state, plain.state_dict()):
-            again, _ = tiny_model(**flags)
-            for parameter in again.parameters():
-                parameter.zero_()
-            again.load_state_dict(given)
-            assert torch.equal(again(x, t, y), expected)
-    state.pop("out.2.bias")
-    with pytest.raises(RuntimeError, match=r"conv_out\.bias"):
-        model.load_state_dict(state)
-
-
-def test_unet_model_recomputes_with_use_checkpoint_and_gives_the_same_gradients():
-    grads = []
-    for flag in (False, True):
-        model, _ = tiny_model(use_checkpoint=flag)
-        model.train()
-        x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-        model(x, torch.tensor([3])).square().mean().backward()
-        grads.append([parameter.grad.clone() for parameter in model.parameters()])
-    for first, second in zip(*grads, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-7)
-
-
-def test_unet_model_in_half_precision_gives_the_type_of_its_input():
-    model, _ = tiny_model(use_fp16=True)
-    x, t = torch.randn(1, 3, 32, 32), torch.tensor([7])
-    with torch.no_grad():
-        wide = model(x, t)
-        model.convert_to_fp16()
-        half = model(x, t)
-    assert half.dtype == torch.float32
-    assert next(model.parameters()).dtype == torch.float16
-    # float16 has 11 bits, through some twenty layers.
-    assert (half - wide).abs().max() < 0.02 * wide.abs().max()
-
-
-def test_super_res_model_scales_the_small_image_up():
-    torch.manual_seed(0)
-    model = unet.SuperResModel(32, 3, 32, 3, 1, (), channel_mult=(1, 2))
-    with torch.no_grad():
-        model.conv_out.weight.normal_()
-    assert model.config.in_channels == 6
-    x, t, low = torch.randn(1, 3, 32, 32), torch.tensor([5]), torch.randn(1, 3, 8, 8)
-    up = torch.nn.functional.interpolate(low, (32, 32), mode="bilinear")
-    with torch.no_grad():
-        assert torch.equal(model(x, t, low_res=low), fd.UNet.forward(model, torch.cat([x, up], dim=1), t))
-    with pytest.raises(ValueError, match="low_res"):
-        model(x, t)
-
-
-def classifier_reference(model, x, t):
-    """guided-diffusion's encoder by its state dict alone: the attention pool, written out."""
-    state = model.state_dict()
-    h = x
-    emb = model.time_embed(fd.unet.timestep_embedding(t, model.config.channels, "cos_sin"))
-    for block in [*model.input_blocks, model.middle_block]:
-        h = block(h, torch.nn.functional.silu(emb))
-    h = torch.nn.functional.silu(
-        torch.nn.functional.group_norm(h, 32, state["out.0.weight"], state["out.0.bias"], 1e-5)
-    ).flatten(2)
-    h = torch.cat([h.mean(-1, keepdim=True), h], -1) + state["out.2.positional_embedding"]
-    qkv = (
-        torch.einsum("oc,bcn->bon", state["out.2.qkv_proj.weight"][:, :, 0], h) + state["out.2.qkv_proj.bias"][:, None]
-    )
-    q, k, v = (part.view(x.shape[0], -1, 64, h.shape[-1]) for part in qkv.chunk(3, dim=1))
-    weights = torch.softmax(torch.einsum("bhcn,bhcm->bhnm", q, k) / 8, dim=-1)
-    out = torch.einsum("bhnm,bhcm->bhcn", weights, v).flatten(1, 2)[:, :, 0]
-    return out @ state["out.2.c_proj.weight"][:, :, 0].T + state["out.2.c_proj.bias"]
-
-
-@pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
-def test_encoder_unet_model_pools_and_saves_as_theirs(pool):
-    torch.manual_seed(0)
-    options = {"num_head_channels": 64, "use_scale_shift_norm": True, "resblock_updown": True, "pool": pool}
-    model = unet.EncoderUNetModel(32, 3, 64, 10, 1, (2,), channel_mult=(1, 2), **options).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 900])
-    state = model.state_dict()
-    keys = {
-        "attention": {"out.0.weight", "out.2.positional_embedding", "out.2.qkv_proj.weight", "out.2.c_proj.bias"},
-        "adaptive": {"out.0.bias", "out.3.weight"},
-        "spatial": {"out.0.weight", "out.2.weight"},
-        "spatial_v2": {"out.0.weight", "out.1.weight", "out.3.bias"},
-    }[pool]
-    assert keys <= set(state)
-    body = [name for name in openai_names(model.config) if not name.startswith(("out", "label"))]
-    assert set(body) == {name for name in state if not name.startswith("out.")}
-    with torch.no_grad():
-        logits = model(x, t)
-        assert logits.shape == (2, 10)
-        if pool == "attention":
-            expected = classifier_reference(model, x, t)
-            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-        again = unet.EncoderUNetModel(32, 3, 64, 10, 1, (2,), channel_mult=(1, 2), **options).eval()
-        again.load_state_dict(state)
-        assert torch.equal(again(x, t), logits)
+def test_flags_are_typed_by_their_defaults():
+    parser = argparse.ArgumentParser()
+    script_util.add_dict_to_argparser(parser, {"a": 1, "b": 0.5, "c": False, "d": None, "e": "x"})
+    args = parser.parse_args(["--a", "2", "--b", "3", "--c", "yes", "--d", "7"])
+    assert script_util.args_to_dict(args, "abcde") == {"a": 2, "b": 3.0, "c": True, "d": "7", "e": "x"}
+    assert [script_util.str2bool(v) for v in ("T", "1", True, "n", "false", False)] == [True] * 3 + [False] * 3
+    with pytest.raises(argparse.ArgumentTypeError, match="boolean value expected"):
+        script_util.str2bool("maybe")
+    assert script_util.NUM_CLASSES == 1000
 
 
 def test_losses_and_nn_follow_their_formulas():
@@ -549,20 +490,3 @@ def test_loss_second_moment_resampler_weighs_by_root_mean_squares():
     np.testing.assert_allclose(weights, 1 / (T * expected[t.numpy()]), rtol=1e-6)
     with pytest.raises(NotImplementedError, match="unknown schedule sampler"):
         resample.create_named_schedule_sampler("fast", process())
-
-
-def test_random_unet_of_a_preset_is_their_model():
-    config = small("adm-imagenet64", norm_groups=32, channels=32, head_channels=16, num_classes=1000, image_size=64)
-    model, _ = tiny_model(
-        image_size=64,
-        channel_mult="1,2,3,4",
-        attention_resolutions="32,16,8",
-        num_head_channels=16,
-        class_cond=True,
-        learn_sigma=True,
-        resblock_updown=True,
-        use_new_attention_order=True,
-        num_heads=1,
-    )
-    assert model.config == config
-    model.load_state_dict(random_unet(config).state_dict())

@@ -1,6 +1,7 @@
 """What OpenAI's scripts do, with `guided_diffusion` replaced as sed would: sample, score, guide, upsample, train."""
 
 import argparse
+import random
 import sys
 
 import numpy as np
@@ -164,6 +165,70 @@ loop = TrainLoop(
 )
 loop.run_loop()
 """
+# On a GPU theirs names the device to DistributedDataParallel, which PyTorch refuses on the CPU.
+CLASSIFIER_TRAIN = """
+from torch.nn.parallel.distributed import DistributedDataParallel as DDP
+from guided_diffusion import dist_util, logger
+from guided_diffusion.fp16_util import MixedPrecisionTrainer
+from guided_diffusion.image_datasets import load_data
+from guided_diffusion.resample import create_named_schedule_sampler
+from guided_diffusion.script_util import (
+    add_dict_to_argparser, args_to_dict, classifier_and_diffusion_defaults, create_classifier_and_diffusion,
+)
+from guided_diffusion.train_util import log_loss_dict, parse_resume_step_from_filename
+parser = argparse.ArgumentParser()
+defaults = dict(
+    data_dir="", val_data_dir="", noised=True, iterations=3, lr=1e-3, weight_decay=0.0, batch_size=4, microbatch=-1,
+    schedule_sampler="uniform", resume_checkpoint="", eval_interval=2,
+)
+defaults.update(classifier_and_diffusion_defaults())
+add_dict_to_argparser(parser, defaults)
+args = parser.parse_args()
+dist_util.setup_dist()
+logger.configure()
+model, diffusion = create_classifier_and_diffusion(**args_to_dict(args, classifier_and_diffusion_defaults().keys()))
+model.to(dist_util.dev())
+schedule_sampler = create_named_schedule_sampler(args.schedule_sampler, diffusion)
+resume_step = 0
+if args.resume_checkpoint:
+    resume_step = parse_resume_step_from_filename(args.resume_checkpoint)
+    model.load_state_dict(dist_util.load_state_dict(args.resume_checkpoint, map_location=dist_util.dev()))
+dist_util.sync_params(model.parameters())
+mp_trainer = MixedPrecisionTrainer(model=model, use_fp16=args.classifier_use_fp16, initial_lg_loss_scale=16.0)
+model = DDP(model, broadcast_buffers=False, bucket_cap_mb=128, find_unused_parameters=False)
+options = dict(batch_size=args.batch_size, image_size=args.image_size, class_cond=True)
+data = load_data(data_dir=args.data_dir, random_crop=True, **options)
+val_data = load_data(data_dir=args.val_data_dir, **options)
+opt = torch.optim.AdamW(mp_trainer.master_params, lr=args.lr, weight_decay=args.weight_decay)
+if args.resume_checkpoint:
+    opt.load_state_dict(dist_util.load_state_dict(args.resume_checkpoint.replace("model", "opt"), map_location="cpu"))
+
+def forward_backward_log(loader, prefix="train"):
+    batch, extra = next(loader)
+    labels, batch = extra["y"].to(dist_util.dev()), batch.to(dist_util.dev())
+    t, _ = schedule_sampler.sample(batch.shape[0], dist_util.dev())
+    logits = model(diffusion.q_sample(batch, t), timesteps=t)
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    hits = (logits.topk(5, dim=-1)[1] == labels[:, None]).float()
+    log_loss_dict(diffusion, t, {f"{prefix}_loss": loss.detach(), f"{prefix}_acc@5": hits.sum(dim=-1)})
+    if loss.requires_grad:
+        mp_trainer.zero_grad()
+        mp_trainer.backward(loss.mean())
+
+for step in range(args.iterations - resume_step):
+    logger.logkv("step", step + resume_step)
+    forward_backward_log(data)
+    mp_trainer.optimize(opt)
+    if not step % args.eval_interval:
+        with torch.no_grad(), model.no_sync():
+            model.eval()
+            forward_backward_log(val_data, prefix="val")
+            model.train()
+    logger.dumpkvs()
+torch.save(mp_trainer.master_params_to_state_dict(mp_trainer.master_params), f"{logger.get_dir()}/model000002.pt")
+torch.save(opt.state_dict(), f"{logger.get_dir()}/opt000002.pt")
+dist.barrier()
+"""
 
 
 @pytest.fixture
@@ -174,7 +239,10 @@ def run(tmp_path, monkeypatch):
     def runner(script, flags):
         monkeypatch.setattr(sys, "argv", ["script.py", *flags.split()])
         names = {"argparse": argparse, "torch": torch, "np": np, "dist": dist}
+        # Noise is PyTorch's, timesteps are NumPy's, crops are Python's.
         torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        random.seed(0)
         exec(script.replace("guided_diffusion", "fastdiff.compat.guided_diffusion"), names)
         return names
 
@@ -267,6 +335,46 @@ def test_image_train_trains_saves_and_goes_on(run, tmp_path, folder_of_images):
     pipe = fd.Pipeline.from_pretrained(tmp_path / "log" / "ema_0.9_000002.pt", flags=own + "--rescale_timesteps False")
     assert pipe.metadata["weights"] == "ema"
     assert pipe.sample(1, steps=2).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("use_fp16", [False, True])
+def test_classifier_train_trains_saves_and_goes_on(run, tmp_path, folder_of_images, use_fp16):
+    flags = "--image_size 32 --classifier_width 32 --classifier_depth 1 --classifier_attention_resolutions 8 "
+    flags += f"--diffusion_steps 100 --data_dir {folder_of_images} --val_data_dir {folder_of_images} "
+    flags += f"--classifier_use_fp16 {use_fp16} "
+    names = run(CLASSIFIER_TRAIN, flags)
+    trainer = names["mp_trainer"]
+    rows = (tmp_path / "log" / "progress.csv").read_text().splitlines()
+    assert len(rows) == 4
+    assert {"train_loss", "val_loss", "train_acc@5", "grad_norm", "param_norm"} <= set(rows[0].split(","))
+    assert ("lg_loss_scale" in rows[0]) == use_fp16
+    saved = torch.load(tmp_path / "log" / "model000002.pt", weights_only=True)
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    again = run(CLASSIFIER_TRAIN, flags + f"--iterations 2 --resume_checkpoint {tmp_path}/log/model000002.pt")
+    pairs = zip(again["mp_trainer"].master_params, trainer.master_params, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    # In float16 a step that overflows is left out.
+    steps = [[float(state["step"]) for state in ran["opt"].state.values()] for ran in (names, again)]
+    assert steps[0] == steps[1]
+    assert use_fp16 or set(steps[0]) == {3}
+    # What it saves is what classifier_sample.py loads.
+    from fastdiff.compat.guided_diffusion.script_util import classifier_defaults, create_classifier
+
+    own = {"image_size": 32, "classifier_width": 32, "classifier_depth": 1, "classifier_attention_resolutions": "8"}
+    create_classifier(**{**classifier_defaults(), **own}).load_state_dict(saved)
+
+
+def test_image_train_in_float16_saves_float32(run, tmp_path, folder_of_images):
+    flags = f"{NETWORK}--data_dir {folder_of_images} --batch_size 2 --use_fp16 True --lr_anneal_steps 2 "
+    loop = run(IMAGE_TRAIN, flags)["loop"]
+    assert next(loop.model.parameters()).dtype == torch.float16
+    # The first scales overflow, as theirs do from 2^20 on.
+    assert loop.mp_trainer.lg_loss_scale < 20
+    for name in ("model000000.pt", "ema_0.9_000000.pt"):
+        saved = torch.load(tmp_path / "log" / name, weights_only=True)
+        assert {value.dtype for value in saved.values()} == {torch.float32}
+    masters = loop.mp_trainer.named_master_params()
+    assert all(torch.equal(param, masters[name].half()) for name, param in loop.model.named_parameters())
 
 
 def test_load_data_crops_scales_and_labels_by_name(folder_of_images):

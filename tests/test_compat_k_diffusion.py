@@ -30,11 +30,12 @@ def one(x, sigma):
 
 
 def churned(x, sigmas, i, churn, s_noise=1.0):
-    gamma = min(churn / (len(sigmas) - 1), math.sqrt(2) - 1)
+    """Noise is drawn at each step, whether or not it is used."""
+    amount, low, high = churn if isinstance(churn, tuple) else (churn, 0.0, math.inf)
+    gamma = min(amount / (len(sigmas) - 1), math.sqrt(2) - 1) if low <= sigmas[i] <= high else 0.0
     hat = sigmas[i] * (gamma + 1)
-    if gamma > 0:
-        x = x + torch.randn_like(x) * s_noise * (hat**2 - sigmas[i] ** 2) ** 0.5
-    return x, hat
+    noise = torch.randn_like(x) * s_noise
+    return x + noise * (hat**2 - sigmas[i] ** 2) ** 0.5, hat
 
 
 def euler(x, sigmas, churn=0.0):
@@ -131,7 +132,7 @@ def dpmpp_2m(x, sigmas):
 
 
 def dpmpp_2m_sde(solver):
-    def loop(x, sigmas):
+    def loop(x, sigmas, eta=1.0):
         old, last = None, None
         for i in range(len(sigmas) - 1):
             now = one(x, sigmas[i])
@@ -140,27 +141,37 @@ def dpmpp_2m_sde(solver):
                 x = now
                 continue
             h = math.log(sigma / after)
-            x = after / sigma * math.exp(-h) * x - math.expm1(-2 * h) * now
+            f = h + eta * h
+            x = after / sigma * math.exp(-eta * h) * x - math.expm1(-f) * now
             if old is not None:
                 r = last / h
-                weight = -math.expm1(-2 * h) / (-2 * h) + 1 if solver == "heun" else -0.5 * math.expm1(-2 * h)
+                weight = -math.expm1(-f) / -f + 1 if solver == "heun" else -0.5 * math.expm1(-f)
                 x = x + weight / r * (now - old)
-            x = x + torch.randn_like(x) * after * math.sqrt(-math.expm1(-2 * h)) * 1.01
+            if eta:
+                x = x + torch.randn_like(x) * after * math.sqrt(-math.expm1(-2 * eta * h)) * 1.01
             old, last = now, h
         return x
 
     return loop
 
 
+# Independent noise from PyTorch's generator.
+WHITE = {"noise_sampler": lambda sigma, sigma_next: torch.randn_like(start())}
+
 CASES = {
     "euler": (k.sample_euler, {}, euler, {}),
     "euler churn": (k.sample_euler, {"s_churn": 1.5, "s_noise": 1.01}, euler, {"churn": 1.5}),
+    "euler churn between": (
+        k.sample_euler, {"s_churn": 1.5, "s_tmin": 0.3, "s_tmax": 20.0, "s_noise": 1.01}, euler,
+        {"churn": (1.5, 0.3, 20.0)},
+    ),
     "heun": (k.sample_heun, {}, heun, {}),
     "heun churn": (k.sample_heun, {"s_churn": 30.0, "s_noise": 1.01}, heun, {"churn": 30.0}),
     "dpm_2": (k.sample_dpm_2, {}, dpm_2, {}),
     "dpm_2 churn": (k.sample_dpm_2, {"s_churn": 1.5, "s_noise": 1.01}, dpm_2, {"churn": 1.5}),
     "euler a": (k.sample_euler_ancestral, {"s_noise": 1.01}, ancestral("euler"), {}),
     "euler a half": (k.sample_euler_ancestral, {"s_noise": 1.01, "eta": 0.5}, ancestral("euler"), {"eta": 0.5}),
+    "euler a 0": (k.sample_euler_ancestral, {"eta": 0.0}, ancestral("euler"), {"eta": 0.0}),
     "dpm_2 a": (k.sample_dpm_2_ancestral, {"s_noise": 1.01}, ancestral("dpm_2"), {}),
     "dpmpp_2s a": (k.sample_dpmpp_2s_ancestral, {"s_noise": 1.01}, ancestral("dpmpp_2s"), {}),
     "dpmpp_2s a half": (
@@ -169,11 +180,17 @@ CASES = {
     "lms": (k.sample_lms, {}, lms, {}),
     "lms 2": (k.sample_lms, {"order": 2}, lms, {"order": 2}),
     "dpmpp_2m": (k.sample_dpmpp_2m, {}, dpmpp_2m, {}),
-    "dpmpp_2m_sde": (k.sample_dpmpp_2m_sde, {"s_noise": 1.01}, dpmpp_2m_sde("midpoint"), {}),
+    "dpmpp_2m_sde": (k.sample_dpmpp_2m_sde, {"s_noise": 1.01, **WHITE}, dpmpp_2m_sde("midpoint"), {}),
     "dpmpp_2m_sde heun": (
-        k.sample_dpmpp_2m_sde, {"s_noise": 1.01, "solver_type": "heun"}, dpmpp_2m_sde("heun"), {},
+        k.sample_dpmpp_2m_sde, {"s_noise": 1.01, "solver_type": "heun", **WHITE}, dpmpp_2m_sde("heun"), {},
     ),
-    "dpmpp_2m_sde 0": (k.sample_dpmpp_2m_sde, {"eta": 0.0}, dpmpp_2m, {}),
+    "dpmpp_2m_sde half": (
+        k.sample_dpmpp_2m_sde, {"s_noise": 1.01, "eta": 0.5, **WHITE}, dpmpp_2m_sde("midpoint"), {"eta": 0.5},
+    ),
+    "dpmpp_2m_sde heun 0": (
+        k.sample_dpmpp_2m_sde, {"eta": 0.0, "solver_type": "heun", **WHITE}, dpmpp_2m_sde("heun"), {"eta": 0.0},
+    ),
+    "dpmpp_2m_sde 0": (k.sample_dpmpp_2m_sde, {"eta": 0.0, **WHITE}, dpmpp_2m, {}),
 }  # fmt: skip
 
 
@@ -183,10 +200,12 @@ def test_sampler_equals_its_published_update(case, sigmas):
     """With the same seed of torch, since noise is drawn at the same places."""
     function, options, textbook, own = CASES[case]
     torch.manual_seed(3)
-    ours = function(denoise, start(), sigmas, **options)
+    ours, following = function(denoise, start(), sigmas, **options), torch.rand(1)
     torch.manual_seed(3)
     expected = textbook(start(), sigmas, **own)
     torch.testing.assert_close(ours, expected, rtol=SAME_RUN, atol=SAME_RUN)
+    # What a script draws next is the same as well.
+    assert following == torch.rand(1)
 
 
 @pytest.mark.parametrize("function", [k.sample_euler, k.sample_heun, k.sample_dpmpp_2m], ids=lambda f: f.__name__)
@@ -219,8 +238,8 @@ def test_sampler_refuses():
         k.sample_euler(denoise, start(), torch.tensor([1.0, 2.0, 0.0]))
     with pytest.raises(ValueError, match=r"must be \[N \+ 1\], falling"):
         k.sample_euler(denoise, start(), torch.tensor([1.0]))
-    with pytest.raises(ValueError, match=r"eta must be 0 or 1, got 0\.5"):
-        k.sample_dpmpp_2m_sde(denoise, start(), SIGMAS, eta=0.5)
+    with pytest.raises(ValueError, match="solver_type must be 'heun' or 'midpoint', got 'rk4'"):
+        k.sample_dpmpp_2m_sde(denoise, start(), SIGMAS, solver_type="rk4")
 
 
 def test_sigmas_are_those_of_the_formulas():
@@ -259,32 +278,6 @@ def test_edm_sampler_is_algorithm_2():
         expected = heun(x, sigmas, churn * 6 / 6)
         assert ours.dtype == torch.float64
         torch.testing.assert_close(ours, expected, rtol=SAME_RUN, atol=SAME_RUN)
-
-
-@pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_denoisers_and_networks_are_inverse(prediction):
-    diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(50), prediction)
-    abar = torch.tensor(diffusion.schedule.alphas_cumprod)
-    kinds = {"eps": k.DiscreteEpsDDPMDenoiser, "v": k.DiscreteVDDPMDenoiser}
-
-    def network(x, t):
-        return 0.3 * torch.sin(x) + 0.01 * t.reshape(-1, 1, 1, 1)
-
-    denoiser = kinds[prediction](network, abar, quantize=False)
-    back = k.NetworkFromDenoiser(denoiser, diffusion)
-    x = torch.randn(4, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    t = torch.tensor([3, 17, 30, 40])
-    # The denoiser's levels are float32, as k-diffusion's.
-    torch.testing.assert_close(back(x, t), network(x, t.double()), rtol=1e-3, atol=1e-3)
-    sigma = denoiser.t_to_sigma(t.float())
-    torch.testing.assert_close(denoiser.sigma_to_t(sigma), t.float(), rtol=1e-4, atol=1e-4)
-    assert torch.equal(denoiser.sigma_to_t(sigma, quantize=True), t)
-    assert denoiser.get_sigmas(5).shape == (6,)
-    assert denoiser.get_sigmas()[0] == denoiser.sigma_max
-    a, s = abar[t].sqrt().reshape(-1, 1, 1, 1), (1 - abar[t]).sqrt().reshape(-1, 1, 1, 1)
-    m = network(x, t.double())
-    x0 = (x - s * m) / a if prediction == "eps" else a * x - s * m
-    torch.testing.assert_close(denoiser(x / a, (s / a).reshape(-1)), x0, rtol=1e-3, atol=1e-3)
 
 
 def test_denoiser_sampled_by_euler_is_ddim():

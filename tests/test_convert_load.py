@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from fastdiff import convert
 from fastdiff.cli import app
 from fastdiff.convert.openai_flags import rescaled
 from fastdiff.convert.save import save_as
-from fastdiff.unet_config import UNetConfig
+from fastdiff.unet_config import PRESETS, QkvLayout, UNetConfig
 
 LINEAR = fd.Diffusion(fd.NoiseSchedule.linear(1000), variance="fixed_large")
 LEARNED = fd.Diffusion(fd.NoiseSchedule.cosine(50), variance="learned_range")
@@ -319,6 +320,43 @@ def test_convert_goes_in_a_circle_exactly(tmp_path, preset):
         moved = convert.to_layout(loaded.unet.state_dict(), loaded.unet.config, "diffusers")
         ours = convert.to_layout(expected, config, "diffusers")
         assert all(torch.equal(moved[key], ours[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    ("preset", "layout"),
+    [(name, published.qkv_layout) for name, published in PRESETS.items()]
+    + [("iddpm-cifar10", layout) for layout in get_args(QkvLayout) if layout != PRESETS["iddpm-cifar10"].qkv_layout],
+)
+@pytest.mark.filterwarnings("ignore:.*their code would compute something else")
+def test_convert_keeps_the_outputs_of_every_preset_and_qkv_layout(tmp_path, preset, layout):
+    """Through each form and back; diffusers says what it has not, and the rest is exact."""
+    published = PRESETS[preset]
+    size = min(published.image_size, max(32, 1 << (len(published.channel_mult) - 1)))
+    config = small(preset, qkv_layout=layout, image_size=size)
+    learns = config.out_channels == 2 * config.in_channels
+    variance = "learned_range" if learns else "fixed_large"
+    pipe = fd.Pipeline(random_unet(config), fd.Diffusion(fd.NoiseSchedule.cosine(50), variance=variance))
+    x = torch.randn(1, config.in_channels, *[config.image_size] * 2, generator=torch.Generator().manual_seed(0))
+    y = None if config.num_classes is None else torch.tensor([1])
+    with torch.no_grad():
+        expected = pipe.unet(x, torch.tensor([7]), y)
+    loaded = pipe
+    for target in ("openai", "fastdiff", "diffusers", "openai"):
+        path = tmp_path / f"{target}{len(list(tmp_path.iterdir()))}{'.pt' if target == 'openai' else ''}"
+        if target == "diffusers" and preset in ("iddpm-imagenet64", "adm-imagenet128", "adm-imagenet512"):
+            with pytest.raises(ValueError, match="diffusers has no such network"):
+                save_as(loaded, path, target)
+            continue
+        loaded = fd.Pipeline.from_pretrained(save_as(loaded, path, target))
+        assert loaded.diffusion == pipe.diffusion
+        with torch.no_grad():
+            found = loaded.unet(x, torch.tensor([7]), y)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    ours, back = (
+        convert.to_layout(ends.unet.state_dict(), ends.unet.config, "openai", qkv_layout="legacy")
+        for ends in (pipe, loaded)
+    )
+    assert all(torch.equal(back[name], value) for name, value in ours.items())
 
 
 def test_save_as_openai_says_what_their_code_does_otherwise(tmp_path):

@@ -6,11 +6,12 @@ import csv
 import datetime
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch.distributed as dist
 
@@ -22,6 +23,7 @@ __all__ = [
     "WARN",
     "configure",
     "debug",
+    "dump_tabular",
     "dumpkvs",
     "error",
     "get_dir",
@@ -31,11 +33,18 @@ __all__ = [
     "logkv",
     "logkv_mean",
     "logkvs",
+    "profile",
     "profile_kv",
+    "record_tabular",
     "reset",
+    "scoped_configure",
+    "set_comm",
     "set_level",
     "warn",
 ]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 DEBUG, INFO, WARN, ERROR, DISABLED = 10, 20, 30, 40, 50
 
@@ -80,9 +89,25 @@ def reset() -> None:
     _current = _Logger()
 
 
+@contextmanager
+def scoped_configure(dir: str | Path | None = None, format_strs: Any = None, comm: Any = None) -> Iterator[None]:
+    """Write into a folder while the block lasts; arguments as `configure`."""
+    global _current
+    before = _current
+    configure(dir, format_strs, comm)
+    try:
+        yield
+    finally:
+        _current = before
+
+
 def get_dir() -> str | None:
     """The folder, or None before `configure`."""
     return None if _current.folder is None else str(_current.folder)
+
+
+def set_comm(comm: Any) -> None:
+    """Taken for compatibility: there is no MPI."""
 
 
 def set_level(level: int) -> None:
@@ -178,6 +203,24 @@ def profile_kv(scopename: str) -> Iterator[None]:
     finally:
         key = "wait_" + scopename
         logkv(key, _current.values.get(key, 0.0) + perf_counter() - start)
+
+
+def profile(n: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """A decorator: add the seconds of each call to the number "wait_" + n."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @wraps(function)
+        def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with profile_kv(n):
+                return function(*args, **kwargs)
+
+        return timed
+
+    return decorate
+
+
+record_tabular = logkv
+dump_tabular = dumpkvs
 
 
 def _is_first() -> bool:

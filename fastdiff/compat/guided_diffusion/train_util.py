@@ -16,10 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from fastdiff.compat.guided_diffusion import dist_util, logger
+from fastdiff.compat.guided_diffusion.fp16_util import INITIAL_LOG_LOSS_SCALE, MixedPrecisionTrainer
 from fastdiff.compat.guided_diffusion.nn import update_ema
 from fastdiff.compat.guided_diffusion.resample import LossAwareSampler, ScheduleSampler, UniformSampler
 
 __all__ = [
+    "INITIAL_LOG_LOSS_SCALE",
     "TrainLoop",
     "find_ema_checkpoint",
     "find_resume_checkpoint",
@@ -43,14 +45,11 @@ class TrainLoop:
         log_interval: Steps between rows of the log.
         save_interval: Steps between checkpoints.
         resume_checkpoint: A model file to go on from; "" starts anew.
-        use_fp16: Mixed precision, on a GPU.
-        fp16_scale_growth: Taken for compatibility: PyTorch's scaler grows its scale by itself.
+        use_fp16: Train in float16 with a scaled loss; see `MixedPrecisionTrainer`. Slow on a CPU.
+        fp16_scale_growth: Added to the log2 of the scale after each step.
         schedule_sampler: Of the timesteps; uniform if None.
         weight_decay: Of AdamW.
         lr_anneal_steps: The learning rate falls linearly to 0 over this many steps, and training ends; 0 never.
-
-    Raises:
-        RuntimeError: use_fp16 without a GPU.
     """
 
     def __init__(
@@ -72,8 +71,6 @@ class TrainLoop:
         weight_decay: float = 0.0,
         lr_anneal_steps: int = 0,
     ) -> None:
-        if use_fp16 and not torch.cuda.is_available():
-            raise RuntimeError("use_fp16 trains in mixed precision on a GPU, and there is none: leave it out")
         self.model = model
         self.diffusion = diffusion
         self.data = data
@@ -85,6 +82,7 @@ class TrainLoop:
         self.save_interval = save_interval
         self.resume_checkpoint = resume_checkpoint
         self.use_fp16 = use_fp16
+        self.fp16_scale_growth = fp16_scale_growth
         self.schedule_sampler = schedule_sampler or UniformSampler(diffusion)
         self.weight_decay = weight_decay
         self.lr_anneal_steps = lr_anneal_steps
@@ -92,7 +90,6 @@ class TrainLoop:
         self.resume_step = 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.global_batch = self.batch_size * self.world_size
-        self.scaler = torch.amp.GradScaler("cuda", enabled=use_fp16)
 
         found = find_resume_checkpoint() or self.resume_checkpoint
         if found:
@@ -100,9 +97,12 @@ class TrainLoop:
             logger.log(f"loading model from checkpoint: {found}...")
             self.model.load_state_dict(dist_util.load_state_dict(found))
         dist_util.sync_params(self.model.parameters())
-        self.opt = AdamW(self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        # Averages are whole networks, so that they save and load as the network does.
+        # Averages are whole networks, so that they save and load as the network does; float32 in any case.
         self.ema = [copy.deepcopy(self.model) for _ in self.ema_rate]
+        self.mp_trainer = MixedPrecisionTrainer(
+            model=self.model, use_fp16=use_fp16, fp16_scale_growth=fp16_scale_growth
+        )
+        self.opt = AdamW(self.mp_trainer.master_params, lr=self.lr, weight_decay=self.weight_decay)
         if found:
             for rate, average in zip(self.ema_rate, self.ema, strict=True):
                 path = find_ema_checkpoint(found, self.resume_step, rate)
@@ -134,30 +134,29 @@ class TrainLoop:
     def run_step(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """One step on a batch [N, C, H, W] in [-1, 1] and its labels."""
         self.forward_backward(batch, cond)
-        self.scaler.step(self.opt)
-        self.scaler.update()
-        for rate, average in zip(self.ema_rate, self.ema, strict=True):
-            update_ema(average.parameters(), self.model.parameters(), rate=rate)
+        if self.mp_trainer.optimize(self.opt):
+            masters = self.mp_trainer.named_master_params().values()
+            for rate, average in zip(self.ema_rate, self.ema, strict=True):
+                update_ema(average.parameters(), masters, rate=rate)
         self._anneal_lr()
         self.log_step()
 
     def forward_backward(self, batch: Tensor, cond: dict[str, Tensor]) -> None:
         """Losses and gradients, a microbatch at a time."""
-        self.opt.zero_grad(set_to_none=True)
+        self.mp_trainer.zero_grad()
         device = next(self.model.parameters()).device
         for start in range(0, batch.shape[0], self.microbatch):
             part = slice(start, start + self.microbatch)
             micro = batch[part].to(device)
             labels = {name: value[part].to(device) for name, value in cond.items()}
             t, weights = self.schedule_sampler.sample(micro.shape[0], device)
-            with torch.autocast("cuda", dtype=torch.float16, enabled=self.use_fp16):
-                losses = self.diffusion.training_losses(self.ddp_model, micro, t, model_kwargs=labels)
+            losses = self.diffusion.training_losses(self.ddp_model, micro, t, model_kwargs=labels)
             if isinstance(self.schedule_sampler, LossAwareSampler):
                 self.schedule_sampler.update_with_local_losses(t, losses["loss"].detach())
             # As theirs: each microbatch's mean counts alike.
             loss = (losses["loss"] * weights).mean()
             log_loss_dict(self.diffusion, t, {name: value * weights for name, value in losses.items()})
-            self.scaler.scale(loss).backward()
+            self.mp_trainer.backward(loss)
 
     def _anneal_lr(self) -> None:
         if not self.lr_anneal_steps:
@@ -176,7 +175,8 @@ class TrainLoop:
         if not dist.is_initialized() or dist.get_rank() == 0:
             number = f"{self.step + self.resume_step:06d}"
             folder = Path(get_blob_logdir())
-            files = {f"model{number}.pt": self.model.state_dict(), f"opt{number}.pt": self.opt.state_dict()}
+            weights = self.mp_trainer.master_params_to_state_dict(self.mp_trainer.master_params)
+            files = {f"model{number}.pt": weights, f"opt{number}.pt": self.opt.state_dict()}
             for rate, average in zip(self.ema_rate, self.ema, strict=True):
                 files[f"ema_{rate}_{number}.pt"] = average.state_dict()
             for name, state in files.items():

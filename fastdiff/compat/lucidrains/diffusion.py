@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from fastdiff.table import CoefficientTable
 
 __all__ = ["GaussianDiffusion", "ModelPrediction"]
 
+# Equal to their {}, and nobody can write into it.
+_NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 _OBJECTIVES: dict[str, Prediction] = {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}
 
 
@@ -63,7 +66,7 @@ class GaussianDiffusion(nn.Module):
         sampling_timesteps: int | None = None,
         objective: str = "pred_v",
         beta_schedule: str = "sigmoid",
-        schedule_fn_kwargs: Mapping[str, Any] | None = None,
+        schedule_fn_kwargs: Mapping[str, Any] = _NO_OPTIONS,
         ddim_sampling_eta: float = 0.0,
         auto_normalize: bool = True,
         offset_noise_strength: float = 0.0,
@@ -88,7 +91,7 @@ class GaussianDiffusion(nn.Module):
         self.model = model
         self.image_size = size
         self.objective = objective
-        self.schedule = _schedule(beta_schedule, timesteps, schedule_fn_kwargs or {})
+        self.schedule = _schedule(beta_schedule, timesteps, schedule_fn_kwargs)
         self.num_timesteps = len(self.schedule)
         self.sampling_timesteps = self.num_timesteps if sampling_timesteps is None else sampling_timesteps
         if not 1 <= self.sampling_timesteps <= self.num_timesteps:

@@ -1,0 +1,305 @@
+"""k-diffusion's `sampling`: its samplers, its ladders of levels, and EDM's sampler.
+
+A `model` here is a denoiser D(x; sigma), called as model(x, sigma [B], **extra_args), for states x = x_0 + sigma eps.
+`external` makes one of a network that predicts eps or v, and goes the other way.
+
+Noise is drawn where k-diffusion draws it, with PyTorch's default generator, so that a seed gives the same images as
+there. The samplers on SDEs take theirs from a Brownian path, `BrownianTreeNoiseSampler`, whose numbers are fastdiff's
+and not torchsde's. There is no log_likelihood: see `fastdiff.likelihood.ode`.
+
+Source: Crowson, k-diffusion, sampling.py; Karras et al. (2022), arXiv:2206.00364, algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastdiff import samplers
+from fastdiff.compat.k_diffusion._adaptive import sample_dpm_adaptive
+from fastdiff.compat.k_diffusion._brownian import BrownianTreeNoiseSampler
+from fastdiff.compat.k_diffusion._rows import (
+    Callback,
+    Churn,
+    Denoiser,
+    NoiseSampler,
+    ancestral,
+    churned,
+    default_noise_sampler,
+    fall,
+    multistep_sde,
+    run,
+    singlestep,
+    two_stage_sde,
+    whole,
+)
+from fastdiff.compat.k_diffusion.ladders import (
+    append_zero,
+    get_ancestral_step,
+    get_sigmas_exponential,
+    get_sigmas_karras,
+    get_sigmas_polyexponential,
+    get_sigmas_vp,
+    to_d,
+)
+from fastdiff.compat.ladder import ladder_of_sigmas
+
+__all__ = [
+    "BrownianTreeNoiseSampler",
+    "append_zero",
+    "default_noise_sampler",
+    "edm_sampler",
+    "get_ancestral_step",
+    "get_sigmas_exponential",
+    "get_sigmas_karras",
+    "get_sigmas_polyexponential",
+    "get_sigmas_vp",
+    "sample_dpm_2",
+    "sample_dpm_2_ancestral",
+    "sample_dpm_adaptive",
+    "sample_dpm_fast",
+    "sample_dpmpp_2m",
+    "sample_dpmpp_2m_sde",
+    "sample_dpmpp_2s_ancestral",
+    "sample_dpmpp_3m_sde",
+    "sample_dpmpp_sde",
+    "sample_euler",
+    "sample_euler_ancestral",
+    "sample_heun",
+    "sample_lms",
+    "to_d",
+]
+
+
+def sample_euler(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Euler's method, with churn.
+
+    Args:
+        model: D(x; sigma), called as model(x, sigma [B], **extra_args).
+        x: The state at sigmas[0], [B, C, ...], float32 or float64; it is left as it is.
+        sigmas: [N + 1], falling strictly, to 0 or above.
+        extra_args: Keyword arguments of the model.
+        callback: Called at each step, before it is taken, with a dict of x, i, sigma, sigma_hat and denoised.
+        disable: Taken for k-diffusion's sake: there is no progress bar.
+        s_churn: Amount of noise added before steps, at least 0; s_tmin, s_tmax: the levels where it is; s_noise: its
+            standard deviation in units of what the levels call for.
+
+    Returns:
+        The state at the last sigma.
+
+    Raises:
+        ValueError: sigmas that do not fall.
+    """
+    parts = churned("euler", fall(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
+    return run(model, x, sigmas, parts, extra_args, callback, None)
+
+
+def sample_heun(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Heun's method, with churn: algorithm 2 of Karras et al. (2022). Arguments as `sample_euler`."""
+    parts = churned("heun", fall(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
+    return run(model, x, sigmas, parts, extra_args, callback, None)
+
+
+def sample_dpm_2(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver-2 with its second evaluation half-way in log sigma, with churn. Arguments as `sample_euler`."""
+    parts = churned("dpm2", fall(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
+    return run(model, x, sigmas, parts, extra_args, callback, None)
+
+
+def sample_euler_ancestral(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
+) -> Tensor:  # fmt: skip
+    """Euler's method with ancestral noise.
+
+    Args:
+        model, x, sigmas, extra_args, callback, disable: as `sample_euler`.
+        eta: Noise scale; 1 has the variance of the exact reverse step.
+        s_noise: Factor of the noise.
+        noise_sampler: (sigma, sigma_next) -> noise of x's shape; torch.randn_like when None.
+    """
+    parts = ancestral("euler", fall(sigmas), eta, s_noise)
+    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler)
+
+
+def sample_dpm_2_ancestral(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver-2 with ancestral noise. Arguments as `sample_euler_ancestral`."""
+    parts = ancestral("dpm2", fall(sigmas), eta, s_noise)
+    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler)
+
+
+def sample_dpmpp_2s_ancestral(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(2S) with ancestral noise. Arguments as `sample_euler_ancestral`."""
+    parts = ancestral("dpmpp_2s", fall(sigmas), eta, s_noise)
+    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler)
+
+
+def sample_lms(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, order: int = 4,
+) -> Tensor:  # fmt: skip
+    """The linear multistep method of order 1 to 4, with exact integrals. Other arguments as `sample_euler`."""
+    levels = fall(sigmas)
+    way = ladder_of_sigmas(levels, "x0")
+    table = samplers.lms(way.diffusion, timesteps=way.timesteps, final=way.final, order=order)
+    return run(model, x, sigmas, whole(table, levels), extra_args, callback, None)
+
+
+def sample_dpmpp_2m(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(2M). Arguments as `sample_euler`."""
+    levels = fall(sigmas)
+    way = ladder_of_sigmas(levels, "x0")
+    table = samplers.dpmpp(way.diffusion, timesteps=way.timesteps, final=way.final, clip=None, lower_order_final=False)
+    return run(model, x, sigmas, whole(table, levels), extra_args, callback, None)
+
+
+def sample_dpmpp_2m_sde(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
+    solver_type: Literal["midpoint", "heun"] = "midpoint",
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(2M) on an SDE.
+
+    Args:
+        model, x, sigmas, extra_args, callback, disable: as `sample_euler`.
+        eta: Scale of the SDE's noise; 1 is the exact reverse process, 0 has none.
+        s_noise: Factor of the noise.
+        noise_sampler: (sigma, sigma_next) -> noise of x's shape; a `BrownianTreeNoiseSampler` when None.
+        solver_type: How the last prediction comes in.
+
+    Raises:
+        ValueError: another solver_type, or sigmas that do not fall.
+    """
+    if solver_type not in ("heun", "midpoint"):
+        raise ValueError(f"solver_type must be 'heun' or 'midpoint', got {solver_type!r}")
+    parts = multistep_sde(fall(sigmas), 2, eta, s_noise, heun=solver_type == "heun")
+    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler or _path(x, sigmas))
+
+
+def sample_dpmpp_3m_sde(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++(3M) on an SDE. Arguments as `sample_dpmpp_2m_sde`."""
+    parts = multistep_sde(fall(sigmas), 3, eta, s_noise)
+    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler or _path(x, sigmas))
+
+
+def sample_dpmpp_sde(
+    model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
+    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
+    r: float = 1 / 2,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver++ (stochastic): two evaluations per step, the second a share r of the way in log sigma.
+
+    Its two draws belong to intervals that overlap, so that a `noise_sampler` of one's own should be a path as well.
+    Other arguments as `sample_dpmpp_2m_sde`.
+
+    Raises:
+        ValueError: r outside (0, 1], or sigmas that do not fall.
+    """
+    if not 0 < r <= 1:
+        raise ValueError(f"r must be in (0, 1], got {r}")
+    parts = two_stage_sde(fall(sigmas), eta, s_noise, r)
+    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler or _path(x, sigmas))
+
+
+def sample_dpm_fast(
+    model: Denoiser, x: Tensor, sigma_min: float, sigma_max: float, n: int,
+    extra_args: Mapping[str, Any] | None = None, callback: Callback = None, disable: bool | None = None,
+    eta: float = 0.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
+) -> Tensor:  # fmt: skip
+    """DPM-Solver-fast: n evaluations in steps of order 3, uniform in log sigma, with one lower step at the end or two.
+
+    Args:
+        model, x, extra_args, callback, disable: as `sample_euler`; the callback is told t = -log sigma as well.
+        sigma_min: The last level. Above sigma_max, the way is from data to noise.
+        sigma_max: The level of x.
+        n: Evaluations, at least 1.
+        eta: Scale of ancestral noise.
+        s_noise: Factor of the noise.
+        noise_sampler: (sigma, sigma_next) -> noise of x's shape; torch.randn_like when None.
+
+    Raises:
+        ValueError: levels that are not positive, n below 1, or noise on the way to noise.
+
+    Source: Lu et al. (2022), arXiv:2206.00927, section 3.3 and appendix D.3.
+    """
+    start, end = float(sigma_max), float(sigma_min)
+    if end <= 0 or start <= 0:
+        raise ValueError(f"sigma_min and sigma_max must be positive, got {end} and {start}")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    if end >= start and eta:
+        raise ValueError("eta must be 0 on the way from data to noise")
+    num = n // 3 + 1
+    orders = [3] * (num - 2) + [2, 1] if n % 3 == 0 else [3] * (num - 1) + [n % 3]
+    levels = [start * (end / start) ** (i / num) for i in range(num)] + [end]
+    parts = []
+    for i, order in enumerate(orders):
+        sigma, after = levels[i], levels[i + 1]
+        down, up = after, 0.0
+        if eta:
+            down = max(end, get_ancestral_step(sigma, after, eta)[0])
+            up = math.sqrt(after**2 - down**2)
+        part = singlestep(i, order, sigma, down, up * s_noise, after)
+        part.wasted = int(up * s_noise == 0)
+        parts.append(part)
+    sigmas = torch.tensor(levels, dtype=x.dtype, device=x.device)
+    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler, reports_time=True)
+
+
+def edm_sampler(
+    net: Any, latents: Tensor, class_labels: Tensor | None = None,
+    randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+    num_steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7, S_churn: float = 0,
+    S_min: float = 0, S_max: float = float("inf"), S_noise: float = 1,
+) -> Tensor:  # fmt: skip
+    """EDM's `edm_sampler`: Heun in float64 with churn; `net(x, sigma, class_labels)` is a denoiser with sigma_min,
+    sigma_max and round_sigma.
+
+    Source: Karras et al. (2022), arXiv:2206.00364, algorithm 2; NVlabs/edm, generate.py.
+    """
+    sigma_min, sigma_max = max(sigma_min, float(net.sigma_min)), min(sigma_max, float(net.sigma_max))
+    ramp = torch.arange(num_steps, dtype=torch.float64, device=latents.device) / max(num_steps - 1, 1)
+    steps = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    steps = torch.cat([torch.as_tensor(net.round_sigma(steps)), torch.zeros_like(steps[:1])])
+
+    def rounded(level: float) -> float:
+        return float(net.round_sigma(torch.as_tensor(level, dtype=torch.float64)))
+
+    def model(state: Tensor, sigma: Tensor) -> Tensor:
+        return net(state, sigma, class_labels).to(torch.float64)  # type: ignore[no-any-return]
+
+    parts = churned("heun", fall(steps), Churn(S_churn, S_min, S_max, S_noise, rounded))
+    x = latents.to(torch.float64) * steps[0]
+    return run(model, x, steps, parts, None, None, lambda *_: randn_like(x))
+
+
+def _path(x: Tensor, sigmas: Tensor) -> BrownianTreeNoiseSampler:
+    return BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max())
