@@ -17,7 +17,8 @@ from fastdiff import samplers
 from fastdiff.diffusion import Diffusion
 from fastdiff.known import Known, checked_mask
 from fastdiff.reference import compute_dtype, per_sample
-from fastdiff.samplers.flow import fixed_point_encode, flow_decode, flow_encode
+from fastdiff.samplers.flow import flow_decode, flow_encode
+from fastdiff.samplers.invertible import invertible_decode, invertible_encode
 from fastdiff.sampling import Model, Runner, SamplingStep, checked_ids, model_device, sample
 from fastdiff.schedule import nearest_name
 from fastdiff.table import CoefficientTable
@@ -63,8 +64,9 @@ def encode(
         steps: Steps along the way, of `order` evaluations each (`iterations` where exact); at most T where order is 1
             or exact.
         order: 1 is DDIM reversed at whole timesteps; 2 to 4 are Runge-Kutta steps evenly spaced in log-SNR.
-        exact: Invert DDIM's own steps by fixed-point iteration, so that decoding with `order=1` and the same steps
-            gives the image back; `round_trip_error` tells how nearly. `order` is then of no account.
+        exact: Take DDIM's steps in a form that can be undone, and undo them by fixed-point iteration, so that decoding
+            with `exact=True` and the same steps gives the image back to rounding; `round_trip_error` tells how nearly.
+            `order` is then of no account.
         iterations: Of the fixed-point iteration, per step.
         level: How far to go: the share of the timesteps, in (0, 1].
         model_kwargs: Passed to the model at each call.
@@ -79,7 +81,7 @@ def encode(
     x = _checked(x, "x")
     process = _down_to(diffusion, level)
     if exact:
-        table = fixed_point_encode(process, _few(steps, process), iterations=iterations)
+        table = invertible_encode(process, _few(steps, process), iterations=iterations)
     elif order == 1:
         table = samplers.ddim_encode(process, _few(steps, process))
     else:
@@ -107,7 +109,7 @@ def decode(
         latent: States [B, C, ...] at the level, floating point.
         steps: As `encode` was given.
         order: As `encode` was given; 1 is DDIM.
-        exact: As `encode` was given; the decoder is then DDIM.
+        exact: As `encode` was given; the decoder is then DDIM with a few more steps near the image.
         level: As `encode` was given.
         model_kwargs: Passed to the model at each call.
         runner: See `fastdiff.sample`.
@@ -120,7 +122,9 @@ def decode(
     """
     latent = _checked(latent, "latent", largest=None)
     process = _down_to(diffusion, level)
-    if exact or order == 1:
+    if exact:
+        table = invertible_decode(process, _few(steps, process))
+    elif order == 1:
         table = samplers.ddim(process, _few(steps, process), clip=None)
     else:
         table = flow_decode(process, steps, order=order)
