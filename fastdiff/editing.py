@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -194,31 +195,21 @@ def vary(
     """
     x = _checked(x, "x")
     ids = checked_ids(sample_ids, x.shape[0], model_device(model, x, None))
-    if not isinstance(strength, int | float):
-        each = [float(share) for share in strength]
-        if not each:
-            raise ValueError("strength must be one number or several, got none")
-        return torch.stack(
-            [
-                vary(
-                    model, diffusion, x, strength=share, sampler=sampler, steps=steps, seed=seed, sample_ids=ids,
-                    model_kwargs=model_kwargs, runner=runner,
-                )
-                for share in each
-            ]
-        )  # fmt: skip
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be in [0, 1], got {strength!r}")
+    shares, is_single = _checked_shares("strength", strength)
     # Checked for every strength, 0 included.
     steps = min(50, diffusion.num_timesteps) if steps is None else steps
     whole = samplers.build(sampler, diffusion, steps)
-    if strength == 0:
-        return x.to(ids.device, copy=True)
-    if strength == 1:
-        return _run(model, whole, x, seed, ids, model_kwargs, runner, fresh=True)
-    left = max(1, min(round(steps * strength), round(diffusion.num_timesteps * strength)))
-    table = samplers.renoise(diffusion, left, strength=strength, sampler=sampler)
-    return _run(model, table, x, seed, ids, model_kwargs, runner)
+    found = []
+    for share in shares:
+        if share == 0:
+            found.append(x.to(ids.device, copy=True))
+            continue
+        table = whole
+        if share < 1:
+            left = max(1, min(round(steps * share), round(diffusion.num_timesteps * share)))
+            table = samplers.renoise(diffusion, left, strength=share, sampler=sampler)
+        found.append(_run(model, table, x, seed, ids, model_kwargs, runner, fresh=share == 1))
+    return found[0] if is_single else torch.stack(found)
 
 
 def interpolate(
@@ -273,9 +264,9 @@ def interpolate(
         raise ValueError(f"a and b must have one shape, got {list(a.shape)} and {list(b.shape)}")
     if mode not in get_args(InterpolationMode):
         raise ValueError(f"unknown mode {mode!r}: {nearest_name(str(mode), get_args(InterpolationMode))}")
-    weights = [float(weight)] if isinstance(weight, int | float) else [float(share) for share in weight]
-    if not weights or not all(0 <= share <= 1 for share in weights):
-        raise ValueError(f"weight must be in [0, 1], got {weight!r}")
+    weights, is_single = _checked_shares("weight", weight)
+    if not 0 <= level <= 1:
+        raise ValueError(f"level must be in [0, 1], the share of the timesteps to go back, got {level!r}")
     mix = slerp if mode == "slerp" else torch.lerp
     if level == 0:
         found = [mix(a, b, share) for share in weights]
@@ -294,7 +285,7 @@ def interpolate(
             )
             for share in weights
         ]
-    return found[0] if isinstance(weight, int | float) else torch.stack(found)
+    return found[0] if is_single else torch.stack(found)
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -478,6 +469,19 @@ def _down_to(diffusion: Diffusion, level: float) -> Diffusion:
     if not 0 < level <= 1:
         raise ValueError(f"level must be in (0, 1], the share of the timesteps to go back, got {level!r}")
     return diffusion.subset(range(max(1, round(level * diffusion.num_timesteps)))) if level < 1 else diffusion
+
+
+def _checked_shares(name: str, value: float | Sequence[float]) -> tuple[list[float], bool]:
+    """Numbers in [0, 1], and whether it is a single one rather than a list."""
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.ndim > 1 or numbers.size == 0:
+        raise ValueError(f"{name} must be one number or several, got {value!r}")
+    if not ((numbers >= 0) & (numbers <= 1)).all():
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    return numbers.reshape(-1).tolist(), numbers.ndim == 0
 
 
 def _few(steps: int, process: Diffusion) -> int:

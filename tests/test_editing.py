@@ -209,11 +209,19 @@ BAD = {
     "nan": (lambda: editing.encode(GAUSSIAN, DIFFUSION, X * math.nan), "NaN"),
     "empty": (lambda: editing.encode(GAUSSIAN, DIFFUSION, X[:0]), "at least one"),
     "strength": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=1.5), "strength"),
+    "strength of nothing": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=math.nan), "strength"),
+    "strength in words": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength="much"), "strength must be one number"),
+    "one strength of two": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=[0.5, -0.5]), "strength"),
     "strengths": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=[]), "strength"),
     "sampler": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=0, sampler="dimm"), "ddim"),
     "level": (lambda: editing.encode(GAUSSIAN, DIFFUSION, X, level=0), "level"),
     "order": (lambda: editing.encode(GAUSSIAN, DIFFUSION, X, order=7), "order"),
     "weight": (lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X, weight=2), "weight"),
+    "weights": (lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X, weight=[[0.5]]), "weight"),
+    "level to mix at": (
+        lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X, level=1.2),
+        r"level must be in \[0, 1\]",
+    ),
     "mode": (lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X, mode="slurp"), "slerp"),
     "shapes": (lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X[:1]), "one shape"),
     "mask shape": (lambda: editing.inpaint(GAUSSIAN, DIFFUSION, X, HALF[:5]), "mask must have the images' shape"),
@@ -233,6 +241,20 @@ def test_editing_refuses(case):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("one", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+def test_numbers_of_numpy_and_torch_are_single_numbers(one):
+    assert torch.equal(
+        editing.vary(GAUSSIAN, DIFFUSION, X, strength=one), editing.vary(GAUSSIAN, DIFFUSION, X, strength=0.5)
+    )
+    assert editing.interpolate(GAUSSIAN, DIFFUSION, X, X, weight=one, level=0).shape == X.shape
+    assert editing.interpolate(GAUSSIAN, DIFFUSION, X, X, weight=one[None], level=0).shape == (1, *X.shape)
+
+
+def test_inpaint_refuses_masks_that_are_no_tensors():
+    with pytest.raises(TypeError, match="mask"):
+        editing.inpaint(GAUSSIAN, DIFFUSION, X, [[1]])
 
 
 def test_sample_refuses_known_pixels_that_do_not_fit():

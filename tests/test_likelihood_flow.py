@@ -161,6 +161,9 @@ def test_integrate_has_order_five_and_every_sample_its_own_steps():
 D = fd.Diffusion(fd.NoiseSchedule.cosine(10), "x0")
 BAD = {
     "probes": ({"probes": 0}, "probes"),
+    "half a probe": ({"probes": 1.5}, "probes"),
+    "no probes": ({"probes": None}, "probes"),
+    "probes without number": ({"probes": math.nan}, "probes"),
     "divergence": ({"divergence": "radmacher"}, "rademacher"),
     "tolerance": ({"tolerance": 0.0}, "tolerance"),
     "off the grid": ({"levels": 17}, "lies off it"),

@@ -107,6 +107,7 @@ def test_estimate_ends_where_the_network_gives_nan():
     [
         ({"target_error": 0}, "target_error"),
         ({"draws": 0}, "draws"),
+        ({"draws": 1.5}, "draws"),
         ({"max_rounds": 1}, "max_rounds"),
         ({"allocation": "stratify"}, "did you mean 'stratified'|stratified"),
     ],

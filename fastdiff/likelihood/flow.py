@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdiff import noise
 from fastdiff.diffusion import Diffusion, eps_coefficients
 from fastdiff.likelihood.runge_kutta import integrate
-from fastdiff.likelihood.variational import checked_images, parts, split_output, standard_error
+from fastdiff.likelihood.variational import check_count, checked_images, parts, split_output, standard_error
 from fastdiff.noise import Stream, check_seed, torch_normals
 from fastdiff.reference import per_sample
 from fastdiff.samplers.levels import position_of
@@ -140,8 +140,7 @@ def ode(
     if divergence not in get_args(Divergence):
         raise ValueError(f"unknown divergence {divergence!r}: {nearest_name(str(divergence), get_args(Divergence))}")
     for name, number in (("probes", probes), ("batch_size", batch_size), ("max_steps", max_steps)):
-        if isinstance(number, bool) or int(number) != number or number < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, got {number!r}")
+        check_count(name, number)
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance!r}")
     device = model_device(model, x, None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff import noise
 from fastdiff.diffusion import Diffusion
-from fastdiff.likelihood.variational import Bound, TermEvaluator, prior_term
+from fastdiff.likelihood.variational import Bound, TermEvaluator, check_count, prior_term
 from fastdiff.losses import Cdf, Decoder
 from fastdiff.noise import Stream
 from fastdiff.sampling import Model
@@ -84,9 +84,10 @@ def bound_estimate(
         raise ValueError(f"unknown allocation {allocation!r}: {nearest_name(str(allocation), get_args(Allocation))}")
     if target_error is not None and not target_error > 0:
         raise ValueError(f"target_error must be positive, in bits/dim, or None for 1 % of the mean, got {target_error}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
-    if max_rounds is not None and max_rounds < 2:
+    check_count("draws", draws)
+    if max_rounds is not None:
+        check_count("max_rounds", max_rounds)
+    if max_rounds == 1:
         raise ValueError(f"max_rounds must be at least 2, since their spread gives the error, got {max_rounds}")
     evaluator = TermEvaluator.build(
         model, diffusion, x, clip=clip, decoder=decoder, cdf=cdf, levels=levels, seed=seed, sample_ids=sample_ids,
