@@ -62,8 +62,7 @@ def encode(
         model: Any callable; see `fastdiff.sample`.
         diffusion: What the network was trained on.
         x: Images [B, C, ...] in about [-1, 1], floating point.
-        steps: Steps along the way, of `order` evaluations each (`iterations` where exact); at most T where order is 1
-            or exact.
+        steps: Steps along the way, of `order` or, where exact, `iterations` evaluations; at most T for order 1, exact.
         order: 1 is DDIM reversed at whole timesteps; 2 to 4 are Runge-Kutta steps evenly spaced in log-SNR.
         exact: Take DDIM's steps in a form that can be undone, and undo them by fixed-point iteration, so that decoding
             with `exact=True` and the same steps gives the image back to rounding; `round_trip_error` tells how nearly.
