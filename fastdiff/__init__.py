@@ -18,7 +18,7 @@ from fastdiff.schedule import NoiseSchedule
 from fastdiff.table import CoefficientTable
 
 if TYPE_CHECKING:
-    from fastdiff import convert, data, editing, guidance, likelihood, ops
+    from fastdiff import convert, data, editing, guidance, langevin, likelihood, ops
     from fastdiff.acceleration import accelerate, restore
     from fastdiff.checkpoint import load_model, save_model
     from fastdiff.ema import Ema
@@ -52,6 +52,7 @@ _LAZY = {
     "data": "",
     "editing": "",
     "guidance": "",
+    "langevin": "",
     "likelihood": "",
     "ops": "",
 }
@@ -75,6 +76,7 @@ __all__ = [
     "data",
     "editing",
     "guidance",
+    "langevin",
     "likelihood",
     "load_model",
     "ops",

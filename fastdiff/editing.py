@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from fastdiff import samplers
 from fastdiff.diffusion import Diffusion
 from fastdiff.known import Known, checked_mask
 from fastdiff.reference import compute_dtype, per_sample
-from fastdiff.samplers.flow import fixed_point_encode, flow_decode, flow_encode
+from fastdiff.samplers.flow import flow_decode, flow_encode
+from fastdiff.samplers.invertible import invertible_decode, invertible_encode
 from fastdiff.sampling import Model, Runner, SamplingStep, checked_ids, model_device, sample
 from fastdiff.schedule import nearest_name
 from fastdiff.table import CoefficientTable
@@ -60,11 +62,11 @@ def encode(
         model: Any callable; see `fastdiff.sample`.
         diffusion: What the network was trained on.
         x: Images [B, C, ...] in about [-1, 1], floating point.
-        steps: Steps along the way, of `order` evaluations each (`iterations` where exact); at most T where order is 1
-            or exact.
+        steps: Steps along the way, of `order` or, where exact, `iterations` evaluations; at most T for order 1, exact.
         order: 1 is DDIM reversed at whole timesteps; 2 to 4 are Runge-Kutta steps evenly spaced in log-SNR.
-        exact: Invert DDIM's own steps by fixed-point iteration, so that decoding with `order=1` and the same steps
-            gives the image back; `round_trip_error` tells how nearly. `order` is then of no account.
+        exact: Take DDIM's steps in a form that can be undone, and undo them by fixed-point iteration, so that decoding
+            with `exact=True` and the same steps gives the image back to rounding; `round_trip_error` tells how nearly.
+            `order` is then of no account.
         iterations: Of the fixed-point iteration, per step.
         level: How far to go: the share of the timesteps, in (0, 1].
         model_kwargs: Passed to the model at each call.
@@ -79,7 +81,7 @@ def encode(
     x = _checked(x, "x")
     process = _down_to(diffusion, level)
     if exact:
-        table = fixed_point_encode(process, _few(steps, process), iterations=iterations)
+        table = invertible_encode(process, _few(steps, process), iterations=iterations)
     elif order == 1:
         table = samplers.ddim_encode(process, _few(steps, process))
     else:
@@ -107,7 +109,7 @@ def decode(
         latent: States [B, C, ...] at the level, floating point.
         steps: As `encode` was given.
         order: As `encode` was given; 1 is DDIM.
-        exact: As `encode` was given; the decoder is then DDIM.
+        exact: As `encode` was given; the decoder is then DDIM with a few more steps near the image.
         level: As `encode` was given.
         model_kwargs: Passed to the model at each call.
         runner: See `fastdiff.sample`.
@@ -120,7 +122,9 @@ def decode(
     """
     latent = _checked(latent, "latent", largest=None)
     process = _down_to(diffusion, level)
-    if exact or order == 1:
+    if exact:
+        table = invertible_decode(process, _few(steps, process))
+    elif order == 1:
         table = samplers.ddim(process, _few(steps, process), clip=None)
     else:
         table = flow_decode(process, steps, order=order)
@@ -190,31 +194,21 @@ def vary(
     """
     x = _checked(x, "x")
     ids = checked_ids(sample_ids, x.shape[0], model_device(model, x, None))
-    if not isinstance(strength, int | float):
-        each = [float(share) for share in strength]
-        if not each:
-            raise ValueError("strength must be one number or several, got none")
-        return torch.stack(
-            [
-                vary(
-                    model, diffusion, x, strength=share, sampler=sampler, steps=steps, seed=seed, sample_ids=ids,
-                    model_kwargs=model_kwargs, runner=runner,
-                )
-                for share in each
-            ]
-        )  # fmt: skip
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be in [0, 1], got {strength!r}")
+    shares, is_single = _checked_shares("strength", strength)
     # Checked for every strength, 0 included.
     steps = min(50, diffusion.num_timesteps) if steps is None else steps
     whole = samplers.build(sampler, diffusion, steps)
-    if strength == 0:
-        return x.to(ids.device, copy=True)
-    if strength == 1:
-        return _run(model, whole, x, seed, ids, model_kwargs, runner, fresh=True)
-    left = max(1, min(round(steps * strength), round(diffusion.num_timesteps * strength)))
-    table = samplers.renoise(diffusion, left, strength=strength, sampler=sampler)
-    return _run(model, table, x, seed, ids, model_kwargs, runner)
+    found = []
+    for share in shares:
+        if share == 0:
+            found.append(x.to(ids.device, copy=True))
+            continue
+        table = whole
+        if share < 1:
+            left = max(1, min(round(steps * share), round(diffusion.num_timesteps * share)))
+            table = samplers.renoise(diffusion, left, strength=share, sampler=sampler)
+        found.append(_run(model, table, x, seed, ids, model_kwargs, runner, fresh=share == 1))
+    return found[0] if is_single else torch.stack(found)
 
 
 def interpolate(
@@ -269,9 +263,9 @@ def interpolate(
         raise ValueError(f"a and b must have one shape, got {list(a.shape)} and {list(b.shape)}")
     if mode not in get_args(InterpolationMode):
         raise ValueError(f"unknown mode {mode!r}: {nearest_name(str(mode), get_args(InterpolationMode))}")
-    weights = [float(weight)] if isinstance(weight, int | float) else [float(share) for share in weight]
-    if not weights or not all(0 <= share <= 1 for share in weights):
-        raise ValueError(f"weight must be in [0, 1], got {weight!r}")
+    weights, is_single = _checked_shares("weight", weight)
+    if not 0 <= level <= 1:
+        raise ValueError(f"level must be in [0, 1], the share of the timesteps to go back, got {level!r}")
     mix = slerp if mode == "slerp" else torch.lerp
     if level == 0:
         found = [mix(a, b, share) for share in weights]
@@ -290,7 +284,7 @@ def interpolate(
             )
             for share in weights
         ]
-    return found[0] if isinstance(weight, int | float) else torch.stack(found)
+    return found[0] if is_single else torch.stack(found)
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -474,6 +468,19 @@ def _down_to(diffusion: Diffusion, level: float) -> Diffusion:
     if not 0 < level <= 1:
         raise ValueError(f"level must be in (0, 1], the share of the timesteps to go back, got {level!r}")
     return diffusion.subset(range(max(1, round(level * diffusion.num_timesteps)))) if level < 1 else diffusion
+
+
+def _checked_shares(name: str, value: float | Sequence[float]) -> tuple[list[float], bool]:
+    """Numbers in [0, 1], and whether it is a single one rather than a list."""
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.ndim > 1 or numbers.size == 0:
+        raise ValueError(f"{name} must be one number or several, got {value!r}")
+    if not ((numbers >= 0) & (numbers <= 1)).all():
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    return numbers.reshape(-1).tolist(), numbers.ndim == 0
 
 
 def _few(steps: int, process: Diffusion) -> int:

@@ -72,7 +72,9 @@ class KnownPixels:
 
 
 def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask as booleans of x's shape. Raises ValueError for a shape or values that do not fit."""
+    """The mask as booleans of x's shape. Raises TypeError or ValueError for one that does not fit."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"the mask must be a torch.Tensor, got {type(mask).__name__}")
     try:
         broadcast = mask.expand(x.shape)
     except RuntimeError:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusion import Diffusion
+from fastdiff.likelihood.variational import check_count
 from fastdiff.noise import Stream, check_seed, torch_normals
 from fastdiff.reference import per_sample
 from fastdiff.samplers.langevin import DEFAULT_SNR
@@ -77,8 +78,7 @@ def langevin(
     levels = [float(t) for t in timesteps]
     if not levels or any(late >= early for early, late in pairwise(levels)):
         raise ValueError(f"timesteps must fall, from the noisiest level to the cleanest, got {levels}")
-    if isinstance(steps_per_level, bool) or int(steps_per_level) != steps_per_level or steps_per_level < 1:
-        raise ValueError(f"steps_per_level must be a whole number, at least 1, got {steps_per_level!r}")
+    check_count("steps_per_level", steps_per_level)
     if not 0 < snr < 1:
         raise ValueError(f"snr must be in (0, 1), got {snr!r}")
     if x_init is not None and tuple(x_init.shape) != tuple(shape):

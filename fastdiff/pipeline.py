@@ -36,6 +36,8 @@ _SCORERS: dict[str, Callable[..., Any]] = {
     "iwae": scoring.iwae,
     "rate_distortion": scoring.rate_distortion,
 }
+# Options that ask for a subset of the bound's terms.
+_OF_ESTIMATE = {"target_error", "allocation", "draws", "max_rounds"}
 
 
 def default_steps(sampler: str, diffusion: Diffusion) -> int:
@@ -234,8 +236,9 @@ class Pipeline:
         Args:
             x: [B, C, H, W] in [-1, 1], or uint8 values of the data.
             method: "bound", the variational bound with all terms; "estimate", the bound from some of its terms, to a
-                requested standard error; "ode", the density by the probability-flow ODE; "iwae", the
-                importance-weighted bound; "rate_distortion", the table of progressive coding.
+                requested standard error, which "bound" with `target_error`, `allocation`, `draws` or `max_rounds` is as
+                well; "ode", the density by the probability-flow ODE; "iwae", the importance-weighted bound;
+                "rate_distortion", the table of progressive coding.
             labels: [B] int64, for a network with classes.
             **options: Of the function of `fastdiff.likelihood` behind the method: `bound`, `bound_estimate`, `ode`,
                 `iwae`, `rate_distortion`. `decoder` and `levels` follow from the model's data.
@@ -248,6 +251,8 @@ class Pipeline:
         """
         if method not in _METHODS:
             raise ValueError(f"unknown method {method!r}: {nearest_name(str(method), _METHODS)}")
+        if method == "bound" and _OF_ESTIMATE & set(options):
+            method = "estimate"
         scorer = _SCORERS[method]
         known = [key for key in inspect.signature(scorer).parameters if key not in ("model", "diffusion", "x")]
         check_keys(options, [key for key in known if key != "model_kwargs"], f"likelihood method {method!r}")

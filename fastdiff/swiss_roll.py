@@ -134,7 +134,7 @@ def run_swiss_roll(
     diffusion = Diffusion(NoiseSchedule.cosine(config.num_timesteps), "v", "fixed_small")
     console.print("Training on points of a swiss roll in two dimensions; nothing is downloaded.")
     with Bars(console) as bars, _one_thread():
-        network, loss = _train(diffusion, config, bars.counting("training", config.steps))
+        network, loss = _train(diffusion, config, bars.counting("training", config.steps, "steps"))
         seconds = time.monotonic() - started
         done = bars.working("sampling")
         reverse, times = _reverse(network, diffusion, config)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from gaussian_model import gaussian_network
+from gaussian_model import Mixture, gaussian_network
 from test_pipeline import small_unet
 
 import fastdiff as fd
@@ -42,13 +42,31 @@ def test_round_trip_error_is_that_of_the_round_trip(net):
         torch.testing.assert_close(error.float(), expected, rtol=1e-3, atol=1e-7)
 
 
-def test_exact_encoding_comes_back_exactly():
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [5, 25])
+def test_exact_encoding_comes_back_exactly(schedule, steps):
     x = X.double()
-    diffusion = fd.Diffusion(fd.NoiseSchedule.linear(100))
+    diffusion = fd.Diffusion(fd.NoiseSchedule.named(schedule, 100))
     model = gaussian_network(diffusion, 0.25)
-    rough = editing.round_trip_error(model, diffusion, x, order=1, steps=25)
-    exact = editing.round_trip_error(model, diffusion, x, exact=True, iterations=30, steps=25)
-    assert float(exact.max()) < 1e-6 < 1e-2 < float(rough.max())
+    rough = editing.round_trip_error(model, diffusion, x, order=1, steps=steps)
+    exact = editing.round_trip_error(model, diffusion, x, exact=True, steps=steps)
+    assert float(exact.max()) < 1e-3 * float(rough.max()) < 1e-3
+    more = editing.round_trip_error(model, diffusion, x, exact=True, iterations=20, steps=steps)
+    assert float(more.max()) < 1e-11
+
+
+def test_exact_encoding_of_a_mixture_comes_back_exactly():
+    """Far from linear, and with directions in which the data have almost no variance."""
+    mixture, diffusion = Mixture([[-0.6, 0.0], [0.5, 0.5], [0.2, -0.7]], 0.003), fd.Diffusion(DIFFUSION.schedule, "x0")
+    x = mixture.sample(50)
+    errors = [
+        float(
+            editing.round_trip_error(mixture.network(diffusion), diffusion, x, exact=True, steps=20, iterations=n).max()
+        )
+        for n in (5, 15, 40)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-5
 
 
 def test_vary_at_the_ends(net):
@@ -191,11 +209,19 @@ BAD = {
     "nan": (lambda: editing.encode(GAUSSIAN, DIFFUSION, X * math.nan), "NaN"),
     "empty": (lambda: editing.encode(GAUSSIAN, DIFFUSION, X[:0]), "at least one"),
     "strength": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=1.5), "strength"),
+    "strength of nothing": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=math.nan), "strength"),
+    "strength in words": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength="much"), "strength must be one number"),
+    "one strength of two": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=[0.5, -0.5]), "strength"),
     "strengths": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=[]), "strength"),
     "sampler": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X, strength=0, sampler="dimm"), "ddim"),
     "level": (lambda: editing.encode(GAUSSIAN, DIFFUSION, X, level=0), "level"),
     "order": (lambda: editing.encode(GAUSSIAN, DIFFUSION, X, order=7), "order"),
     "weight": (lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X, weight=2), "weight"),
+    "weights": (lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X, weight=[[0.5]]), "weight"),
+    "level to mix at": (
+        lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X, level=1.2),
+        r"level must be in \[0, 1\]",
+    ),
     "mode": (lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X, mode="slurp"), "slerp"),
     "shapes": (lambda: editing.interpolate(GAUSSIAN, DIFFUSION, X, X[:1]), "one shape"),
     "mask shape": (lambda: editing.inpaint(GAUSSIAN, DIFFUSION, X, HALF[:5]), "mask must have the images' shape"),
@@ -215,6 +241,20 @@ def test_editing_refuses(case):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("one", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+def test_numbers_of_numpy_and_torch_are_single_numbers(one):
+    assert torch.equal(
+        editing.vary(GAUSSIAN, DIFFUSION, X, strength=one), editing.vary(GAUSSIAN, DIFFUSION, X, strength=0.5)
+    )
+    assert editing.interpolate(GAUSSIAN, DIFFUSION, X, X, weight=one, level=0).shape == X.shape
+    assert editing.interpolate(GAUSSIAN, DIFFUSION, X, X, weight=one[None], level=0).shape == (1, *X.shape)
+
+
+def test_inpaint_refuses_masks_that_are_no_tensors():
+    with pytest.raises(TypeError, match="mask"):
+        editing.inpaint(GAUSSIAN, DIFFUSION, X, [[1]])
 
 
 def test_sample_refuses_known_pixels_that_do_not_fit():

@@ -181,6 +181,10 @@ BAD = {
     "clip": (torch.full((1, 1, 2, 2), -1.0), {"clip": 0}, "clip"),
     "levels": (torch.zeros(1, 1, 2, 2), {"levels": 1}, "levels"),
     "batch size": (torch.full((1, 1, 2, 2), -1.0), {"batch_size": 0}, "batch_size"),
+    "half a batch": (torch.full((1, 1, 2, 2), -1.0), {"batch_size": 2.5}, "batch_size"),
+    # Refused whether or not the decoder's term is asked for.
+    "cdf": (torch.full((1, 1, 2, 2), -1.0), {"cdf": "exakt", "timesteps": [3]}, "did you mean 'exact'"),
+    "decoder unused": (torch.full((1, 1, 2, 2), -1.0), {"decoder": "laplace", "timesteps": [3]}, "decoder"),
     "decoder": (torch.full((1, 1, 2, 2), -1.0), {"decoder": "laplace"}, "decoder"),
     "ids": (torch.full((1, 1, 2, 2), -1.0), {"sample_ids": [1, 2]}, "sample_ids"),
 }
@@ -191,6 +195,11 @@ def test_bound_refuses(case):
     x, options, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         likelihood.bound(lambda v, t: v, DIFFUSION, x, **options)
+
+
+def test_bound_refuses_arrays():
+    with pytest.raises(TypeError, match=r"torch\.Tensor, got ndarray"):
+        likelihood.bound(lambda v, t: v, DIFFUSION, np.zeros((1, 1, 2, 2)))
 
 
 def test_bound_refuses_outputs_of_the_wrong_shape():

@@ -161,6 +161,9 @@ def test_integrate_has_order_five_and_every_sample_its_own_steps():
 D = fd.Diffusion(fd.NoiseSchedule.cosine(10), "x0")
 BAD = {
     "probes": ({"probes": 0}, "probes"),
+    "half a probe": ({"probes": 1.5}, "probes"),
+    "no probes": ({"probes": None}, "probes"),
+    "probes without number": ({"probes": math.nan}, "probes"),
     "divergence": ({"divergence": "radmacher"}, "rademacher"),
     "tolerance": ({"tolerance": 0.0}, "tolerance"),
     "off the grid": ({"levels": 17}, "lies off it"),
@@ -173,6 +176,28 @@ def test_ode_refuses(case):
     options, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         likelihood.ode(gaussian_network(D, 0.25), D, torch.full((1, 1, 2, 2), 0.3), **options)
+
+
+def test_ode_tolerance_follows_the_network_s_type():
+    """A float32 network would be followed into its rounding by a tolerance that fits closed forms."""
+
+    class Marked(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.one, self.network = nn.Parameter(torch.ones(1)), network
+
+        def forward(self, x, t):
+            return self.network(self.one * x, t)
+
+    diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(100), "v")
+    network, x = gaussian_network(diffusion, 0.25), gaussian_data(0.25, (3, 2))
+    for model, tolerance in ((network, 1e-6), (Marked(network).double(), 1e-6), (Marked(network), 1e-4)):
+        found, expected = (
+            likelihood.ode(model, diffusion, x, divergence="exact", **options)
+            for options in ({}, {"tolerance": tolerance})
+        )
+        assert torch.equal(found.total, expected.total)
+        assert torch.equal(found.steps, expected.steps)
 
 
 def test_ode_refuses_what_it_cannot_differentiate_or_reach():

@@ -71,8 +71,11 @@ def test_iwae_does_not_depend_on_the_batch():
     whole = likelihood.iwae(net, diffusion, x, levels=17, trajectories=3)
     split = likelihood.iwae(net, diffusion, x[1:], levels=17, trajectories=5, sample_ids=[1, 2], batch_size=4)
     torch.testing.assert_close(split.log_weights[:, :3], whole.log_weights[1:], rtol=1e-4, atol=1e-2)
-    with pytest.raises(ValueError, match="trajectories"):
-        likelihood.iwae(net, diffusion, x, levels=17, trajectories=0)
+    for wrong in (0, -3, 1.5, math.nan, "8", None, True):
+        with pytest.raises(ValueError, match="trajectories"):
+            likelihood.iwae(net, diffusion, x, levels=17, trajectories=wrong)
+    with pytest.raises(ValueError, match="cdf"):
+        likelihood.iwae(net, diffusion, x, levels=17, cdf="exakt")
     with pytest.raises(ValueError, match="count"):
         whole.with_trajectories(4)
 

@@ -107,6 +107,7 @@ def test_estimate_ends_where_the_network_gives_nan():
     [
         ({"target_error": 0}, "target_error"),
         ({"draws": 0}, "draws"),
+        ({"draws": 1.5}, "draws"),
         ({"max_rounds": 1}, "max_rounds"),
         ({"allocation": "stratify"}, "did you mean 'stratified'|stratified"),
     ],
@@ -120,3 +121,35 @@ def test_estimate_refuses(options, message):
 def test_bound_refuses_timesteps(timesteps):
     with pytest.raises(ValueError, match="timesteps"):
         likelihood.bound(network(), DIFFUSION, X, timesteps=timesteps, **OPTIONS)
+
+
+def test_estimate_stops_near_the_requested_error_in_few_calls_of_the_network():
+    """A loose target takes no more than two draws per image, and many of them share a batch."""
+    x = torch.from_numpy(np.random.default_rng(1).normal(0, 0.5, (64, 1, 4, 4)))
+    sizes = []
+
+    def counted(v, t):
+        sizes.append(len(v))
+        return network()(v, t)
+
+    loose = likelihood.bound_estimate(counted, DIFFUSION, x, target_error=1.0, **OPTIONS)
+    assert loose.evaluations == sum(sizes) <= 64 * 3 + 8 * 12
+    tight = likelihood.bound_estimate(network(), DIFFUSION, x, target_error=0.05, **OPTIONS)
+    assert 0.04 < tight.mean_sampling_error <= 0.05
+    sizes.clear()
+    one = likelihood.bound_estimate(counted, DIFFUSION, x[:1], target_error=0.2, **OPTIONS)
+    assert 0.15 < one.mean_sampling_error <= 0.2
+    assert one.evaluations > 20
+    assert len(sizes) <= 7
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_estimate_that_stops_by_itself_is_unbiased(count):
+    """Stopping early where the draws happen to agree would show here, were it more than noise."""
+    scores = []
+    for seed in range(100):
+        full = likelihood.bound(network(), DIFFUSION, X[:count], seed=seed, batch_size=1000, **OPTIONS)
+        some = likelihood.bound_estimate(network(), DIFFUSION, X[:count], seed=seed, target_error=0.2, **OPTIONS)
+        scores.append((some.mean - full.mean) / some.mean_sampling_error)
+    assert abs(np.mean(scores)) < 3.5 * 1.06 / math.sqrt(100)
+    assert np.mean(np.abs(scores) < 2.1) > 0.88

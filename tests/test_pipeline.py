@@ -149,6 +149,16 @@ def test_pipeline_scores_by_every_method(diffusion: fd.Diffusion) -> None:
         assert isinstance(pipe.likelihood(x, method, labels=labels, **options.get(method, {})), kind)
 
 
+def test_pipeline_bound_to_a_requested_error_is_the_estimate(diffusion: fd.Diffusion) -> None:
+    pipe = fd.Pipeline(small_unet(), diffusion, DataScaling(17))
+    x = torch.randint(0, 17, (6, 1, 8, 8)).to(torch.uint8)
+    some = pipe.likelihood(x, method="bound", target_error=1.0, allocation="stratified")
+    assert some.mean_sampling_error <= 1.0
+    assert some.evaluations < 6 * diffusion.num_timesteps
+    same = pipe.likelihood(x, method="estimate", target_error=1.0, allocation="stratified")
+    assert torch.equal(some.total, same.total)
+
+
 def test_pipeline_refuses_what_does_not_fit_to_edit_or_score(diffusion: fd.Diffusion) -> None:
     pipe = fd.Pipeline(small_unet(), diffusion)
     x = torch.zeros(1, 1, 8, 8)

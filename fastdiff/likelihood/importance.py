@@ -12,7 +12,15 @@ from torch import Tensor
 
 from fastdiff import ops
 from fastdiff.diffusion import Diffusion
-from fastdiff.likelihood.variational import checked_images, network_times, parts, split_output, standard_error
+from fastdiff.likelihood.variational import (
+    check_count,
+    check_scoring,
+    checked_images,
+    network_times,
+    parts,
+    split_output,
+    standard_error,
+)
 from fastdiff.losses import (
     BoundTable,
     Cdf,
@@ -117,14 +125,10 @@ def iwae(
     Source: Burda, Grosse, Salakhutdinov (2016), arXiv:1509.00519, eq. 8; the chain: Ho et al. (2020), eq. 3 and 7.
     """
     num_timesteps = diffusion.num_timesteps
-    if isinstance(trajectories, bool) or int(trajectories) != trajectories or trajectories < 1:
-        raise ValueError(f"trajectories must be a whole number, at least 1, got {trajectories!r}")
+    check_count("trajectories", trajectories)
     if trajectories * (num_timesteps + 1) > MAX_ROW:
         raise ValueError(f"trajectories times T + 1 must be at most 2^28, got {trajectories} times {num_timesteps + 1}")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be positive, or None for no bound, got {clip!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_scoring(clip, decoder, cdf, batch_size)
     device = model_device(model, x, None)
     images = checked_images(x, levels if decoder == "discrete" else None, levels).to(device)
     ids = checked_ids(sample_ids, images.shape[0], device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff import noise
 from fastdiff.diffusion import Diffusion
-from fastdiff.likelihood.variational import Bound, TermEvaluator, prior_term
+from fastdiff.likelihood.variational import Bound, TermEvaluator, check_count, prior_term
 from fastdiff.losses import Cdf, Decoder
 from fastdiff.noise import Stream
 from fastdiff.sampling import Model
@@ -38,7 +38,7 @@ def bound_estimate(
     *,
     target_error: float | None = None,
     allocation: Allocation = "importance",
-    draws: int = 8,
+    draws: int = 1,
     max_rounds: int | None = None,
     clip: float | None = 1.0,
     decoder: Decoder = "discrete",
@@ -67,7 +67,8 @@ def bound_estimate(
         allocation: q. "importance": proportional to the root mean square of the terms, as a pilot of up to 8 images and
             12 timesteps of this call tells; the pilot's evaluations are counted. "stratified": in proportion to 1 / t,
             even in log t, as terms fall; it needs no pilot, and an image's draws do not depend on the other images.
-        draws: Timesteps per image and round, at least 1.
+        draws: Timesteps per image and round, at least 1. A call makes at least two rounds, so a few images or a loose
+            target need no more than 1; more of them make `sampling_error` of a single image better known.
         max_rounds: Stop after so many rounds, at least 2, whatever the error; None for no limit.
 
     Returns:
@@ -83,9 +84,10 @@ def bound_estimate(
         raise ValueError(f"unknown allocation {allocation!r}: {nearest_name(str(allocation), get_args(Allocation))}")
     if target_error is not None and not target_error > 0:
         raise ValueError(f"target_error must be positive, in bits/dim, or None for 1 % of the mean, got {target_error}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
-    if max_rounds is not None and max_rounds < 2:
+    check_count("draws", draws)
+    if max_rounds is not None:
+        check_count("max_rounds", max_rounds)
+    if max_rounds == 1:
         raise ValueError(f"max_rounds must be at least 2, since their spread gives the error, got {max_rounds}")
     evaluator = TermEvaluator.build(
         model, diffusion, x, clip=clip, decoder=decoder, cdf=cdf, levels=levels, seed=seed, sample_ids=sample_ids,
@@ -103,8 +105,7 @@ def bound_estimate(
     fewest = max(2, 1 + math.ceil(_DEGREES_OF_FREEDOM / batch))
     wanted = fewest if max_rounds is None else min(fewest, max_rounds)
     while num_timesteps > 1 and not _complete(evaluator):
-        while len(rounds) < wanted:
-            rounds.append(_round(evaluator, shares, draws, len(rounds)))
+        rounds += _rounds(evaluator, shares, draws, range(len(rounds), wanted))
         result = _result(evaluator, prior, rounds)
         target = _DEFAULT_RELATIVE_ERROR * abs(result.mean) if target_error is None else target_error
         if on_progress is not None:
@@ -144,20 +145,21 @@ def _mixed(density: Array) -> Array:
     return np.asarray((1 - _EVEN_SHARE) * density / max(density.sum(), 1e-300) + _EVEN_SHARE / max(1, density.size))
 
 
-def _round(evaluator: TermEvaluator, shares: Array, draws: int, number: int) -> Tensor:
-    """[B] an estimate of the sum of the terms t > 0, from `draws` timesteps of each image."""
-    batch = evaluator.num_images
-    words = noise.words(evaluator.seed, evaluator.ids.cpu().numpy(), draws, Stream.LIKELIHOOD_TIME, number)
+def _rounds(evaluator: TermEvaluator, shares: Array, draws: int, numbers: range) -> Tensor:
+    """[R, B] estimates of the sum of the terms t > 0, each from `draws` timesteps of each image, all in one go."""
+    batch, count = evaluator.num_images, len(numbers)
+    ids, number = np.tile(evaluator.ids.cpu().numpy(), count), np.repeat(np.asarray(numbers), batch)
+    words = noise.words(evaluator.seed, ids, draws, Stream.LIKELIHOOD_TIME, number)
     # The middle of the interval that a word stands for, so in (0, 1).
     within = (words.astype(np.float64) + 0.5) * 2.0**-32
     edges = np.cumsum(shares)
     at = (np.arange(draws) + within) / draws * edges[-1]
     index = np.minimum(np.searchsorted(edges, at, side="right"), len(shares) - 1)
     t = torch.from_numpy(index + 1)
-    image = torch.arange(batch)[:, None].expand(batch, draws)
+    image = torch.arange(batch).repeat(count)[:, None].expand(batch * count, draws)
     _evaluate(evaluator, image.reshape(-1), t.reshape(-1))
     weights = torch.from_numpy(1 / (draws * shares[index]))
-    return (evaluator.terms[image, t] * weights).sum(dim=1)
+    return (evaluator.terms[image, t] * weights).sum(dim=1).reshape(count, batch)
 
 
 def _evaluate(evaluator: TermEvaluator, image: Tensor, t: Tensor) -> None:

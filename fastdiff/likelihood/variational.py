@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from fastdiff.losses import BoundTable, Cdf, Decoder, mse, variational_terms
 from fastdiff.noise import Stream
 from fastdiff.reference import compute_dtype
 from fastdiff.sampling import Model, checked_ids, eval_mode, model_device, model_dtype, native_network
+from fastdiff.schedule import nearest_name
 
 _LN2 = math.log(2.0)
 # How far from the grid, in steps of it, discrete data may lie: the rounding of float32.
@@ -206,10 +209,7 @@ class TermEvaluator:
         """Checked and on the model's device; arguments and errors as those of `bound`."""
         device = model_device(model, x, None)
         images = checked_images(x, levels if decoder == "discrete" else None, levels).to(device)
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip must be positive, or None for no bound, got {clip!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_scoring(clip, decoder, cdf, batch_size)
         ids = checked_ids(sample_ids, images.shape[0], device)
         kwargs = {key: value.to(device) for key, value in (model_kwargs or {}).items()}
         return cls(model, diffusion, images, ids, kwargs, clip, decoder, cdf, levels, seed, batch_size)
@@ -360,8 +360,11 @@ def checked_images(x: Tensor, grid_levels: int | None, levels: int) -> Tensor:
         levels: Number of values of uint8 images.
 
     Raises:
+        TypeError: not a tensor.
         ValueError: no image, another type, NaN, or values out of range or off the grid.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x must be at least one image, [B, C, ...], got shape {list(x.shape)}")
     if levels < 2:
@@ -385,6 +388,22 @@ def checked_images(x: Tensor, grid_levels: int | None, levels: int) -> Tensor:
                 "data's own levels, or, for continuous data, decoder='gaussian' (for the ODE: levels=None)"
             )
     return x
+
+
+def check_scoring(clip: float | None, decoder: Decoder, cdf: Cdf, batch_size: int) -> None:
+    """Raise ValueError for what the bounds do not take, before anything is evaluated."""
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be positive, or None for no bound, got {clip!r}")
+    for name, value, known in (("decoder", decoder, get_args(Decoder)), ("cdf", cdf, get_args(Cdf))):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: {nearest_name(str(value), known)}")
+    check_count("batch_size", batch_size)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError where the value is not a whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 1 or float(value) % 1 != 0:
+        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
 
 
 def parts(total: int, size: int) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""The probability flow with fixed steps of any order, in both directions, and the exact inverse of DDIM.
+"""The probability flow with fixed steps of any order, in both directions.
 
 With u = x / alpha and rho = sigma / alpha the flow is du / drho = eps(alpha u, t): Song, Meng, Ermon (2021),
 arXiv:2010.02502, eq. 14. A step is an explicit Runge-Kutta step in rho; a stage is a row whose prediction is the eps.
@@ -7,13 +7,12 @@ arXiv:2010.02502, eq. 14. A step is an explicit Runge-Kutta step in rho; a stage
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion, eps_coefficients, x0_coefficients
-from fastdiff.samplers.levels import Levels, levels_at, position_of, table_from_rows, visited
+from fastdiff.diffusion import Diffusion, eps_coefficients
+from fastdiff.samplers.levels import Levels, levels_at, position_of, table_from_rows
 from fastdiff.schedule import Array
 from fastdiff.table import CoefficientTable
 
@@ -28,9 +27,6 @@ TABLEAUS: dict[int, tuple[tuple[float, ...], ...]] = {
     # Kutta (1901).
     4: ((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
 }
-
-# Of images in [-1, 1].
-_TYPICAL_VARIANCE = 0.25
 
 
 def flow_encode(diffusion: Diffusion, steps: int | None = None, *, order: int = 2) -> CoefficientTable:
@@ -76,69 +72,6 @@ def flow_decode(diffusion: Diffusion, steps: int | None = None, *, order: int = 
     Source: Song, Meng, Ermon (2021), arXiv:2010.02502, eq. 14; Butcher (2016), Numerical Methods for ODEs.
     """
     return _flow(diffusion, steps, order, "flow_decode")
-
-
-def fixed_point_encode(
-    diffusion: Diffusion,
-    steps: int | None = None,
-    *,
-    iterations: int = 5,
-    spacing: str = "trailing",
-    timesteps: Sequence[float] | None = None,
-    continuous: bool = False,
-) -> CoefficientTable:
-    """Coefficients of the exact inverse of `ddim`, by fixed-point iteration at each level.
-
-    `ddim` goes from level i to the cleaner level i-1 by x_{i-1} = a x_i + b eps(x_i) = a' x_i + b' x_0(x_i), with the
-    predictions at t_i. So x_i = (x_{i-1} - b eps(x_i)) / a, or likewise with x_0, which is iterated from x_{i-1}. The
-    form is taken, level by level, that converges faster for Gaussian data of variance 1/4: eps near the image and x_0
-    near the noise. Compare the image with what `ddim(..., clip=None)` makes of the result. Start from an image:
-    `sample(..., x_init=image)`.
-
-    Args:
-        diffusion: What the network was trained on.
-        steps: Levels, 1 to T; None for all T.
-        iterations: Evaluations per level, at least 1.
-        spacing: See `visited`, as for `timesteps` and `continuous`: give those of the `ddim` that decodes.
-        timesteps: The timesteps themselves.
-        continuous: Whether levels may fall between timesteps.
-
-    Returns:
-        Table of steps * iterations rows, float64.
-
-    Raises:
-        ValueError: an option out of range.
-
-    Source: Song, Meng, Ermon (2021), arXiv:2010.02502, eq. 12; the iteration: Pan et al. (2023), arXiv:2309.04907.
-    """
-    if isinstance(iterations, bool) or int(iterations) != iterations or iterations < 1:
-        raise ValueError(f"iterations must be a whole number, at least 1, got {iterations!r}")
-    levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, continuous=continuous)
-    reverse = Levels(levels.prediction, levels.t[::-1], levels.alpha[::-1], levels.sigma[::-1])
-    rows: list[dict[str, float]] = []
-    states: list[int] = []
-    for level in range(1, len(levels) + 1):
-        alpha, sigma = reverse.alpha[level], reverse.sigma[level]
-        alpha_to, sigma_to = reverse.alpha[level - 1], reverse.sigma[level - 1]
-        # Each form as (gain of the state, weight and coefficients of the prediction, how fast it converges).
-        total = alpha**2 * _TYPICAL_VARIANCE + sigma**2
-        gain = alpha_to / alpha
-        slope = sigma_to - gain * sigma
-        forms = [(gain, slope, _eps(diffusion, alpha, sigma), abs(slope / gain) * sigma / total)]
-        if sigma_to > 0:
-            gain = sigma_to / sigma
-            slope = alpha_to - gain * alpha
-            forms.append((gain, slope, _x0(diffusion, alpha, sigma), slope / gain * alpha * _TYPICAL_VARIANCE / total))
-        gain, slope, (px, pm), _ = min(forms, key=lambda form: form[3])
-        row = {"t": reverse.t[level - 1], "px": px, "pm": pm, "c0": -slope / gain}
-        rows.append(row | {"cx": 1 / gain, "save_base": 1.0, "bx": 1.0})
-        rows += [row | {"cb": 1 / gain}] * (int(iterations) - 1)
-        states += [level] * int(iterations)
-    options = {"steps": len(levels), "iterations": int(iterations), "spacing": spacing, "continuous": continuous}
-    return table_from_rows(
-        reverse, rows, "fixed_point_encode", states=states, init_scale=0.0, order=1, data_prediction=False,
-        options=options,
-    )  # fmt: skip
 
 
 def _flow(diffusion: Diffusion, steps: int | None, order: int, name: str) -> CoefficientTable:
@@ -219,11 +152,6 @@ def _level(diffusion: Diffusion, rho: float) -> Levels:
 def _eps(diffusion: Diffusion, alpha: float, sigma: float) -> tuple[float, float]:
     ex, em = eps_coefficients(diffusion.prediction, _array(alpha), _array(sigma))
     return float(ex[0]), float(em[0])
-
-
-def _x0(diffusion: Diffusion, alpha: float, sigma: float) -> tuple[float, float]:
-    px, pm = x0_coefficients(diffusion.prediction, _array(alpha), _array(sigma))
-    return float(px[0]), float(pm[0])
 
 
 def _array(value: float) -> Array:
