@@ -63,8 +63,8 @@ def profile(network: NativeNetwork, batch: int, size: tuple[int, int], repeats: 
     """
     height, width = size
     config = network.unet.config
-    prepared = network.prepare(batch, height, width)
     weights = network.weights(height, width)
+    prepared = network.prepare(batch, height, width)
     x = torch.zeros(batch, config.in_channels, height, width).contiguous(memory_format=torch.channels_last)
     out = torch.empty(batch, config.out_channels, height, width).contiguous(memory_format=torch.channels_last)
     y = None if config.num_classes is None else torch.zeros(1, dtype=torch.int64)
