@@ -70,7 +70,8 @@ def without_biases(net):
 
 
 def into_one_vector(net):
-    """Parameters become slices of a vector: at odd offsets, contiguous, all with versions of their own."""
+    """Parameters become slices of a vector, at odd offsets."""
+    net.to(memory_format=torch.contiguous_format)
     nn.utils.vector_to_parameters(0.9 * nn.utils.parameters_to_vector(net.parameters()).detach(), net.parameters())
 
 
