@@ -90,6 +90,59 @@ def test_sample_native_stops_at_chosen_rows_and_runs_on_between(monkeypatch):
     assert {3, 9, 12} <= {end for _, end in calls}
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "unipc"])
+def test_sample_native_does_not_depend_on_batch_threads_or_run(sampler):
+    """To the bit."""
+    net = network("adm")
+    table = fd.samplers.build(sampler, fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 6)
+    y = torch.tensor([0, 3, 6, 1, 2])
+
+    def images(first, last):
+        return fd.sample(
+            net,
+            table,
+            shape=(last - first, 3, 16, 16),
+            seed=2,
+            sample_ids=range(first, last),
+            model_kwargs={"y": y[first:last]},
+            runner="native",
+            progress=False,
+        )
+
+    whole = images(0, 5)
+    assert torch.equal(whole, images(0, 5))
+    assert torch.equal(whole, torch.cat([images(0, 1), images(1, 4), images(4, 5)]))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(whole, images(0, 5))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sample_native_on_images_that_are_not_square():
+    net = network("ho")
+    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 10)
+    options = {"shape": (2, 3, 12, 20), "progress": False}
+    eager, native = (fd.sample(net, table, runner=runner, **options) for runner in ("eager", "native"))
+    assert (native - eager).abs().max() < 1e-3
+    assert fd.sample(net, table, runner="native", **options | {"shape": (0, 3, 12, 20)}).shape == (0, 3, 12, 20)
+    with pytest.raises(ValueError, match="positive multiples of 2"):
+        fd.sample(net, table, runner="native", **options | {"shape": (2, 3, 12, 21)})
+
+
+def test_sample_native_follows_the_threads_of_a_callback():
+    net = network("ho")
+    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 4)
+    expected = sampled(net, table, "native")
+    before = torch.get_num_threads()
+    try:
+        callback = lambda seen: torch.set_num_threads(1 + seen.row % 3)  # noqa: E731
+        assert torch.equal(sampled(net, table, "native", callback=callback), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_sample_native_starts_in_the_middle():
     net = network("ho")
     table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 8)
