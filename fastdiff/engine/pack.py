@@ -174,8 +174,8 @@ def _transformed(instruction: Instruction, taps: Tensor) -> Tensor:
     if instruction.algorithm == "direct":
         return taps
     g = torch.tensor(_G4 if instruction.algorithm == "winograd4" else _G2, dtype=torch.float64, device=taps.device)
-    # Its rows are those of g, one behind the other, so both sides' products are one with the Kronecker product.
-    return torch.kron(g, g) @ taps
+    kernels = taps.unflatten(1, (3, 3)).permute(3, 0, 1, 2)
+    return torch.einsum("ay,oiyx,bx->iabo", g, kernels, g).flatten(1, 2)
 
 
 def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Tensor]:
