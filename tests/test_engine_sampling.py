@@ -131,6 +131,16 @@ def test_sample_native_on_images_that_are_not_square():
         fd.sample(net, table, runner="native", **options | {"shape": (2, 3, 12, 21)})
 
 
+def test_sample_native_refuses_a_table_that_does_not_fit():
+    learned = fd.samplers.ddpm(fd.Diffusion(fd.NoiseSchedule.linear(100), variance="learned_range"), 3)
+    with pytest.raises(ValueError, match=r"output must have shape \[3, 6, 16, 16\], got \[3, 3, 16, 16\]"):
+        sampled(network("ho"), learned, "native")
+    # Six channels fit a table that ignores the last three.
+    ignored = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 3)
+    eager, native = (sampled(network("iddpm"), ignored, runner) for runner in ("eager", "native"))
+    assert (native - eager).abs().max() < 1e-3
+
+
 def test_sample_native_follows_the_threads_of_a_callback():
     net = network("ho")
     table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 4)

@@ -53,9 +53,17 @@ def run_table(
 
     Returns:
         x.
+
+    Raises:
+        ValueError: the network's output does not fit the table.
     """
-    batch, _, height, width = x.shape
+    batch, channels, height, width = x.shape
     plan = network.plan(height, width)
+    made = plan.buffers[plan.output].channels
+    allowed = (2 * channels,) if table.learned_variance else (channels, 2 * channels)
+    if made not in allowed:
+        expected = " or ".join(str([batch, count, height, width]) for count in allowed)
+        raise ValueError(f"the model's output must have shape {expected}, got {[batch, made, height, width]}")
     part = max(1, min(MAX_PART, batch, ARENA_BYTES // (4 * place(plan, 1).length)))
     rows = ops.table_rows(table)
     numbers = torch.arange(len(table), device="cpu")
