@@ -26,7 +26,7 @@ from harness import machine, race
 from torch import Tensor, nn
 
 import fastdiff as fd
-from fastdiff.engine import matrix_peak, profile
+from fastdiff.engine import engine_peak, matrix_peak, products_made, profile
 
 RESULTS = Path(__file__).parent / "results" / "cpu_unet"
 CASES = [("ho-cifar10", 1), ("ho-cifar10", 4), ("ho-cifar10", 8), ("ho-cifar10", 16), ("iddpm-imagenet64", 1)]
@@ -106,25 +106,44 @@ def split_of(preset: str, batch: int) -> dict[str, Any]:
     config = fd.UNetConfig.preset(preset)
     engine = fd.compile(fd.UNet(config).eval())
     times = profile(engine, batch, (config.image_size, config.image_size))
+    peak, torch_peak = engine_peak(), matrix_peak()
     kinds: dict[str, list[float]] = {}
     for found in times:
         i = found.instruction
         kind = f"{i.op} {i.kernel}x{i.kernel} {i.algorithm}" if i.op == "conv" else i.op
-        entry = kinds.setdefault(kind, [0, 0.0, 0.0])
+        entry = kinds.setdefault(kind, [0, 0.0, 0.0, 0.0])
         entry[0] += 1
         entry[1] += found.milliseconds
         entry[2] += found.flops
+        entry[3] += products_made(found.flops, i)
     total = sum(entry[1] for entry in kinds.values())
     return {
         "preset": preset,
         "batch": batch,
         "total_ms": total,
         "gflops_by_direct_formula": sum(entry[2] for entry in kinds.values()) / total / 1e6,
-        "torch_matmul_gflops": matrix_peak() / 1e9,
+        "torch_matmul_gflops": torch_peak / 1e9,
+        "engine_peak_gflops": peak / 1e9,
         "kinds": {
-            kind: {"count": count, "ms": ms, "share": ms / total, "gflops": flops / max(ms, 1e-6) / 1e6}
-            for kind, (count, ms, flops) in sorted(kinds.items(), key=lambda item: -item[1][1])
+            kind: {
+                "count": count,
+                "ms": ms,
+                "share": ms / total,
+                "gflops": flops / max(ms, 1e-6) / 1e6,
+                "of_peak": 1e3 * made / max(ms, 1e-6) / peak,
+            }
+            for kind, (count, ms, flops, made) in sorted(kinds.items(), key=lambda item: -item[1][1])
         },
+        "instructions": [
+            {
+                "shapes": found.description,
+                "algorithm": found.instruction.algorithm if found.instruction.op == "conv" else found.instruction.op,
+                "ms": found.milliseconds,
+                "predicted_ms": found.predicted_ms,
+                "of_torch_peak": 1e3 * found.flops / max(found.milliseconds, 1e-6) / torch_peak,
+            }
+            for found in times
+        ],
     }
 
 
@@ -254,13 +273,22 @@ def to_markdown(
             "",
             f"{split['preset']}, batch {split['batch']}: {split['total_ms']:.1f} ms, "
             f"{split['gflops_by_direct_formula']:.0f} GFLOP/s by the direct formula; PyTorch's matrix product: "
-            f"{split['torch_matmul_gflops']:.0f}.",
+            f"{split['torch_matmul_gflops']:.0f}, the engine's: {split['engine_peak_gflops']:.0f}. The products that "
+            "are made, over the engine's peak:",
             "",
-            "| instructions | count | ms | share | GFLOP/s |",
-            "|---|---|---|---|---|",
+            "| instructions | count | ms | share | GFLOP/s | of peak |",
+            "|---|---|---|---|---|---|",
         ]
         for kind, k in split["kinds"].items():
-            lines.append(f"| {kind} | {k['count']} | {k['ms']:.2f} | {k['share']:.0%} | {k['gflops']:.0f} |")
+            cells = (
+                kind,
+                k["count"],
+                f"{k['ms']:.2f}",
+                f"{k['share']:.0%}",
+                f"{k['gflops']:.0f}",
+                f"{k['of_peak']:.0%}",
+            )
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 

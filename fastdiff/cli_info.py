@@ -168,33 +168,35 @@ def plan(
     """The instructions that the C++ engine makes of a network, and what each costs on this machine."""
     import fastdiff
     from fastdiff.checkpoint import load_model
-    from fastdiff.engine import matrix_peak, profile
+    from fastdiff.engine import engine_peak, matrix_peak, profile
     from fastdiff.unet_config import PRESETS
 
     unet = fastdiff.UNet(PRESETS[network]).eval() if network in PRESETS else load_model(Path(network)).unet
     side = size or unet.config.image_size
     compiled = fastdiff.compile(unet, precision="strict" if strict else "fast")
     times = profile(compiled, batch, (side, side))
-    table = _table("", "instruction", "algorithm", "shapes", "MFLOP", "MB", "ms", "at peak, ms")
+    table = _table("", "instruction", "algorithm", "shapes", "GFLOP", "MB", "predicted, ms", "measured, ms")
     for found in times:
         table.add_row(
             str(found.number),
             found.instruction.op,
             found.instruction.algorithm if found.instruction.op == "conv" else "",
             found.description,
-            f"{found.flops / 1e6:,.1f}" if found.flops else "",
+            f"{found.flops / 1e9:,.4f}" if found.flops else "",
             f"{found.bytes_moved / 1e6:,.2f}",
+            f"{found.predicted_ms:.3f}",
             f"{found.milliseconds:.3f}",
-            f"{found.predicted_ms:.3f}" if found.predicted_ms else "",
         )
     _print(table)
     prepared = compiled.prepare(batch, side, side)
     total, flops = sum(found.milliseconds for found in times), sum(found.flops for found in times)
+    predicted = sum(found.predicted_ms for found in times)
     memory = [4 * part.numel() / 2**20 for part in (prepared.arena, prepared.scratch, compiled.weights(side, side))]
     typer.echo(
-        f"{len(times)} instructions, {flops / 1e9:,.2f} GFLOP, {total:,.1f} ms for {batch} images of {side}x{side}; "
-        f"arena {memory[0]:,.1f} MiB, scratch {memory[1]:,.1f} MiB, weights {memory[2]:,.1f} MiB; "
-        f"PyTorch's matrix product reaches {matrix_peak() / 1e9:,.0f} GFLOP/s"
+        f"{len(times)} instructions, {flops / 1e9:,.2f} GFLOP, {total:,.1f} ms for {batch} images of {side}x{side} "
+        f"({predicted:,.1f} predicted); arena {memory[0]:,.1f} MiB, scratch {memory[1]:,.1f} MiB, weights "
+        f"{memory[2]:,.1f} MiB; products reach {engine_peak() / 1e9:,.0f} GFLOP/s here, and PyTorch's "
+        f"{matrix_peak() / 1e9:,.0f}"
     )
 
 

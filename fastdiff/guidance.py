@@ -2,6 +2,8 @@
 
 A wrapper is a module with the interface of a model, (x, t, **kwargs) -> output, so that any sampler runs it. Where the
 output has 2C channels, the first half is guided and the second, the variance's, is the conditional model's own.
+
+On the CPU, `fastdiff.compile(unet)` in the place of a `UNet` makes a guided model as fast as the engine.
 """
 
 from __future__ import annotations

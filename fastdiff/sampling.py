@@ -73,7 +73,8 @@ def sample(
 
     Args:
         model: Any callable (x [B, C, ...], t [B], **model_kwargs) -> [B, C or 2C, ...]. t is int64 when all times of
-            the table are whole numbers, else float32. x has the dtype of the module's parameters, else float32.
+            the table are whole numbers, else float32. x has the dtype of the module's parameters, else float32. A
+            `UNet` that `fastdiff.compile` compiled is one, and keeps its precision.
         table: The sampler, from `fastdiff.samplers`.
         shape: [B, C, H, W] of the result; other ranks work as well.
         seed: In [0, 2^64).
@@ -133,12 +134,14 @@ def native_network(
     """The network compiled for the CPU, or None where the eager runner is to be used; see `sample` for the runner."""
     if runner == "eager":
         return None
+    compiled = model if isinstance(model, NativeNetwork) else None
+    unet = model if compiled is None else compiled.unet
     reason = None
-    if type(model) is not UNet:
+    if not isinstance(unet, UNet):
         reason = f"it runs a fastdiff.UNet, got {type(model).__name__}"
     elif x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 4:
         reason = f"it runs float32 images [B, C, H, W] on the CPU, got {x.dtype} {list(x.shape)} on {x.device}"
-    elif model.conv_out.weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    elif model_dtype(unet, torch.float32) != torch.float32 or torch.is_autocast_enabled("cpu"):
         reason = "it computes in float32: no other type of weights, and no autocast"
     elif threshold is not None:
         reason = "it has no dynamic thresholding"
@@ -149,10 +152,13 @@ def native_network(
             raise RuntimeError(f"runner 'native' needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
         return None
     if reason is None:
-        assert isinstance(model, UNet)
-        model._check_inputs(x, torch.zeros(len(x), dtype=torch.int64), model_kwargs.get("y"))
+        assert isinstance(unet, UNet)
+        UNet._check_inputs(unet, x, torch.zeros(len(x), dtype=torch.int64, device=x.device), model_kwargs.get("y"))
         try:
-            return cached_network(model)
+            network = cached_network(unet) if compiled is None else compiled
+            # Once for a run there is time to look at every weight.
+            network.check(thorough=True)
+            return network
         except Unsupported as error:
             if runner == "auto":
                 warnings.warn(f"the slower eager runner is used: {error}", RuntimeWarning, stacklevel=3)

@@ -154,6 +154,7 @@ class UNet(nn.Module):
             Output [B, out_channels, H, W], channels_last, in the type of the parameters or of autocast.
 
         Raises:
+            TypeError: An argument is not a tensor.
             ValueError: An argument has the wrong shape, type or device, or labels are missing, surplus or, on the
                 CPU, out of range. (On CUDA the embedding's own device-side check reports them: no synchronisation.)
         """
@@ -173,6 +174,9 @@ class UNet(nn.Module):
     def _check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
         config = self.config
         divisor = config.size_divisor
+        for name, value in (("x", x), ("t", t), ("y", y)):
+            if not isinstance(value, Tensor) and not (name == "y" and value is None):
+                raise TypeError(f"{name} must be a tensor, one entry per image, got {type(value).__name__}")
         if x.dim() != 4 or x.shape[1] != config.in_channels:
             raise ValueError(f"x must have shape [B, {config.in_channels}, H, W], got {list(x.shape)}")
         if x.shape[2] % divisor or x.shape[3] % divisor or x.shape[2] == 0 or x.shape[3] == 0:

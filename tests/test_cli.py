@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -547,11 +548,18 @@ def test_info_prints_a_table():
 
 def test_info_prints_a_plan(model):
     printed = works("info", "plan", "digits", "--batch", 2)
-    assert "winograd4" in printed
-    assert "attention" in printed
-    assert "GFLOP" in printed
+    for expected in ("winograd4", "attention", "GFLOP", "MB", "predicted, ms", "measured, ms", "1x8x8 -> 32x8x8 3x3"):
+        assert expected in printed
+    assert re.search(r"arena \d+\.\d MiB, scratch \d+\.\d MiB, weights \d+\.\d MiB", printed)
+    rows = [line for line in printed.splitlines() if re.match(r" *\d+ +(stats|norm|conv|attention)", line)]
+    assert len(rows) == int(re.search(r"(\d+) instructions", printed)[1])
+    # Every instruction has both times.
+    assert all(re.search(r" \d+\.\d{3} +\d+\.\d{3} *$", row) for row in rows)
     assert "winograd" not in works("info", "plan", "digits", "--strict")
     assert "instructions" in works("info", "plan", model)
+    assert "for 1 images of 16x16" in works("info", "plan", "digits", "--size", 16)
+    assert "positive multiples of 2, got 7 x 7" in fails("info", "plan", "digits", "--size", 7)
+    assert "does not exist" in fails("info", "plan", "no-such-network")
 
 
 def test_info_describes_a_model(model, tmp_path):

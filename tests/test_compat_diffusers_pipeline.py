@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -126,6 +127,17 @@ def test_fused_unet_equals_the_model(unet):
             torch.testing.assert_close(fused(x, t, return_dict=False)[0], expected, atol=1e-4, rtol=1e-4)
     fused(x, 7).sample.sum().backward()
     assert all(p.grad is not None for p in fused.parameters())
+
+
+def test_fused_unet_says_why_the_engine_does_not_run_it(unet):
+    fused = ours.FusedUNet2DModel.from_model(unet).eval()
+    fused.unet.middle_block[1].register_forward_hook(lambda *_: None)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), pytest.warns(RuntimeWarning, match=r"slower module is used.*middle_block\.1 has one"):
+        fused(x, 10)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused(x, 10)
 
 
 def test_fused_unet_wraps_a_fastdiff_model():

@@ -1,85 +1,24 @@
-"""The engine: plans, their reference executor, the C++ executor, and sampling with it."""
+"""The engine: plans, their reference executor, and the C++ executor, whole and instruction by instruction."""
 
-import dataclasses
 import os
 import re
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_networks import CONFIGS, double, inputs, network, relative
 from test_convert_diffusers import CASES as DIFFUSERS_CASES
 from test_convert_diffusers import diffusers_model
 from tolerances import ENGINE_INSTRUCTION, ENGINE_NETWORK
 
 import fastdiff as fd
-from fastdiff import convert, ops
-from fastdiff.engine import Buffer, Instruction, Plan, Unsupported, lower, place, run_plan
-from fastdiff.engine import loop as engine_loop
-from fastdiff.engine.native import NativeNetwork
+from fastdiff import convert
+from fastdiff.engine import Buffer, Instruction, Plan, lower, place, run_plan
 from fastdiff.engine.pack import CODE_FIELDS, encode, pack_layers
-
-SMALL = {"channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "image_size": 16, "attention_resolutions": (8,)}
-CONFIGS = {
-    "ho": {},
-    "iddpm": {
-        "norm_eps": 1e-5,
-        "time_embedding": "cos_sin",
-        "downsample_padding": "symmetric",
-        "scale_shift_norm": True,
-        "qkv_layout": "legacy",
-        "num_heads": 4,
-        "out_channels": 6,
-    },
-    "adm": {
-        "scale_shift_norm": True,
-        "resblock_updown": True,
-        "qkv_layout": "new",
-        "head_channels": 32,
-        "num_classes": 7,
-    },
-    "heads of 8 channels": {"num_heads": 8, "qkv_layout": "legacy"},
-    "one head of 40 channels": {"channels": 20, "norm_groups": 5},
-    "edm heads": {"qkv_layout": "edm", "num_heads": 2},
-    "no resampling convs": {"conv_resample": False},
-    "three levels": {"channel_mult": (1, 2, 2), "norm_groups": 16},
-    "grey": {"in_channels": 1, "out_channels": 2, "channels": 48, "norm_groups": 12},
-}
-
-
-def network(case, dtype=torch.float32, seed=0):
-    torch.manual_seed(seed)
-    net = fd.UNet(fd.UNetConfig(**(SMALL | CONFIGS[case]))).eval()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.08)
-    return net.to(dtype)
-
-
-def double(net):
-    copy = fd.UNet(net.config).double().eval()
-    copy.load_state_dict({name: value.double() for name, value in net.state_dict().items()})
-    return copy
-
-
-def inputs(net, batch=3, height=16, width=16, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, net.config.in_channels, height, width, generator=generator)
-    t = torch.randint(0, 1000, (batch,), generator=generator)
-    y = (
-        None
-        if net.config.num_classes is None
-        else torch.randint(0, net.config.num_classes, (batch,), generator=generator)
-    )
-    return x, t, y
-
-
-def relative(actual, expected):
-    return float((actual.double() - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -304,18 +243,6 @@ import fastdiff._C; print(fastdiff._C.cpu_isa())
     assert done.stdout.strip() == isa, done.stderr
 
 
-def test_native_notices_changed_weights():
-    net = network("ho")
-    x, t, _ = inputs(net)
-    compiled = fd.compile(net)
-    before = compiled(x, t)
-    with torch.no_grad():
-        net.conv_out.bias += 1
-        net.time_embed[0].bias += 1
-        assert relative(compiled(x, t), double(net)(x.double(), t)) < ENGINE_NETWORK
-    assert not torch.equal(compiled(x, t), before)
-
-
 def test_arena_keeps_live_buffers_apart():
     net = network("three levels")
     plan = lower(net, 16, 16)
@@ -346,165 +273,3 @@ def test_code_layout_is_that_of_the_executor():
     struct = re.search(r"struct Instruction \{(.*?)\};", header, re.DOTALL)[1]
     fields = [name.strip() for line in re.findall(r"int64_t ([^;]*);", struct) for name in line.split(",")]
     assert tuple(fields) == CODE_FIELDS
-
-
-def sampled(net, table, runner, **options):
-    shape = (3, net.config.in_channels, 16, 16)
-    return fd.sample(net, table, shape=shape, seed=5, runner=runner, progress=False, **options)
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_3m", "plms", "unipc", "heun", "predictor_corrector"])
-def test_sample_native_follows_eager(sampler):
-    net = network("ho")
-    diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v")
-    table = fd.samplers.build(sampler, diffusion, 20)
-    eager, native = (sampled(net, table, runner) for runner in ("eager", "native"))
-    assert (native - eager).abs().max() < 1e-3 * max(1.0, float(eager.abs().max()))
-    assert torch.equal(sampled(net, table, "auto"), native)
-
-
-def test_sample_native_fifty_steps_of_ddim():
-    net = network("ho")
-    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 50)
-    assert (sampled(net, table, "native") - sampled(net, table, "eager")).abs().max() < 1e-3
-
-
-def test_sample_native_with_labels_and_a_learned_variance(monkeypatch):
-    net = network("adm")
-    wide = fd.UNet(dataclasses.replace(net.config, out_channels=6)).eval()
-    for parameter in wide.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(100), variance="learned_range")
-    table = fd.samplers.ddpm(diffusion, 12)
-    options = {"model_kwargs": {"y": torch.tensor([0, 3, 6])}}
-    eager, native = (sampled(wide, table, runner, **options) for runner in ("eager", "native"))
-    assert (native - eager).abs().max() < 1e-3
-    # In parts, and with few times at hand: the same to the bit.
-    monkeypatch.setattr(engine_loop, "MAX_PART", 2)
-    monkeypatch.setattr(engine_loop, "TIMES_NUMBERS", 1)
-    assert torch.equal(sampled(wide, table, "native", **options), native)
-
-
-def test_sample_native_calls_back_like_eager():
-    net = network("ho")
-    table = fd.samplers.dpmpp_2m(fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 6)
-    seen = {}
-    for runner in ("eager", "native"):
-        steps = seen[runner] = []
-        sampled(
-            net,
-            table,
-            runner,
-            callback=lambda s, steps=steps: steps.append((s.row, s.t, s.x.clone(), s.prediction.clone())),
-        )
-    assert [s[:2] for s in seen["native"]] == [s[:2] for s in seen["eager"]]
-    for ours, theirs in zip(seen["native"], seen["eager"], strict=True):
-        assert (ours[2] - theirs[2]).abs().max() < 1e-3
-        assert (ours[3] - theirs[3]).abs().max() < 1e-3
-
-
-def test_sample_native_stops_at_chosen_rows_and_runs_on_between(monkeypatch):
-    net = network("ho")
-    table = fd.samplers.dpmpp_2m(fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 12)
-    every, some, calls = {}, {}, []
-    sampled(net, table, "native", callback=lambda s: every.update({s.row: (s.x.clone(), s.prediction.clone())}))
-    plain = torch.ops.fastdiff.plan_sample
-
-    def counted(*arguments):
-        calls.append(arguments[13:15])
-        return plain(*arguments)
-
-    monkeypatch.setattr(engine_loop.torch.ops.fastdiff, "plan_sample", counted)
-    monkeypatch.setattr(engine_loop, "STRETCH_SECONDS", 1000)
-    callback = lambda s: some.update({s.row: (s.x.clone(), s.prediction.clone())})  # noqa: E731
-    result = sampled(net, table, "native", callback=callback, callback_rows=[2, 8, -1])
-    assert list(some) == [2, 8, 11]
-    assert all(torch.equal(a, b) for row in some for a, b in zip(some[row], every[row], strict=True))
-    assert torch.equal(result, every[11][0])
-    assert len(calls) < 12
-    assert {3, 9, 12} <= {end for _, end in calls}
-
-
-def test_sample_native_starts_in_the_middle():
-    net = network("ho")
-    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 8)
-    x = torch.randn(3, 3, 16, 16)
-    eager, native = (sampled(net, table, runner, x_init=x, start_row=5) for runner in ("eager", "native"))
-    assert (native - eager).abs().max() < 1e-3
-
-
-def test_sample_says_why_it_cannot_run_natively():
-    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(100)), 2)
-    net = network("ho")
-    with pytest.raises(ValueError, match=r"it runs a fastdiff\.UNet, got function"):
-        fd.sample(lambda x, t: x, table, shape=(1, 3, 8, 8), runner="native")
-    with pytest.raises(ValueError, match="float32"):
-        sampled(network("ho", torch.float64), table, "native", dtype=torch.float64)
-    hook = net.middle_block[1].register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"middle_block\.1 has one"):
-        sampled(net, table, "native")
-    with pytest.warns(RuntimeWarning, match=r"middle_block\.1 has one"):
-        sampled(net, table, "auto")
-    hook.remove()
-    net.middle_block[2].skip = torch.nn.AvgPool2d(1)
-    with pytest.raises(Unsupported, match=r"middle_block\.2\.skip \(AvgPool2d\)"):
-        fd.compile(net)
-    net = network("ho")
-    torch.nn.utils.parametrizations.weight_norm(net.middle_block[0].conv1)
-    with pytest.raises(Unsupported, match=r"middle_block\.0\.conv1 \(ParametrizedConv3x3\)"):
-        fd.compile(net)
-    net = network("ho")
-    net.conv_out.forward = lambda x: x
-    with pytest.raises(Unsupported, match=r"conv_out \(Conv2d\)"):
-        fd.compile(net)
-
-
-def test_compile_refuses():
-    net = network("ho")
-    with pytest.raises(ValueError, match="batch must be at least 1"):
-        fd.compile(net, batch=0)
-    with pytest.raises(ValueError, match="positive multiples of 2, got 7 x 7"):
-        fd.compile(net, batch=1, size=7)
-    with pytest.raises(ValueError, match="precision must be"):
-        fd.compile(net, precision="half")
-    with pytest.raises(ValueError, match=r"x must have shape \[B, 3, H, W\]"):
-        fd.compile(net)(torch.zeros(1, 4, 8, 8), torch.zeros(1))
-    assert fd.compile(net)(torch.zeros(0, 3, 8, 8), torch.zeros(0)).shape == (0, 3, 8, 8)
-
-
-def test_compile_keeps_few_plans():
-    net = network("ho")
-    compiled = NativeNetwork(net)
-    for batch in range(1, 8):
-        compiled(*inputs(net, batch)[:2])
-    assert len(compiled._prepared) == 4
-    prepared = compiled.prepare(2, 16, 16)
-    x, t, _ = inputs(net, 2)
-    x = x.contiguous(memory_format=torch.channels_last)
-    prepared = dataclasses.replace(prepared, scratch=torch.empty(8))
-    places = (*prepared.memory, torch.empty_like(x))
-    with pytest.raises(RuntimeError, match="scratch is for fewer"):
-        torch.ops.fastdiff.plan_forward(x, prepared.code, compiled.weights(16, 16), compiled.times(t), *places)
-
-
-def test_sample_native_stops_at_ctrl_c():
-    net = network("ho")
-    table = fd.samplers.ddpm(fd.Diffusion(fd.NoiseSchedule.cosine(4000)))
-
-    def interrupt():
-        time.sleep(0.5)
-        os.kill(os.getpid(), 2)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        fd.sample(net, table, shape=(64, 3, 16, 16), runner="native", progress=False)
-    thread.join()
-    assert time.monotonic() - began < 10
-
-
-def test_engine_needs_the_extension(monkeypatch):
-    monkeypatch.setattr(ops, "has_extension", lambda: False)
-    with pytest.raises(RuntimeError, match="needs the C\\+\\+ extension"):
-        fd.compile(network("ho"))

@@ -3,7 +3,7 @@
 from fastdiff.engine.lower import Unsupported, lower
 from fastdiff.engine.native import NativeNetwork, Precision, compile
 from fastdiff.engine.plan import Buffer, Instruction, Placement, Plan, place
-from fastdiff.engine.profile import InstructionTime, matrix_peak, profile
+from fastdiff.engine.profile import InstructionTime, copy_speed, engine_peak, matrix_peak, products_made, profile
 from fastdiff.engine.reference import run_plan
 
 __all__ = [
@@ -16,9 +16,12 @@ __all__ = [
     "Precision",
     "Unsupported",
     "compile",
+    "copy_speed",
+    "engine_peak",
     "lower",
     "matrix_peak",
     "place",
+    "products_made",
     "profile",
     "run_plan",
 ]

@@ -53,54 +53,68 @@ def run_table(
 
     Returns:
         x.
+
+    Raises:
+        ValueError: the network's output does not fit the table.
     """
-    batch, _, height, width = x.shape
+    batch, channels, height, width = x.shape
     plan = network.plan(height, width)
+    made = plan.buffers[plan.output].channels
+    allowed = (2 * channels,) if table.learned_variance else (channels, 2 * channels)
+    if made not in allowed:
+        expected = " or ".join(str([batch, count, height, width]) for count in allowed)
+        raise ValueError(f"the model's output must have shape {expected}, got {[batch, made, height, width]}")
     part = max(1, min(MAX_PART, batch, ARENA_BYTES // (4 * place(plan, 1).length)))
     rows = ops.table_rows(table)
-    numbers = torch.arange(len(table))
+    numbers = torch.arange(len(table), device="cpu")
     times = torch.from_numpy(table["t"].copy()).to(torch.int64 if table.integer_times else torch.float32)
     base = torch.empty_like(x) if table.uses_base else None
     history = ops.new_history(x, table.history_depth) if table.history_depth else None
     pred = torch.empty_like(x) if on_row is not None else None
     output = torch.empty(
-        (min(part, batch), network.unet.config.out_channels, height, width), memory_format=torch.channels_last
+        (min(part, batch), network.unet.config.out_channels, height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
     )
     signed = seed - (1 << 64) if seed >= 1 << 63 else seed
     per_row = plan.time_width * (1 if y is None else batch)
     window = max(1, TIMES_NUMBERS // max(1, per_row))
     row, stretch = start_row, 1
+    first_known, generation = row - window, network.generation
     while row < len(table):
-        if (row - start_row) % window == 0:
-            known = _times(network, times[row : row + window], y, batch)
-            first_known = row
-        # Not behind the rows whose times are known.
-        end = min(len(table), row + stretch, first_known + window)
-        end = next((number + 1 for number in range(row, end) if number in wanted), end)
-        began = time.perf_counter()
-        for first in range(0, batch, part):
-            some = slice(first, min(first + part, batch))
-            count = some.stop - some.start
-            prepared = network.prepare(count, height, width)
-            torch.ops.fastdiff.plan_sample(
-                x[some],
-                prepared.code,
-                network.weights(height, width),
-                known if y is None else known[:, some].contiguous(),
-                *prepared.memory,
-                output[:count],
-                rows,
-                numbers,
-                row,
-                end,
-                first_known,
-                ids[some].contiguous(),
-                signed,
-                table.learned_variance,
-                None if base is None else base[some],
-                None if history is None else history[:, some],
-                None if pred is None else pred[some],
-            )
+        with network.lock:
+            network.check()
+            if row >= first_known + window or network.generation != generation:
+                known = _times(network, times[row : row + window], y, batch)
+                first_known, generation = row, network.generation
+            # Not behind the rows whose times are known.
+            end = min(len(table), row + stretch, first_known + window)
+            end = next((number + 1 for number in range(row, end) if number in wanted), end)
+            began = time.perf_counter()
+            for first in range(0, batch, part):
+                some = slice(first, min(first + part, batch))
+                count = some.stop - some.start
+                prepared = network.prepare(count, height, width)
+                torch.ops.fastdiff.plan_sample(
+                    x[some],
+                    prepared.code,
+                    network.packed(prepared.plan),
+                    known if y is None else known[:, some].contiguous(),
+                    *prepared.memory,
+                    output[:count],
+                    rows,
+                    numbers,
+                    row,
+                    end,
+                    first_known,
+                    ids[some].contiguous(),
+                    signed,
+                    table.learned_variance,
+                    None if base is None else base[some],
+                    None if history is None else history[:, some],
+                    None if pred is None else pred[some],
+                )
         seconds = time.perf_counter() - began
         stretch = max(1, min(2 * (end - row), int((end - row) * STRETCH_SECONDS / max(seconds, 1e-9))))
         advance(end - row)

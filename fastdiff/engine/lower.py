@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
 from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Plan
 from fastdiff.unet import UNet
@@ -19,10 +20,25 @@ from fastdiff.unet_blocks import (
     Upsample,
 )
 
-__all__ = ["Unsupported", "lower"]
+__all__ = ["SETTINGS", "Unsupported", "hooks_for_all", "lower", "replaced_methods"]
 
-_KNOWN = {UNet, Block, ResBlock, AttentionBlock, Downsample, Upsample, GroupNormAct, Conv3x3, Dropout}
-_KNOWN |= {nn.Conv2d, nn.Linear, nn.SiLU, nn.Embedding, nn.Identity, nn.ModuleList, nn.Sequential}
+_CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+# What a plan takes from modules besides their parameters.
+SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    UNet: ("config",),
+    ResBlock: ("scale_shift", "resample"),
+    AttentionBlock: ("num_heads", "layout"),
+    Downsample: ("padding",),
+    GroupNormAct: ("groups", "eps", "act"),
+    nn.Conv2d: _CONVOLUTION,
+    Conv3x3: _CONVOLUTION,
+    nn.Embedding: ("max_norm",),
+}
+_METHODS = ("forward", "embed", "split_heads")
+_KNOWN: tuple[type[nn.Module], ...] = (
+    *SETTINGS, Block, Upsample, Dropout, nn.Linear, nn.SiLU, nn.Identity, nn.ModuleList, nn.Sequential,
+)  # fmt: skip
+_FORWARDS = {kind: kind.forward for kind in _KNOWN}
 
 
 # Input times output channels of a layer whose transformed weights, 144 bytes each, come from a cache.
@@ -47,13 +63,36 @@ def lower(unet: UNet, height: int, width: int) -> Plan:
     divisor = unet.config.size_divisor
     if height < divisor or width < divisor or height % divisor or width % divisor:
         raise ValueError(f"height and width must be positive multiples of {divisor}, got {height} x {width}")
+    if hooks_for_all():
+        raise Unsupported("the engine does not call hooks, and there is one for all modules")
     for name, module in unet.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise Unsupported(f"the engine does not call hooks, and {name or 'the network'} has one")
         # A subclass, a parametrised layer or another forward may compute anything.
-        if type(module) not in _KNOWN or "forward" in module.__dict__:
-            raise Unsupported(f"the engine has no instruction for {name or 'the network'} ({type(module).__name__})")
+        if type(module) not in _FORWARDS:
+            raise Unsupported(f"the engine has no instruction for {_called(name, module)}")
+        if methods := replaced_methods(module):
+            raise Unsupported(f"the engine has no instruction for {_called(name, module)} with another {methods[0]}")
     return _Lowering(unet).run(height, width)
+
+
+def hooks_for_all() -> bool:
+    """Whether PyTorch calls a hook at every module."""
+    return bool(nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks)
+
+
+def replaced_methods(module: nn.Module) -> list[str]:
+    """Names of methods that someone put in the place of the class's, on the module or on its class."""
+    own = module.__dict__
+    names = [name for name in _METHODS if name in own]
+    kind = type(module)
+    if kind in _FORWARDS and kind.forward is not _FORWARDS[kind]:
+        names.append("forward")
+    return names
+
+
+def _called(name: str, module: nn.Module) -> str:
+    return f"{name or 'the network'} ({type(module).__name__})"
 
 
 def choose_algorithm(kernel: int, stride: int, channels_in: int, out: Buffer) -> Algorithm:
@@ -81,6 +120,7 @@ class _Lowering:
 
     def run(self, height: int, width: int) -> Plan:
         unet = self.unet
+        self.check_embedding()
         image = self.buffer(height, width, unet.config.in_channels)
         x, skips = image, []
         for block in unet.input_blocks:
@@ -91,6 +131,11 @@ class _Lowering:
             x = self.block(block, (x, skips.pop()))
         norm = self.norm(unet.norm_out, (x,))
         output = self.conv(unet.conv_out, (x,), norm=norm, act=unet.norm_out.act)
+        if self.buffers[output].channels != unet.config.out_channels:
+            raise Unsupported(
+                f"conv_out makes {self.buffers[output].channels} channels, and the configuration says "
+                f"{unet.config.out_channels}"
+            )
         return Plan(
             tuple(self.buffers), tuple(self.instructions), image, output, tuple(self.projections), self.time_width
         )
@@ -104,7 +149,9 @@ class _Lowering:
         return instruction.target
 
     def block(self, layers: nn.Module, sources: tuple[int, ...]) -> int:
-        for layer in layers.children():
+        if not isinstance(layers, Block):
+            raise Unsupported(f"the engine has no instruction for {_called(self.names[layers], layers)}")
+        for layer in layers:
             if isinstance(layer, ResBlock):
                 sources = (self.res_block(layer, sources),)
                 continue
@@ -119,7 +166,7 @@ class _Lowering:
             elif isinstance(layer, nn.Conv2d):
                 x = self.conv(layer, (x,))
             else:
-                raise Unsupported(f"the engine has no instruction for {self.names[layer]} ({type(layer).__name__})")
+                raise Unsupported(f"the engine has no instruction for {_called(self.names[layer], layer)}")
             sources = (x,)
         (x,) = self.single(layers, sources)
         return x
@@ -130,9 +177,11 @@ class _Lowering:
         return (sources[0],)
 
     def res_block(self, block: ResBlock, sources: tuple[int, ...]) -> int:
+        if not isinstance(block.dropout, Dropout | nn.Identity):
+            raise Unsupported(f"the engine has no instruction for {_called(self.names[block.dropout], block.dropout)}")
         norm = self.norm(block.norm1, sources)
-        channels = block.conv1.out_channels
-        time = self.time(block.emb_proj)
+        channels = block.conv1.weight.shape[0]
+        time = self.time(block.emb_proj, 2 * channels if block.scale_shift else channels)
         added, scaled = (None, time) if block.scale_shift else (time, None)
         if block.resample == "down":
             (x,) = self.single(block, sources)
@@ -144,7 +193,6 @@ class _Lowering:
             sources = (self.repeat(x),)
         else:
             h = self.conv(block.conv1, sources, norm=norm, act=block.norm1.act, time=added)
-        assert self.buffers[h].channels == channels
         norm = self.norm(block.norm2, (h,), scaled)
         if isinstance(block.skip, nn.Identity):
             (residual,) = self.single(block, sources)
@@ -154,6 +202,8 @@ class _Lowering:
 
     def attention(self, block: AttentionBlock, x: int) -> int:
         buffer = self.buffers[x]
+        self.check(block.qkv, nn.Linear, (3 * buffer.channels, buffer.channels))
+        self.check(block.proj, nn.Linear, (buffer.channels, buffer.channels))
         norm = self.norm(block.norm, (x,))
         if block.num_heads == 1 and buffer.channels % VECTOR == 0:
             # Half of the linear layers' work: see fastdiff.engine.pack.
@@ -173,6 +223,7 @@ class _Lowering:
                 target = self.buffer(2, 1, self.buffers[source].channels)
                 self.statistics[source] = self.emit(Instruction("stats", (source,), target))
         channels = sum(self.buffers[n].channels for n in sources)
+        self.check(module, GroupNormAct, (channels,), (channels,))
         return self.emit(
             Instruction(
                 "norm",
@@ -188,7 +239,7 @@ class _Lowering:
 
     def conv(
         self,
-        module: nn.Conv2d | nn.Linear | nn.Module,
+        module: nn.Conv2d | nn.Linear,
         sources: tuple[int, ...],
         *,
         stride: int = 1,
@@ -202,12 +253,19 @@ class _Lowering:
         qkv: AttentionLayer = "",
         channels: int | None = None,
     ) -> int:
-        if isinstance(module, nn.Conv2d):
-            kernel, width = module.kernel_size[0], module.out_channels
-        elif isinstance(module, nn.Linear):
-            kernel, width = 1, module.out_features if channels is None else channels
+        channels_in = sum(self.buffers[n].channels for n in sources)
+        kernel = module.kernel_size[0] if isinstance(module, nn.Conv2d) else 1
+        pad = kernel // 2 if pad is None else pad
+        if channels is not None or qkv:
+            # The linear layers of an attention, whose shapes are known to fit.
+            width = module.weight.shape[0] if channels is None else channels
         else:
-            raise Unsupported(f"the engine has no instruction for {self.names[module]} ({type(module).__name__})")
+            width = module.weight.shape[0]
+            self.check(module, nn.Conv2d, (width, channels_in, kernel, kernel))
+            assert isinstance(module, nn.Conv2d)
+            found = [getattr(module, name) for name in _CONVOLUTION]
+            if kernel not in (1, 3) or found != [(kernel,) * 2, (stride,) * 2, (pad,) * 2, (1, 1), 1, "zeros"]:
+                raise Unsupported(f"the engine has no instruction for {self.names[module]}: {module}")
         first = self.buffers[sources[0]]
         scale = 2 if upsample else 1
         target = self.buffer(first.height * scale // stride, first.width * scale // stride, width)
@@ -217,7 +275,7 @@ class _Lowering:
             target,
             kernel=kernel,
             stride=stride,
-            pad=kernel // 2 if pad is None else pad,
+            pad=pad,
             upsample=upsample,
             act=act,
             norm=norm,
@@ -227,7 +285,6 @@ class _Lowering:
             heads=heads,
             qkv=qkv,
         )
-        channels_in = sum(self.buffers[n].channels for n in sources)
         algorithm = choose_algorithm(kernel, stride, channels_in, self.buffers[target])
         return self.emit(replace(instruction, algorithm=algorithm))
 
@@ -241,8 +298,38 @@ class _Lowering:
         target = self.buffer(2 * buffer.height, 2 * buffer.width, buffer.channels)
         return self.emit(Instruction("repeat", (x,), target))
 
-    def time(self, projection: nn.Linear) -> int:
+    def time(self, projection: nn.Linear, width: int) -> int:
+        self.check(projection, nn.Linear, (width, 4 * self.unet.config.channels))
         start = self.time_width
         self.projections.append(self.names[projection])
-        self.time_width += projection.out_features
+        self.time_width += width
         return start
+
+    def check_embedding(self) -> None:
+        """What happens to times and labels has no instructions, so it must be as `UNet` makes it."""
+        unet, width = self.unet, 4 * self.unet.config.channels
+        if [type(layer) for layer in unet.time_embed] != [nn.Linear, nn.SiLU, nn.Linear]:
+            raise Unsupported(f"the engine has no instruction for time_embed: {unet.time_embed}")
+        self.check(unet.time_embed[0], nn.Linear, (width, unet.config.channels))
+        self.check(unet.time_embed[2], nn.Linear, (width, width))
+        if (unet.label_emb is None) != (unet.config.num_classes is None):
+            raise Unsupported(f"label_emb is {unet.label_emb} with num_classes={unet.config.num_classes}")
+        if unet.label_emb is not None:
+            self.check(unet.label_emb, nn.Embedding, (unet.config.num_classes or 0, width), ())
+            if unet.label_emb.max_norm is not None:
+                raise Unsupported("the engine has no instruction for label_emb with max_norm")
+
+    def check(
+        self, module: nn.Module, kind: type[nn.Module], weight: tuple[int, ...], bias: tuple[int, ...] | None = None
+    ) -> None:
+        """The module is of this kind, and its parameters have these shapes: what the executors rely on."""
+        name = self.names[module]
+        if not isinstance(module, kind):
+            raise Unsupported(
+                f"the engine has no instruction for {_called(name, module)} in the place of a {kind.__name__}"
+            )
+        shapes = {"weight": weight, "bias": weight[:1] if bias is None else bias}
+        for part, shape in shapes.items():
+            value = getattr(module, part, None)
+            if isinstance(value, Tensor) and tuple(value.shape) != shape:
+                raise Unsupported(f"the engine expects {name}.{part} of shape {list(shape)}, got {list(value.shape)}")

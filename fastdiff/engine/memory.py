@@ -15,15 +15,21 @@ LARGE_BYTES = 4 << 20
 
 
 def empty(count: int) -> Tensor:
-    """`count` float32 numbers, uninitialised.
+    """`count` float32 numbers on the CPU, uninitialised.
 
     Weights and activations are walked from end to end; in pages of 4 KiB the address translation of that costs more
     than a tenth of the time of a large network.
+
+    Raises:
+        RuntimeError: out of memory.
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if 4 * count < LARGE_BYTES or advice is None:
-        return torch.empty(count)
-    block = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.empty(count, dtype=torch.float32, device="cpu")
+    try:
+        block = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise RuntimeError(f"out of memory: the engine needs {4 * count:,} bytes more ({error})") from error
     # A system may be without them.
     with contextlib.suppress(OSError):
         block.madvise(advice)

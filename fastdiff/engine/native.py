@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from fastdiff import ops
 from fastdiff.engine import memory
+from fastdiff.engine.changes import Watch
 from fastdiff.engine.lower import Unsupported, lower
-from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights
+from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weight_and_bias
 from fastdiff.engine.plan import Buffer, Instruction, Plan, place
 from fastdiff.ops import _plan  # noqa: F401
 from fastdiff.unet import UNet, timestep_embedding
@@ -68,7 +71,7 @@ class _Linear:
         buffers = (Buffer(1, 1, in_features), Buffer(1, 1, out_features))
         self.plan = Plan(buffers, (Instruction("conv", (0,), 1, act=act, parameter="linear"),), 0, 1, (), 0)
         self.weights, self.places = pack_layers(self.plan, [(weight, bias)])
-        self.no_times = torch.zeros(1, 0)
+        self.no_times = torch.zeros(1, 0, dtype=torch.float32, device="cpu")
         self._prepared: Prepared | None = None
         self._key = (0, 0)
 
@@ -80,7 +83,7 @@ class _Linear:
             # For few rows one thread is as fast as all.
             self._prepared = prepared_for(self.plan, rows, self.places, rows if rows <= FEW_ROWS else 0)
         p = self._prepared
-        out = torch.empty(rows, self.plan.buffers[1].channels, 1, 1)
+        out = torch.empty(rows, self.plan.buffers[1].channels, 1, 1, dtype=torch.float32, device="cpu")
         torch.ops.fastdiff.plan_forward(
             x.float().contiguous()[:, :, None, None],
             p.code,
@@ -117,38 +120,49 @@ def samples_to_a_lane(plan: Plan, batch: int, weight_bytes: int) -> int:
 class NativeNetwork:
     """A `UNet` compiled for the CPU: a callable (x [B, C, H, W], t [B], y [B] or None) -> [B, C_out, H, W].
 
-    The network's weights may change: they are packed again when they did. For inference only.
+    The network may change: before each call it is compared with what was packed (`fastdiff.engine.changes` says how),
+    and packed again where it differs. `repack` is for changes that escape that: single numbers of a large parameter
+    written through `p.data`, NumPy or an inference tensor; `sample` sees those as well.
+
+    For inference only: no gradients, no dropout whatever the network's mode, float32 also under autocast. Threads may
+    share it; their calls run one after the other. Copies and pickles hold a copy of the network and pack it anew.
 
     Args:
-        unet: The network, on the CPU.
+        unet: The network, float32 on the CPU.
         precision: "fast" computes 3x3 convolutions by Winograd's method where that is faster, with errors of about
             1e-6 relative to float64; "strict" computes all of them directly.
         hold: Keep the network alive.
 
     Raises:
-        Unsupported: the network is not a `UNet` on the CPU, or has a part that the engine cannot run (named). It is a
-            ValueError.
+        Unsupported: the network is not a float32 `UNet` on the CPU, or has a part that the engine cannot run (named).
+            It is a ValueError. A call raises it as well where the network has become such.
         RuntimeError: the C++ extension is not built.
     """
 
     def __init__(self, unet: UNet, precision: Precision = "fast", *, hold: bool = True) -> None:
         if type(unet) is not UNet:
-            raise Unsupported(f"the engine takes a fastdiff.UNet, got {type(unet).__name__}")
+            hint = "" if isinstance(unet, UNet) else "; fastdiff.convert.to_unet makes one of diffusers' networks"
+            raise Unsupported(f"the engine takes a fastdiff.UNet, got {type(unet).__name__}{hint}")
         if precision not in ("fast", "strict"):
             raise ValueError(f"precision must be 'fast' or 'strict', got {precision!r}")
         if not ops.has_extension():
             raise RuntimeError(f"the engine needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
-        for name, parameter in unet.named_parameters():
-            if parameter.device.type != "cpu":
-                raise Unsupported(f"the engine runs on the CPU, and {name} is on {parameter.device}")
         self.precision = precision
+        self.generation = 0
+        """How often the network was found to have changed."""
+        # Held while memory that calls share is in use.
+        self.lock = threading.RLock()
         self._network, self._held = weakref.ref(unet), unet if hold else None
+        self._watch = Watch()
         self._prepared: OrderedDict[tuple[int, int, int, int], Prepared] = OrderedDict()
-        self._packed: dict[tuple[int, int], tuple[Tensor, Places]] = {}
-        self._versions: list[tuple[int, int]] = []
+        self._packed: dict[tuple[str, ...], tuple[Tensor, Places]] = {}
+        self._projections: tuple[str, ...] = ()
         self._time_layers: tuple[_Linear, ...] = ()
         # Whatever the engine cannot run is found here, not in the middle of sampling.
-        self._projections = self.plan(unet.config.image_size, unet.config.image_size).projections
+        self.check()
+
+    def __reduce__(self) -> tuple[type[NativeNetwork], tuple[UNet, Precision]]:
+        return NativeNetwork, (self.unet, self.precision)
 
     @property
     def unet(self) -> UNet:
@@ -163,43 +177,89 @@ class NativeNetwork:
         plan = lower(self.unet, height, width)
         return plan.strict() if self.precision == "strict" else plan
 
+    def check(self, *, thorough: bool = False) -> None:
+        """Compare the network with what was packed, and drop that where it differs.
+
+        Args:
+            thorough: Compare all weights, which reads each of them once.
+
+        Raises:
+            Unsupported: the network has become one that the engine cannot run.
+        """
+        with self.lock:
+            change = self._watch.look(self.unet, thorough=thorough)
+            if change == "structure":
+                self._drop()
+                for name, parameter in self.unet.named_parameters():
+                    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+                        raise Unsupported(
+                            f"the engine runs float32 networks on the CPU, and {name} is {parameter.dtype} on "
+                            f"{parameter.device}"
+                        )
+                self._projections = self.plan(*(self.unet.config.image_size,) * 2).projections
+            if change != "nothing":
+                self._packed.clear()
+                self._time_layers = ()
+                self._watch.remember(self.unet)
+                self.generation += 1
+
+    def repack(self) -> None:
+        """Pack the weights anew at the next call, whatever has or has not changed."""
+        with self.lock:
+            self._drop()
+
     def prepare(self, batch: int, height: int, width: int) -> Prepared:
         """Plan, memory and code for a batch; kept for the next call."""
-        key = (batch, height, width, torch.get_num_threads())
-        if key in self._prepared:
-            self._prepared.move_to_end(key)
-            return self._prepared[key]
-        plan = self.plan(height, width)
-        weights, places = self._weights(plan, height, width)
-        prepared = prepared_for(plan, batch, places, samples_to_a_lane(plan, batch, 4 * weights.numel()))
-        self._prepared[key] = prepared
-        while len(self._prepared) > MAX_PLANS:
-            self._prepared.popitem(last=False)
-        return prepared
+        with self.lock:
+            key = (batch, height, width, torch.get_num_threads())
+            if key in self._prepared:
+                self._prepared.move_to_end(key)
+                return self._prepared[key]
+            plan = self.plan(height, width)
+            weights, places = self._packed_for(plan)
+            part = samples_to_a_lane(plan, batch, 4 * weights.numel())
+            try:
+                prepared = prepared_for(plan, batch, places, part)
+            except RuntimeError:
+                # Out of memory, perhaps: give back what earlier plans hold, and try once more.
+                self._prepared.clear()
+                prepared = prepared_for(plan, batch, places, part)
+            self._prepared[key] = prepared
+            while len(self._prepared) > MAX_PLANS:
+                self._prepared.popitem(last=False)
+            return prepared
 
     def weights(self, height: int, width: int) -> Tensor:
-        """The packed weights, packed anew if any has changed since."""
-        return self._weights(None, height, width)[0]
+        """The packed weights for images of height x width pixels."""
+        self.check()
+        return self.packed(self.plan(height, width))
+
+    def packed(self, plan: Plan) -> Tensor:
+        """The packed weights for a plan of this network, as they were at the last `check`."""
+        with self.lock:
+            return self._packed_for(plan)[0]
 
     def times(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """What depends on times and labels alone, [N, time_width] float32; a row does not depend on the others."""
-        self._check_versions()
-        if not self._time_layers:
-            unet = self.unet
-            weights = tuple(unet.get_parameter(f"{name}.weight") for name in self._projections)
-            biases = tuple(unet.get_parameter(f"{name}.bias") for name in self._projections)
-            self._time_layers = (
-                _Linear(*(unet.get_parameter(f"time_embed.0.{part}") for part in ("weight", "bias")), act=False),
-                _Linear(*(unet.get_parameter(f"time_embed.2.{part}") for part in ("weight", "bias")), act=True),
-                _Linear(torch.cat(weights), torch.cat(biases), act=True),
-            )
-        first_layer, last_layer, projection = self._time_layers
-        config = self.unet.config
-        embedded = last_layer(first_layer(timestep_embedding(t, config.channels, config.time_embedding)))
-        if self.unet.label_emb is not None:
-            with torch.no_grad():
-                embedded = embedded + self.unet.label_emb(y).float()
-        return projection(embedded)
+        """What depends on times and labels alone, [N, time_width] float32, with the weights of the last `check`.
+
+        A row does not depend on the others.
+        """
+        with self.lock:
+            unet, config = self.unet, self.unet.config
+            if not self._time_layers:
+                layers = [weight_and_bias(unet.get_submodule(name)) for name in self._projections]
+                weights, biases = (torch.cat(parts) for parts in zip(*layers, strict=True))
+                self._time_layers = (
+                    _Linear(*weight_and_bias(unet.time_embed[0]), act=False),
+                    _Linear(*weight_and_bias(unet.time_embed[2]), act=True),
+                    _Linear(weights, biases, act=True),
+                )
+            first_layer, last_layer, projection = self._time_layers
+            embedded = last_layer(first_layer(timestep_embedding(t, config.channels, config.time_embedding)))
+            if unet.label_emb is not None:
+                with torch.no_grad():
+                    embedded = embedded + unet.label_emb(y)
+            return projection(embedded)
 
     def _times_of_batch(self, t: Tensor, y: Tensor | None) -> Tensor:
         """The same, [1 or N, time_width], with the work done once for equal times."""
@@ -209,51 +269,65 @@ class NativeNetwork:
         rows = self.times(distinct)
         return rows if len(distinct) == 1 else rows[which]
 
-    def _check_versions(self) -> None:
-        versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.unet.parameters()]
-        if versions != self._versions:
-            self._packed.clear()
-            self._time_layers = ()
-            self._versions = versions
+    def _drop(self) -> None:
+        self._watch.forget()
+        self._prepared.clear()
+        self._packed.clear()
+        self._time_layers = ()
 
-    def _weights(self, plan: Plan | None, height: int, width: int) -> tuple[Tensor, Places]:
-        self._check_versions()
-        if (height, width) not in self._packed:
-            # Networks of other image sizes may choose other algorithms, so their weights are packed for themselves.
-            self._packed = {(height, width): pack_weights(plan or self.plan(height, width), self.unet)}
-        return self._packed[height, width]
+    def _packed_for(self, plan: Plan) -> tuple[Tensor, Places]:
+        # Image sizes share their weights where their layers have the same algorithms; else there is room for one.
+        key = tuple(instruction.algorithm for instruction in plan.instructions)
+        if key not in self._packed:
+            self._packed.clear()
+            self._packed[key] = pack_weights(plan, self.unet)
+        return self._packed[key]
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Evaluate the network; arguments, result and errors as those of `UNet.forward`."""
-        self.unet._check_inputs(x, t, y)
-        config = self.unet.config
+        """Evaluate the network; arguments, result and errors as those of `UNet.forward`.
+
+        Raises:
+            RuntimeError: x requires a gradient.
+        """
+        unet = self.unet
+        unet._check_inputs(x, t, y)
+        if x.device.type != "cpu":
+            raise ValueError(f"x must be on the CPU, got {x.device}; move it, or call the network itself")
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError("the engine has no gradients, and x requires one: detach it, or call the network itself")
         batch, _, height, width = x.shape
-        out = torch.empty((batch, config.out_channels, height, width), memory_format=torch.channels_last)
-        if batch == 0:
-            return out.to(x.dtype)
-        prepared = self.prepare(batch, height, width)
-        torch.ops.fastdiff.plan_forward(
-            x.detach().float().contiguous(memory_format=torch.channels_last),
-            prepared.code,
-            self.weights(height, width),
-            self._times_of_batch(t, y),
-            *prepared.memory,
-            out,
-        )
+        with self.lock:
+            self.check()
+            out = torch.empty(
+                (batch, unet.config.out_channels, height, width),
+                dtype=torch.float32,
+                device="cpu",
+                memory_format=torch.channels_last,
+            )
+            if batch == 0:
+                return out
+            prepared = self.prepare(batch, height, width)
+            torch.ops.fastdiff.plan_forward(
+                x.detach().float().contiguous(memory_format=torch.channels_last),
+                prepared.code,
+                self.packed(prepared.plan),
+                self._times_of_batch(t, y),
+                *prepared.memory,
+                out,
+            )
         return out
 
 
 _cache: weakref.WeakKeyDictionary[UNet, NativeNetwork] = weakref.WeakKeyDictionary()
+_cache_lock = threading.Lock()
 
 
 def cached_network(unet: UNet) -> NativeNetwork:
     """The network compiled, kept as long as the network itself. Raises as `NativeNetwork`, at every call."""
-    network = _cache.get(unet)
-    if network is None:
-        network = _cache[unet] = NativeNetwork(unet, hold=False)
-    else:
-        # Hooks may have come since.
-        network.plan(unet.config.image_size, unet.config.image_size)
+    with _cache_lock:
+        network = _cache.get(unet)
+        if network is None:
+            network = _cache[unet] = NativeNetwork(unet, hold=False)
     return network
 
 
@@ -263,22 +337,43 @@ def compile(
     """Compile a network for the CPU.
 
     Args:
-        unet: The network, on the CPU.
+        unet: The network, float32 on the CPU.
         batch: Images at a time to prepare for; other batches are planned when they come.
-        size: Height and width of the images, one number or two; the configuration's when None.
+        size: Height and width of the images, one number or two; the configuration's when None. Other sizes are planned
+            when they come.
         precision: See `NativeNetwork`.
 
     Returns:
         A callable (x, t, y=None) -> output.
 
     Raises:
-        ValueError: the network has a part that the engine cannot run (named), or a size does not fit.
+        ValueError: the network has a part that the engine cannot run (named), or a batch or size does not fit.
         RuntimeError: the C++ extension is not built.
     """
     network = NativeNetwork(unet, precision)
-    if batch is not None:
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
-        height, width = (size, size) if isinstance(size, int) else size or (unet.config.image_size,) * 2
-        network.prepare(batch, height, width)
+    height, width = _checked_size(size, unet.config.image_size)
+    if batch is None:
+        network.plan(height, width)
+        return network
+    if _whole(batch) is None or batch < 1:
+        raise ValueError(f"batch must be at least 1, and whole, got {batch!r}")
+    network.prepare(int(batch), height, width)
     return network
+
+
+def _checked_size(size: object, default: int) -> tuple[int, int]:
+    values = tuple(size) if isinstance(size, tuple | list) else (default if size is None else size,) * 2
+    whole = [number for number in map(_whole, values) if number is not None]
+    if len(values) != 2 or len(whole) != 2:
+        raise ValueError(f"size must be one whole number, or two: height and width; got {size!r}")
+    return whole[0], whole[1]
+
+
+def _whole(value: object) -> int | None:
+    """The int that it is, or None."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdiff.engine import memory
 from fastdiff.engine.plan import VECTOR, Instruction, Placement, Plan
 from fastdiff.unet import AttentionBlock, UNet
 
-__all__ = ["ALGORITHMS", "CODE_FIELDS", "OPS", "Places", "attention_weights", "encode", "pack_layers", "pack_weights"]
+__all__ = [
+    "ALGORITHMS",
+    "CODE_FIELDS",
+    "OPS",
+    "Places",
+    "attention_weights",
+    "encode",
+    "pack_layers",
+    "pack_weights",
+    "weight_and_bias",
+]
 
 OPS = ("stats", "norm", "conv", "attention", "pool", "repeat")
 ALGORITHMS = ("direct", "winograd4", "winograd2")
@@ -21,6 +31,8 @@ CODE_FIELDS = (
     "groups", "epsilon", "heads", "stats", "stats2",
 )  # fmt: skip
 PANEL = 64
+# Numbers that the packing of a layer holds at a time.
+CHUNK = 1 << 18
 # Filter transforms of F(4x4, 3x3) and F(2x2, 3x3). Source: Lavin and Gray (2016), arXiv:1509.09308, section 4.
 _G4 = [
     [1 / 4, 0, 0],
@@ -44,43 +56,46 @@ def pack_weights(plan: Plan, unet: UNet) -> tuple[Tensor, Places]:
         if not instruction.parameter:
             continue
         module = unet.get_submodule(instruction.parameter)
-        weight, bias = module.weight, module.bias
-        assert isinstance(weight, Tensor)
-        assert bias is None or isinstance(bias, Tensor)
-        bias = torch.zeros(weight.shape[0]) if bias is None else bias
-        layers.append(attention_weights(unet, instruction) if instruction.qkv else (weight, bias))
+        layers.append(attention_weights(unet, instruction) if instruction.qkv else weight_and_bias(module))
     return pack_layers(plan, layers)
 
 
 def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Places]:
     """The same for weights and biases that are given, in the order of the instructions that have some."""
-    parts: list[Tensor] = []
+    numbers = [number for number, instruction in enumerate(plan.instructions) if instruction.parameter]
     places: Places = {}
     length = 0
 
-    def add(values: Tensor) -> int:
+    def take(count: int) -> int:
         nonlocal length
         start = length
-        parts.append(values.detach().to("cpu", torch.float32).reshape(-1))
         # Whole cache lines; a vector load may reach behind a tensor's end.
-        length += -(-(values.numel() + 16) // 16) * 16
+        length += -(-(count + 16) // 16) * 16
         return start
 
-    numbers = [number for number, instruction in enumerate(plan.instructions) if instruction.parameter]
+    for number, (weight, bias) in zip(numbers, layers, strict=True):
+        norm = plan.instructions[number].op == "norm"
+        count = weight.numel() if norm else _packed_size(plan.instructions[number], weight)
+        places[number] = (take(count), take(bias.numel()), take(1) if norm else -1)
+    packed = memory.empty(length).zero_()
     for number, (weight, bias) in zip(numbers, layers, strict=True):
         instruction = plan.instructions[number]
+        at_weight, at_bias, at_epsilon = places[number]
+        packed[at_bias : at_bias + bias.numel()] = bias.detach()
         if instruction.op == "norm":
-            places[number] = (add(weight), add(bias), add(torch.tensor([instruction.eps])))
+            packed[at_weight : at_weight + weight.numel()] = weight.detach()
+            packed[at_epsilon] = instruction.eps
         else:
-            places[number] = (add(_packed(instruction, weight)), add(bias), -1)
-    packed = memory.empty(length)
-    start = 0
-    for part in parts:
-        end = start + -(-(part.numel() + 16) // 16) * 16
-        packed[start : start + part.numel()] = part
-        packed[start + part.numel() : end] = 0
-        start = end
+            _pack(packed[at_weight : at_weight + _packed_size(instruction, weight)], instruction, weight.detach())
     return packed, places
+
+
+def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """The parameters of a layer; zeros where it has no bias."""
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    assert bias is None or isinstance(bias, Tensor)
+    return weight.detach(), weight.new_zeros(weight.shape[0]) if bias is None else bias.detach()
 
 
 def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
@@ -121,31 +136,46 @@ def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
             "stats2": placement.places[i.stats[1]] if len(i.stats) > 1 else -1,
         }
         rows.append([values[field] for field in CODE_FIELDS])
-    return torch.tensor(rows, dtype=torch.int64)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
 
-def _packed(instruction: Instruction, weight: Tensor) -> Tensor:
-    """[C_out, C_in, k, k] or [C_out, C_in] in panels of columns: [panels, taps, C_in, PANEL], or by point first."""
-    values = weight.detach().to("cpu", torch.float64)
-    if values.ndim == 2:
-        values = values[:, :, None, None]
+def _points(instruction: Instruction) -> int:
+    """Matrices that a layer's weights are: one per tap of the kernel, or per point of Winograd's transform."""
+    return {"winograd4": 36, "winograd2": 16}.get(instruction.algorithm, instruction.kernel**2)
+
+
+def _packed_size(instruction: Instruction, weight: Tensor) -> int:
+    return _points(instruction) * weight.shape[1] * -(-weight.shape[0] // PANEL) * PANEL
+
+
+def _pack(packed: Tensor, instruction: Instruction, weight: Tensor) -> None:
+    """[C_out, C_in, k, k] or [C_out, C_in] in panels of columns, with zeros behind the last column.
+
+    Direct: [panels, taps, C_in, PANEL]; Winograd: [points, panels, C_in, PANEL], transformed in float64.
+    """
+    points, columns, rows = _points(instruction), weight.shape[0], weight.shape[1]
+    panels = packed.view(*((-1, points) if instruction.algorithm == "direct" else (points, -1)), rows, PANEL)
+    if instruction.algorithm != "direct":
+        panels = panels.transpose(0, 1)
+    whole = columns // PANEL * PANEL
+    # [C_in, taps, C_out], and so many rows at a time that what is made on the way stays in the caches.
+    values = weight.reshape(columns, rows, -1).permute(1, 2, 0)
+    step = max(1, CHUNK // (points * columns))
+    for first in range(0, rows, step):
+        matrix = _transformed(instruction, values[first : first + step].to(torch.float64)).transpose(0, 1)
+        some = slice(first, first + matrix.shape[1])
+        panels[: whole // PANEL, :, some] = matrix[:, :, :whole].unflatten(2, (-1, PANEL)).permute(2, 0, 1, 3)
+        if whole < columns:
+            panels[-1, :, some, : columns - whole] = matrix[:, :, whole:]
+
+
+def _transformed(instruction: Instruction, taps: Tensor) -> Tensor:
+    """[C_in, taps, C_out] to [C_in, points, C_out]: G g G^T of every kernel g."""
     if instruction.algorithm == "direct":
-        # [taps, C_in, C_out]
-        matrix = values.permute(2, 3, 1, 0).reshape(-1, *values.shape[1::-1])
-        return _panels(matrix).permute(1, 0, 2, 3)
-    g = torch.tensor(_G4 if instruction.algorithm == "winograd4" else _G2, dtype=torch.float64)
-    # [points, C_in, C_out]
-    matrix = torch.einsum("ay,oiyx,bx->abio", g, values, g).reshape(len(g) ** 2, *values.shape[1::-1])
-    return _panels(matrix)
-
-
-def _panels(matrix: Tensor) -> Tensor:
-    """[N, C_in, C_out] to [N, panels, C_in, PANEL], zero behind the last column."""
-    count, rows, columns = matrix.shape
-    panels = -(-columns // PANEL)
-    padded = torch.zeros(count, rows, panels * PANEL)
-    padded[:, :, :columns] = matrix
-    return padded.view(count, rows, panels, PANEL).permute(0, 2, 1, 3).contiguous()
+        return taps
+    g = torch.tensor(_G4 if instruction.algorithm == "winograd4" else _G2, dtype=torch.float64, device=taps.device)
+    kernels = taps.unflatten(1, (3, 3)).permute(3, 0, 1, 2)
+    return torch.einsum("ay,oiyx,bx->iabo", g, kernels, g).flatten(1, 2)
 
 
 def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Tensor]:
@@ -163,11 +193,11 @@ def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Ten
     block = unet.get_submodule(instruction.parameter.rpartition(".")[0])
     assert isinstance(block, AttentionBlock)
     heads = block.num_heads
-    project, p = (value.detach().cpu().double() for value in (block.proj.weight, block.proj.bias))
+    project, p = (value.double() for value in weight_and_bias(block.proj))
     if instruction.qkv == "projection":
         return _with_zeros(project.T, heads).T, p
-    weight, bias = (value.detach().cpu().double() for value in (block.qkv.weight, block.qkv.bias))
-    rows = torch.arange(len(bias)).view(1, 1, -1)
+    weight, bias = (value.double() for value in weight_and_bias(block.qkv))
+    rows = torch.arange(len(bias), device=weight.device).view(1, 1, -1)
     order = torch.cat([part.reshape(-1) for part in block.split_heads(rows)])
     (q, k, v), (a, b, c) = (value[order].chunk(3) for value in (weight, bias))
     scale = (len(a) // heads) ** -0.5

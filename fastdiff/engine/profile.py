@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastdiff.engine.native import NativeNetwork
-from fastdiff.engine.plan import Buffer, Instruction
+from fastdiff.engine.native import NativeNetwork, prepared_for
+from fastdiff.engine.pack import pack_layers
+from fastdiff.engine.plan import Buffer, Instruction, Plan
 
-__all__ = ["InstructionTime", "matrix_peak", "profile"]
+__all__ = ["InstructionTime", "copy_speed", "engine_peak", "matrix_peak", "products_made", "profile"]
 
 _PEAK_SIZE = 768
+_COPIED_BYTES = 4 << 20
+# Operations that Winograd's transforms save.
+_SAVED = {"winograd4": 4.0, "winograd2": 2.25}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class InstructionTime:
         milliseconds: Median of its runs.
         flops: Operations by the direct formula, of the whole batch.
         bytes_moved: Bytes of buffers and weights that it reads and writes.
-        predicted_ms: Multiplications that its algorithm makes at the machine's peak; 0 for the others.
+        predicted_ms: The longer of two: its algorithm's products at the engine's peak, and its bytes at the speed of a
+            copy in the caches.
     """
 
     number: int
@@ -43,13 +48,48 @@ class InstructionTime:
 
 def matrix_peak(seconds: float = 0.3) -> float:
     """Operations per second of PyTorch's largest matrix product in float32, with the threads in use."""
-    a, b = torch.randn(_PEAK_SIZE, _PEAK_SIZE), torch.randn(_PEAK_SIZE, _PEAK_SIZE)
-    best, began = float("inf"), time.perf_counter()
+    a, b = (torch.randn(_PEAK_SIZE, _PEAK_SIZE, dtype=torch.float32, device="cpu") for _ in range(2))
+    return 2 * _PEAK_SIZE**3 / _least_seconds(lambda: torch.mm(a, b), seconds)
+
+
+def engine_peak(seconds: float = 0.3) -> float:
+    """Operations per second of the engine's own products, with the threads in use: a direct convolution's."""
+    buffer, batch = Buffer(16, 16, 256), 4
+    conv = Instruction("conv", (0,), 1, kernel=3, pad=1, parameter="conv")
+    plan = Plan((buffer, buffer), (conv,), 0, 1, (), 0)
+    layer = (
+        torch.zeros(buffer.channels, buffer.channels, 3, 3, device="cpu"),
+        torch.zeros(buffer.channels, device="cpu"),
+    )
+    weights, places = pack_layers(plan, [layer])
+    prepared = prepared_for(plan, batch, places)
+    shape = (batch, buffer.channels, buffer.height, buffer.width)
+    x = torch.zeros(shape, dtype=torch.float32, device="cpu").contiguous(memory_format=torch.channels_last)
+    places_of = (*prepared.memory, torch.empty_like(x))
+    times = torch.zeros(1, 0, dtype=torch.float32, device="cpu")
+    run = lambda: torch.ops.fastdiff.plan_forward(x, prepared.code, weights, times, *places_of)  # noqa: E731
+    return batch * plan.flops(conv) / _least_seconds(run, seconds)
+
+
+def copy_speed(seconds: float = 0.1) -> float:
+    """Bytes per second, read plus written, of a copy within the caches."""
+    source = torch.zeros(_COPIED_BYTES // 8, dtype=torch.float32, device="cpu")
+    target = torch.empty_like(source)
+    return _COPIED_BYTES / _least_seconds(lambda: target.copy_(source), seconds)
+
+
+def products_made(flops: float, instruction: Instruction) -> float:
+    """Operations in an instruction's products, of `flops` by the direct formula; its transforms are not counted."""
+    return flops / _SAVED.get(instruction.algorithm, 1.0)
+
+
+def _least_seconds(call: Callable[[], object], seconds: float) -> float:
+    least, began = float("inf"), time.perf_counter()
     while time.perf_counter() - began < seconds:
         start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return 2 * _PEAK_SIZE**3 / best
+        call()
+        least = min(least, time.perf_counter() - start)
+    return least
 
 
 def profile(network: NativeNetwork, batch: int, size: tuple[int, int], repeats: int = 5) -> list[InstructionTime]:
@@ -63,34 +103,31 @@ def profile(network: NativeNetwork, batch: int, size: tuple[int, int], repeats: 
     """
     height, width = size
     config = network.unet.config
-    prepared = network.prepare(batch, height, width)
-    weights = network.weights(height, width)
-    x = torch.zeros(batch, config.in_channels, height, width).contiguous(memory_format=torch.channels_last)
-    out = torch.empty(batch, config.out_channels, height, width).contiguous(memory_format=torch.channels_last)
-    y = None if config.num_classes is None else torch.zeros(1, dtype=torch.int64)
-    times = network.times(torch.zeros(1, dtype=torch.int64), y)
-    # A run of the whole, so that no buffer holds NaN.
-    places = (*prepared.memory, out)
-    torch.ops.fastdiff.plan_forward(x, prepared.code, weights, times, *places)
-    peak = matrix_peak()
-    nothing = _median(x, prepared.code[:0].contiguous(), weights, times, places, repeats)
-    found = []
-    for number, instruction in enumerate(prepared.plan.instructions):
-        code = prepared.code[number : number + 1].contiguous()
-        seconds = max(0.0, _median(x, code, weights, times, places, repeats) - nothing)
-        flops = batch * prepared.plan.flops(instruction)
-        saved = {"winograd4": 4.0, "winograd2": 2.25}.get(instruction.algorithm, 1.0)
-        found.append(
-            InstructionTime(
-                number,
-                instruction,
-                _describe(prepared.plan.buffers, instruction),
-                1e3 * seconds,
-                flops,
-                batch * prepared.plan.bytes(instruction) + _weight_bytes(network, instruction),
-                1e3 * flops / saved / peak,
-            )
+    with network.lock:
+        network.check()
+        prepared = network.prepare(batch, height, width)
+        weights = network.packed(prepared.plan)
+        shapes = [(batch, channels, height, width) for channels in (config.in_channels, config.out_channels)]
+        x, out = (
+            torch.zeros(shape, dtype=torch.float32, device="cpu").contiguous(memory_format=torch.channels_last)
+            for shape in shapes
         )
+        zero = torch.zeros(1, dtype=torch.int64, device="cpu")
+        times = network.times(zero, None if config.num_classes is None else zero)
+        # A run of the whole, so that no buffer holds NaN.
+        places = (*prepared.memory, out)
+        torch.ops.fastdiff.plan_forward(x, prepared.code, weights, times, *places)
+        peak, speed = engine_peak(), copy_speed()
+        nothing = _median(x, prepared.code[:0].contiguous(), weights, times, places, repeats)
+        found = []
+        for number, instruction in enumerate(prepared.plan.instructions):
+            code = prepared.code[number : number + 1].contiguous()
+            seconds = max(0.0, _median(x, code, weights, times, places, repeats) - nothing)
+            flops = batch * prepared.plan.flops(instruction)
+            moved = batch * prepared.plan.bytes(instruction) + _weight_bytes(network, instruction)
+            predicted = max(products_made(flops, instruction) / peak, moved / speed)
+            described = _describe(prepared.plan.buffers, instruction)
+            found.append(InstructionTime(number, instruction, described, 1e3 * seconds, flops, moved, 1e3 * predicted))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -103,8 +104,9 @@ class FusedUNet2DModel(nn.Module):
             return None
         try:
             output: Tensor = cached_network(self.unet)(x, t, y)
-        except Unsupported:
-            # A part that the engine does not have; the module itself runs.
+        except Unsupported as error:
+            # The module itself runs, and the engine is not asked again.
+            warnings.warn(f"the slower module is used: {error}", RuntimeWarning, stacklevel=3)
             self._engine_fits = False
             return None
         return output
