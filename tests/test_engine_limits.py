@@ -373,12 +373,12 @@ table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(100)), 2)
 sampled = fd.sample(net, table, shape=(2, 3, 16, 16), runner="native", progress=False)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (256 << 20),) * 2)
-big = torch.zeros(1, 3, 16, 16).expand(20_000, -1, -1, -1), torch.zeros(20_000, dtype=torch.int64)
+big = torch.zeros(1, 3, 16, 16).expand(200_000, -1, -1, -1), torch.zeros(200_000, dtype=torch.int64)
 for attempt in range(2):
     for call in (
         lambda: compiled(*big),
         lambda: fd.sample(net, table, shape=(100_000, 3, 32, 32), runner="native", progress=False),
-        lambda: fd.compile(net, batch=20_000),
+        lambda: fd.compile(net, batch=2_000, size=128),
     ):
         try:
             call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal
 
 import torch
@@ -13,8 +14,10 @@ from fastdiff.unet import UNet
 __all__ = ["Change", "Watch"]
 
 Change = Literal["nothing", "weights", "structure"]
-# Of each parameter, about so many values are compared at every look, and twice as many at most.
-WATCHED = 32
+# Of each parameter, about so many values are compared at every look, and twice as many at most. What changes weights
+# changes nearly all of them.
+WATCHED = 4
+_SETTINGS = {kind: operator.attrgetter(*names) for kind, names in SETTINGS.items() if names}
 
 
 class Watch:
@@ -27,6 +30,9 @@ class Watch:
 
     def __init__(self) -> None:
         self._structure: list[Any] = []
+        self._objects: list[Any] = []
+        # Kept, so that no other object is given their ids.
+        self._parameters: list[Tensor] = []
         self._versions: list[tuple[int, int]] = []
         # Views of the parameters. They also keep the memory from being given to other parameters.
         self._flat: list[Tensor] = []
@@ -36,16 +42,18 @@ class Watch:
 
     def look(self, unet: UNet, *, thorough: bool = False) -> Change:
         """What changed since `remember`: "structure" is everything but the values of the parameters."""
-        structure, parameters = _contents(unet)
-        if structure != self._structure:
-            return "structure"
-        if _versions(parameters) != self._versions or not torch.equal(_joined(self._some), self._values):
+        # Most looks find the same objects, which need not be asked for their shapes.
+        if _objects(unet) != self._objects or _versions(self._parameters) != self._versions:
+            structure, _ = _contents(unet)
+            return "structure" if structure != self._structure else "weights"
+        if not torch.equal(_joined(self._some), self._values):
             return "weights"
         return "weights" if thorough and self._sums != [_sum(p) for p in self._flat] else "nothing"
 
     def remember(self, unet: UNet) -> None:
         """Take the network as it is, all float32 and on the CPU, as known."""
         self._structure, parameters = _contents(unet)
+        self._objects, self._parameters = _objects(unet), parameters
         self._versions = _versions(parameters)
         self._flat = [_flat(p) for p in parameters]
         self._some = [p[:: max(1, p.numel() // WATCHED)] for p in self._flat]
@@ -54,7 +62,26 @@ class Watch:
 
     def forget(self) -> None:
         """The next look finds that everything changed."""
-        self._structure = []
+        self._structure, self._objects = [], []
+
+
+def _objects(unet: UNet) -> list[Any]:
+    """The same as `_contents` in less time: which objects there are, and the settings of the modules."""
+    found: list[Any] = [hooks_for_all()]
+    waiting: list[torch.nn.Module] = [unet]
+    while waiting:
+        module = waiting.pop()
+        kind = type(module)
+        found.append(kind)
+        found.append(bool(module._forward_hooks or module._forward_pre_hooks))
+        found.append(replaced_methods(module))
+        if kind in _SETTINGS:
+            found.append(_SETTINGS[kind](module))
+        found.extend(map(id, module._parameters.values()))
+        children = module._modules.values()
+        found.extend(map(id, children))
+        waiting.extend(child for child in children if child is not None)
+    return found
 
 
 def _contents(unet: UNet) -> tuple[list[Any], list[Tensor]]:
