@@ -16,6 +16,8 @@ DEFINES = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
 FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 # The last two are about the compiler's own headers.
 FLAGS += ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+# Errors name their source file, which needs no path of the machine that built it.
+FLAGS += [f"-ffile-prefix-map={ROOT}/="]
 
 NO_TORCH = """fastdiff builds a C++ extension against the PyTorch that it will run with, and this build cannot see one.
 Install torch>=2.10 first and build without isolation:

@@ -22,6 +22,7 @@ import fastdiff as fd
 from fastdiff import ops
 from fastdiff.engine import native as engine_native
 from fastdiff.engine.native import NativeNetwork
+from fastdiff.engine.pack import CODE_FIELDS
 
 TABLE = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(100)), 3)
 
@@ -428,3 +429,24 @@ def test_engine_needs_the_extension(monkeypatch):
     monkeypatch.setattr(ops, "has_extension", lambda: False)
     with pytest.raises(RuntimeError, match="needs the C\\+\\+ extension"):
         fd.compile(network("ho"))
+
+
+@pytest.mark.parametrize(
+    ("field", "place"), [("target", 1 << 40), ("source", 1 << 40), ("weight", 1 << 40), ("residual", 1 << 62)]
+)
+def test_a_plan_that_reaches_out_of_its_memory_is_refused(field, place):
+    net = network("ho")
+    compiled = NativeNetwork(net)
+    x, t, _ = inputs(net)
+    x = x.contiguous(memory_format=torch.channels_last)
+    prepared = compiled.prepare(len(x), 16, 16)
+    code, weights, times = prepared.code.clone(), compiled.weights(16, 16), compiled.times(t)
+    forward = torch.ops.fastdiff.plan_forward
+    with pytest.raises(RuntimeError, match="outside of the arena, the weights or the times"):
+        forward(x, code, weights, torch.zeros(1, 0), *prepared.memory, torch.empty_like(x))
+    with pytest.raises(RuntimeError, match="outside of the arena, the weights or the times"):
+        forward(x, code, weights[:16], times, *prepared.memory, torch.empty_like(x))
+    code[:, CODE_FIELDS.index(field)] = place
+    with pytest.raises(RuntimeError, match="outside of the arena, the weights or the times") as error:
+        forward(x, code, weights, times, *prepared.memory, torch.empty_like(x))
+    assert str(Path(__file__).parent.parent) not in str(error.value)

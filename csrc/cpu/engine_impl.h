@@ -18,7 +18,8 @@ FD_INLINE f32x16 exp_minus_plus_one(f32x16 x) {
   const f32x16 t = (f32x16)_mm512_range_ps((__m512)(x * -1.44269504088896341f), _mm512_set1_ps(126.0f), 2);
   const f32x16 magic = splat(393216.0f);  // 1.5 * 2^18
   const f32x16 shifted = t + magic, s = shifted - magic, r = t - s;
-  const f32x16 root = (f32x16)_mm512_permutex2var_ps(_mm512_load_ps(roots), (__m512i)shifted, _mm512_load_ps(roots + 16));
+  const __m512 low = _mm512_load_ps(roots), high = _mm512_load_ps(roots + 16);
+  const f32x16 root = (f32x16)_mm512_permutex2var_ps(low, (__m512i)shifted, high);
   const f32x16 power = (root * r) * (r * 0.2402265f + 0.69315734f) + root;
   return (f32x16)_mm512_scalef_ps((__m512)power, (__m512)s) + 1.0f;
 #else

@@ -1,33 +1,41 @@
 // The plan's instructions that are not convolutions, and the way in; included after engine_impl.h.
 
-// Mean and sum of squares about it, per channel, over all pixels. By chunks, so that no difference of large numbers is
-// taken: Chan, Golub, LeVeque (1983), eq. 2.1.
+// Moments of a channel: a value near its mean (`pivot`), the mean less that, and the sum of squares about the mean, with
+// `before` pixels seen. Those of `pixels` more join them, as the sum of their differences from `from` and of its squares.
+// `from` is pivot + mean as it was rounded, so no digits are lost where the mean is many deviations from zero. Chan,
+// Golub, LeVeque (1983), eq. 2.1.
+template <typename V>
+FD_INLINE void merge(V sum, V products, float pixels, float before, V from, V pivot, V& mean, V& squares) {
+  const V tile_mean = sum / pixels, difference = tile_mean + (from - pivot) - mean;
+  const float share = pixels / (before + pixels);
+  squares += products - sum * tile_mean + difference * difference * (before * share);
+  mean += difference * share;
+}
+
+// Mean and sum of squares about it, per channel, over all pixels.
 static void channel_stats(const Work& w, int64_t unit) {
   const Instruction& i = w.i;
   const int64_t panels = panels_of(i.channels), sample = unit / panels, first = unit % panels * PANEL;
   const int64_t last = first + PANEL < i.channels ? first + PANEL : i.channels, pixels = i.height_in * i.width_in;
-  const float* from = at(w, i.source, sample, pixels * i.channels);
+  const float* source = at(w, i.source, sample, pixels * i.channels);
   float* to = at(w, i.target, sample, 2 * i.channels);
-  constexpr int64_t CHUNK = 64;
+  constexpr int64_t CHUNK = 64, SOME = 4;
   for (int64_t c = first; c < last; c += 16) {
-    const int64_t count = last - c;
-    // About the first pixel: where the mean is far from zero, float32 has no digits to lose.
-    const f32x16 pivot = load_some(from + c, count);
-    f32x16 mean = {}, squares = {};
+    const int64_t count = last - c, some = pixels < SOME ? pixels : SOME;
+    f32x16 pivot = {}, mean = {}, squares = {};
+    for (int64_t k = 0; k < some; ++k) pivot += load_some(source + k * i.channels + c, count);
+    pivot /= (float)some;
     for (int64_t start = 0; start < pixels; start += CHUNK) {
       const int64_t n = pixels - start < CHUNK ? pixels - start : CHUNK;
-      const float* p = from + start * i.channels + c;
-      f32x16 sum = {}, about = {};
-      for (int64_t k = 0; k < n; ++k) sum += load_some(p + k * i.channels, count) - pivot;
-      const f32x16 chunk_mean = sum / (float)n;
+      const float* p = source + start * i.channels + c;
+      const f32x16 from = pivot + mean;
+      f32x16 sum = {}, products = {};
       for (int64_t k = 0; k < n; ++k) {
-        const f32x16 d = load_some(p + k * i.channels, count) - pivot - chunk_mean;
-        about += d * d;
+        const f32x16 d = load_some(p + k * i.channels, count) - from;
+        sum += d;
+        products += d * d;
       }
-      const f32x16 difference = chunk_mean - mean;
-      const float share = (float)n / (float)(start + n);
-      squares += about + difference * difference * ((float)start * share);
-      mean += difference * share;
+      merge(sum, products, (float)n, (float)start, from, pivot, mean, squares);
     }
     store_some(to + c, mean + pivot, count);
     store_some(to + i.channels + c, squares, count);
@@ -48,7 +56,8 @@ static void norm_factors(const Work& w, int64_t sample) {
   for (int64_t g = 0; g < i.groups; ++g) {
     // Of channels of both sources, in a group that straddles them.
     const auto each = [&](const auto& visit) __attribute__((always_inline)) {
-      const int64_t first = g * size, last = first + size, middle = i.channels < first ? first : i.channels < last ? i.channels : last;
+      const int64_t first = g * size, last = first + size, inside = i.channels < last ? i.channels : last;
+      const int64_t middle = inside < first ? first : inside;
       for (int64_t c = first; c < middle; ++c) visit(stats[0] + c, i.channels);
       for (int64_t c = middle; c < last; ++c) visit(stats[1] + c - i.channels, i.channels2);
     };
@@ -69,7 +78,13 @@ static void norm_factors(const Work& w, int64_t sample) {
   }
 }
 
-// k^T of one head in panels of keys, [keys / PANEL][d][PANEL], zero behind the last key.
+// Columns of a panel of keys, in whole vectors.
+FD_INLINE int64_t keys_of(int64_t keys, int64_t panel) {
+  const int64_t left = ceil_div(keys - panel * PANEL, 16) * 16;
+  return left < PANEL ? left : PANEL;
+}
+
+// k^T of one head in panels of keys, [keys / PANEL][d][PANEL], zero behind the last key as far as vectors reach.
 static void attention_keys(const Work& w, int64_t unit) {
   const Instruction& i = w.i;
   const int64_t keys = i.height * i.width, width = attention_width(i), d = width / i.heads;
@@ -81,7 +96,7 @@ static void attention_keys(const Work& w, int64_t unit) {
   for (int64_t panel = 0; panel < panels_of(keys); ++panel)
     for (int64_t k = 0; k < d; ++k) {
       const float factor = factors == nullptr ? 1.0f : factors[k], offset = factors == nullptr ? 0.0f : factors[width + k];
-      for (int64_t j = 0; j < PANEL; ++j) {
+      for (int64_t j = 0; j < keys_of(keys, panel); ++j) {
         const int64_t key = panel * PANEL + j;
         to[(panel * d + k) * PANEL + j] = key < keys ? from[key * stride + k] * factor + offset : 0.0f;
       }
@@ -125,7 +140,7 @@ static void attention_queries(const Work& w, int64_t unit, float* scores) {
     const int64_t rows = count - q < GEMM_ROWS ? count - q : GEMM_ROWS;
     for (int64_t m = 0; m < rows; ++m) a[m] = qkv + (first + q + m) * i.channels + head * d;
     for (int64_t panel = 0; panel < panels; ++panel)
-      multiply_panel(rows, a, &none, 1, d, packed + panel * d * PANEL, PANEL, PANEL, [&](int m, int64_t v, f32x16 sum) {
+      multiply_panel(rows, a, &none, 1, d, packed + panel * d * PANEL, PANEL, keys_of(keys, panel), [&](int m, int64_t v, f32x16 sum) {
         store16(scores + (q + m) * stride + panel * PANEL + 16 * v, sum);
       });
     for (int64_t m = 0; m < rows; ++m) softmax(scores + (q + m) * stride, keys);

@@ -185,20 +185,10 @@ FD_INLINE void add_sums(float* to, const f32x16 (&sums)[U]) {
   for (int j = 0; j < U; ++j) store16(to + 16 * j, load16(to + 16 * j) + sums[j]);
 }
 
-// Of each channel: a value near its mean (`pivot`), the mean less that, and the sum of squares about the mean, with
-// `before` pixels seen. The next tile's are taken from the mean so far, so no digits are lost where the mean is many
-// deviations from zero. Chan, Golub, LeVeque (1983), eq. 2.1.
+// Of each channel, as `merge` keeps them.
 struct Moments {
   float *pivot, *mean, *squares;
 };
-
-template <typename V>
-FD_INLINE void merge(V sum, V products, float pixels, float before, V from, V pivot, V& mean, V& squares) {
-  const V tile_mean = sum / pixels, difference = tile_mean + (from - pivot) - mean;
-  const float share = pixels / (before + pixels);
-  squares += products - sum * tile_mean + difference * difference * (before * share);
-  mean += difference * share;
-}
 
 template <bool PLANAR>
 FD_INLINE void add_moments(const NormUnit& u, const NormTile& t, const Rows& h, const Moments& m) {

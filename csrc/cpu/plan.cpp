@@ -53,6 +53,32 @@ void scratch_sizes(const Instruction* code, int64_t length, int64_t batch, int64
   }
 }
 
+// Every place that the instructions name must lie within its memory: weights, a time's vector, a lane's arena.
+void check_code(const Instruction* code, int64_t length, int64_t part, int64_t arena, int64_t weights, int64_t times) {
+  const auto inside = [](int64_t place, int64_t count, int64_t room, bool optional) {
+    return (optional && place < 0) || (place >= 0 && count >= 0 && count <= room && place <= room - count);
+  };
+  for (int64_t n = 0; n < length; ++n) {
+    const Instruction& i = code[n];
+    const int64_t read = i.height_in * i.width_in, total = i.channels + i.channels2;
+    const int64_t width = i.op == PLAN_ATTENTION ? attention_width(i) : i.channels_out;
+    const int64_t written = i.op == PLAN_STATS ? 2 * i.channels : i.op == PLAN_NORM ? 2 * total : i.height * i.width * width;
+    const int64_t taps = i.algorithm == PLAN_DIRECT ? i.kernel * i.kernel : i.algorithm == PLAN_WINOGRAD4 ? 36 : 16;
+    const bool conv = i.op == PLAN_CONV, norm = i.op == PLAN_NORM;
+    const int64_t packed = conv ? panels_of(i.channels_out) * taps * total * PANEL : norm ? total : 0;
+    const bool fits =
+        inside(i.source, norm ? 0 : part * read * i.channels, arena, norm) &&
+        inside(i.source2, norm ? 0 : part * read * i.channels2, arena, true) &&
+        inside(i.target, part * written, arena, false) && inside(i.residual, part * written, arena, true) &&
+        inside(i.norm, part * 2 * (i.op == PLAN_ATTENTION ? width : total), arena, true) &&
+        inside(i.stats, part * 2 * i.channels, arena, !norm) && inside(i.stats2, part * 2 * i.channels2, arena, true) &&
+        inside(i.weight, packed, weights, !conv && !norm) &&
+        inside(i.bias, conv ? i.channels_out : packed, weights, !conv && !norm) &&
+        inside(i.epsilon, 1, weights, !norm) && inside(i.time, norm ? 2 * total : i.channels_out, times, true);
+    STD_TORCH_CHECK(fits, "instruction ", n, " of the plan reaches outside of the arena, the weights or the times");
+  }
+}
+
 struct Scratch {
   int64_t shared, own, threads, sets;
   int64_t set() const { return shared + threads * own; }
@@ -73,7 +99,7 @@ Scratch scratch_of(const Tensor& code, int64_t batch, int64_t part, int64_t lane
 }
 
 Program program_of(const Tensor& code, const Tensor& weights, const Tensor& arena, const Tensor& scratch, int64_t batch,
-                   int64_t part, int64_t lanes) {
+                   int64_t part, int64_t lanes, int64_t times_width) {
   const Scratch sizes = scratch_of(code, batch, part, lanes);
   STD_TORCH_CHECK(scratch.numel() >= sizes.total(), "scratch is for fewer threads or samples: ask plan_scratch");
   Program p;
@@ -88,6 +114,7 @@ Program program_of(const Tensor& code, const Tensor& weights, const Tensor& aren
   p.per_thread = sizes.own;
   p.scratch_stride = sizes.set();
   p.arena_stride = arena.numel() / sizes.sets;
+  check_code(p.instructions, p.length, std::min(p.part, batch), p.arena_stride, weights.numel(), times_width);
   const uintptr_t first = reinterpret_cast<uintptr_t>(floats("scratch", scratch));
   p.shared = reinterpret_cast<float*>((first + 63) / 64 * 64);
   p.scratch = p.shared + sizes.shared;
@@ -151,7 +178,7 @@ void plan_forward_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64
                       Tensor scratch, int64_t part, int64_t lanes, Tensor out) {
   check_image("x", x);
   check_image("out", out);
-  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes);
+  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(-1));
   check_places(p, input, x, output, out);
   evaluate(p, x, 1.0f, input, output, floats("times", times), times_stride_of(times, 0, x.size(0)), out);
 }
@@ -162,7 +189,7 @@ void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_
                      std::optional<Tensor> history, std::optional<Tensor> pred_out) {
   check_image("x", x);
   check_image("model_output", model_output);
-  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes);
+  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(-1));
   check_places(p, input, x, output, model_output);
   const float* table = floats("rows", rows);
   STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == ROW_WIDTH && 0 <= first_row && first_row <= last_row &&
