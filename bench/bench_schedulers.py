@@ -18,8 +18,11 @@ STEPS = 20
 KINDS = [
     "DDPMScheduler",
     "DDIMScheduler",
+    "DDIMInverseScheduler",
+    "RePaintScheduler",
     "PNDMScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "UniPCMultistepScheduler",
     "DEISMultistepScheduler",
     "EulerDiscreteScheduler",
@@ -28,19 +31,32 @@ KINDS = [
     "LMSDiscreteScheduler",
 ]
 ARMS = ("fastdiff", "diffusers")
+CONSTRUCTOR = {
+    "PNDMScheduler": {"skip_prk_steps": True},
+    "DPMSolverSinglestepScheduler": {"lower_order_final": True},
+}
+# Without a jump back in time, which is not a step.
+SET_TIMESTEPS = {"RePaintScheduler": {"jump_length": 1, "jump_n_sample": 1}}
+# diffusers' integrates numerically: half a second for a run.
+ROUNDS = {"LMSDiscreteScheduler": 20}
+PIPELINE_ROUNDS = 4
 
 
 def steps_of(module, kind, shape):
     """A run of steps with its set_timesteps, as a pipeline makes it for every batch of images."""
-    scheduler = getattr(module, kind)(**({"skip_prk_steps": True} if kind == "PNDMScheduler" else {}))
+    scheduler = getattr(module, kind)(**CONSTRUCTOR.get(kind, {}))
     x, m = torch.randn(shape), torch.randn(shape)
+    # RePaint's known pixels: the left half.
+    known = (
+        (torch.randn(shape), (torch.arange(shape[-1]) < shape[-1] // 2).float()) if kind == "RePaintScheduler" else ()
+    )
 
     def run():
-        scheduler.set_timesteps(STEPS)
+        scheduler.set_timesteps(STEPS, **SET_TIMESTEPS.get(kind, {}))
         scheduler.is_scale_input_called = True
         state = x
         for t in scheduler.timesteps:
-            state = scheduler.step(m, t, state).prev_sample
+            state = scheduler.step(m, t, state, *known).prev_sample
         return state
 
     return torch.inference_mode()(run)
@@ -54,11 +70,11 @@ def test_scheduler_speed(contest, kind, shape, arm):
     arms = {"fastdiff": steps_of(drop_in, kind, size), "diffusers": steps_of(diffusers, kind, size)}
     # Read x and the model's output, write x', per step.
     moved = STEPS * 12 * torch.Size(size).numel()
-    contest(arms, arm, group=f"scheduler {kind} {shape}", bytes_moved=moved)
+    contest(arms, arm, group=f"scheduler {kind} {shape}", bytes_moved=moved, rounds=ROUNDS.get(kind))
 
 
 def pipelines():
-    unet = fd.UNet(fd.UNetConfig.preset("ho_cifar10")).eval()
+    unet = fd.UNet(fd.UNetConfig.preset("ho-cifar10")).eval()
 
     def pipe():
         made = diffusers.DDIMPipeline(from_unet(unet).eval(), diffusers.DDIMScheduler())
@@ -74,4 +90,4 @@ def pipelines():
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_accelerated_pipeline_speed(contest, arm):
-    contest(pipelines(), arm, group="accelerate Ho CIFAR-10 8 x 50", bytes_moved=0)
+    contest(pipelines(), arm, group="accelerate Ho CIFAR-10 8 x 50", bytes_moved=0, rounds=PIPELINE_ROUNDS)

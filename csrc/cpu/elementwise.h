@@ -54,6 +54,16 @@ struct StepArgs {
   const void* rows;  // [R, ROW_WIDTH], float, or double when x is
 };
 
+// One row that draws no noise, over float32 tensors that are all dense and of one layout; nullptr where absent.
+struct DenseStep {
+  float *x, *model_output, *out, *pred_out, *base, *history;
+  int history_depth;
+  int64_t numel;
+  const float* rows;
+  int64_t row;
+};
+void step_dense(const DenseStep& call);
+
 // y = x * scale where the element's word is at most last_kept, else 0. Elements count in memory order.
 struct DropoutArgs {
   Matrix x, y;

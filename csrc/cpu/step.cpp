@@ -69,6 +69,28 @@ void step_cpu(Tensor x, std::optional<Tensor> model_output, Tensor rows, Tensor 
                               [&](int64_t first, int64_t last) { variant.step(args, first, last); });
 }
 
+void step_dense(const DenseStep& call) {
+  STD_TORCH_CHECK(call.rows[ROW_WIDTH * call.row + ROW_S] == 0, "a row that draws noise is not for step_dense");
+  int64_t one_row = call.row;
+  StepArgs args;
+  args.shape = {1, 1, call.numel, false};
+  const auto place = [&](void* data) { return Matrix{data, Dtype::F32, call.numel, 0}; };
+  args.x = place(call.x);
+  args.out = place(call.out);
+  args.model_output = place(call.model_output);
+  args.base = place(call.base);
+  args.pred_out = place(call.pred_out);
+  args.history_depth = call.history == nullptr ? 0 : call.history_depth;
+  for (int i = 0; i < args.history_depth; ++i) args.history[i] = place(call.history + i * call.numel);
+  args.noise = {};
+  args.row = &one_row;
+  args.row_stride = 0;
+  args.rows = call.rows;
+  const Kernels& variant = kernels();
+  torch::stable::parallel_for(0, num_units(args.shape), GRAIN,
+                              [&](int64_t first, int64_t last) { variant.step(args, first, last); });
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) { m.impl("step", TORCH_BOX(&step_cpu)); }
 
 }  // namespace fastdiff

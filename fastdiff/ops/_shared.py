@@ -208,13 +208,19 @@ def noise_arguments(
 def _counting(count: int, device: torch.device) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.arange(count, dtype=torch.int64, device=device)
-    return _cached_counting(device, max(4096, 1 << (count - 1).bit_length()))[:count]
+    return _cached_part(device, 0, count)
 
 
 def _one_number(number: int, device: torch.device) -> Tensor:
     if torch.compiler.is_compiling() or number >= 4096:
         return torch.full((1,), number, dtype=torch.int64, device=device)
-    return _cached_counting(device, 4096)[number : number + 1]
+    return _cached_part(device, number, number + 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_part(device: torch.device, first: int, end: int) -> Tensor:
+    with torch.inference_mode(False):
+        return _cached_counting(device, max(4096, 1 << (end - 1).bit_length()))[first:end]
 
 
 @functools.lru_cache(maxsize=16)

@@ -14,7 +14,8 @@ from diffusers.schedulers.scheduling_repaint import RePaintSchedulerOutput
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators, Run
+from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators
+from fastdiff.compat.diffusers._run import Run, output_of
 from fastdiff.compat.ladder import first_rows, ladder, with_times
 from fastdiff.diffusion import Prediction, Variance, eps_coefficients, x0_coefficients
 from fastdiff.schedule import Array
@@ -169,7 +170,7 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
         )  # fmt: skip
         if not return_dict:
             return out, pred
-        return DDPMSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+        return output_of(DDPMSchedulerOutput, prev_sample=out, pred_original_sample=pred)
 
 
 class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
@@ -223,7 +224,7 @@ class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
         )
         if not return_dict:
             return out, pred
-        return DDIMSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+        return output_of(DDIMSchedulerOutput, prev_sample=out, pred_original_sample=pred)
 
 
 class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type: ignore[misc]
@@ -275,7 +276,7 @@ class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type
         out, pred = run.execute(row, model_output, sample, prediction=True)
         if not return_dict:
             return out, pred
-        return DDIMSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+        return output_of(DDIMSchedulerOutput, prev_sample=out, pred_original_sample=pred)
 
 
 class RePaintScheduler(_ByTimestep, diffusers.RePaintScheduler):  # type: ignore[misc]
@@ -329,4 +330,4 @@ class RePaintScheduler(_ByTimestep, diffusers.RePaintScheduler):  # type: ignore
         out = torch.lerp(unknown, known, mask.to(unknown.device, unknown.dtype))
         if not return_dict:
             return out, pred
-        return RePaintSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+        return output_of(RePaintSchedulerOutput, prev_sample=out, pred_original_sample=pred)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +14,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fastdiff import ops
+from fastdiff.compat.diffusers._run import Run
 from fastdiff.diffusion import Prediction
 from fastdiff.noise import check_seed
-from fastdiff.ops._shared import FLOAT_DTYPES, describe, memory_format, noise_arguments, signed
+from fastdiff.ops._shared import FLOAT_DTYPES
 from fastdiff.schedule import Array, NoiseSchedule
 from fastdiff.table import CoefficientTable
 
@@ -26,89 +25,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "eps", "sample": "x0", "original_sample": "x0", "v_prediction": "v",
 }  # fmt: skip
-_STEP = torch.ops.fastdiff.step.default
 _HALF = (torch.bfloat16, torch.float16)
-
-
-@dataclass
-class Run:
-    """A table being executed: where it began, which row is next, and what is kept between rows."""
-
-    table: CoefficientTable
-    start: int
-    key: Any
-    next: int = 0
-    base: Tensor | None = None
-    history: Tensor | None = None
-    noisy: list[bool] = field(default_factory=list)
-    _rows: dict[Any, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.noisy = [bool(s > 0) for s in self.table["s"]]
-        self.pushes = [bool(p) for p in self.table["push"]]
-        self.times = self.table["t"].tolist()
-        self.depth = self.table.history_depth
-        self.uses_base = self.table.uses_base
-
-    def rows(self, x: Tensor) -> Tensor:
-        key = (x.device, x.dtype == torch.float64)
-        rows = self._rows.get(key)
-        if rows is None:
-            rows = self._rows[key] = ops.table_rows(self.table, x.device, x.dtype)
-        return rows
-
-    def execute(
-        self,
-        row: int,
-        model_output: Tensor | None,
-        sample: Tensor,
-        *,
-        noise: Tensor | None = None,
-        seed: int = 0,
-        sample_ids: Tensor | None = None,
-        learned: bool = False,
-        prediction: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The next state and, if asked for, the prediction of one row."""
-        out = torch.empty_like(sample, memory_format=memory_format(sample))
-        pred = torch.empty_like(out) if prediction else None
-        if self.depth and (self.history is None or not _like(self.history[0], out)):
-            self.history = ops.new_history(out, self.depth)
-        if self.uses_base and (self.base is None or not _like(self.base, out)):
-            self.base = torch.empty_like(out)
-        rows = self.rows(sample)
-        plain = not learned and sample_ids is None and noise is None and not torch.is_grad_enabled()
-        if plain and model_output is not None and model_output.shape == sample.shape and sample.shape[0] <= 4096:
-            # The op itself: `ops.step` would check again what holds here, which takes as long as a small image's row.
-            if model_output.device != sample.device or model_output.dtype not in FLOAT_DTYPES:
-                raise ValueError(f"the model's output is {describe(model_output)}, the sample {describe(sample)}")
-            ids, at = noise_arguments(sample, None, None, row)
-            _STEP(sample, model_output, rows, at, None, ids, signed(seed), False, self.base, self.history, pred, out)
-            self.next = row + 1
-            return out, pred
-        with torch.no_grad():
-            ops.step(
-                sample.detach(),
-                None if model_output is None else model_output.detach(),
-                rows,
-                row,
-                seed=seed,
-                sample_ids=sample_ids,
-                noise=noise,
-                learned_variance=learned,
-                base=self.base,
-                history=self.history,
-                pred_out=pred,
-                out=out,
-            )
-        self.next = row + 1
-        return out, pred
-
-
-def _like(slot: Tensor, state: Tensor) -> bool:
-    """Whether what was kept of an earlier run fits this state."""
-    same = slot.shape == state.shape and slot.dtype == state.dtype and slot.device == state.device
-    return same and slot.stride() == state.stride()
 
 
 class FusedScheduler:
@@ -167,8 +84,16 @@ class FusedScheduler:
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """As in diffusers; the rows are built from levels in float64, rounded once, unless compat is "diffusers"."""
         super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
+        self._run = None
+        sigmas = getattr(self, "sigmas", None)
+        built_for = (self.config, _bytes(self.timesteps), b"" if sigmas is None else _bytes(sigmas))
+        known = self._built_for
+        if known is not None and known[0] is built_for[0] and known[1:] == built_for[1:]:
+            # The levels in float64 and the tables stay as they are.
+            self._levels = None if self._levels is None or sigmas is None else (sigmas, self._levels[1])
+            return
         self._levels = None
-        if self.compat is None and hasattr(self, "sigmas") and not _chosen_by_level(self.config):
+        if self.compat is None and sigmas is not None and not _chosen_by_level(self.config):
             theirs = self.alphas_cumprod, self.timesteps, self.sigmas
             self.alphas_cumprod = torch.from_numpy(np.exp(self._log_alphas_cumprod))
             try:
@@ -176,14 +101,9 @@ class FusedScheduler:
                 self._levels = (theirs[2], self.sigmas)
             finally:
                 self.alphas_cumprod, self.timesteps, self.sigmas = theirs
-        self._run = None
         self._why_not = self._unsupported()
-        # The tables are kept while the levels and the configuration are the same.
-        levels = self._sigmas() if hasattr(self, "sigmas") else self.timesteps
-        built_for = (self.config, self.timesteps.cpu().numpy().tobytes(), levels.cpu().numpy().tobytes())
-        if self._built_for is None or self._built_for[0] is not self.config or self._built_for != built_for:
-            self._built_for = built_for
-            self._runs = {}
+        self._built_for = built_for
+        self._runs = {}
 
     @functools.cached_property
     def _log_alphas_cumprod(self) -> Array:
@@ -287,6 +207,10 @@ class FusedScheduler:
             velocity = super().get_velocity(sample.float(), noise.float(), timesteps)  # type: ignore[misc]
             return velocity.to(sample.dtype)  # type: ignore[no-any-return]
         return super().get_velocity(sample, noise, timesteps)  # type: ignore[misc, no-any-return]
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.cpu().numpy().tobytes()
 
 
 def _chosen_by_level(config: Any) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastdiff import samplers
 from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators
+from fastdiff.compat.diffusers._run import output_of
 from fastdiff.compat.ladder import Ladder, ladder_of_sigmas, variance_exploding, with_times
 from fastdiff.table import CoefficientTable
 
@@ -75,7 +76,7 @@ class EulerDiscreteScheduler(_Exploding, diffusers.EulerDiscreteScheduler):  # t
         out, pred = self._advance(model_output, timestep, sample, prediction=True)
         if not return_dict:
             return out, pred
-        return EulerDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+        return output_of(EulerDiscreteSchedulerOutput, prev_sample=out, pred_original_sample=pred)
 
 
 class EulerAncestralDiscreteScheduler(_Exploding, diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]
@@ -114,7 +115,7 @@ class EulerAncestralDiscreteScheduler(_Exploding, diffusers.EulerAncestralDiscre
         out = out.to(model_output.dtype)
         if not return_dict:
             return out, pred
-        return EulerAncestralDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+        return output_of(EulerAncestralDiscreteSchedulerOutput, prev_sample=out, pred_original_sample=pred)
 
 
 class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # type: ignore[misc]
@@ -139,7 +140,7 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
         self.dt = run.times[run.next - 1] if run.pushes[run.next - 1] else None
         if not return_dict:
             return out, pred
-        return HeunDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+        return output_of(HeunDiscreteSchedulerOutput, prev_sample=out, pred_original_sample=pred)
 
 
 class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type: ignore[misc]
@@ -171,7 +172,7 @@ class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type:
         pred = torch.sub(sample, eps, alpha=float(self.sigmas[self._step_index - 1]))
         if not return_dict:
             return out, pred
-        return LMSDiscreteSchedulerOutput(prev_sample=out, pred_original_sample=pred)
+        return output_of(LMSDiscreteSchedulerOutput, prev_sample=out, pred_original_sample=pred)
 
 
 def _their_complaint(scheduler: Any, timestep: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff import samplers
 from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators
+from fastdiff.compat.diffusers._run import output_of
 from fastdiff.compat.ladder import Ladder, ladder, ladder_of_sigmas, with_times
 from fastdiff.table import CoefficientTable
 
@@ -20,7 +21,7 @@ _FEW_STEPS = 15
 
 
 def _output(out: Tensor, return_dict: bool) -> Any:
-    return SchedulerOutput(prev_sample=out) if return_dict else (out,)
+    return output_of(SchedulerOutput, prev_sample=out) if return_dict else (out,)
 
 
 class _BySigma(FusedScheduler):
