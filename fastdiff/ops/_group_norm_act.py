@@ -16,6 +16,7 @@ from fastdiff.ops._shared import (
     describe,
     dispatch,
     has_extension,
+    is_unwatched,
     memory_format,
 )
 from fastdiff.reference import compute_dtype
@@ -122,7 +123,18 @@ def add_group_norm_act(
 
 def _run(arguments: tuple[Any, ...], implementation: Implementation) -> Any:
     _check(*arguments)
+    if implementation == "auto" and _is_plain(arguments):
+        # Autograd's part of an op in Python takes as long as a small image.
+        return _cpu(*arguments)
     return dispatch("group_norm_act", arguments[0], implementation, arguments)
+
+
+def _is_plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether C++ runs in the end, and nobody wants a gradient or looks on."""
+    x = arguments[0]
+    if type(x) is not Tensor or not x.is_cpu or not has_extension() or not is_unwatched():
+        return False
+    return not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
 def _check(

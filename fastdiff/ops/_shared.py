@@ -39,6 +39,17 @@ def has_extension() -> bool:
     return EXTENSION_ERROR is None
 
 
+def is_unwatched() -> bool:
+    """Whether nothing looks at the ops that run: no mode, transform, tracer or compiler."""
+    return (
+        # First: the compiler cannot look at the others.
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """The layout that an op keeps for x: channels_last where x is [B, C, H, W] in that layout, else contiguous."""
     if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.ops._shared import FLOAT_DTYPES, describe, memory_format, noise_arguments, signed
+from fastdiff.ops._shared import FLOAT_DTYPES, describe, is_unwatched, memory_format, noise_arguments, signed
 from fastdiff.table import CoefficientTable
 
 _STEP = torch.ops.fastdiff.step.default
@@ -143,10 +143,7 @@ def _is_dense(x: Tensor, m: Tensor) -> bool:
         and x.shape == m.shape
         and not (x.is_neg() or m.is_neg())
         and _step_dense is not None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and not torch.compiler.is_compiling()
+        and is_unwatched()
     )
 
 
