@@ -120,10 +120,12 @@ struct StepRun {
   A *pred, *out, *saved;
 };
 
-// A row over a run of at most BUFFER elements. What has a coefficient of 0 is not read: `zeros` stands for it.
+// A row over a run of at most BUFFER elements. What has a coefficient of 0 or is absent is not read: `zeros` stands for it.
 template <typename A, bool NOISE, bool PAST, bool BASE>
 static void combine(const A* k, const StepRun<A>& run, const A* zeros, int64_t n) {
-  const auto used = [&](const A* values, int coefficient) { return k[coefficient] != A(0) ? values : zeros; };
+  const auto used = [&](const A* values, int coefficient) {
+    return k[coefficient] != A(0) && values != nullptr ? values : zeros;
+  };
   const A px = k[ROW_PX], pm = k[ROW_PM], clip = k[ROW_CLIP], cx = k[ROW_CX], cm = k[ROW_CM], c0 = k[ROW_C0];
   const A *x_pred = used(run.x, ROW_PX), *m_pred = used(run.m, ROW_PM);
   const A *x_next = used(run.x, ROW_CX), *m_next = used(run.m, ROW_CM);

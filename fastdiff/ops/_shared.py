@@ -217,13 +217,14 @@ def noise_arguments(
 
 
 def _counting(count: int, device: torch.device) -> Tensor:
-    if torch.compiler.is_compiling():
+    # What is made under a mode may not be a tensor of numbers, and must not be kept.
+    if not is_unwatched():
         return torch.arange(count, dtype=torch.int64, device=device)
     return _cached_part(device, 0, count)
 
 
 def _one_number(number: int, device: torch.device) -> Tensor:
-    if torch.compiler.is_compiling() or number >= 4096:
+    if number >= 4096 or not is_unwatched():
         return torch.full((1,), number, dtype=torch.int64, device=device)
     return _cached_part(device, number, number + 1)
 
