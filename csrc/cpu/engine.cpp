@@ -88,6 +88,7 @@ int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads) {
   if (i.op != PLAN_CONV) return 0;
   if (i.algorithm == PLAN_DIRECT) {
     const Padded p = padded_of(i);
+    if (by_dots(i)) return i.channels_out * i.kernel * i.kernel * channels_in(i);
     return p.pointwise && p.copied ? p.block * channels_in(i) : 0;
   }
   const Tiles t = tiles_of(i, batch, threads);

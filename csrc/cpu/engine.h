@@ -36,6 +36,12 @@ Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads);
 // the same place in all of them, which otherwise would compete for one set of the first-level cache.
 static inline int64_t point_stride(int64_t tiles, int64_t columns) { return tiles * columns + 16; }
 
+// A convolution to so few channels that a vector of outputs would be mostly empty: vectors run along the inputs.
+constexpr int64_t FEW_OUTPUTS = 4;
+static inline bool by_dots(const Instruction& i) {
+  return i.kernel == 3 && i.channels_out <= FEW_OUTPUTS && (i.channels + i.channels2) % 16 == 0;
+}
+
 // Input of a direct convolution: padded and whole, or, where the kernel is one pixel, block by block.
 struct Padded {
   int64_t height, width;

@@ -213,6 +213,51 @@ FD_INLINE Writer writer_of(const Work& w, int64_t sample) {
           i.residual < 0 ? nullptr : at(w, i.residual, sample, size), i.channels_out};
 }
 
+template <int U>
+FD_INLINE float sum_of(const f32x16 (&vectors)[U]) {
+  f32x16 v = vectors[0];
+  for (int j = 1; j < U; ++j) v += vectors[j];
+  v += __builtin_shuffle(v, (i32x16){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+  v += __builtin_shuffle(v, (i32x16){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
+  v += __builtin_shuffle(v, (i32x16){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
+  return v[0] + v[1];
+}
+
+// Pixels [first, last) of a convolution to OUTPUTS channels; `weights` is [outputs, taps, channels].
+template <int OUTPUTS>
+static void multiply_dots(const Work& w, const Padded& padded, const int64_t* taps, const float* weights, int64_t first,
+                          int64_t last) {
+  const Instruction& i = w.i;
+  const int64_t channels = i.channels + i.channels2, pixels = i.height * i.width, num_taps = i.kernel * i.kernel;
+  for (int64_t p = first; p < last; ++p) {
+    const int64_t sample = p / pixels, y = p % pixels / i.width, x = p % i.width;
+    const float* from = w.shared + ((sample * padded.height + y * i.stride) * padded.width + x * i.stride) * channels;
+    const float* by = weights;
+    f32x16 sums[OUTPUTS] = {};
+    for (int64_t tap = 0; tap < num_taps; ++tap)
+      for (int64_t c = 0; c < channels; c += 16, by += 16) {
+        const f32x16 v = load16(from + taps[tap] + c);
+        for (int o = 0; o < OUTPUTS; ++o) sums[o] += v * load16(by + o * num_taps * channels);
+      }
+    f32x16 result = {};
+    for (int o = 0; o < OUTPUTS; ++o) result[o] = sum_of<1>({sums[o]});
+    writer_of(w, sample).write(p % pixels, 0, result);
+  }
+}
+
+static void direct_dots(const Work& w, const Padded& padded, const int64_t* taps, int64_t first, int64_t last,
+                        float* weights) {
+  const int64_t rows = w.i.kernel * w.i.kernel * (w.i.channels + w.i.channels2);
+  for (int64_t o = 0; o < w.i.channels_out; ++o)
+    for (int64_t row = 0; row < rows; ++row) weights[o * rows + row] = w.weights[w.i.weight + row * PANEL + o];
+  switch (w.i.channels_out) {
+    case 1: return multiply_dots<1>(w, padded, taps, weights, first, last);
+    case 2: return multiply_dots<2>(w, padded, taps, weights, first, last);
+    case 3: return multiply_dots<3>(w, padded, taps, weights, first, last);
+    default: return multiply_dots<4>(w, padded, taps, weights, first, last);
+  }
+}
+
 static void direct_multiply(const Work& w, int64_t unit, float* scratch) {
   const Instruction& i = w.i;
   const Padded padded = padded_of(i);
@@ -230,6 +275,7 @@ static void direct_multiply(const Work& w, int64_t unit, float* scratch) {
   int64_t taps[9];
   for (int64_t ky = 0; ky < i.kernel; ++ky)
     for (int64_t kx = 0; kx < i.kernel; ++kx) taps[ky * i.kernel + kx] = (ky * padded.width + kx) * channels;
+  if (by_dots(i)) return direct_dots(w, padded, taps, first, last, scratch);
   const int64_t first_panel = padded.pointwise ? 0 : unit / blocks, last_panel = padded.pointwise ? panels : first_panel + 1;
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
     const float* packed = w.weights + i.weight + panel * i.kernel * i.kernel * channels * PANEL;

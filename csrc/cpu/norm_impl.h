@@ -165,16 +165,6 @@ FD_INLINE f32x16 cut(f32x16 v, int64_t place, const NormTile& t) {
   return PLANAR && place + 16 > t.cols ? select(lane < (int32_t)(t.cols - place), v, (f32x16){}) : v;
 }
 
-template <int U>
-FD_INLINE float sum_of(const f32x16 (&vectors)[U]) {
-  f32x16 v = vectors[0];
-  for (int j = 1; j < U; ++j) v += vectors[j];
-  v += __builtin_shuffle(v, (i32x16){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
-  v += __builtin_shuffle(v, (i32x16){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
-  v += __builtin_shuffle(v, (i32x16){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
-  return v[0] + v[1];
-}
-
 // Sums over a strip, to each channel's place.
 template <bool PLANAR, int U>
 FD_INLINE void add_sums(float* to, const f32x16 (&sums)[U]) {

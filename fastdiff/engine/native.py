@@ -289,6 +289,12 @@ class NativeNetwork:
         Raises:
             RuntimeError: x requires a gradient.
         """
+        with self.lock:
+            self.check()
+            return self.evaluate(x, t, y)
+
+    def evaluate(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The same with the network as it was at the last `check`, for loops in which nobody changes it."""
         unet = self.unet
         unet._check_inputs(x, t, y)
         if x.device.type != "cpu":
@@ -297,7 +303,6 @@ class NativeNetwork:
             raise RuntimeError("the engine has no gradients, and x requires one: detach it, or call the network itself")
         batch, _, height, width = x.shape
         with self.lock:
-            self.check()
             out = torch.empty(
                 (batch, unet.config.out_channels, height, width),
                 dtype=torch.float32,

@@ -235,7 +235,10 @@ class TermEvaluator:
     def __call__(self, image: Tensor, t: Tensor, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Evaluate the terms of images `image` [N] at timesteps `t` [N], int64, on the CPU; distinct pairs."""
         with torch.no_grad(), eval_mode(self.model):
-            network = native_network(self.model, "auto", self.images, dict(self.model_kwargs), None) or self.model
+            native = native_network(self.model, "auto", self.images, dict(self.model_kwargs), None)
+            if native is not None:
+                native.check(thorough=True)
+            network = self.model if native is None else native.evaluate
             for part in parts(len(t), self.batch_size):
                 self._evaluate(network, image[part], t[part])
                 if on_progress is not None:
