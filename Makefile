@@ -45,6 +45,7 @@ lint: setup-dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup-dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastdiff import ops
-from fastdiff.qkv import split_qkv
+from fastdiff.tensors import split_qkv
 
 # Batch, tokens, channels, heads: the networks of Ho et al. and of improved-diffusion at 16x16 and 8x8.
 SHAPES = {

@@ -1,10 +1,11 @@
-"""Training losses and the bound's terms: the fused ops against plain PyTorch (`fastdiff.losses` and autograd)."""
+"""Training losses and the bound's terms: the fused ops against `fastdiff.ops.reference.bound` and its autograd."""
 
 import pytest
 import torch
 
 import fastdiff as fd
-from fastdiff import losses, ops
+from fastdiff import ops
+from fastdiff.ops.reference import bound as losses
 
 SHAPES = {"64x3x32x32": (64, 3, 32, 32), "1x3x32x32": (1, 3, 32, 32)}
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}

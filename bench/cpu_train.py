@@ -23,7 +23,7 @@ from cpu_unet import DIFFUSERS_HO
 from harness import machine, race
 
 import fastdiff as fd
-from fastdiff.data import DataScaling, ImageData
+from fastdiff.files.data import DataScaling, ImageData
 
 RESULTS = Path(__file__).parent / "results" / "cpu_train"
 

@@ -21,11 +21,18 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from fastdiff import data, estimate, load_model, metrics, sample, samplers
-from fastdiff.checkpoint import LoadedModel
-from fastdiff.progress import Bars
+from fastdiff import (
+    load_model,
+    metrics,
+    sample,
+    samplers,
+)
+from fastdiff.cli.progress import Bars
+from fastdiff.files import data
+from fastdiff.files.checkpoint import LoadedModel
+from fastdiff.likelihood import estimate
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.registry import SAMPLERS, to_markdown
-from fastdiff.table import CoefficientTable
 
 ROOT = Path(__file__).parent.parent
 STEPS = (4, 8, 16, 32, 64)

@@ -11,8 +11,25 @@ import torch.nn.functional as F
 from gpu_measure import Case
 from torch import Tensor
 
-from fastdiff import Diffusion, NoiseSchedule, losses, ops, reference, reference_conv, reference_norm, samplers
-from fastdiff.qkv import split_qkv
+from fastdiff import (
+    Diffusion,
+    NoiseSchedule,
+    ops,
+    samplers,
+)
+from fastdiff.ops.reference import (
+    bound as losses,
+)
+from fastdiff.ops.reference import (
+    conv2d_fused as reference_conv,
+)
+from fastdiff.ops.reference import diffuse as reference_diffuse
+from fastdiff.ops.reference import (
+    group_norm_act as reference_norm,
+)
+from fastdiff.ops.reference import posterior_mean as reference_posterior_mean
+from fastdiff.ops.reference import step as reference_step
+from fastdiff.tensors import split_qkv
 
 T = 1000
 FEATURES = [(1, 128, 32, 32), (16, 256, 16, 16), (128, 128, 32, 32), (128, 256, 8, 8)]
@@ -82,7 +99,7 @@ def _diffuse(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     return Case(
         _name("diffuse", shape),
         {"fastdiff": lambda: ops.diffuse(x0, t, table, stream=0), "torch": plain},
-        lambda: reference.diffuse(x0.double(), t, table, None, ids, row, 0, 0, 256),
+        lambda: reference_diffuse.diffuse(x0.double(), t, table, None, ids, row, 0, 0, 256),
         None,
         dtype,
         bytes_moved=3 * x0.numel() * x0.element_size(),
@@ -103,7 +120,7 @@ def _step(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> C
     return Case(
         _name("step", shape),
         {"fastdiff": lambda: ops.step(x, m, rows, row, out=out), "torch": plain},
-        lambda: reference.step(x.double(), m.double(), rows, row, None, ids, 0, False, None, None)[0],
+        lambda: reference_step.step(x.double(), m.double(), rows, row, None, ids, 0, False, None, None)[0],
         None,
         dtype,
         bytes_moved=3 * x.numel() * x.element_size(),
@@ -122,7 +139,7 @@ def _posterior_mean(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     return Case(
         _name("posterior_mean", shape),
         {"fastdiff": lambda: ops.posterior_mean(x, m, t, table, clip=1.0), "torch": plain},
-        lambda: reference.posterior_mean(x.double(), m.double(), t, table.double(), 1.0),
+        lambda: reference_posterior_mean.posterior_mean(x.double(), m.double(), t, table.double(), 1.0),
         "torch",
         dtype,
         bytes_moved=3 * x.numel() * x.element_size(),

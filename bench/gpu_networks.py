@@ -17,8 +17,9 @@ from gpu_measure import Case, Clock, gate, summary
 from torch import Tensor, nn
 
 import fastdiff as fd
-from fastdiff import losses, ops
-from fastdiff.unet import GroupNormAct
+from fastdiff import ops
+from fastdiff.nets.unet import GroupNormAct
+from fastdiff.ops.reference import bound as losses
 
 HO_FLOPS = 12.4e9
 DIFFUSERS_HO = {

@@ -34,7 +34,7 @@ from triton.runtime.jit import JITFunction
 from fastdiff.kernels.diffuse import launch_diffuse
 from fastdiff.kernels.step import launch_step
 from fastdiff.ops import new_history
-from fastdiff.table import ROW_WIDTH
+from fastdiff.process.table import ROW_WIDTH
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

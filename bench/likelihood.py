@@ -21,10 +21,10 @@ from torch import nn
 
 import fastdiff as fd
 from fastdiff import likelihood
+from fastdiff.cli.demo.digits import digits_training, digits_unet
 from fastdiff.convert import from_unet
-from fastdiff.demo import digits_training, digits_unet
-from fastdiff.losses import discretized_gaussian_log_likelihood, normal_kl
-from fastdiff.recipes import RECIPES, build_diffusion
+from fastdiff.nets.recipes import RECIPES, build_diffusion
+from fastdiff.ops.reference.bound import discretized_gaussian_log_likelihood, normal_kl
 
 TRAINING_STEPS = 400
 SEEDS = 5

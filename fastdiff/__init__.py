@@ -10,89 +10,121 @@ Schedules, diffusions, tables and samplers need NumPy alone; everything else is 
 """
 
 import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 from fastdiff import samplers
-from fastdiff.diffusion import Diffusion
-from fastdiff.schedule import NoiseSchedule
-from fastdiff.table import CoefficientTable
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
+from fastdiff.process.table import CoefficientTable
+from fastdiff.version import __version__
 
-if TYPE_CHECKING:
-    from fastdiff import convert, data, editing, guidance, langevin, likelihood, ops
-    from fastdiff.acceleration import accelerate, restore
-    from fastdiff.checkpoint import load_model, save_model
-    from fastdiff.ema import Ema
-    from fastdiff.engine import compile
-    from fastdiff.pipeline import Pipeline
-    from fastdiff.sampling import sample
-    from fastdiff.thresholding import DynamicThreshold
-    from fastdiff.trainer import TrainConfig, Trainer
-    from fastdiff.unet import UNet, UNetConfig
-    from fastdiff.views import Views
-
-__version__ = "0.1.0"
-
-# Names to the module that holds them; modules themselves to "".
-_LAZY = {
-    "Ema": "fastdiff.ema",
-    "Pipeline": "fastdiff.pipeline",
-    "TrainConfig": "fastdiff.train_config",
-    "Trainer": "fastdiff.trainer",
-    "UNet": "fastdiff.unet",
-    "UNetConfig": "fastdiff.unet",
-    "accelerate": "fastdiff.acceleration",
-    "Views": "fastdiff.views",
-    "compile": "fastdiff.engine",
-    "load_model": "fastdiff.checkpoint",
-    "restore": "fastdiff.acceleration",
-    "sample": "fastdiff.sampling",
-    "save_model": "fastdiff.checkpoint",
-    "DynamicThreshold": "fastdiff.thresholding",
-    "convert": "",
-    "data": "",
-    "editing": "",
-    "guidance": "",
-    "langevin": "",
-    "likelihood": "",
-    "ops": "",
+# The public names that are imported on first use, and where each lives: a module, or a name in one.
+_PLACES = {
+    "DynamicThreshold": "sampling.thresholding:DynamicThreshold",
+    "Ema": "training.ema:Ema",
+    "Pipeline": "pipeline:Pipeline",
+    "TrainConfig": "training.config:TrainConfig",
+    "Trainer": "training.trainer:Trainer",
+    "UNet": "nets.unet:UNet",
+    "UNetConfig": "nets.config:UNetConfig",
+    "Views": "sampling.views:Views",
+    "accelerate": "nets.acceleration:accelerate",
+    "compile": "engine:compile",
+    "convert": "convert",
+    "data": "files.data",
+    "editing": "sampling.editing",
+    "estimate": "likelihood.estimate",
+    "guidance": "sampling.guidance",
+    "langevin": "sampling.langevin",
+    "likelihood": "likelihood",
+    "load_model": "files.checkpoint:load_model",
+    "ops": "ops",
+    "restore": "nets.acceleration:restore",
+    "sample": "sampling.runner:sample",
+    "save_model": "files.checkpoint:save_model",
 }
 
-__all__ = [
-    "CoefficientTable",
-    "Diffusion",
-    "DynamicThreshold",
-    "Ema",
-    "NoiseSchedule",
-    "Pipeline",
-    "TrainConfig",
-    "Trainer",
-    "UNet",
-    "UNetConfig",
-    "Views",
-    "__version__",
-    "accelerate",
-    "compile",
-    "convert",
-    "data",
-    "editing",
-    "guidance",
-    "langevin",
-    "likelihood",
-    "load_model",
-    "ops",
-    "restore",
-    "sample",
-    "samplers",
-    "save_model",
-]
+if TYPE_CHECKING:
+    # What a type checker reads in the table's place; a test holds the two together.
+    from fastdiff import convert as convert
+    from fastdiff import likelihood as likelihood
+    from fastdiff import ops as ops
+    from fastdiff.engine import compile as compile
+    from fastdiff.files import data as data
+    from fastdiff.files.checkpoint import load_model as load_model
+    from fastdiff.files.checkpoint import save_model as save_model
+    from fastdiff.likelihood import estimate as estimate
+    from fastdiff.nets.acceleration import accelerate as accelerate
+    from fastdiff.nets.acceleration import restore as restore
+    from fastdiff.nets.config import UNetConfig as UNetConfig
+    from fastdiff.nets.unet import UNet as UNet
+    from fastdiff.pipeline import Pipeline as Pipeline
+    from fastdiff.sampling import editing as editing
+    from fastdiff.sampling import guidance as guidance
+    from fastdiff.sampling import langevin as langevin
+    from fastdiff.sampling.runner import sample as sample
+    from fastdiff.sampling.thresholding import DynamicThreshold as DynamicThreshold
+    from fastdiff.sampling.views import Views as Views
+    from fastdiff.training.config import TrainConfig as TrainConfig
+    from fastdiff.training.ema import Ema as Ema
+    from fastdiff.training.trainer import Trainer as Trainer
+
+__all__ = ["CoefficientTable", "Diffusion", "NoiseSchedule", "__version__", "samplers"]
+__all__ += _PLACES
+
+# Modules that version 0.1 had directly in this package: imports written for it, and pickles of its networks, find them.
+_FORMER_MODULES = {
+    "acceleration": "nets.acceleration",
+    "checkpoint": "files.checkpoint",
+    "data": "files.data",
+    "diffusion": "process.diffusion",
+    "editing": "sampling.editing",
+    "ema": "training.ema",
+    "estimate": "likelihood.estimate",
+    "figures": "files.figures",
+    "fused_modules": "nets.fused_modules",
+    "guidance": "sampling.guidance",
+    "images": "files.images",
+    "langevin": "sampling.langevin",
+    "losses": "ops.reference.bound",
+    "noise": "process.noise",
+    "schedule": "process.schedule",
+    "table": "process.table",
+    "thresholding": "sampling.thresholding",
+    "train_config": "training.config",
+    "trainer": "training.trainer",
+    "unet": "nets.unet",
+    "unet_blocks": "nets.blocks",
+    "unet_config": "nets.config",
+    "views": "sampling.views",
+}
+
+
+class _FormerModules(MetaPathFinder, Loader):
+    """Imports a module by the name that it had in version 0.1: the same module, not a copy."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        known = fullname.startswith("fastdiff.") and fullname.removeprefix("fastdiff.") in _FORMER_MODULES
+        return ModuleSpec(fullname, self) if known else None
+
+    def exec_module(self, module: Any) -> None:
+        # The import system returns what it finds under the name when the loader is done.
+        place = _FORMER_MODULES[module.__name__.removeprefix("fastdiff.")]
+        sys.modules[module.__name__] = importlib.import_module(f"fastdiff.{place}")
+
+
+sys.meta_path.append(_FormerModules())
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _PLACES:
         raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
-    if not _LAZY[name]:
-        return importlib.import_module(f"fastdiff.{name}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    module, _, member = _PLACES[name].partition(":")
+    value = importlib.import_module(f"fastdiff.{module}")
+    value = getattr(value, member) if member else value
     globals()[name] = value
     return value
 

@@ -10,17 +10,19 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from fastdiff import editing, samplers
 from fastdiff import likelihood as scoring
-from fastdiff.checkpoint import WeightKind, load_model, save_model
-from fastdiff.data import DataScaling
-from fastdiff.diffusion import Diffusion
-from fastdiff.sampling import Runner, SamplingStep, checked_ids, sample
-from fastdiff.schedule import check_keys, nearest_name
-from fastdiff.table import CoefficientTable
-from fastdiff.thresholding import DynamicThreshold
-from fastdiff.unet import UNet
-from fastdiff.views import Views
+from fastdiff import samplers
+from fastdiff.engine.choose import Runner
+from fastdiff.files.checkpoint import WeightKind, load_model, save_described
+from fastdiff.files.data import DataScaling
+from fastdiff.nets.unet import UNet
+from fastdiff.process.checks import check_keys, nearest_name
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.table import CoefficientTable
+from fastdiff.sampling import editing
+from fastdiff.sampling.runner import SamplingStep, checked_ids, sample
+from fastdiff.sampling.thresholding import DynamicThreshold
+from fastdiff.sampling.views import Views
 
 __all__ = ["Pipeline", "default_steps"]
 
@@ -99,7 +101,7 @@ class Pipeline:
             path: Folder, file, or hub id.
             device: Where the network goes.
             weights: "ema" or "raw"; None takes what the model was saved with, the average where there are both.
-            preset: A published network, a name in `fastdiff.unet_config.PRESETS`.
+            preset: A published network, a name in `fastdiff.nets.config.PRESETS`.
             flags: Flags of OpenAI's scripts, as one line or as names and values.
             unet: Fields of `UNetConfig` that the file does not say, such as image_size.
             diffusion: What the network was trained on.
@@ -130,17 +132,7 @@ class Pipeline:
         """
         if not isinstance(self.unet, UNet):
             raise ValueError(f"a {type(self.unet)} is an architecture of its own, which a model folder cannot describe")
-        kind: WeightKind = "ema" if self.metadata.get("weights") == "ema" else "raw"
-        return save_model(
-            path,
-            self.unet,
-            self.diffusion,
-            self.scaling,
-            weights=kind,
-            step=self.metadata.get("step") or 0,
-            training=self.metadata.get("training"),
-            data=self.metadata.get("data"),
-        )
+        return save_described(path, self)
 
     @property
     def device(self) -> torch.device:
@@ -342,7 +334,7 @@ class Pipeline:
         )
 
     def views(self, *, labels: Tensor | None = None, clip: float | None = None) -> Views:
-        """The network as eps, x_0, v, score and denoiser; see `fastdiff.views.Views`."""
+        """The network as eps, x_0, v, score and denoiser; see `fastdiff.sampling.views.Views`."""
         labels = None if labels is None else self._checked_labels(labels, labels.shape[0])
         return Views(self.unet, self.diffusion, self._kwargs(labels) or {}, clip)
 

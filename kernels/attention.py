@@ -16,7 +16,7 @@ from fastdiff.kernels.attention_tiles import (
     place,
     store_tile,
 )
-from fastdiff.qkv import empty_output, split_heads, split_qkv
+from fastdiff.tensors import empty_output, split_heads, split_qkv
 
 
 @triton.jit(do_not_specialize=["num_heads", "num_tiles"])

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.driver import driver
 
-from fastdiff.ops._attention import MAX_HEAD_DIM
+from fastdiff.tensors import MAX_HEAD_DIM
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)

@@ -15,7 +15,7 @@ SQRT_2_BY_PI = tl.constexpr(0.7978845608028654)
 INV_SQRT_2_PI = tl.constexpr(0.3989422804014327)
 HALF_LOG_2_PI = tl.constexpr(0.9189385332046727)
 LN_2 = tl.constexpr(0.6931471805599453)
-# As in `fastdiff.losses`: narrower bins are integrated by a series.
+# As in `fastdiff.ops.reference.bound`: narrower bins are integrated by a series.
 SERIES_LIMIT = tl.constexpr(0.03)
 
 
@@ -76,7 +76,7 @@ def _gap(left, right, width):
 
 @triton.jit
 def bin_log_probability(x, mean, log_std, LEVELS: tl.constexpr):
-    """log of the probability of the bin of x; see `fastdiff.losses.discretized_gaussian_log_likelihood`."""
+    """log of the probability of the bin of x; see `discretized_gaussian_log_likelihood` of ops/reference/bound.py."""
     index, centre, width = _bin(x, mean, tl.exp(-log_std), LEVELS)
     left, right = -tl.abs(centre) - 0.5 * width, -tl.abs(centre) + 0.5 * width
     inner = log_phi(right) + tl.log(-expm1(_gap(left, right, width)))
@@ -92,7 +92,7 @@ def bin_log_probability(x, mean, log_std, LEVELS: tl.constexpr):
 
 @triton.jit
 def bin_slopes(x, mean, log_std, LEVELS: tl.constexpr):
-    """Derivatives of `bin_log_probability` by the mean and by log_std; see `fastdiff.reference_losses`."""
+    """Derivatives of `bin_log_probability` by the mean and by log_std; see `fastdiff.ops.reference.losses`."""
     inverse_std = tl.exp(-log_std)
     index, centre, width = _bin(x, mean, inverse_std, LEVELS)
     left, right = -tl.abs(centre) - 0.5 * width, -tl.abs(centre) + 0.5 * width
@@ -136,7 +136,7 @@ def density_slopes(x, mean, log_std):
 
 @triton.jit
 def normal_kl(difference, log_q, log_variance):
-    """KL of two normals whose means differ by `difference`; see `fastdiff.losses.normal_kl`."""
+    """KL of two normals whose means differ by `difference`; see `fastdiff.ops.reference.bound.normal_kl`."""
     d = log_q - log_variance
     return 0.5 * (expm1(d) - d + difference * difference * tl.exp(-log_variance))
 

@@ -22,12 +22,12 @@ from fastdiff.kernels.group_norm_tiles import (
     load_added,
     load_tile,
     load_vector,
-    memory_format,
     row_stride,
     store_tile,
     tile_mask,
     with_unit_stride,
 )
+from fastdiff.tensors import memory_format
 
 # Elements of a tile that is kept in registers, at most: 32 per thread.
 RESIDENT_TILE = 16384

@@ -23,12 +23,12 @@ from fastdiff.kernels.group_norm_tiles import (
     load_added,
     load_tile,
     load_vector,
-    memory_format,
     row_stride,
     store_tile,
     tile_mask,
     with_unit_stride,
 )
+from fastdiff.tensors import memory_format
 
 # Elements of a tile that is kept in registers, at most: 16 per thread, of x and of dy.
 RESIDENT_TILE = 8192

@@ -129,13 +129,6 @@ def cut(x: Tensor, x2: Tensor | None, groups: int, layout: torch.memory_format, 
     )
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last where x is [B, C, H, W] in that layout, else contiguous."""
-    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
 def with_unit_stride(values: Tensor | None) -> Tensor | None:
     """[B, C] values whose rows are contiguous: a copy if need be."""
     return values if values is None or values.stride(1) == 1 else values.contiguous()

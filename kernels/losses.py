@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdiff.kernels.bound_terms import bin_log_probability, density, load_rows, normal_kl, output_places
 from fastdiff.kernels.tiles import BLOCK, contiguous_tile
-from fastdiff.ops import memory_format
+from fastdiff.tensors import memory_format
 
 
 @triton.jit(do_not_specialize=["num_timesteps", "num_tiles"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdiff.kernels.bound_terms import bin_slopes, density_slopes, load_rows, normal_kl_slopes, output_places
 from fastdiff.kernels.tiles import BLOCK, contiguous_tile
-from fastdiff.ops import memory_format
+from fastdiff.tensors import memory_format
 
 
 @triton.jit(do_not_specialize=["num_timesteps", "num_tiles"])
@@ -43,7 +43,7 @@ def _losses_backward_kernel(
     The first half gets grad_mse mse_scale (m - target), where grad_mse_ptr is given, and, where grad_bound_ptr is and
     not DETACH, grad_bound bound_scale pm d term / d mu, 0 where mu is clipped. The second half, where LEARNED, gets
     grad_bound bound_scale (log_max - log_min) / 2 d term / d logvar. For the derivatives see
-    `fastdiff.reference_losses`. grad_mse, grad_bound: float32 [B]; grad: as the output.
+    `fastdiff.ops.reference.losses`. grad_mse, grad_bound: float32 [B]; grad: as the output.
 
     Bytes: every element of what the forward reads read once, of grad written once. Floor: those bytes / bandwidth, 12
     per element for the squares in float32, 28 for both terms with a learned variance. All arithmetic in float32.

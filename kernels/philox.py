@@ -1,11 +1,11 @@
-"""The noise contract of `fastdiff.noise` as Triton device functions."""
+"""The noise contract of `fastdiff.process.noise` as Triton device functions."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from fastdiff import noise
+from fastdiff.process import noise
 
 M0, M1 = tl.constexpr(noise.M0), tl.constexpr(noise.M1)
 W0, W1 = tl.constexpr(noise.W0), tl.constexpr(noise.W1)

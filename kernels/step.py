@@ -16,9 +16,9 @@ from fastdiff.kernels.tiles import (
     load_sample_id,
     tiling,
 )
-from fastdiff.noise import Stream
-from fastdiff.table import ROW_FIELDS
-from fastdiff.table import ROW_WIDTH as _ROW_WIDTH
+from fastdiff.process.noise import Stream
+from fastdiff.process.table import ROW_FIELDS
+from fastdiff.process.table import ROW_WIDTH as _ROW_WIDTH
 
 SAMPLING = tl.constexpr(int(Stream.SAMPLING))
 ROW_WIDTH = tl.constexpr(_ROW_WIDTH)

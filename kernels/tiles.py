@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.philox import block_normals
+from fastdiff.tensors import memory_format
 
 # Elements of a tile: several 16-byte accesses for each of 128 threads, and few enough that small images fill a GPU.
 BLOCK = 1024
@@ -62,7 +63,7 @@ def tiling(x: Tensor, *others: torch.dtype) -> Tiling:
     sizes = {dtype.itemsize for dtype in (x.dtype, *others)}
     # A thread has 8 elements, or 4 where types are mixed: 16 bytes of the widest, so that none need be handed over.
     num_warps = 8 if min(sizes) < 4 <= max(sizes) else 4
-    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    if memory_format(x) is torch.channels_last:
         block_c = min(triton.next_power_of_2(channels), MAX_BLOCK_C)
         # Unless every channel starts at a multiple of four elements, some are shifted by up to three pixels.
         pixels = spatial if spatial % 4 == 0 else spatial + 3

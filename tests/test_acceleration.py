@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff as fd
-from fastdiff import unet
-from fastdiff.fused_modules import Fused
+from fastdiff.nets import unet
+from fastdiff.nets.fused_modules import Fused
 
 TIMES = torch.tensor([3, 700])
 
@@ -340,7 +340,7 @@ def test_accelerate_checks_a_network_of_one_tensor():
 
 
 def test_accelerate_restores_and_raises_where_the_check_fails(monkeypatch):
-    from fastdiff import fused_modules
+    from fastdiff.nets import fused_modules
 
     model = diffusers_unet()
     expected = evaluate(model)

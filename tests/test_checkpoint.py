@@ -1,4 +1,4 @@
-"""Tests of fastdiff.checkpoint."""
+"""Tests of fastdiff.files.checkpoint."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fastdiff import checkpoint
-from fastdiff.checkpoint import (
+from fastdiff.files import checkpoint
+from fastdiff.files.checkpoint import (
     latest_checkpoint,
     list_checkpoints,
     load_model,
@@ -31,10 +31,10 @@ from fastdiff.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from fastdiff.data import DataScaling
-from fastdiff.diffusion import Diffusion
-from fastdiff.schedule import NoiseSchedule
-from fastdiff.unet import UNet, UNetConfig
+from fastdiff.files.data import DataScaling
+from fastdiff.nets.unet import UNet, UNetConfig
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
 
 CONFIG = UNetConfig(
     image_size=4,

@@ -16,17 +16,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import fastdiff
-from fastdiff.checkpoint import load_model, save_model
-from fastdiff.cli import app
-from fastdiff.cli_options import key_values, read_yaml
-from fastdiff.cli_train import plan_training, read_config_file
-from fastdiff.data import DataScaling
-from fastdiff.diffusion import Diffusion
-from fastdiff.progress import duration
-from fastdiff.recipes import RECIPES, build_diffusion
-from fastdiff.schedule import NoiseSchedule
-from fastdiff.unet import UNet
-from fastdiff.unet_config import PRESETS, UNetConfig
+from fastdiff.cli.app import app
+from fastdiff.cli.options import key_values, read_yaml
+from fastdiff.cli.progress import duration
+from fastdiff.cli.train import plan_training, read_config_file
+from fastdiff.files.checkpoint import load_model, save_model
+from fastdiff.files.data import DataScaling
+from fastdiff.nets.config import PRESETS, UNetConfig
+from fastdiff.nets.recipes import RECIPES, build_diffusion
+from fastdiff.nets.unet import UNet
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
 
 SMALL = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "norm_groups": 4, "dropout": 0.0}
 
@@ -272,7 +272,8 @@ def test_likelihood_prints_its_terms(model, pictures, tmp_path):
 
 
 def test_likelihood_is_that_of_the_library(model, pictures, tmp_path):
-    from fastdiff import data, likelihood
+    from fastdiff import likelihood
+    from fastdiff.files import data
 
     works("likelihood", model, pictures, "--json", tmp_path / "n.json", "--batch-size", 7)
     loaded, images = load_model(model), data.load(pictures)

@@ -11,7 +11,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is in the test ex
 
 from fastdiff import CoefficientTable, Diffusion, NoiseSchedule  # noqa: E402
 from fastdiff.compat import diffusers as ours  # noqa: E402
-from fastdiff.compat.ladder import ladder_of_sigmas, variance_exploding  # noqa: E402
+from fastdiff.compat.levels import ladder_of_sigmas, variance_exploding  # noqa: E402
 from fastdiff.samplers import dpmpp, euler  # noqa: E402
 
 NAMES = [name for name in ours.__all__ if name.endswith("Scheduler") and name != "FusedScheduler"]

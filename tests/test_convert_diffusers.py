@@ -10,7 +10,7 @@ from tolerances import PEER_NETWORK
 
 import fastdiff as fd
 from fastdiff import convert
-from fastdiff.unet_config import PRESETS, UNetConfig
+from fastdiff.nets.config import PRESETS, UNetConfig
 
 # google/ddpm-cifar10-32 with its channels divided by 8, and the groups with them.
 CIFAR10 = {

@@ -7,7 +7,7 @@ import fastdiff as fd
 from fastdiff import convert
 from fastdiff.convert.infer import infer_ddim, infer_openai, recognise
 from fastdiff.convert.openai_flags import diffusion_from_flags, flags_from_model, parse_flags, unet_config_from_flags
-from fastdiff.unet_config import PRESETS, UNetConfig
+from fastdiff.nets.config import PRESETS, UNetConfig
 
 QKV_LAYOUTS = ("separate", "new", "legacy", "edm")
 

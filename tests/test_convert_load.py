@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 import fastdiff as fd
 from fastdiff import convert
-from fastdiff.cli import app
+from fastdiff.cli.app import app
 from fastdiff.convert.openai_flags import rescaled
 from fastdiff.convert.save import save_as
-from fastdiff.unet_config import PRESETS, QkvLayout, UNetConfig
+from fastdiff.nets.config import PRESETS, UNetConfig
+from fastdiff.tensors import QkvLayout
 
 LINEAR = fd.Diffusion(fd.NoiseSchedule.linear(1000), variance="fixed_large")
 LEARNED = fd.Diffusion(fd.NoiseSchedule.cosine(50), variance="learned_range")

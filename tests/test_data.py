@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastdiff.data import (
+from fastdiff.files.data import (
     DataScaling,
     ImageData,
     batch_indices,

@@ -11,10 +11,17 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fastdiff.cli import app
-from fastdiff.cli_train import plan_training
-from fastdiff.demo import DemoConfig, delete_run, digits_diffusion, digits_training, digits_unet, run_demo
-from fastdiff.demo_report import WRITTEN
+from fastdiff.cli.app import app
+from fastdiff.cli.demo.digits import (
+    DemoConfig,
+    delete_run,
+    digits_diffusion,
+    digits_training,
+    digits_unet,
+    run_demo,
+)
+from fastdiff.cli.demo.digits_report import WRITTEN
+from fastdiff.cli.train import plan_training
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

@@ -8,7 +8,7 @@ import pytest
 from tolerances import FLOAT64
 
 from fastdiff import Diffusion, NoiseSchedule
-from fastdiff.diffusion import Prediction
+from fastdiff.process.diffusion import Prediction
 
 PREDICTIONS = get_args(Prediction)
 

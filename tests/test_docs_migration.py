@@ -13,7 +13,7 @@ from test_convert_diffusers import SMALL, diffusers_model
 from typer.testing import CliRunner
 
 import fastdiff as fd
-from fastdiff.cli import app
+from fastdiff.cli.app import app
 
 PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text()
 SNIPPETS = dict(re.findall(r"<!-- (\w+: \w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))

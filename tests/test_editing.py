@@ -9,8 +9,9 @@ from gaussian_model import Mixture, gaussian_network
 from test_pipeline import small_unet
 
 import fastdiff as fd
-from fastdiff import editing, samplers
-from fastdiff.known import Known
+from fastdiff import samplers
+from fastdiff.sampling import editing
+from fastdiff.sampling.known_pixels import Known
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.cosine(40))
 GAUSSIAN = gaussian_network(DIFFUSION, 0.25)

@@ -1,4 +1,4 @@
-"""Tests of fastdiff.ema. Independent oracle: the recurrence written out in float64 NumPy."""
+"""Tests of fastdiff.training.ema. Independent oracle: the recurrence written out in float64 NumPy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdiff.ema import Ema
+from fastdiff.training.ema import Ema
 
 
 def network(seed: int = 0) -> nn.Module:

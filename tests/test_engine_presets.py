@@ -9,7 +9,7 @@ from tolerances import ENGINE_NETWORK
 
 import fastdiff as fd
 from fastdiff.engine import lower, run_plan
-from fastdiff.unet_config import PRESETS
+from fastdiff.nets.config import PRESETS
 
 CHANNELS = 32
 HEAD_CHANNELS = 16

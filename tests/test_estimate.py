@@ -8,10 +8,11 @@ import torch
 from gaussian import network_gains, run_table
 from tolerances import FLOAT64
 
-from fastdiff import Diffusion, NoiseSchedule, likelihood, noise
-from fastdiff.diffusion import Prediction
-from fastdiff.estimate import eps_error, eps_moment
-from fastdiff.noise import Stream
+from fastdiff import Diffusion, NoiseSchedule, likelihood
+from fastdiff.likelihood.estimate import eps_error, eps_moment
+from fastdiff.process import noise
+from fastdiff.process.diffusion import Prediction
+from fastdiff.process.noise import Stream
 from fastdiff.samplers.analytic import analytic_ddpm, gaussian_eps_error, gaussian_eps_moment, path_cost, step_costs
 
 DATA_VARIANCE = 0.25

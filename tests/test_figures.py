@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from fastdiff import figures
+from fastdiff.files import figures
 
 pytest.importorskip("matplotlib")
 

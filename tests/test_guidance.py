@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import fastdiff as fd
-from fastdiff.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
+from fastdiff.sampling.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.linear(100, 1e-3, 0.2))
 

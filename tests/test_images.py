@@ -10,9 +10,15 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from fastdiff import images as images_module
-from fastdiff.data import digits, load_array, load_folder
-from fastdiff.images import read_image, to_uint8, write_grid, write_images, write_npz
+from fastdiff.files import images as images_module
+from fastdiff.files.data import digits, load_array, load_folder
+from fastdiff.files.images import (
+    read_image,
+    to_uint8,
+    write_grid,
+    write_images,
+    write_npz,
+)
 
 RNG = np.random.default_rng(20240301)
 EXIF_ORIENTATION = 0x0112

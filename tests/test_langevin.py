@@ -8,7 +8,7 @@ import torch
 from gaussian_model import gaussian_network
 
 import fastdiff as fd
-from fastdiff.langevin import langevin
+from fastdiff.sampling.langevin import langevin
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.cosine(100), "x0")
 MODEL = gaussian_network(DIFFUSION, 0.25)

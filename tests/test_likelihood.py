@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import fastdiff as fd
-from fastdiff import likelihood, noise
-from fastdiff.noise import Stream
+from fastdiff import likelihood
+from fastdiff.process import noise
+from fastdiff.process.noise import Stream
 
 LN2 = math.log(2)
 

@@ -8,9 +8,10 @@ import torch
 from gaussian_model import gaussian_network
 
 import fastdiff as fd
-from fastdiff import likelihood, noise
-from fastdiff.losses import BoundTable, discretized_gaussian_log_likelihood, variational_terms
-from fastdiff.noise import Stream
+from fastdiff import likelihood
+from fastdiff.ops.reference.bound import BoundTable, discretized_gaussian_log_likelihood, variational_terms
+from fastdiff.process import noise
+from fastdiff.process.noise import Stream
 
 LN2 = math.log(2)
 

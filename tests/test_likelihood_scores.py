@@ -14,7 +14,7 @@ from test_pipeline import small_unet
 
 import fastdiff as fd
 from fastdiff import likelihood
-from fastdiff.data import DataScaling
+from fastdiff.files.data import DataScaling
 from fastdiff.likelihood.coding import rate_distortion_of
 from fastdiff.likelihood.paired import student_quantile
 

@@ -1,4 +1,4 @@
-"""Tests of fastdiff.losses.
+"""Tests of fastdiff.ops.reference.bound.
 
 Independent oracles: mpmath at 50 digits, PyTorch's distributions, and for Gaussian data the closed form of the bound.
 """
@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdiff.diffusion import Diffusion
-from fastdiff.losses import (
+from fastdiff.ops.reference.bound import (
     BoundTable,
     discretized_gaussian_log_likelihood,
     gaussian_log_likelihood,
@@ -23,7 +22,8 @@ from fastdiff.losses import (
     normal_kl,
     variational_terms,
 )
-from fastdiff.schedule import NoiseSchedule
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
 
 TOLERANCE = {
     # Relative to max(1, |value|). float32 edges are rounded to 6e-8, which the distance in deviations passes on; a

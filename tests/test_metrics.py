@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdiff import metrics
-from fastdiff.data import digits
+from fastdiff.files.data import digits
 
 RNG = np.random.default_rng(0)
 

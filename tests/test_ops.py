@@ -10,9 +10,16 @@ import pytest
 import torch
 from tolerances import FLOAT32, NORMAL_ULP, STORAGE
 
-from fastdiff import CoefficientTable, Diffusion, NoiseSchedule, noise, ops, samplers
-from fastdiff.noise import Stream
-from fastdiff.table import ROW_FIELDS
+from fastdiff import (
+    CoefficientTable,
+    Diffusion,
+    NoiseSchedule,
+    ops,
+    samplers,
+)
+from fastdiff.process import noise
+from fastdiff.process.noise import Stream
+from fastdiff.process.table import ROW_FIELDS
 
 SHAPES = [
     (1, 1, 1, 1),

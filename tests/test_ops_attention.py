@@ -6,8 +6,14 @@ import pytest
 import torch
 from tolerances import FLOAT32, FLOAT64
 
-from fastdiff import ops, reference_attention
-from fastdiff.qkv import empty_output, empty_packed, split_heads, split_qkv
+from fastdiff import ops
+from fastdiff.ops.reference import attention as reference_attention
+from fastdiff.tensors import (
+    empty_output,
+    empty_packed,
+    split_heads,
+    split_qkv,
+)
 
 LAYOUTS = ["separate", "new", "legacy", "edm"]
 IMPLEMENTATIONS = ["auto", "reference", "sdpa"]

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from tolerances import WINOGRAD
 
 from fastdiff import ops
+from fastdiff.nets.unet import Conv3x3
 from fastdiff.ops._conv3x3 import _fits
-from fastdiff.unet import Conv3x3
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 # Batch, channels in and out, height, width: whole tiles and parts, both kinds of tiles, one panel and several, few

@@ -10,8 +10,9 @@ import pytest
 import torch
 from tolerances import STORAGE
 
-from fastdiff import noise, ops
-from fastdiff.unet_blocks import Dropout
+from fastdiff import ops
+from fastdiff.nets.blocks import Dropout
+from fastdiff.process import noise
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

@@ -7,8 +7,9 @@ from tolerances import FLOAT32, FLOAT64, STORAGE
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdiff import ops, reference_norm
-from fastdiff.unet import GroupNormAct, UNet, UNetConfig
+from fastdiff import ops
+from fastdiff.nets.unet import GroupNormAct, UNet, UNetConfig
+from fastdiff.ops.reference import group_norm_act as reference_norm
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

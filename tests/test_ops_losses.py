@@ -1,11 +1,12 @@
-"""mse, hybrid_loss, bound_loss: against fastdiff.losses and its autograd in float64; gradients; what they refuse."""
+"""mse, hybrid_loss, bound_loss: against the reference and its autograd in float64; gradients; what they refuse."""
 
 import pytest
 import torch
 from tolerances import FLOAT32, STORAGE
 
-from fastdiff import Diffusion, NoiseSchedule, losses, ops
-from fastdiff.losses import BoundTable
+from fastdiff import Diffusion, NoiseSchedule, ops
+from fastdiff.ops.reference import bound as losses
+from fastdiff.ops.reference.bound import BoundTable
 
 T = 12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

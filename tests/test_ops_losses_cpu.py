@@ -1,4 +1,4 @@
-"""The losses' C++ kernels: against fastdiff.losses in float64, at odd shapes, on every instruction set.
+"""The losses' C++ kernels: against fastdiff.ops.reference.bound in float64, at odd shapes, on every instruction set.
 
 The decoder's probabilities are held to mpmath, of which a value is one sample of one element here.
 """
@@ -15,8 +15,9 @@ import torch
 from test_losses import exact_bin, grid
 from tolerances import FLOAT32
 
-from fastdiff import Diffusion, NoiseSchedule, losses, ops
-from fastdiff.losses import BoundTable
+from fastdiff import Diffusion, NoiseSchedule, ops
+from fastdiff.ops.reference import bound as losses
+from fastdiff.ops.reference.bound import BoundTable
 
 T = 12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -47,7 +48,7 @@ def problem(shape, dtype, layout, learned=True, times=(0, 5, 11)):
 
 
 def exact(output, target, x0, x_t, t, table, clip=None, detach=False, decoder="discrete", levels=256):
-    """(mse, bound, squared error of x_0) by fastdiff.losses, of a float64 output; the rest is widened."""
+    """(mse, bound, squared error of x_0) by fastdiff.ops.reference.bound, of a float64 output; the rest is widened."""
     table = BoundTable.from_rows(table.rows().double(), table.learned_variance)
     m, values = output.chunk(2, dim=1) if table.learned_variance else (output, None)
     target, x0, x_t = target.double(), x0.double(), x_t.double()

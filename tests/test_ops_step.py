@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastdiff import ops
-from fastdiff.table import ROW_FIELDS, ROW_WIDTH
+from fastdiff.process.table import ROW_FIELDS, ROW_WIDTH
 
 pytestmark = pytest.mark.skipif(not ops.has_extension(), reason="the C++ extension is not built")
 

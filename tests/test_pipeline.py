@@ -7,7 +7,7 @@ import torch
 
 import fastdiff as fd
 from fastdiff import likelihood
-from fastdiff.data import DataScaling
+from fastdiff.files.data import DataScaling
 
 
 def small_unet(num_classes: int | None = None) -> fd.UNet:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdiff import CoefficientTable, Diffusion, NoiseSchedule, samplers
-from fastdiff.diffusion import Prediction, Variance
+from fastdiff.process.diffusion import Prediction, Variance
 from fastdiff.samplers import SPACINGS, spaced_indices
 
 SCHEDULES = {"linear": NoiseSchedule.linear(1000), "cosine": NoiseSchedule.cosine(1000)}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tolerances import FLOAT64
 
 from fastdiff import Diffusion, NoiseSchedule, likelihood
-from fastdiff.diffusion import Prediction
+from fastdiff.process.diffusion import Prediction
 from fastdiff.samplers import SPACINGS, ddim, ddpm, spaced_indices
 from fastdiff.samplers.analytic import (
     StepVariance,

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdiff import Diffusion, NoiseSchedule, sample
-from fastdiff.diffusion import Prediction
+from fastdiff.process.diffusion import Prediction
 from fastdiff.samplers import SPACINGS, ddim
-from fastdiff.samplers.encode import ddim_encode
+from fastdiff.samplers.ddim import ddim_encode
 
 SCHEDULES = {"linear": NoiseSchedule.linear(4000), "cosine": NoiseSchedule.cosine(4000)}
 DATA_VARIANCE = 0.25

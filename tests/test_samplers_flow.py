@@ -6,10 +6,10 @@ import torch
 from gaussian import run_table
 from tables import execute, toy_model
 
-from fastdiff.diffusion import Diffusion
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
 from fastdiff.samplers.flow import flow_decode, flow_encode
 from fastdiff.samplers.invertible import invertible_decode, invertible_encode
-from fastdiff.schedule import NoiseSchedule
 
 # A lowest level so clean that the constant score below it costs nothing, and log alpha smooth between timesteps.
 SCHEDULE = NoiseSchedule.from_alphas_cumprod(lambda u: np.exp(-9 * (1e-8 + u) ** 2), 4000)
@@ -44,7 +44,7 @@ def run_table_with_scaled_input(table, diffusion, variance):
     """`run_table` knows networks without input scaling: fold ci into the first row's network gain."""
     from gaussian import network_gains
 
-    from fastdiff.table import CoefficientTable
+    from fastdiff.process.table import CoefficientTable
 
     columns = {name: values.copy() for name, values in table.columns.items()}
     scale = columns["ci"].copy()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tolerances import FLOAT64
 
 from fastdiff import Diffusion, NoiseSchedule, sample
-from fastdiff.diffusion import Prediction
+from fastdiff.process.diffusion import Prediction
 from fastdiff.samplers import SPACINGS, ddpm
 from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_corrector
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdiff import Diffusion, NoiseSchedule, samplers
-from fastdiff.diffusion import Prediction, Variance
+from fastdiff.process.diffusion import Prediction, Variance
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.registry import SAMPLERS
-from fastdiff.table import CoefficientTable
 
 ALL = samplers.names(with_statistics=True)
 # Times fall along the rows of a sampler, but for the jumps back into noise and the way from data to noise.

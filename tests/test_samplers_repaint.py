@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tolerances import FLOAT64
 
 from fastdiff import Diffusion, NoiseSchedule, sample
-from fastdiff.diffusion import Prediction, Variance
+from fastdiff.process.diffusion import Prediction, Variance
 from fastdiff.samplers import SPACINGS, ddim, ddpm
 from fastdiff.samplers.repaint import jump_visits, renoise, repaint
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tables import execute, toy_model
 
 from fastdiff import CoefficientTable, Diffusion, NoiseSchedule
-from fastdiff.diffusion import Prediction
+from fastdiff.process.diffusion import Prediction
 from fastdiff.samplers import LEVEL_SPACINGS, SPACINGS, ddim, ddpm, dpm_solver_singlestep
 from fastdiff.samplers.two_stage import MAX_CHURN, dpm2, dpm2_ancestral, edm, euler, euler_ancestral, heun
 

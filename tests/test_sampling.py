@@ -7,8 +7,8 @@ from tolerances import BATCH_SPLIT
 from torch import nn
 
 import fastdiff as fd
-from fastdiff import noise
-from fastdiff.noise import Stream
+from fastdiff.process import noise
+from fastdiff.process.noise import Stream
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.linear(100, 1e-3, 0.2))
 S2 = 0.25

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tolerances import FLOAT64
 
 from fastdiff import NoiseSchedule
-from fastdiff.schedule import respaced_indices
+from fastdiff.process.schedule import respaced_indices
 
 
 @pytest.mark.parametrize("name", NoiseSchedule.names())

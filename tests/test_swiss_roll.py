@@ -10,7 +10,13 @@ from PIL import Image
 from rich.console import Console
 from test_cli import fails
 
-from fastdiff.swiss_roll import PointNet, SwissRollConfig, roll_log_density, roll_points, run_swiss_roll
+from fastdiff.cli.demo.swiss_roll import (
+    PointNet,
+    SwissRollConfig,
+    roll_log_density,
+    roll_points,
+    run_swiss_roll,
+)
 
 
 def test_roll_density_integrates_to_one_and_has_the_entropy_of_its_points():

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from fastdiff import CoefficientTable, Diffusion, NoiseSchedule, samplers
-from fastdiff.table import COEFFICIENTS, DEFAULTS, ROW_FIELDS, ROW_WIDTH
+from fastdiff.process.table import (
+    COEFFICIENTS,
+    DEFAULTS,
+    ROW_FIELDS,
+    ROW_WIDTH,
+)
 
 
 def test_table_rows_layout_is_that_of_the_kernels():

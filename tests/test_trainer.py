@@ -1,6 +1,6 @@
-"""Tests of fastdiff.trainer, with fastdiff.train_config and fastdiff.train_log.
+"""Tests of fastdiff.training.trainer, with fastdiff.training.config and fastdiff.training.log.
 
-Independent oracle: a training loop of a dozen lines, with the noise of `fastdiff.noise` in NumPy and PyTorch's Adam.
+Independent oracle: a training loop of a dozen lines, with the noise contract in NumPy and PyTorch's Adam.
 """
 
 from __future__ import annotations
@@ -26,14 +26,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdiff import checkpoint, losses, noise, ops
-from fastdiff.checkpoint import latest_checkpoint, load_model
-from fastdiff.data import DataScaling, ImageData, batch_indices, flip_mask
-from fastdiff.diffusion import Diffusion
-from fastdiff.schedule import NoiseSchedule
-from fastdiff.train_log import TrainLog
-from fastdiff.trainer import TrainConfig, Trainer, TrainProgress
-from fastdiff.unet import UNet, UNetConfig
+from fastdiff import ops
+from fastdiff.files import checkpoint
+from fastdiff.files.checkpoint import latest_checkpoint, load_model
+from fastdiff.files.data import (
+    DataScaling,
+    ImageData,
+    batch_indices,
+    flip_mask,
+)
+from fastdiff.nets.unet import UNet, UNetConfig
+from fastdiff.ops.reference import bound as losses
+from fastdiff.process import noise
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
+from fastdiff.training.log import TrainLog
+from fastdiff.training.trainer import TrainConfig, Trainer, TrainProgress
 
 TOLERANCE = {
     # float32 through a network of about ten layers, in two orders of summation, and a few steps of Adam on top, whose

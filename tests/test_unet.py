@@ -1,4 +1,4 @@
-"""Tests of fastdiff.unet and fastdiff.unet_config.
+"""Tests of fastdiff.nets.unet and fastdiff.nets.config.
 
 Independent oracles: the published parameter counts; diffusers' UNet2DModel, which has its own implementation of every
 piece, with our weights put in its place; and formulas written out here from the papers, in float64.
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.unet import (
+from fastdiff.nets.unet import (
     PRESETS,
     AttentionBlock,
     Downsample,

@@ -9,7 +9,7 @@ from gaussian_model import Mixture, gaussian_network
 from test_pipeline import small_unet
 
 import fastdiff as fd
-from fastdiff.views import Views
+from fastdiff.sampling.views import Views
 
 X = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 1, 3, 3)))
 SCHEDULE = fd.NoiseSchedule.cosine(100)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion, Prediction, Variance
-from fastdiff.schedule import NoiseSchedule
-from fastdiff.unet_config import UNetConfig
+from fastdiff.nets.config import UNetConfig
+from fastdiff.process.diffusion import Diffusion, Prediction, Variance
+from fastdiff.process.schedule import NoiseSchedule
 
 __all__ = [
     "DIFFUSERS_VERSION",

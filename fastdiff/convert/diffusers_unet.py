@@ -14,8 +14,8 @@ from fastdiff.convert.diffusers_config import (
     unet_config_to_diffusers,
 )
 from fastdiff.convert.layouts import Layout, from_layout, to_layout
-from fastdiff.unet import UNet
-from fastdiff.unet_config import UNetConfig
+from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.unet import UNet
 
 __all__ = ["build_unet", "from_unet", "tensors_from_diffusers", "to_unet"]
 

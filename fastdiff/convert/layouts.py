@@ -13,10 +13,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastdiff.convert.sites import Site, network_sites
-from fastdiff.qkv import PACKINGS
-from fastdiff.schedule import nearest_name
-from fastdiff.unet_config import QkvLayout, UNetConfig
+from fastdiff.convert.unet_modules import Site, network_sites
+from fastdiff.nets.config import UNetConfig
+from fastdiff.process.checks import nearest_name
+from fastdiff.tensors import PACKINGS, QkvLayout
 
 __all__ = ["Entry", "Layout", "from_layout", "layout_entries", "layout_names", "reorder_qkv", "to_layout"]
 

@@ -11,18 +11,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastdiff.checkpoint import FORMAT, LoadedModel, WeightKind
 from fastdiff.convert.diffusers_config import diffusion_from_scheduler, unet_config_from_diffusers
 from fastdiff.convert.diffusers_unet import build_unet, tensors_from_diffusers
-from fastdiff.convert.files import is_optimizer_state, is_state_dict, read_json, read_tensors
 from fastdiff.convert.infer import Inferred, infer_ddim, infer_openai, recognise
-from fastdiff.convert.known import KnownModel, known_file, known_preset
 from fastdiff.convert.layouts import Layout, from_layout
 from fastdiff.convert.openai_flags import diffusion_from_flags, parse_flags, rescaled, unet_config_from_flags
-from fastdiff.data import DataScaling
-from fastdiff.diffusion import Diffusion
-from fastdiff.schedule import check_keys
-from fastdiff.unet_config import UNetConfig
+from fastdiff.convert.published import KnownModel, known_file, known_preset
+from fastdiff.convert.untrusted import (
+    is_optimizer_state,
+    is_state_dict,
+    read_json,
+    read_tensors,
+)
+from fastdiff.files.checkpoint import FORMAT, LoadedModel, WeightKind
+from fastdiff.files.data import DataScaling
+from fastdiff.nets.config import UNetConfig
+from fastdiff.process.checks import check_keys
+from fastdiff.process.diffusion import Diffusion
 
 __all__ = ["SIDECAR_KEYS", "Hints", "is_foreign", "load_foreign", "sidecar_path"]
 
@@ -63,7 +68,7 @@ class Hints:
     """What the caller knows of a file that the file does not say.
 
     Attributes:
-        preset: A name in `fastdiff.unet_config.PRESETS`.
+        preset: A name in `fastdiff.nets.config.PRESETS`.
         flags: Flags of improved- or guided-diffusion's scripts, as one line or a mapping.
         unet: Fields of `UNetConfig`: image_size, num_heads, head_channels, qkv_layout, dropout, norm_groups, norm_eps,
             time_embedding and downsample_padding. They win over the other sources.

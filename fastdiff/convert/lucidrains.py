@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.checkpoint import LoadedModel, WeightKind
-from fastdiff.compat.lucidrains.unet import Unet
-from fastdiff.convert.schedules import recognise_schedule
-from fastdiff.data import DataScaling
-from fastdiff.diffusion import Diffusion, Prediction
-from fastdiff.schedule import NoiseSchedule, check_keys
-from fastdiff.unet import UNet
+from fastdiff.files.checkpoint import LoadedModel, WeightKind
+from fastdiff.files.data import DataScaling
+from fastdiff.nets.lucidrains import Unet
+from fastdiff.nets.unet import UNet
+from fastdiff.process.checks import check_keys
+from fastdiff.process.diffusion import Diffusion, Prediction
+from fastdiff.process.schedule import NoiseSchedule, recognise_schedule
 
 __all__ = ["infer_process", "infer_unet", "load_lucidrains"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.convert.schedules import recognise_schedule
-from fastdiff.diffusion import Diffusion, Variance
-from fastdiff.schedule import NoiseSchedule, check_keys
-from fastdiff.unet_config import UNetConfig
+from fastdiff.nets.config import UNetConfig
+from fastdiff.process.checks import check_keys
+from fastdiff.process.diffusion import Diffusion, Variance
+from fastdiff.process.schedule import NoiseSchedule, recognise_schedule
 
 __all__ = [
     "CHANNEL_MULTS",

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save_file
 
-from fastdiff.checkpoint import FORMAT
 from fastdiff.convert.diffusers_config import DIFFUSERS_VERSION, scheduler_from_diffusion, unet_config_to_diffusers
 from fastdiff.convert.layouts import to_layout
 from fastdiff.convert.load import sidecar_path
 from fastdiff.convert.openai_flags import flags_from_model, why_not_openai
-from fastdiff.schedule import nearest_name
-from fastdiff.unet import UNet
-
-if TYPE_CHECKING:
-    from fastdiff.pipeline import Pipeline
+from fastdiff.files.atomic import atomic_file, atomic_folder, write_text
+from fastdiff.files.checkpoint import FORMAT, DescribedModel, save_described
+from fastdiff.nets.unet import UNet
+from fastdiff.process.checks import nearest_name
 
 __all__ = ["Target", "save_as"]
 
 Target = Literal["diffusers", "openai", "fastdiff"]
 
 
-def save_as(pipe: Pipeline, path: str | Path, target: Target) -> Path:
+def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     """Write a model in a project's own form.
 
     Args:
@@ -55,25 +52,23 @@ def save_as(pipe: Pipeline, path: str | Path, target: Target) -> Path:
     if path.exists():
         raise ValueError(f"{path} exists already and nothing is overwritten: choose another name")
     if target == "fastdiff":
-        return pipe.save_pretrained(path)
+        return save_described(path, pipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     return _save_diffusers(pipe, path) if target == "diffusers" else _save_openai(pipe, path)
 
 
-def _save_diffusers(pipe: Pipeline, folder: Path) -> Path:
-    settings = unet_config_to_diffusers(pipe.unet.config)
-    scheduler = scheduler_from_diffusion(pipe.diffusion)
-    tensors = to_layout(pipe.unet.state_dict(), pipe.unet.config, "diffusers")
+def _save_diffusers(model: DescribedModel, folder: Path) -> Path:
+    settings = unet_config_to_diffusers(model.unet.config)
+    scheduler = scheduler_from_diffusion(model.diffusion)
+    tensors = to_layout(model.unet.state_dict(), model.unet.config, "diffusers")
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "unet").mkdir(parents=True)
+    with atomic_folder(folder) as partial:
+        (partial / "unet").mkdir()
         (partial / "scheduler").mkdir()
         for place, content in (
             ("model_index.json", index),
@@ -83,17 +78,14 @@ def _save_diffusers(pipe: Pipeline, folder: Path) -> Path:
             (partial / place).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(plain, partial / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _save_openai(pipe: Pipeline, path: Path) -> Path:
+def _save_openai(model: DescribedModel, path: Path) -> Path:
     if path.suffix not in (".pt", ".pth"):
         raise ValueError(f"an OpenAI checkpoint is a file that ends in .pt, got {path}")
-    config, diffusion = pipe.unet.config, pipe.diffusion
-    tensors = to_layout(pipe.unet.state_dict(), config, "openai")
+    config, diffusion = model.unet.config, model.diffusion
+    tensors = to_layout(model.unet.state_dict(), config, "openai")
     reasons = why_not_openai(config, diffusion)
     if reasons:
         warnings.warn(
@@ -105,10 +97,11 @@ def _save_openai(pipe: Pipeline, path: Path) -> Path:
         "format": FORMAT,
         "unet": config.to_dict(),
         "diffusion": diffusion.to_dict(),
-        "scaling": pipe.scaling.to_dict(),
-        "weights": pipe.metadata.get("weights"),
+        "scaling": model.scaling.to_dict(),
+        "weights": model.metadata.get("weights"),
         "flags": None if reasons else flags_from_model(config, diffusion),
     }
-    torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-    sidecar_path(path).write_text(json.dumps(beside) + "\n", encoding="utf-8")
+    with atomic_file(path, sync=True) as file:
+        torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
+    write_text(sidecar_path(path), json.dumps(beside) + "\n")
     return path

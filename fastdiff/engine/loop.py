@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdiff import ops
 from fastdiff.engine.native import NativeNetwork
 from fastdiff.engine.plan import place
-from fastdiff.table import CoefficientTable
+from fastdiff.process.table import CoefficientTable
 
 __all__ = ["run_table"]
 

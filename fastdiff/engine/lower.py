@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Plan
-from fastdiff.unet import UNet
-from fastdiff.unet_blocks import (
+from fastdiff.nets.blocks import (
     AttentionBlock,
     Block,
     Conv3x3,
@@ -19,6 +18,7 @@ from fastdiff.unet_blocks import (
     ResBlock,
     Upsample,
 )
+from fastdiff.nets.unet import UNet
 
 __all__ = ["SETTINGS", "Unsupported", "hooks_for_all", "lower", "replaced_methods"]
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from fastdiff import ops
 from fastdiff.engine import memory
-from fastdiff.engine.changes import Watch
+from fastdiff.engine import schemas as _plan  # noqa: F401
 from fastdiff.engine.lower import Unsupported, lower
 from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weight_and_bias
 from fastdiff.engine.plan import Buffer, Instruction, Plan, place
-from fastdiff.ops import _plan  # noqa: F401
-from fastdiff.unet import UNet, timestep_embedding
+from fastdiff.engine.watch import Watch
+from fastdiff.nets.unet import UNet, timestep_embedding
 
 __all__ = ["NativeNetwork", "Precision", "Prepared", "cached_network", "compile"]
 
@@ -120,7 +120,7 @@ def samples_to_a_lane(plan: Plan, batch: int, weight_bytes: int) -> int:
 class NativeNetwork:
     """A `UNet` compiled for the CPU: a callable (x [B, C, H, W], t [B], y [B] or None) -> [B, C_out, H, W].
 
-    The network may change: before each call it is compared with what was packed (`fastdiff.engine.changes` says how),
+    The network may change: before each call it is compared with what was packed (`fastdiff.engine.watch` says how),
     and packed again where it differs. `repack` is for changes that escape that: single numbers of a large parameter
     written through `p.data`, NumPy or an inference tensor; `sample` sees those as well.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdiff.engine import memory
 from fastdiff.engine.plan import VECTOR, Instruction, Placement, Plan
-from fastdiff.unet import AttentionBlock, UNet
+from fastdiff.nets.unet import AttentionBlock, UNet
 
 __all__ = [
     "ALGORITHMS",

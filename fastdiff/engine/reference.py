@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastdiff.engine.pack import attention_weights
 from fastdiff.engine.plan import Instruction, Plan
-from fastdiff.unet import UNet
+from fastdiff.nets.unet import UNet
 
 __all__ = ["run_plan", "run_steps", "time_vectors"]
 

@@ -9,7 +9,8 @@ from fastdiff.likelihood.importance import ImportanceBound, iwae
 from fastdiff.likelihood.paired import Comparison, compare, paired_difference
 from fastdiff.likelihood.report import draw_report, report, write_report
 from fastdiff.likelihood.subset import Allocation, bound_estimate
-from fastdiff.likelihood.variational import Bound, bound, prior_term, split_output
+from fastdiff.likelihood.variational import Bound, bound, prior_term
+from fastdiff.nets.model import split_output
 
 __all__ = [
     "Allocation",

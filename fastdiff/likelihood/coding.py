@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdiff.diffusion import Diffusion
 from fastdiff.likelihood.variational import Bound, bound
-from fastdiff.losses import Cdf, Decoder
-from fastdiff.sampling import Model
+from fastdiff.nets.model import Model
+from fastdiff.ops.reference.bound import Cdf, Decoder
+from fastdiff.process.diffusion import Diffusion
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,15 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff import noise
-from fastdiff.diffusion import Diffusion, eps_coefficients
 from fastdiff.likelihood.runge_kutta import integrate
-from fastdiff.likelihood.variational import check_count, checked_images, parts, split_output, standard_error
-from fastdiff.noise import Stream, check_seed, torch_normals
-from fastdiff.reference import per_sample
+from fastdiff.likelihood.variational import checked_images, parts, standard_error
+from fastdiff.nets.model import (
+    Model,
+    eval_mode,
+    model_device,
+    model_dtype,
+    split_output,
+)
+from fastdiff.ops.reference.noise import torch_normals, torch_words
+from fastdiff.process.checks import check_count, nearest_name
+from fastdiff.process.diffusion import Diffusion, eps_coefficients
+from fastdiff.process.noise import Stream, check_seed
 from fastdiff.samplers.levels import position_of
-from fastdiff.sampling import Model, checked_ids, eval_mode, model_device, model_dtype
-from fastdiff.schedule import nearest_name
+from fastdiff.sampling.runner import checked_ids
+from fastdiff.tensors import per_sample
 
 Divergence = Literal["rademacher", "gaussian", "exact"]
 
@@ -180,7 +187,7 @@ def ode(
 def dequantised(images: Tensor, levels: int, seed: int, ids: Tensor) -> Tensor:
     """Discrete images in [-1, 1] with uniform noise over each value's bin, float64; of (seed, sample id) alone."""
     count = images[0].numel()
-    words = noise.torch_words(seed, ids, count, Stream.DEQUANTIZE, torch.zeros(1, dtype=torch.int64, device=ids.device))
+    words = torch_words(seed, ids, count, Stream.DEQUANTIZE, torch.zeros(1, dtype=torch.int64, device=ids.device))
     uniform = (words[:, :count].double() + 0.5) * 2.0**-32
     return images.double() + (uniform.reshape(images.shape) - 0.5) * (2 / (levels - 1))
 

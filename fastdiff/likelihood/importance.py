@@ -11,26 +11,33 @@ import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.diffusion import Diffusion
+from fastdiff.engine.choose import native_network
 from fastdiff.likelihood.variational import (
-    check_count,
     check_scoring,
     checked_images,
-    network_times,
     parts,
-    split_output,
     standard_error,
 )
-from fastdiff.losses import (
+from fastdiff.nets.model import (
+    Model,
+    eval_mode,
+    model_device,
+    model_dtype,
+    network_times,
+    split_output,
+)
+from fastdiff.ops.reference.bound import (
     BoundTable,
     Cdf,
     Decoder,
     discretized_gaussian_log_likelihood,
     gaussian_log_likelihood,
 )
-from fastdiff.noise import MAX_ROW, Stream
-from fastdiff.reference import compute_dtype
-from fastdiff.sampling import Model, checked_ids, eval_mode, model_device, model_dtype, native_network
+from fastdiff.process.checks import check_count
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.noise import MAX_ROW, Stream
+from fastdiff.sampling.runner import checked_ids
+from fastdiff.tensors import compute_dtype
 
 _LN2 = math.log(2.0)
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fastdiff.files.data import DataScaling
 from fastdiff.likelihood.variational import standard_error
 
-if TYPE_CHECKING:
-    from fastdiff.pipeline import Pipeline
+
+class Scorer(Protocol):
+    """A model that scores images, such as a `fastdiff.Pipeline`."""
+
+    unet: Any
+    scaling: DataScaling
+
+    def likelihood(self, x: Tensor, method: Any = ..., *, labels: Tensor | None = None, **options: Any) -> Any:
+        """Scores of images in bits/dim."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +69,8 @@ class Comparison:
 
 
 def compare(
-    model_a: Pipeline,
-    model_b: Pipeline,
+    model_a: Scorer,
+    model_b: Scorer,
     x: Tensor,
     *,
     method: Any = "bound",

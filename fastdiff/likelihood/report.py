@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.images import atomic_file, target_path
+from fastdiff.files.atomic import atomic_file, target_path
 from fastdiff.likelihood.coding import RateDistortion
 from fastdiff.likelihood.flow import OdeLikelihood
 from fastdiff.likelihood.importance import ImportanceBound
@@ -67,7 +67,7 @@ def draw_report(path: str | Path, score: Score, *, title: str = "") -> Path:
         ValueError: a score that has no picture, or another suffix.
         RuntimeError: matplotlib is missing.
     """
-    from fastdiff import figures
+    from fastdiff.files import figures
 
     target = target_path(path, ".png")
     if isinstance(score, RateDistortion):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdiff.reference import per_sample
+from fastdiff.tensors import per_sample
 
 # Dormand and Prince (1980), the pair of orders 5 and 4; the last stage is the first of the next step.
 _A = (

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff import noise
-from fastdiff.diffusion import Diffusion
-from fastdiff.likelihood.variational import Bound, TermEvaluator, check_count, prior_term
-from fastdiff.losses import Cdf, Decoder
-from fastdiff.noise import Stream
-from fastdiff.sampling import Model
-from fastdiff.schedule import Array, nearest_name
+from fastdiff.likelihood.variational import Bound, TermEvaluator, prior_term
+from fastdiff.nets.model import Model
+from fastdiff.ops.reference.bound import Cdf, Decoder
+from fastdiff.process import noise
+from fastdiff.process.checks import check_count, nearest_name
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.noise import Stream
+from fastdiff.process.schedule import Array
 
 Allocation = Literal["importance", "stratified"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import get_args
 
 import numpy as np
@@ -13,12 +12,27 @@ import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.diffusion import Diffusion
-from fastdiff.losses import BoundTable, Cdf, Decoder, mse, variational_terms
-from fastdiff.noise import Stream
-from fastdiff.reference import compute_dtype
-from fastdiff.sampling import Model, checked_ids, eval_mode, model_device, model_dtype, native_network
-from fastdiff.schedule import nearest_name
+from fastdiff.engine.choose import native_network
+from fastdiff.nets.model import (
+    Model,
+    eval_mode,
+    model_device,
+    model_dtype,
+    network_times,
+    split_output,
+)
+from fastdiff.ops.reference.bound import (
+    BoundTable,
+    Cdf,
+    Decoder,
+    mse,
+    variational_terms,
+)
+from fastdiff.process.checks import check_count, nearest_name
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.noise import Stream
+from fastdiff.sampling.runner import checked_ids
+from fastdiff.tensors import compute_dtype
 
 _LN2 = math.log(2.0)
 # How far from the grid, in steps of it, discrete data may lie: the rounding of float32.
@@ -278,7 +292,7 @@ def score_output(
 
     Args:
         output: The network's, [B, C or 2C, ...], of any floating type; taken in the type of x0.
-        x0, x_t, t, table, decoder, levels, cdf: As in `fastdiff.losses.variational_terms`.
+        x0, x_t, t, table, decoder, levels, cdf: As in `fastdiff.ops.reference.bound.variational_terms`.
         clip: Bound on the predicted x_0; None for none.
 
     Raises:
@@ -296,12 +310,6 @@ def score_output(
     log_variance = table.log_variance(t, x0, values)
     terms = variational_terms(x0, t, x0_pred, log_variance, table, decoder=decoder, levels=levels, cdf=cdf)
     return terms, mse(x0_pred, x0)
-
-
-def network_times(diffusion: Diffusion, device: torch.device) -> Tensor:
-    """[T] the times that the network is given: int64 where all of them are whole, else float32."""
-    times = torch.tensor(diffusion.schedule.timesteps, device=device)
-    return times.to(torch.int64 if bool((times == times.round()).all()) else torch.float32)
 
 
 def checked_timesteps(
@@ -335,23 +343,6 @@ def prior_term(diffusion: Diffusion, x: Tensor) -> Tensor:
     constant = -abar - math.log1p(-abar)
     squares = x.double().square().flatten(1).mean(dim=1)
     return 0.5 * (abar * squares + constant) / _LN2
-
-
-def split_output(output: Tensor, x: Tensor, learned_variance: bool) -> tuple[Tensor, Tensor | None]:
-    """The model's prediction and, where the variance is learned, its values for that; both of x's shape.
-
-    Raises:
-        ValueError: the output has neither x's shape nor, with or without need, twice its channels.
-    """
-    channels = x.shape[1]
-    expected = [x.shape[0], 2 * channels if learned_variance else channels, *x.shape[2:]]
-    if list(output.shape) != expected:
-        kind = "learned, which takes twice the channels" if learned_variance else "fixed"
-        raise ValueError(
-            f"the model's output must have shape {expected}, got {list(output.shape)}: the diffusion says that the "
-            f"variance is {kind}"
-        )
-    return (output[:, :channels], output[:, channels:]) if learned_variance else (output, None)
 
 
 def checked_images(x: Tensor, grid_levels: int | None, levels: int) -> Tensor:
@@ -401,12 +392,6 @@ def check_scoring(clip: float | None, decoder: Decoder, cdf: Cdf, batch_size: in
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}: {nearest_name(str(value), known)}")
     check_count("batch_size", batch_size)
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise ValueError where the value is not a whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 1 or float(value) % 1 != 0:
-        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
 
 
 def parts(total: int, size: int) -> Iterator[slice]:

@@ -4,12 +4,13 @@ from fastdiff.ops._attention import attention
 from fastdiff.ops._conv2d_fused import conv2d_fused, conv2d_fused_with_statistics, norm_factors
 from fastdiff.ops._conv3x3 import conv3x3
 from fastdiff.ops._diffuse import diffuse
+from fastdiff.ops._dispatch import EXTENSION_ERROR, Implementation, has_extension
 from fastdiff.ops._dropout import dropout
 from fastdiff.ops._group_norm_act import add_group_norm_act, group_norm_act
 from fastdiff.ops._losses import bound_loss, bound_terms, hybrid_loss, mse
 from fastdiff.ops._posterior_mean import posterior_mean
-from fastdiff.ops._shared import EXTENSION_ERROR, FLOAT_DTYPES, Implementation, has_extension, memory_format
 from fastdiff.ops._step import new_history, step, table_rows
+from fastdiff.tensors import FLOAT_DTYPES, memory_format
 
 __all__ = [
     "EXTENSION_ERROR",

@@ -10,17 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff import reference_attention
-from fastdiff.ops._shared import FLOAT_DTYPES, define, describe, dispatch
-from fastdiff.qkv import PACKINGS, empty_output, empty_packed, is_channel_major, split_qkv
-from fastdiff.unet_config import QkvLayout
+from fastdiff.ops._arguments import describe
+from fastdiff.ops._dispatch import define, dispatch
+from fastdiff.ops.reference import attention as reference_attention
+from fastdiff.tensors import (
+    FLOAT_DTYPES,
+    MAX_HEAD_DIM,
+    PACKINGS,
+    QkvLayout,
+    empty_output,
+    empty_packed,
+    is_channel_major,
+    split_qkv,
+)
 
 AttentionImplementation = Literal["auto", "reference", "sdpa", "triton"]
 
 _SCHEMA = "(Tensor qkv, int num_heads, str layout, float scale) -> (Tensor, Tensor)"
 _BACKWARD_SCHEMA = "(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int num_heads, str layout, float scale) -> Tensor"
-# Of the GPU kernels, see fastdiff.kernels.attention_tiles.
-MAX_HEAD_DIM = 512
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 

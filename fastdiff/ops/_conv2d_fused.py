@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff import reference_conv
-from fastdiff.ops._shared import FLOAT_DTYPES, define, describe, dispatch
-from fastdiff.reference import compute_dtype
+from fastdiff.ops._arguments import describe
+from fastdiff.ops._dispatch import define, dispatch
+from fastdiff.ops.reference import conv2d_fused as reference_conv
+from fastdiff.tensors import FLOAT_DTYPES, compute_dtype
 
 ConvImplementation = Literal["auto", "reference", "aten", "triton"]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.ops._shared import LIBRARY, define, has_extension
+from fastdiff.ops._dispatch import LIBRARY, define, has_extension
 
 MIN_SIZE = 4
 # Channels come in whole vectors.

@@ -7,20 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import reference
-from fastdiff.noise import MAX_ROW, Stream
-from fastdiff.ops._shared import (
-    FLOAT_DTYPES,
-    Implementation,
+from fastdiff.ops._arguments import (
     check_index,
-    define,
     describe,
-    dispatch,
     dtype_name,
-    memory_format,
     noise_arguments,
     signed,
 )
+from fastdiff.ops._dispatch import Implementation, define, dispatch
+from fastdiff.ops.reference import diffuse as reference
+from fastdiff.process.noise import MAX_ROW, Stream
+from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format, per_sample
 
 _SCHEMA = (
     "(Tensor x0, Tensor t, Tensor table, Tensor? noise, Tensor sample_ids, Tensor row, SymInt seed, int stream, "
@@ -50,7 +47,7 @@ def diffuse(
         t: Timesteps, int64 [B], 0-based, in [0, T). On a GPU a t out of range gives NaN, since raising would wait
             for the device; everywhere else it raises.
         table: [T, 4] float32 (float64 for float64 images) on x0's device, from `Diffusion.noising_table`.
-        seed: In [0, 2^64); with `sample_ids`, `row` and `stream` it fixes the noise (see `fastdiff.noise`).
+        seed: In [0, 2^64); with `sample_ids`, `row` and `stream` it fixes the noise (see `fastdiff.process.noise`).
         sample_ids: int64 [B]; 0..B-1 when None.
         row: Counter of the draw, for example the training step: one number or int64 [B], in [0, 2^28), which is not
             checked for a tensor on a GPU.
@@ -78,7 +75,7 @@ def diffuse(
     if t.shape != x0.shape[:1] or t.dtype != torch.int64 or t.device != x0.device:
         raise ValueError(f"t must be int64 [{x0.shape[0]}] on {x0.device}, got {describe(t)}")
     fits = table.ndim == 2 and table.shape[1] == 4 and table.device == x0.device
-    if not fits or table.dtype != reference.compute_dtype(x0):
+    if not fits or table.dtype != compute_dtype(x0):
         expected = f"{dtype_name(x0)} [T, 4] on {x0.device}"
         raise ValueError(f"table must be {expected} (from Diffusion.noising_table), got {describe(table)}")
     if not 2 <= levels <= 256:
@@ -150,7 +147,7 @@ def _backward(ctx: Any, grad_x_t: Tensor, grad_target: Tensor) -> tuple[Tensor |
 
     def back(first: int, second: int, dtype: torch.dtype) -> Tensor:
         def c(i: int) -> Tensor:
-            return reference.per_sample(table[t, i], grad_x_t)
+            return per_sample(table[t, i], grad_x_t)
 
         grad = c(first) * grad_x_t.to(table.dtype)
         if ctx.want_target:

@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import noise
-from fastdiff.ops._shared import FLOAT_DTYPES, LIBRARY, Implementation, define, dispatch, has_extension, memory_format
-from fastdiff.reference import compute_dtype
+from fastdiff.ops._dispatch import (
+    LIBRARY,
+    Implementation,
+    define,
+    dispatch,
+    has_extension,
+)
+from fastdiff.ops.reference.noise import torch_words
+from fastdiff.process import noise
+from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
 
 LIBRARY.define("dropout_out(Tensor x, Tensor seed, int stream, int last_kept, float scale, Tensor(a!) y) -> ()")
 
@@ -54,7 +61,7 @@ def _reference(x: Tensor, seed: Tensor, p: float) -> Tensor:
     layout = memory_format(x)
     dense = x.permute(0, 2, 3, 1) if layout == torch.channels_last else x
     zero = torch.zeros(1, dtype=torch.int64, device=x.device)
-    words = noise.torch_words(int(seed) % 2**64, zero, x.numel(), noise.Stream.DROPOUT, zero)[0, : x.numel()]
+    words = torch_words(int(seed) % 2**64, zero, x.numel(), noise.Stream.DROPOUT, zero)[0, : x.numel()]
     kept = (words <= _last_kept(p)).view(dense.shape)
     kept = kept.permute(0, 3, 1, 2) if layout == torch.channels_last else kept
     # What is dropped is 0, whatever it was.

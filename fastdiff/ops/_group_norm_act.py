@@ -7,19 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import reference_norm
-from fastdiff.ops._shared import (
-    FLOAT_DTYPES,
+from fastdiff.ops._arguments import describe, is_unwatched
+from fastdiff.ops._dispatch import (
     LIBRARY,
     Implementation,
     define,
-    describe,
     dispatch,
     has_extension,
-    is_unwatched,
-    memory_format,
 )
-from fastdiff.reference import compute_dtype
+from fastdiff.ops.reference import group_norm_act as reference_norm
+from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
 
 _SCHEMA = (
     "(Tensor x, Tensor? x2, Tensor? residual, Tensor? added_bias, Tensor? added_time, Tensor weight, Tensor bias, "

@@ -8,18 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import reference_losses
-from fastdiff.losses import Decoder
-from fastdiff.ops._shared import (
-    FLOAT_DTYPES,
-    Implementation,
-    check_index,
-    define,
-    describe,
-    dispatch,
-    memory_format,
-)
-from fastdiff.reference import compute_dtype
+from fastdiff.ops._arguments import check_index, describe
+from fastdiff.ops._dispatch import Implementation, define, dispatch
+from fastdiff.ops.reference import losses as reference_losses
+from fastdiff.ops.reference.bound import Decoder
+from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
 
 _BOUND = (
     "Tensor x0, Tensor x_t, Tensor t, Tensor table, float? clip, bool learned_variance, bool detach_mean, "
@@ -64,7 +57,7 @@ def hybrid_loss(
 ) -> tuple[Tensor, Tensor]:
     """Both parts of the loss for learned variances in one pass: the terms of L_simple and of the bound.
 
-    As in `fastdiff.losses.hybrid`, the bound sees the first half of the output detached, and its x_0 is not clipped.
+    As in `reference.bound.hybrid`, the bound sees the first half of the output detached, and its x_0 is not clipped.
 
     Args:
         output: The network's, [B, 2C, ...]: the prediction, then the variance.
@@ -192,7 +185,7 @@ def _check_bound(
         if value is not None:
             _check_like(name, value, output, size)
             if torch.is_grad_enabled() and value.requires_grad:
-                raise ValueError(f"{name} has no gradient here: detach it, or use fastdiff.losses")
+                raise ValueError(f"{name} has no gradient here: detach it, or use fastdiff.ops.reference.bound")
     if t.shape != output.shape[:1] or t.dtype != torch.int64 or t.device != output.device:
         raise ValueError(f"t must be int64 [{output.shape[0]}] on {output.device}, got {describe(t)}")
     fits = table.ndim == 2 and table.shape[1] == 6 and table.device == output.device

@@ -8,17 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import reference
-from fastdiff.ops._shared import (
-    FLOAT_DTYPES,
-    Implementation,
-    check_index,
-    define,
-    describe,
-    dispatch,
-    dtype_name,
-    memory_format,
-)
+from fastdiff.ops._arguments import check_index, describe, dtype_name
+from fastdiff.ops._dispatch import Implementation, define, dispatch
+from fastdiff.ops.reference import posterior_mean as reference
+from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format, per_sample
 
 _SCHEMA = "(Tensor x_t, Tensor model_output, Tensor t, Tensor table, float? clip) -> Tensor"
 
@@ -71,7 +64,7 @@ def posterior_mean(
     if t.shape != x_t.shape[:1] or t.dtype != torch.int64 or t.device != x_t.device:
         raise ValueError(f"t must be int64 [{x_t.shape[0]}] on {x_t.device}, got {describe(t)}")
     fits = table.ndim == 2 and table.shape[1] == 4 and table.device == x_t.device
-    if not fits or table.dtype != reference.compute_dtype(x_t):
+    if not fits or table.dtype != compute_dtype(x_t):
         raise ValueError(
             f"table must be {dtype_name(x_t)} [T, 4] on {x_t.device} (from Diffusion.posterior_table), "
             f"got {describe(table)}"
@@ -103,8 +96,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x_t, model_output, t, table = ctx.saved_tensors
-    dtype = reference.compute_dtype(grad)
-    c0, c1, c2, c3 = (reference.per_sample(table[t, i].to(dtype), grad) for i in range(4))
+    dtype = compute_dtype(grad)
+    c0, c1, c2, c3 = (per_sample(table[t, i].to(dtype), grad) for i in range(4))
     wide = grad.to(dtype)
     grad_x0 = c0 * wide
     if x_t is not None:

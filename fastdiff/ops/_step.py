@@ -7,20 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import reference
-from fastdiff.ops._shared import (
-    FLOAT_DTYPES,
-    Implementation,
+from fastdiff.ops._arguments import (
     check_index,
-    define,
     describe,
-    dispatch,
     dtype_name,
-    memory_format,
     noise_arguments,
     signed,
 )
-from fastdiff.table import ROW_WIDTH, CoefficientTable
+from fastdiff.ops._dispatch import Implementation, define, dispatch
+from fastdiff.ops.reference import step as reference
+from fastdiff.process.table import ROW_WIDTH, CoefficientTable
+from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
 
 _SCHEMA = (
     "(Tensor x, Tensor? model_output, Tensor rows, Tensor row, Tensor? noise, Tensor sample_ids, SymInt seed, "
@@ -62,7 +59,7 @@ def step(
     out: Tensor | None = None,
     implementation: Implementation = "auto",
 ) -> Tensor:
-    """Execute one row of a coefficient table; the formula stands in `fastdiff.table`. Inference only.
+    """Execute one row of a coefficient table; the formula stands in `fastdiff.process.table`. Inference only.
 
     Args:
         x: State [B, C, ...], float32, bfloat16, float16 or float64.
@@ -96,7 +93,7 @@ def step(
     if torch.is_grad_enabled() and (x.requires_grad or (model_output is not None and model_output.requires_grad)):
         raise ValueError("step is for inference only: call it under torch.no_grad(), or detach its inputs")
     fits = rows.ndim == 2 and rows.shape[1] == ROW_WIDTH and rows.device == x.device
-    if not fits or rows.dtype != reference.compute_dtype(x):
+    if not fits or rows.dtype != compute_dtype(x):
         expected = f"{dtype_name(x)} [R, {ROW_WIDTH}] on {x.device}"
         raise ValueError(f"rows must be {expected} (from table_rows), got {describe(rows)}")
     if model_output is not None:

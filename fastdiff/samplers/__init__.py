@@ -8,8 +8,7 @@ from fastdiff.samplers.analytic import (
     optimal_timesteps,
 )
 from fastdiff.samplers.ancestral import ddpm
-from fastdiff.samplers.ddim import ddim
-from fastdiff.samplers.encode import ddim_encode
+from fastdiff.samplers.ddim import ddim, ddim_encode
 from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_corrector
 from fastdiff.samplers.levels import LEVEL_SPACINGS, Levels, levels_at, visited
 from fastdiff.samplers.multistep import deis, dpm_solver, dpmpp, dpmpp_2m, dpmpp_3m, dpmpp_sde, lms

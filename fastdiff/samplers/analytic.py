@@ -13,11 +13,12 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.diffusion import Diffusion
+from fastdiff.process.checks import nearest_name
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import Array
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column, visited_levels
 from fastdiff.samplers.spacing import spaced_indices
-from fastdiff.schedule import Array, nearest_name
-from fastdiff.table import CoefficientTable
 
 StepVariance = Literal["fixed_small", "fixed_large", "analytic"]
 

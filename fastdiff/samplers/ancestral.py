@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion, Variance
+from fastdiff.process.diffusion import Diffusion, Variance
+from fastdiff.process.schedule import Array
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.spacing import spaced_indices
-from fastdiff.schedule import Array
-from fastdiff.table import CoefficientTable
 
 
 def clip_column(clip: float | None) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastdiff.schedule import Array
+from fastdiff.process.schedule import Array
 
 # Below this |z| the series of phi is as accurate as float64; above, the recurrence loses no more than 4 digits.
 _SERIES = 1.0

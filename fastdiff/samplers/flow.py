@@ -11,10 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion, eps_coefficients
+from fastdiff.process.diffusion import Diffusion, eps_coefficients
+from fastdiff.process.schedule import Array
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.levels import Levels, levels_at, position_of, table_from_rows
-from fastdiff.schedule import Array
-from fastdiff.table import CoefficientTable
 
 # Butcher tableaus by order: the stages' rows, then the weights. A stage's node is the sum of its row.
 TABLEAUS: dict[int, tuple[tuple[float, ...], ...]] = {

@@ -14,11 +14,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion, eps_coefficients, x0_coefficients
+from fastdiff.process.diffusion import Diffusion, eps_coefficients, x0_coefficients
+from fastdiff.process.schedule import Array
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.levels import Levels, position_of, table_from_rows
 from fastdiff.samplers.spacing import spaced_indices
-from fastdiff.schedule import Array
-from fastdiff.table import CoefficientTable
 
 # By how much sigma may fall in one step: the step's derivative along what the data leave no room for.
 _LARGEST_RATIO = 2.0

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion, Variance
+from fastdiff.process.diffusion import Diffusion, Variance
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column, ddpm
 from fastdiff.samplers.levels import Levels, levels_at, table_from_rows, visited
-from fastdiff.table import CoefficientTable
 
 # The default of score_sde, the code of Song et al. (2021).
 DEFAULT_SNR = 0.16

@@ -9,10 +9,16 @@ from typing import Literal
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion, Prediction, eps_coefficients, x0_coefficients
+from fastdiff.process.checks import nearest_name
+from fastdiff.process.diffusion import (
+    Diffusion,
+    Prediction,
+    eps_coefficients,
+    x0_coefficients,
+)
+from fastdiff.process.schedule import Array
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.spacing import SPACINGS, spaced_indices, strictly_increasing
-from fastdiff.schedule import Array, nearest_name
-from fastdiff.table import CoefficientTable
 
 Final = Literal["zero", "sigma_min"]
 # Spacings over noise levels; the others are over timesteps.

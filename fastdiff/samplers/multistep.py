@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import Array
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column
 from fastdiff.samplers.exponential import data_moments, noise_moments, plain_moments, sde_moments, weights
 from fastdiff.samplers.levels import Final, Levels, table_from_rows, visited
-from fastdiff.schedule import Array
-from fastdiff.table import CoefficientTable
 
 SolverType = Literal["midpoint", "heun"]
 # Below so many steps the last ones fall to lower orders, as the papers' codes do.

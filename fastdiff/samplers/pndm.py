@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.levels import Final, Levels, levels_at, table_from_rows, visited
 from fastdiff.samplers.multistep import check_order
-from fastdiff.table import CoefficientTable
 
 # Adams-Bashforth weights for equal steps, newest value first.
 ADAMS_BASHFORTH = (

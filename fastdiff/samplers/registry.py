@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastdiff.diffusion import Diffusion
+from fastdiff.process.checks import check_keys, nearest_name
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.analytic import analytic_ddim, analytic_ddpm, gaussian_eps_moment
 from fastdiff.samplers.ancestral import ddpm
-from fastdiff.samplers.ddim import ddim
-from fastdiff.samplers.encode import ddim_encode
+from fastdiff.samplers.ddim import ddim, ddim_encode
 from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_corrector
 from fastdiff.samplers.multistep import deis, dpm_solver, dpmpp, dpmpp_2m, dpmpp_3m, dpmpp_sde, lms
 from fastdiff.samplers.pndm import ipndm, plms, pndm
@@ -20,8 +22,6 @@ from fastdiff.samplers.repaint import renoise, repaint
 from fastdiff.samplers.singlestep import dpm_solver_singlestep, dpmpp_singlestep
 from fastdiff.samplers.two_stage import dpm2, dpm2_ancestral, edm, euler, euler_ancestral, heun
 from fastdiff.samplers.unipc import unipc
-from fastdiff.schedule import NoiseSchedule, check_keys, nearest_name
-from fastdiff.table import CoefficientTable
 
 _BUILDERS: tuple[Callable[..., CoefficientTable], ...] = (
     ddpm,

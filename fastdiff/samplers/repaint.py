@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion, Variance
+from fastdiff.process.diffusion import Diffusion, Variance
+from fastdiff.process.table import DEFAULTS, CoefficientTable
 from fastdiff.samplers.ancestral import ddpm
 from fastdiff.samplers.spacing import spaced_indices
-from fastdiff.table import DEFAULTS, CoefficientTable
 
 
 def jump_visits(num_levels: int, jump_length: int, jump_repeats: int) -> list[int]:

@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column
 from fastdiff.samplers.exponential import weights
 from fastdiff.samplers.levels import Final, table_from_rows, visited
 from fastdiff.samplers.multistep import SolverType, check_order, check_solver_type, transfer
-from fastdiff.table import CoefficientTable
 
 
 def dpmpp_singlestep(

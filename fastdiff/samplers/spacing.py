@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.schedule import nearest_name
+from fastdiff.process.checks import nearest_name
 
 Spacing = Literal["leading", "trailing", "linspace", "quad"]
 SPACINGS: tuple[str, ...] = get_args(Spacing)

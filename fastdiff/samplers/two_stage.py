@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.diffusion import Diffusion
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import Array
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column
 from fastdiff.samplers.levels import LEVEL_SPACINGS, Final, Levels, levels_at, position_of, visited
-from fastdiff.schedule import Array
-from fastdiff.table import CoefficientTable
 
 # Karras et al. (2022), arXiv:2206.00364, algorithm 2: a level is raised by this share at most.
 MAX_CHURN = math.sqrt(2) - 1

@@ -7,13 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from fastdiff.diffusion import Diffusion
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import Array
+from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column
 from fastdiff.samplers.exponential import weights
 from fastdiff.samplers.levels import Final, Levels, table_from_rows, visited
 from fastdiff.samplers.multistep import check_order, row_order, transfer
-from fastdiff.schedule import Array
-from fastdiff.table import CoefficientTable
 
 
 def unipc(

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import fastdiff as fd
-from fastdiff import Diffusion, NoiseSchedule, losses, ops
+from fastdiff import Diffusion, NoiseSchedule, ops
+from fastdiff.ops.reference import bound as losses
 
 pytestmark = pytest.mark.gpu
 CONFIG = fd.UNetConfig(

@@ -6,8 +6,9 @@ import pytest
 import torch
 from triton_cases import DTYPES, assert_near
 
-from fastdiff import ops, reference_attention
-from fastdiff.ops._shared import dispatch
+from fastdiff import ops
+from fastdiff.ops._dispatch import dispatch
+from fastdiff.ops.reference import attention as reference_attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LAYOUTS = ["separate", "new", "legacy", "edm"]

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from tolerances import FLOAT32
 from triton_cases import DTYPES, FORMATS, ROUNDING
 
-from fastdiff import ops, reference_conv
+from fastdiff import ops
+from fastdiff.ops.reference import conv2d_fused as reference_conv
 
 # Batch, C, O, H, W, k, stride, padding: tails of pixels and of channels, several tiles, one pixel.
 SHAPES = [

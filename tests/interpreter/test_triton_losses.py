@@ -1,13 +1,14 @@
-"""The Triton kernels of the losses against `fastdiff.losses` in float64, gradients included."""
+"""The Triton kernels of the losses against `fastdiff.ops.reference.bound` in float64, gradients included."""
 
 import pytest
 import torch
 from tolerances import FLOAT32
 from triton_cases import DTYPES, FORMATS, ROUNDING, images
 
-from fastdiff import Diffusion, NoiseSchedule, losses, ops
-from fastdiff.losses import BoundTable
-from fastdiff.ops._shared import dispatch
+from fastdiff import Diffusion, NoiseSchedule, ops
+from fastdiff.ops._dispatch import dispatch
+from fastdiff.ops.reference import bound as losses
+from fastdiff.ops.reference.bound import BoundTable
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (2, 4, 4, 4), (3, 3, 19, 19)]
 T = 12
@@ -36,7 +37,7 @@ def problem(shape, device, dtype="float32", layout="nchw", process=None, times=(
 
 
 def exact(output, target, x0, x_t, t, process, clip=None, detach=False, decoder="discrete", levels=256):
-    """(mse, bound) by fastdiff.losses and autograd, float64."""
+    """(mse, bound) by fastdiff.ops.reference.bound and autograd, float64."""
     table = BoundTable.build(process, output.device, torch.float32).rows().double()
     table = BoundTable.from_rows(table, process.learned_variance)
     m, values = output.chunk(2, dim=1) if process.learned_variance else (output, None)

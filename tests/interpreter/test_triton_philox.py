@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from tolerances import NORMAL_ULP
 
-from fastdiff import noise
 from fastdiff.kernels import philox
+from fastdiff.process import noise
 
 COUNT = 4096
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from triton_cases import DTYPES, FORMATS, SHAPES, assert_near, images
 
-from fastdiff import Diffusion, NoiseSchedule, ops, reference
+from fastdiff import Diffusion, NoiseSchedule, ops
+from fastdiff.ops.reference import posterior_mean as reference
 
 NUM_TIMESTEPS = 50
 

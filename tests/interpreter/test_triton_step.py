@@ -5,8 +5,14 @@ import pytest
 import torch
 from triton_cases import DTYPES, FORMATS, SHAPES, assert_near, images
 
-from fastdiff import Diffusion, NoiseSchedule, ops, reference, samplers
-from fastdiff.table import ROW_FIELDS, ROW_WIDTH
+from fastdiff import (
+    Diffusion,
+    NoiseSchedule,
+    ops,
+    samplers,
+)
+from fastdiff.ops.reference import step as reference
+from fastdiff.process.table import ROW_FIELDS, ROW_WIDTH
 
 SEED = (1 << 64) - 1
 WEIGHTS = [letter + slot for letter in "cb" for slot in ("x", "b", "m", "0", "1", "2", "3")]

@@ -16,10 +16,15 @@ from torch import Tensor
 from fastdiff import samplers
 from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators
 from fastdiff.compat.diffusers._run import Run, output_of
-from fastdiff.compat.ladder import first_rows, ladder, with_times
-from fastdiff.diffusion import Prediction, Variance, eps_coefficients, x0_coefficients
-from fastdiff.schedule import Array
-from fastdiff.table import CoefficientTable
+from fastdiff.compat.levels import first_rows, ladder, with_times
+from fastdiff.process.diffusion import (
+    Prediction,
+    Variance,
+    eps_coefficients,
+    x0_coefficients,
+)
+from fastdiff.process.schedule import Array
+from fastdiff.process.table import CoefficientTable
 
 _VARIANCES: dict[str, Variance] = {
     "fixed_small": "fixed_small",

@@ -15,11 +15,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fastdiff.compat.diffusers._run import Run
-from fastdiff.diffusion import Prediction
-from fastdiff.noise import check_seed
-from fastdiff.ops._shared import FLOAT_DTYPES
-from fastdiff.schedule import Array, NoiseSchedule
-from fastdiff.table import CoefficientTable
+from fastdiff.process.diffusion import Prediction
+from fastdiff.process.noise import check_seed
+from fastdiff.process.schedule import Array, NoiseSchedule
+from fastdiff.process.table import CoefficientTable
+from fastdiff.tensors import FLOAT_DTYPES
 
 Generators = torch.Generator | list[torch.Generator] | None
 PREDICTIONS: dict[str, Prediction] = {

@@ -16,8 +16,13 @@ from torch import Tensor
 from fastdiff import samplers
 from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators
 from fastdiff.compat.diffusers._run import output_of
-from fastdiff.compat.ladder import Ladder, ladder_of_sigmas, variance_exploding, with_times
-from fastdiff.table import CoefficientTable
+from fastdiff.compat.levels import (
+    Ladder,
+    ladder_of_sigmas,
+    variance_exploding,
+    with_times,
+)
+from fastdiff.process.table import CoefficientTable
 
 
 class _Exploding(FusedScheduler):

@@ -13,8 +13,13 @@ from torch import Tensor
 from fastdiff import samplers
 from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators
 from fastdiff.compat.diffusers._run import output_of
-from fastdiff.compat.ladder import Ladder, ladder, ladder_of_sigmas, with_times
-from fastdiff.table import CoefficientTable
+from fastdiff.compat.levels import (
+    Ladder,
+    ladder,
+    ladder_of_sigmas,
+    with_times,
+)
+from fastdiff.process.table import CoefficientTable
 
 # Below so many steps the last ones are of lower order.
 _FEW_STEPS = 15

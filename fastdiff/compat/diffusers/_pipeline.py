@@ -21,8 +21,8 @@ from fastdiff.compat.diffusers._ancestral import DDIMScheduler, DDPMScheduler
 from fastdiff.convert import from_unet, to_unet, unet_config_to_diffusers
 from fastdiff.engine import Unsupported
 from fastdiff.engine.native import cached_network
-from fastdiff.sampling import sample
-from fastdiff.unet import UNet
+from fastdiff.nets.unet import UNet
+from fastdiff.sampling.runner import sample
 
 Pipe = TypeVar("Pipe", bound=diffusers.DiffusionPipeline)
 _PIPELINES = (diffusers.DDPMPipeline, diffusers.DDIMPipeline)

@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.ops._shared import FLOAT_DTYPES, describe, is_unwatched, memory_format, noise_arguments, signed
-from fastdiff.table import CoefficientTable
+from fastdiff.ops._arguments import (
+    describe,
+    is_unwatched,
+    noise_arguments,
+    signed,
+)
+from fastdiff.process.table import CoefficientTable
+from fastdiff.tensors import FLOAT_DTYPES, memory_format
 
 _STEP = torch.ops.fastdiff.step.default
 _step_dense: Callable[..., None] | None = None

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastdiff.convert.files import read_tensors
+from fastdiff.convert.untrusted import read_tensors
 
 __all__ = ["dev", "load_state_dict", "setup_dist", "sync_params"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import ops, samplers
-from fastdiff.compat.guided_diffusion.kinds import (
+from fastdiff.compat.guided_diffusion.enums import (
     Array,
     LossType,
     ModelMeanType,
@@ -27,7 +27,8 @@ from fastdiff.compat.guided_diffusion.kinds import (
     get_named_beta_schedule,
 )
 from fastdiff.compat.guided_diffusion.losses import discretized_gaussian_log_likelihood, normal_kl
-from fastdiff.compat.guided_diffusion.moments import (
+from fastdiff.compat.guided_diffusion.nn import mean_flat
+from fastdiff.compat.guided_diffusion.posterior import (
     PREDICTIONS,
     Denoise,
     GaussianMoments,
@@ -36,8 +37,7 @@ from fastdiff.compat.guided_diffusion.moments import (
     Terms,
     extract,
 )
-from fastdiff.compat.guided_diffusion.nn import mean_flat
-from fastdiff.table import CoefficientTable
+from fastdiff.process.table import CoefficientTable
 
 __all__ = [
     "Array",

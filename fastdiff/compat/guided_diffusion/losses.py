@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastdiff import losses as exact
+from fastdiff.ops.reference import bound as exact
 
 __all__ = ["approx_standard_normal_cdf", "discretized_gaussian_log_likelihood", "normal_kl"]
 
@@ -33,7 +33,7 @@ def discretized_gaussian_log_likelihood(x: Tensor, *, means: Tensor, log_scales:
     """log of the probability that a Gaussian gives to the 8-bit bin around x, with the tanh and a floor of 1e-12.
 
     Bins are 2/255 wide and centred on x as it is; below -0.999 and above 0.999 they reach to infinity. For the exact
-    CDF, and other numbers of levels, see `fastdiff.losses.discretized_gaussian_log_likelihood`.
+    CDF, and other numbers of levels, see `fastdiff.ops.reference.bound.discretized_gaussian_log_likelihood`.
 
     Args:
         x: Images [B, ...] in [-1, 1].

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from fastdiff.unet import timestep_embedding as embedding
+from fastdiff.nets.unet import timestep_embedding as embedding
 
 __all__ = [
     "GroupNorm32",

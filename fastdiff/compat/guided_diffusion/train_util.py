@@ -19,6 +19,7 @@ from fastdiff.compat.guided_diffusion import dist_util, logger
 from fastdiff.compat.guided_diffusion.fp16_util import INITIAL_LOG_LOSS_SCALE, MixedPrecisionTrainer
 from fastdiff.compat.guided_diffusion.nn import update_ema
 from fastdiff.compat.guided_diffusion.resample import LossAwareSampler, ScheduleSampler, UniformSampler
+from fastdiff.files.atomic import atomic_file
 
 __all__ = [
     "INITIAL_LOG_LOSS_SCALE",
@@ -182,8 +183,8 @@ class TrainLoop:
             for name, state in files.items():
                 logger.log(f"saving {name}...")
                 # A kill in the middle leaves no half file under the name.
-                torch.save(state, folder / f".{name}.partial")
-                (folder / f".{name}.partial").rename(folder / name)
+                with atomic_file(folder / name, sync=True) as file:
+                    torch.save(state, file)
         if dist.is_initialized():
             dist.barrier()
 

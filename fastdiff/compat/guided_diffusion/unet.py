@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastdiff.convert.layouts import layout_entries
-from fastdiff.qkv import split_qkv
-from fastdiff.unet import Block, UNet, timestep_embedding
-from fastdiff.unet_config import UNetConfig
+from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.unet import Block, UNet, timestep_embedding
+from fastdiff.tensors import split_qkv
 
 __all__ = ["AttentionPool2d", "EncoderUNetModel", "SuperResModel", "UNetModel"]
 

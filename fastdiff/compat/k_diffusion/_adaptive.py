@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from fastdiff.compat.k_diffusion._brownian import BrownianTreeNoiseSampler
-from fastdiff.compat.k_diffusion._rows import Callback, Denoiser, NoiseSampler, default_noise_sampler
+from fastdiff.compat.k_diffusion._steps import (
+    Callback,
+    Denoiser,
+    NoiseSampler,
+    default_noise_sampler,
+)
 from fastdiff.compat.k_diffusion.utils import append_dims
 
 __all__ = ["sample_dpm_adaptive"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.noise import Stream
+from fastdiff.process.noise import Stream
 
 __all__ = ["BrownianTreeNoiseSampler"]
 

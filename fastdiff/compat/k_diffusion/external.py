@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastdiff.compat.k_diffusion._rows import Denoiser
-from fastdiff.compat.k_diffusion.ladders import append_zero
+from fastdiff.compat.k_diffusion._steps import Denoiser
+from fastdiff.compat.k_diffusion.sigmas import append_zero
 from fastdiff.compat.k_diffusion.utils import append_dims
-from fastdiff.diffusion import Diffusion
-from fastdiff.reference import per_sample
-from fastdiff.views import Views
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.sampling.views import Views
+from fastdiff.tensors import per_sample
 
 __all__ = [
     "CompVisDenoiser",

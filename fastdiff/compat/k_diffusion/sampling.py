@@ -22,7 +22,7 @@ from torch import Tensor
 from fastdiff import samplers
 from fastdiff.compat.k_diffusion._adaptive import sample_dpm_adaptive
 from fastdiff.compat.k_diffusion._brownian import BrownianTreeNoiseSampler
-from fastdiff.compat.k_diffusion._rows import (
+from fastdiff.compat.k_diffusion._steps import (
     Callback,
     Churn,
     Denoiser,
@@ -37,7 +37,7 @@ from fastdiff.compat.k_diffusion._rows import (
     two_stage_sde,
     whole,
 )
-from fastdiff.compat.k_diffusion.ladders import (
+from fastdiff.compat.k_diffusion.sigmas import (
     append_zero,
     get_ancestral_step,
     get_sigmas_exponential,
@@ -46,7 +46,7 @@ from fastdiff.compat.k_diffusion.ladders import (
     get_sigmas_vp,
     to_d,
 )
-from fastdiff.compat.ladder import ladder_of_sigmas
+from fastdiff.compat.levels import ladder_of_sigmas
 
 __all__ = [
     "BrownianTreeNoiseSampler",

@@ -2,6 +2,6 @@
 
 from fastdiff.compat.lucidrains.diffusion import GaussianDiffusion, ModelPrediction
 from fastdiff.compat.lucidrains.trainer import Trainer
-from fastdiff.compat.lucidrains.unet import Unet
+from fastdiff.nets.lucidrains import Unet
 
 __all__ = ["GaussianDiffusion", "ModelPrediction", "Trainer", "Unet"]

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff import ops, samplers
-from fastdiff.diffusion import Diffusion, Prediction
-from fastdiff.schedule import NoiseSchedule, check_keys
-from fastdiff.table import CoefficientTable
+from fastdiff.process.checks import check_keys
+from fastdiff.process.diffusion import Diffusion, Prediction
+from fastdiff.process.schedule import NoiseSchedule
+from fastdiff.process.table import CoefficientTable
 
 __all__ = ["GaussianDiffusion", "ModelPrediction"]
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.utils.data import DataLoader, Dataset
 
-from fastdiff.convert.files import read_tensors
-from fastdiff.images import write_grid
+from fastdiff.convert.untrusted import read_tensors
+from fastdiff.files.atomic import atomic_file
+from fastdiff.files.images import write_grid
 
 __all__ = ["Trainer"]
 
@@ -194,9 +195,8 @@ class Trainer:
             "version": VERSION,
         }
         path = self.results_folder / f"model-{milestone}.pt"
-        partial = path.with_name(f".{path.name}.partial")
-        torch.save(data, partial)
-        partial.rename(path)
+        with atomic_file(path, sync=True) as file:
+            torch.save(data, file)
 
     def load(self, milestone: int | str) -> None:
         """Go on from model-{milestone}.pt, of this class or of lucidrains'."""

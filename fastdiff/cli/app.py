@@ -1,0 +1,118 @@
+"""The command `fastdiff`: demo, train, sample, likelihood, edit, convert, info.
+
+Nothing heavy is imported before a command needs it, so that `fastdiff --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TextIO
+
+import typer
+from typer.core import TyperGroup
+
+from fastdiff.cli.convert import convert
+from fastdiff.cli.demo.command import demo
+from fastdiff.cli.edit import edit_app
+from fastdiff.cli.info import info_app
+from fastdiff.cli.likelihood import likelihood
+from fastdiff.cli.sample import sample
+from fastdiff.cli.train import train
+from fastdiff.version import __version__
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+
+class Commands(TyperGroup):
+    """Turns what goes wrong into one line: `error: ...`, exit code 1; after Ctrl-C, exit code 130."""
+
+    # Typer brings its own copy of click's classes in some versions, and uses click's in others.
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _plain_warnings():
+            try:
+                return super().invoke(ctx)
+            except (ValueError, RuntimeError, OSError, ImportError) as error:
+                # Typer's own control flow is made of RuntimeErrors.
+                if ctx.params.get("debug") or isinstance(error, typer.Exit | typer.Abort):
+                    raise
+                typer.echo(f"error: {_message(error)}", err=True)
+                raise typer.Exit(1) from error
+            except KeyboardInterrupt as interrupt:
+                said = f"{interrupt}; the same command goes on from there" if str(interrupt) else "stopped"
+                typer.echo(f"\n{said}", err=True)
+                raise typer.Exit(INTERRUPTED) from interrupt
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="fastdiff",
+    help="Train, sample and score denoising diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    app(prog_name="fastdiff")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastdiff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Read the options that stand before the command; `Commands` looks at "debug"."""
+
+
+app.command()(demo)
+app.command()(train)
+app.command()(sample)
+app.command()(likelihood)
+app.command()(convert)
+app.add_typer(edit_app, name="edit")
+app.add_typer(info_app, name="info")
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says, with the file's name where the system reports one."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings as one line each, without the place in the code."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,56 @@
+"""`fastdiff convert`: a model of one project as another project reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastdiff.cli.options import key_values
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A fastdiff or diffusers folder, a .pt of improved-diffusion, guided-diffusion, ddim, or a hub id."
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(help="The folder (diffusers, fastdiff) or the .pt file (openai) to write.")],
+    to: Annotated[str, typer.Option("--to", help="diffusers, openai or fastdiff.")] = "fastdiff",
+    preset: Annotated[
+        str | None, typer.Option(help="Where the file does not say it all: a published network, such as ho-cifar10.")
+    ] = None,
+    flags: Annotated[
+        str | None, typer.Option(help='Or the flags of OpenAI\'s scripts: "--image_size 64 --learn_sigma True".')
+    ] = None,
+    unet: Annotated[
+        list[str] | None, typer.Option("--unet", help="Or name=value: image_size=32, num_heads=4, qkv_layout=legacy.")
+    ] = None,
+    diffusion: Annotated[
+        list[str] | None,
+        typer.Option("--diffusion", help="And name=value: schedule=linear, timesteps=1000, variance=fixed_large."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="ema or raw, where the source has both.")] = None,
+) -> None:
+    """Convert a model. Names and configurations change; the weights stay the same to the last bit."""
+    from fastdiff.convert.save import save_as
+    from fastdiff.nets.recipes import build_diffusion
+    from fastdiff.pipeline import Pipeline
+
+    kind: Any = weights
+    form: Any = to
+    pipe = Pipeline.from_pretrained(
+        source,
+        weights=kind,
+        preset=preset,
+        flags=flags,
+        unet=key_values(unet) if unet else None,
+        diffusion=build_diffusion(key_values(diffusion))[0] if diffusion else None,
+    )
+    for what, who in (pipe.metadata.get("said") or {}).items():
+        typer.echo(f"not in the file: {what}, from {who}")
+    typer.echo(str(save_as(pipe, target, form)))

@@ -1,0 +1,288 @@
+"""The command `fastdiff edit`: encode, decode, vary, interpolate, inpaint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastdiff.cli.options import DeviceOption, ModelArgument, load_pipeline
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastdiff.pipeline import Pipeline
+
+__all__ = ["edit_app"]
+
+edit_app = typer.Typer(
+    name="edit",
+    help="Go back and forth between images and noise: vary, mix and repair images.",
+    no_args_is_help=True,
+)
+
+ImagesArgument = Annotated[
+    str, typer.Argument(help="An image file, a folder of images, a .npz or .npy file, or digits; scaled to the model.")
+]
+NumOption = Annotated[int | None, typer.Option("--num", "-n", min=1, help="The first so many; all, at most 16.")]
+StepsOption = Annotated[int, typer.Option(min=1, help="Steps from the image to pure noise.")]
+OrderOption = Annotated[int, typer.Option(min=1, max=4, help="Of the solver; 1 is DDIM.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise.")]
+LabelOption = Annotated[int | None, typer.Option(help="Class of the images, for networks with classes.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The results: .png or .npz.")]
+PictureOption = Annotated[
+    Path | None, typer.Option(help="The side-by-side picture (.png); beside the results, if left out.")
+]
+
+# Where nobody said how many.
+_MOST = 16
+
+
+@edit_app.command()
+def encode(
+    model: ModelArgument,
+    images: ImagesArgument,
+    out: OutOption = Path("latent.npz"),
+    num: NumOption = None,
+    steps: StepsOption = 50,
+    order: OrderOption = 2,
+    exact: Annotated[bool, typer.Option("--exact", help="Invert DDIM's steps by fixed-point iteration.")] = False,
+    iterations: Annotated[int, typer.Option(min=1, help="Of the fixed-point iteration, per step.")] = 5,
+    label: LabelOption = None,
+    picture: PictureOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Map images to noise, deterministically, and tell how well they come back."""
+    pipe, x, labels = _prepared(model, images, out, num, label, device)
+    options: dict[str, Any] = {"steps": steps, "order": order, "exact": exact, "labels": labels}
+    latent = pipe.encode(x, iterations=iterations, **options)
+    back = pipe.decode(latent, **options)
+    error = (back.cpu() - x).square().flatten(1).mean(dim=1).sqrt()
+    typer.echo(f"round-trip error {float(error.mean()):.2e}, at most {float(error.max()):.2e} (RMS, of -1 to 1)")
+    _write(out, latent, kind="latent")
+    _side_by_side(out, picture, [("image", x), ("noise / 3", latent / 3), ("back", back)])
+
+
+@edit_app.command()
+def decode(
+    model: ModelArgument,
+    latents: Annotated[Path, typer.Argument(help="What encode wrote, .npz.")],
+    out: OutOption = Path("decoded.png"),
+    steps: StepsOption = 50,
+    order: OrderOption = 2,
+    exact: Annotated[bool, typer.Option("--exact", help="As encode was told.")] = False,
+    label: LabelOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Map noise that encode wrote back to images."""
+    _check_out(out)
+    import torch
+
+    from fastdiff.files.images import read_arrays
+
+    latent = torch.from_numpy(read_arrays(latents, ["arr_0"])["arr_0"].copy())
+    pipe = load_pipeline(model, device)
+    found = pipe.decode(latent, steps=steps, order=order, exact=exact, labels=_labels(pipe, label, len(latent)))
+    _write(out, found)
+
+
+@edit_app.command()
+def vary(
+    model: ModelArgument,
+    images: ImagesArgument,
+    strength: Annotated[
+        str, typer.Option(help="0 keeps the image, 1 is a fresh sample; several: 0.2,0.5.")
+    ] = "0.2,0.4,0.6,0.8",
+    out: OutOption = Path("varied.png"),
+    num: NumOption = None,
+    sampler: Annotated[str, typer.Option(help="What brings the images back.")] = "ddim",
+    steps: StepsOption = 50,
+    seed: SeedOption = 0,
+    label: LabelOption = None,
+    picture: PictureOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Noise images up to a level and bring them back: variations of them."""
+    shares = _numbers("--strength", strength)
+    pipe, x, labels = _prepared(model, images, out, num, label, device)
+    steps = min(steps, pipe.diffusion.num_timesteps)
+    found = pipe.vary(x, strength=shares, sampler=sampler, steps=steps, seed=seed, labels=labels)
+    _write(out, found.flatten(0, 1))
+    columns = [(f"strength {share:g}", varied) for share, varied in zip(shares, found, strict=True)]
+    _side_by_side(out, picture, [("image", x), *columns])
+
+
+@edit_app.command()
+def interpolate(
+    model: ModelArgument,
+    a: ImagesArgument,
+    b: Annotated[str, typer.Argument(help="As many images, of the other end.")],
+    weight: Annotated[str, typer.Option(help="Of the second image; several: 0.25,0.5,0.75.")] = "0,0.25,0.5,0.75,1",
+    level: Annotated[float, typer.Option(help="Noise level to mix at, a share of the timesteps in [0, 1].")] = 1.0,
+    mode: Annotated[str, typer.Option(help="slerp or linear.")] = "slerp",
+    out: OutOption = Path("interpolated.png"),
+    num: NumOption = None,
+    steps: StepsOption = 50,
+    order: OrderOption = 2,
+    label: LabelOption = None,
+    picture: PictureOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Mix images in the space of their noise."""
+    weights = _numbers("--weight", weight)
+    pipe, first, labels = _prepared(model, a, out, num, label, device)
+    second = _read(pipe, b, num)
+    chosen: Any = mode
+    found = pipe.interpolate(
+        first, second, weight=weights, level=level, mode=chosen, steps=steps, order=order, labels=labels
+    )
+    _write(out, found.flatten(0, 1))
+    columns = [(f"weight {share:g}", mixed) for share, mixed in zip(weights, found, strict=True)]
+    _side_by_side(out, picture, [("first", first), *columns, ("second", second)])
+
+
+@edit_app.command()
+def inpaint(
+    model: ModelArgument,
+    images: ImagesArgument,
+    mask: Annotated[Path | None, typer.Option(help="An image: white is known and kept, black is filled.")] = None,
+    hole: Annotated[str | None, typer.Option(help="What to fill instead: top,left,height,width in pixels.")] = None,
+    out: OutOption = Path("inpainted.png"),
+    num: NumOption = None,
+    steps: StepsOption = 50,
+    jump_length: Annotated[int, typer.Option(min=1, help="RePaint: timesteps in a jump back.")] = 10,
+    jump_repeats: Annotated[int, typer.Option(min=1, help="RePaint: how often each place is sampled.")] = 5,
+    seed: SeedOption = 0,
+    label: LabelOption = None,
+    picture: PictureOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Fill a part of images; the rest stays as it is."""
+    if (mask is None) == (hole is None):
+        raise ValueError("give either --mask or --hole")
+    pipe, x, labels = _prepared(model, images, out, num, label, device)
+    known = _mask(mask, hole, x)
+    found = pipe.inpaint(
+        x,
+        known,
+        steps=min(steps, pipe.diffusion.num_timesteps),
+        jump_length=jump_length,
+        jump_repeats=jump_repeats,
+        seed=seed,
+        labels=labels,
+    )
+    _write(out, found)
+    _side_by_side(out, picture, [("image", x), ("known", x.where(known.bool(), x.new_zeros(()))), ("filled", found)])
+
+
+def _prepared(
+    model: Path, images: str, out: Path, num: int | None, label: int | None, device: str
+) -> tuple[Pipeline, Tensor, Tensor | None]:
+    _check_out(out)
+    pipe = load_pipeline(model, device)
+    x = _read(pipe, images, num)
+    return pipe, x, _labels(pipe, label, len(x))
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() not in (".png", ".npz"):
+        raise ValueError(f"--out takes a .png or a .npz, got {str(out)!r}")
+
+
+def _read(pipe: Pipeline, source: str, num: int | None) -> Tensor:
+    """Images of the model's shape, in [-1, 1]."""
+    import torch
+
+    from fastdiff.files import data
+    from fastdiff.files.images import SUFFIXES, read_image
+
+    channels, height, width = pipe.image_shape
+    grey: Any = channels if channels in (1, 3) else None
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        picture = torch.from_numpy(read_image(path, size=height, channels=grey))[None]
+        x = data.DataScaling().to_model(picture)
+    elif path.is_dir():
+        folder = data.load(source, size=height, channels=grey)
+        x = folder.to_model(folder.images)
+    else:
+        stored = data.load(source, split="test" if source == "digits" else None)
+        x = stored.to_model(stored.images)
+    if tuple(x.shape[1:]) != (channels, height, width):
+        raise ValueError(
+            f"the model's images are {channels}x{height}x{width} (channels x height x width), those of {source} "
+            f"{'x'.join(map(str, x.shape[1:]))}"
+        )
+    return x[: _MOST if num is None else num]
+
+
+def _labels(pipe: Pipeline, label: int | None, num: int) -> Tensor | None:
+    import torch
+
+    if label is None and pipe.unet.config.num_classes is not None:
+        raise ValueError(f"the network has {pipe.unet.config.num_classes} classes: give --label")
+    return None if label is None else torch.full((num,), label)
+
+
+def _mask(path: Path | None, hole: str | None, x: Tensor) -> Tensor:
+    """[H, W] boolean, true where pixels are known."""
+    import torch
+
+    height, width = x.shape[-2:]
+    if hole is not None:
+        numbers = _numbers("--hole", hole)
+        if len(numbers) != 4 or any(number != int(number) or number < 0 for number in numbers):
+            raise ValueError(f"--hole takes top,left,height,width in whole pixels, got {hole!r}")
+        top, left, tall, wide = (int(number) for number in numbers)
+        if tall < 1 or wide < 1 or top + tall > height or left + wide > width:
+            raise ValueError(f"--hole must lie in the image of {height}x{width}, got {hole!r}")
+        known = torch.ones(height, width, dtype=torch.bool)
+        known[top : top + tall, left : left + wide] = False
+        return known
+    from fastdiff.files.images import read_image
+
+    assert path is not None
+    found = torch.from_numpy(read_image(path, channels=1))[0]
+    if tuple(found.shape) != (height, width):
+        raise ValueError(f"the mask must have the images' {height}x{width} pixels, {path} has {list(found.shape)}")
+    return found >= 128
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} takes numbers such as 0.2,0.5, got {text!r}") from None
+
+
+def _write(out: Path, images: Tensor, kind: str = "image") -> None:
+    import numpy as np
+
+    from fastdiff.files.atomic import atomic_file, target_path
+    from fastdiff.files.images import write_grid, write_npz
+
+    images = images.detach().cpu()
+    if out.suffix.lower() == ".png":
+        shown = images / 3 if kind == "latent" else images
+        write_grid(out, shown, scale=1 if len(images) == 1 else None)
+    elif kind == "latent":
+        with atomic_file(target_path(out, ".npz")) as file:
+            np.savez(file, images.numpy())
+    else:
+        write_npz(out, images)
+    typer.echo(str(out))
+
+
+def _side_by_side(out: Path, picture: Path | None, columns: list[tuple[str, Tensor]]) -> None:
+    """One row per image, one column per step of what was done to it."""
+    import torch
+
+    from fastdiff.files.images import write_grid
+
+    path = picture or out.with_name(f"{out.stem}_side_by_side.png")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--picture writes a .png, got {str(path)!r}")
+    tiles = torch.stack([part.detach().cpu().float() for _, part in columns], dim=1).flatten(0, 1)
+    labels = [name for name, _ in columns] * len(columns[0][1])
+    typer.echo(str(write_grid(path, tiles, columns=len(columns), labels=labels)))

@@ -1,0 +1,214 @@
+"""`fastdiff info`: versions and the machine, and tables of presets, schedules, samplers, rows and models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["info_app"]
+
+info_app = typer.Typer(
+    help="Versions and the machine; or presets, schedules, samplers, a sampler's table, a model.",
+    invoke_without_command=True,
+)
+
+
+@info_app.callback()
+def _overview(ctx: typer.Context) -> None:
+    """Versions and the machine, unless a topic is named."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from fastdiff.cli.environment import machine, versions
+
+    table = _table("", "")
+    for name, version in versions().items():
+        table.add_row(name, version or "[dim]not installed[/dim]")
+    found = machine()
+    built = found["extension"]
+    table.add_row("C++ extension", f"built, uses {built}" if built else "not built: the slow reference runs")
+    table.add_row("processor", f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads in use")
+    table.add_row("memory", f"{found['memory_bytes'] / 2**30:.1f} GiB")
+    table.add_row("GPU", ", ".join(found["gpus"]) or "none that PyTorch can use")
+    table.add_row("system", found["system"])
+    _print(table)
+
+
+@info_app.command()
+def presets() -> None:
+    """Networks by name, with their sizes."""
+    from fastdiff.nets.config import PRESETS
+    from fastdiff.nets.unet import num_parameters
+
+    table = _table("name", "parameters", "image", "channels", "blocks", "attention at", "classes")
+    for name, config in PRESETS.items():
+        table.add_row(
+            name,
+            f"{num_parameters(config):,}",
+            f"{config.in_channels}x{config.image_size}x{config.image_size}",
+            f"{config.channels} x ({', '.join(f'{m:g}' for m in config.channel_mult)})",
+            str(config.num_res_blocks),
+            ", ".join(map(str, config.attention_resolutions)),
+            str(config.num_classes or "-"),
+        )
+    _print(table)
+
+
+@info_app.command()
+def schedules(
+    timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Noising steps.")] = 1000,
+) -> None:
+    """Noise schedules by name, with how much noise they begin and end with."""
+    from fastdiff.process.schedule import NoiseSchedule
+
+    table = _table("name", "first beta", "last beta", "first sigma", "last sigma", "half the signal at t")
+    for name in NoiseSchedule.names():
+        made = NoiseSchedule.named(name, timesteps)
+        sigma = made.one_minus_alphas_cumprod**0.5
+        half = int((made.alphas_cumprod >= 0.5).sum())
+        table.add_row(
+            name,
+            f"{made.betas[0]:.3g}",
+            f"{made.betas[-1]:.3g}",
+            f"{sigma[0]:.3g}",
+            f"{sigma[-1]:.6g}",
+            str(half),
+        )
+    _print(table)
+
+
+@info_app.command()
+def samplers() -> None:
+    """Samplers by name: order, network evaluations per step, noise, options, source."""
+    from fastdiff import samplers as builders
+
+    table = _table("name", "what it is", "order", "evaluations", "noise", "options, for --option", "source")
+    for name in builders.names(with_statistics=True):
+        info = builders.describe(name)
+        options = " ".join(f"{key}={value}" for key, value in info.options.items())
+        order = str(info.order) if info.order else "-"
+        noise = "yes" if info.stochastic else "no"
+        table.add_row(name, info.summary, order, str(info.evaluations_per_step), noise, options, info.source)
+    _print(table)
+
+
+@info_app.command(name="table")
+def coefficients(
+    sampler: Annotated[str, typer.Argument(help="Name of the sampler.")],
+    steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 10,
+    schedule: Annotated[str, typer.Option(help="Noise schedule.")] = "linear",
+    timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Noising steps.")] = 1000,
+    prediction: Annotated[str, typer.Option(help="eps, x0, v or score.")] = "eps",
+    variance: Annotated[str, typer.Option(help="fixed_small, fixed_large, learned or learned_range.")] = "fixed_small",
+    option: Annotated[list[str] | None, typer.Option("--option", help="Of the sampler, as name=value.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the coefficients and the levels visited: a .png.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file.")] = None,
+) -> None:
+    """The rows that a sampler executes; `fastdiff.process.table` says what the columns mean."""
+    from fastdiff import samplers as builders
+    from fastdiff.cli.options import key_values
+    from fastdiff.process.diffusion import Diffusion
+    from fastdiff.process.schedule import NoiseSchedule
+
+    kind: Any = prediction
+    spread: Any = variance
+    diffusion = Diffusion(NoiseSchedule.named(schedule, timesteps), kind, spread)
+    table = builders.build(sampler, diffusion, steps, **key_values(option or []))
+    typer.echo(str(table))
+    if json_file is not None:
+        json_file.write_text(table.to_json() + "\n", encoding="utf-8")
+        typer.echo(str(json_file))
+    if figure is not None:
+        from fastdiff.files.figures import plot_table
+
+        typer.echo(str(plot_table(figure, table)))
+
+
+@info_app.command()
+def model(path: Annotated[Path, typer.Argument(help="A model folder, or the folder of a training run.")]) -> None:
+    """What a saved model is."""
+    from fastdiff.files.checkpoint import load_model
+    from fastdiff.nets.config import PRESETS
+
+    loaded = load_model(path)
+    network, diffusion, known = loaded.unet.config, loaded.diffusion, loaded.metadata
+    table = _table("", "")
+    table.add_row("folder", str(known["path"]))
+    table.add_row("weights", f"{known['weights']}, after {known['step']:,} steps")
+    size = sum(parameter.numel() for parameter in loaded.unet.parameters())
+    table.add_row("parameters", f"{size:,}")
+    preset = next((name for name, config in PRESETS.items() if config == network), None)
+    differs = {key: value for key, value in network.to_dict().items() if value != PRESETS["ho-cifar10"].to_dict()[key]}
+    table.add_row("network", preset or ", ".join(f"{key}={value}" for key, value in differs.items()))
+    table.add_row("diffusion", f"{diffusion.schedule}, predicts {diffusion.prediction}, variance {diffusion.variance}")
+    levels = loaded.scaling.levels
+    table.add_row("pixels", f"{levels} values" if levels else "continuous")
+    data = known["data"]
+    if data is not None:
+        shape = "x".join(map(str, data["shape"]))
+        table.add_row("trained on", f"{data['source']}: {data['num_images']:,} images of {shape}")
+    if known["training"] is not None:
+        table.add_row("training", ", ".join(f"{key}={value}" for key, value in known["training"].items()))
+    table.add_row("saved by", ", ".join(f"{key} {value}" for key, value in known["versions"].items()))
+    _print(table)
+
+
+@info_app.command()
+def plan(
+    network: Annotated[str, typer.Argument(help="A preset, a model folder, or the folder of a training run.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+    size: Annotated[int | None, typer.Option(min=1, help="Height and width; the network's own if left out.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Direct convolutions alone.")] = False,
+) -> None:
+    """The instructions that the C++ engine makes of a network, and what each costs on this machine."""
+    from fastdiff.engine import compile as compile_network
+    from fastdiff.engine import engine_peak, matrix_peak, profile
+    from fastdiff.files.checkpoint import load_model
+    from fastdiff.nets.config import PRESETS
+    from fastdiff.nets.unet import UNet
+
+    unet = UNet(PRESETS[network]).eval() if network in PRESETS else load_model(Path(network)).unet
+    side = size or unet.config.image_size
+    compiled = compile_network(unet, precision="strict" if strict else "fast")
+    times = profile(compiled, batch, (side, side))
+    table = _table("", "instruction", "algorithm", "shapes", "GFLOP", "MB", "predicted, ms", "measured, ms")
+    for found in times:
+        table.add_row(
+            str(found.number),
+            found.instruction.op,
+            found.instruction.algorithm if found.instruction.op == "conv" else "",
+            found.description,
+            f"{found.flops / 1e9:,.4f}" if found.flops else "",
+            f"{found.bytes_moved / 1e6:,.2f}",
+            f"{found.predicted_ms:.3f}",
+            f"{found.milliseconds:.3f}",
+        )
+    _print(table)
+    prepared = compiled.prepare(batch, side, side)
+    total, flops = sum(found.milliseconds for found in times), sum(found.flops for found in times)
+    predicted = sum(found.predicted_ms for found in times)
+    memory = [4 * part.numel() / 2**20 for part in (prepared.arena, prepared.scratch, compiled.weights(side, side))]
+    typer.echo(
+        f"{len(times)} instructions, {flops / 1e9:,.2f} GFLOP, {total:,.1f} ms for {batch} images of {side}x{side} "
+        f"({predicted:,.1f} predicted); arena {memory[0]:,.1f} MiB, scratch {memory[1]:,.1f} MiB, weights "
+        f"{memory[2]:,.1f} MiB; products reach {engine_peak() / 1e9:,.0f} GFLOP/s here, and PyTorch's "
+        f"{matrix_peak() / 1e9:,.0f}"
+    )
+
+
+def _table(*headings: str) -> Table:
+    """A table; its last column wraps where the terminal is narrow."""
+    table = Table(box=box.SIMPLE_HEAD if any(headings) else None, pad_edge=False, show_header=any(headings))
+    for number, heading in enumerate(headings, start=1):
+        table.add_column(heading, overflow="fold", no_wrap=number == 1)
+    return table
+
+
+def _print(table: Table) -> None:
+    # Into a file or a pipe, a table is as wide as it likes.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,75 @@
+"""Options that the commands share, and how they are read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+if TYPE_CHECKING:
+    from fastdiff.pipeline import Pipeline
+
+__all__ = ["DeviceOption", "ModelArgument", "WeightsOption", "key_values", "load_pipeline", "read_yaml"]
+
+DeviceOption = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.", show_default=True)
+]
+ModelArgument = Annotated[Path, typer.Argument(help="A model folder, or the folder of a training run.")]
+WeightsOption = Annotated[
+    str | None, typer.Option(help="ema (averaged) or raw; what the model was saved with, if left out.")
+]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also reads 1e-4 as a number and none as no value."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:none|None)$"), list("nN"))
+
+
+def read_yaml(text: str, what: str) -> Any:
+    """The value of a YAML text: plain data, never code.
+
+    Args:
+        text: What to read.
+        what: Where it is from, for the error.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what}: {' '.join(str(error).split())}") from error
+
+
+def key_values(pairs: list[str]) -> dict[str, Any]:
+    """`name=value` texts as options. Numbers, true, false, none and [lists] are read as such, the rest as text.
+
+    Raises:
+        ValueError: a text without "=" or without a name.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"an option is name=value, for example eta=0.5, got {pair!r}")
+        options[name.strip().replace("-", "_")] = read_yaml(text, f"option {name.strip()}")
+    return options
+
+
+def load_pipeline(model: Path, device: str, weights: str | None = None) -> Pipeline:
+    """The model that a command was given. Raises ValueError for a path or a device that does not fit."""
+    from fastdiff.cli.environment import resolve_device
+    from fastdiff.pipeline import Pipeline
+
+    kind: Any = weights
+    return Pipeline.from_pretrained(model, device=resolve_device(device), weights=kind)

@@ -1,0 +1,113 @@
+"""Progress on the terminal: loss, images per second and time left. As bars, or as lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+if TYPE_CHECKING:
+    from fastdiff.training.config import TrainConfig
+    from fastdiff.training.trainer import TrainProgress
+
+__all__ = ["Bars", "duration"]
+
+LINE_SECONDS = 15.0
+"""Between two lines about one thing, where there is no terminal."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 8 s, 2:05, 1:02:05."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Bars:
+    """Progress bars, one below the other; a context.
+
+    Args:
+        console: Where to draw; the standard output when None.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._draws = self._console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self._console,
+            disable=not self._draws,
+            refresh_per_second=4,
+        )
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Draw a last time, and leave the bars on the screen."""
+        self._progress.stop()
+
+    def training(self, name: str, config: TrainConfig, step: int = 0) -> Callable[[TrainProgress], None]:
+        """A bar for `Trainer.run(progress=...)`, which starts at `step`."""
+        update = self._bar(name, config.steps, step)
+        started = time.monotonic()
+
+        def show(progress: TrainProgress) -> None:
+            if progress.step < progress.num_steps:
+                left = f"{duration(progress.seconds_left)} left"
+                speed = progress.images_per_second
+            else:
+                elapsed = time.monotonic() - started
+                left = f"took {duration(elapsed)}"
+                speed = (progress.step - step) * config.batch_size / max(elapsed, 1e-9)
+            update(progress.step, f"loss {progress.loss:.4f}  {speed:,.0f} images/s  {left}")
+
+        return show
+
+    def counting(self, name: str, total: float, unit: str = "images") -> Callable[[float], None]:
+        """A bar for `total` things; call the result with the number done so far, fractions included."""
+        update = self._bar(name, total)
+        started = time.monotonic()
+
+        def show(done: float) -> None:
+            elapsed = max(time.monotonic() - started, 1e-9)
+            speed = done / elapsed
+            left = f"{duration((total - done) / speed)} left" if 0 < done < total else f"took {duration(elapsed)}"
+            update(done, f"{speed:,.{0 if speed >= 10 else 1}f} {unit}/s  {left}" if done else "")
+
+        return show
+
+    def working(self, name: str) -> Callable[[], None]:
+        """A bar for something of unknown length; call the result when it is done."""
+        update = self._bar(name, None)
+        started = time.monotonic()
+        return lambda: update(1, f"took {duration(time.monotonic() - started)}")
+
+    def _bar(self, name: str, total: float | None, done: int = 0) -> Callable[[float, str], None]:
+        task = self._progress.add_task(name, total=total, completed=done, detail="")
+        last_line = time.monotonic()
+
+        def update(done: float, detail: str) -> None:
+            nonlocal last_line
+            finished = total is None or done >= total
+            self._progress.update(task, total=total or 1, completed=done, detail=detail)
+            if not self._draws and (finished or time.monotonic() - last_line >= LINE_SECONDS):
+                last_line = time.monotonic()
+                share = 1.0 if total is None else done / total
+                self._console.print(f"{name:<12} {share:4.0%}  {detail}", highlight=False, soft_wrap=True)
+
+        return update

@@ -1,0 +1,266 @@
+"""`fastdiff train`: settings from presets, a file and flags, put together and checked; then training.
+
+Later sources win: the recipe of the network's preset, the file, the flags. What concerns the images' shape is taken
+from the data unless it is given.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from fastdiff.cli.options import read_yaml
+from fastdiff.nets.config import PRESETS, UNetConfig
+from fastdiff.nets.recipes import RECIPES, Settings, build_diffusion
+from fastdiff.process.checks import check_keys, nearest_name
+from fastdiff.process.diffusion import Diffusion
+
+if TYPE_CHECKING:
+    from fastdiff.files.data import ImageData
+    from fastdiff.training.config import TrainConfig
+
+__all__ = ["SECTIONS", "TrainingPlan", "plan_training", "read_config_file", "train"]
+
+DATA_KEYS = ("source", "split", "size", "channels", "layout", "labels")
+SECTIONS = ("out", "unet", "diffusion", "data", "train")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingPlan:
+    """Everything that a training run needs, checked.
+
+    Attributes:
+        unet: The network's shape.
+        diffusion: What it is trained on.
+        data: The images.
+        train: Settings of the training.
+        out: Run folder; None where it was not given.
+        settings: All of it as plain values; written as YAML, it is a file for `--config`.
+    """
+
+    unet: UNetConfig
+    diffusion: Diffusion
+    data: ImageData
+    train: TrainConfig
+    out: Path | None
+    settings: Settings
+
+    def to_yaml(self) -> str:
+        """The settings as YAML."""
+        return yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+def train(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A .yaml, .yml or .toml file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Of the network; `fastdiff info presets` lists them.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, a folder of images, or a .npz or .npy file.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; a run in it is continued.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps in all.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Of AdamW.")] = None,
+    ema_decay: Annotated[float | None, typer.Option(help="Decay of the averaged weights.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    flip: Annotated[bool | None, typer.Option(help="Mirror half of the images.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order, noise.")] = None,
+    size: Annotated[int | None, typer.Option(help="Crop and resize a folder's images to this.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Of a folder's images: 1 or 3.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Noise schedule; `fastdiff info schedules`.")] = None,
+    timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Noising steps.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="eps, x0, v or score.")] = None,
+    variance: Annotated[str | None, typer.Option(help="fixed_small, fixed_large, learned or learned_range.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting: unet.channels=64. May be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU if there is one.")] = "auto",
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as YAML and leave.")] = False,
+) -> None:
+    """Train a network on images. The same command again continues a run that was stopped."""
+    flags: Settings = {
+        "out": None if out is None else str(out),
+        "unet": {"preset": preset},
+        "diffusion": {
+            "schedule": schedule,
+            "timesteps": timesteps,
+            "prediction": prediction,
+            "variance": variance,
+        },
+        "data": {"source": data, "size": size, "channels": channels},
+        "train": {
+            "steps": steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "ema_decay": ema_decay,
+            "precision": precision,
+            "flip": flip,
+            "seed": seed,
+        },
+    }
+    given = _merged({} if config is None else read_config_file(config), _without_none(flags))
+    for text in setting or []:
+        given = _merged(given, _parsed_setting(text))
+    plan = plan_training(given)
+    if print_config:
+        typer.echo(plan.to_yaml(), nl=False)
+        return
+    if plan.out is None:
+        raise ValueError("training needs a folder to write to: give --out, or the key 'out' in the file")
+    _run(plan, plan.out, device)
+
+
+def read_config_file(path: str | Path) -> Settings:
+    """Settings from a YAML or TOML file; sections and keys are checked later, by `plan_training`.
+
+    Raises:
+        ValueError: the file is missing, has another suffix, cannot be read, or does not hold sections.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".yaml", ".yml", ".toml"):
+        raise ValueError(f"{path}: a configuration is a .yaml, .yml or .toml file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        found = tomllib.loads(text) if path.suffix.lower() == ".toml" else read_yaml(text, str(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected the sections {', '.join(SECTIONS)}, got {type(found).__name__}")
+    return found
+
+
+def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
+    """Put settings together, load the data, and fit the network to it.
+
+    Args:
+        given: Sections "unet", "diffusion", "data" and "train", and "out". "unet" may hold "preset".
+
+    Raises:
+        ValueError: unknown keys (the nearest is suggested), or settings that are missing or do not fit each other.
+    """
+    from fastdiff.training.config import TrainConfig
+
+    given = dict(given)
+    check_keys(given, SECTIONS, "the configuration")
+    sections = {name: _section(given, name) for name in SECTIONS[1:]}
+    check_keys(sections["data"], DATA_KEYS, "section 'data'")
+    preset = sections["unet"].pop("preset", None)
+    if preset is None and not sections["unet"]:
+        preset = "digits" if sections["data"].get("source") == "digits" else "ho-cifar10"
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: {nearest_name(str(preset), PRESETS)}")
+    recipe: Settings = RECIPES.get(preset, {}) if preset is not None else {}
+    network = _merged(recipe.get("unet", {}), sections["unet"])
+    process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
+    training = _merged(recipe.get("train", {}), sections["train"])
+    diffusion, process = build_diffusion(process)
+    images, source = _images(sections["data"])
+    base = PRESETS[preset] if preset is not None else UNetConfig()
+    unet = _network(base, network, images, diffusion)
+    if images.source.startswith("digits"):
+        training.setdefault("flip", False)
+    training.setdefault("loss", "hybrid" if diffusion.learned_variance else "simple")
+    check_keys(training, [field.name for field in fields(TrainConfig)], "section 'train'")
+    if "steps" not in training:
+        raise ValueError("how long to train? give --steps, or the key 'steps' in section 'train'")
+    settings = TrainConfig.from_dict(training)
+    out = given.get("out")
+    plain: Settings = {} if out is None else {"out": str(out)}
+    plain |= {"unet": unet.to_dict(), "diffusion": process, "data": source, "train": settings.to_dict()}
+    return TrainingPlan(unet, diffusion, images, settings, None if out is None else Path(out), plain)
+
+
+def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
+    import torch
+
+    from fastdiff.cli.environment import resolve_device
+    from fastdiff.cli.progress import Bars, duration
+    from fastdiff.nets.unet import UNet
+    from fastdiff.training.trainer import Trainer
+
+    device = resolve_device(device_name)
+    torch.manual_seed(plan.train.seed)
+    unet = UNet(plan.unet).to(device)
+    trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out)
+    size = sum(parameter.numel() for parameter in unet.parameters())
+    typer.echo(f"{plan.data!r}; {size:,} parameters on {device}")
+    if trainer.step:
+        typer.echo(f"going on from step {trainer.step:,} of {plan.train.steps:,}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(plan.to_yaml(), encoding="utf-8")
+    with Bars() as bars:
+        result = trainer.run(progress=bars.training("training", plan.train, trainer.step))
+    for note in result.notes:
+        typer.echo(note)
+    taken = result.step - result.resumed_from
+    typer.echo(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
+    typer.echo(f"next: fastdiff sample {out} --out samples.png")
+
+
+def _images(settings: Settings) -> tuple[ImageData, Settings]:
+    """The images, and the settings that say where they are."""
+    from fastdiff.files.data import load
+
+    if settings.get("source") is None:
+        raise ValueError("what to train on? give --data: digits, a folder of images, or a .npz or .npy file")
+    options = {key: value for key, value in settings.items() if key != "source" and value is not None}
+    source = str(settings["source"])
+    return load(source, **options), {"source": source, **options}
+
+
+def _network(base: UNetConfig, given: Settings, images: ImageData, diffusion: Diffusion) -> UNetConfig:
+    """The network, with channels and size from the data where they are not given."""
+    channels, height, _ = images.shape
+    fields = {**base.to_dict(), **given}
+    fitted: Settings = {
+        "in_channels": channels,
+        "out_channels": diffusion.model_channels(channels),
+        "image_size": height,
+    }
+    fields |= {key: value for key, value in fitted.items() if key not in given}
+    if "attention_resolutions" not in given and "channel_mult" not in given and fields["image_size"] != base.image_size:
+        # At the depth where the preset has it.
+        sizes = [fields["image_size"] >> level for level in range(len(base.channel_mult))]
+        fields["attention_resolutions"] = [sizes[base.level_sizes.index(n)] for n in base.attention_resolutions]
+    return UNetConfig.from_dict(fields)
+
+
+def _section(given: Mapping[str, Any], name: str) -> Settings:
+    section = given.get(name)
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping):
+        raise ValueError(f"section {name!r} must hold keys and values, got {section!r}")
+    return dict(section)
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Settings:
+    """Both, the second winning; sections are merged key by key."""
+    merged = dict(first)
+    for key, value in second.items():
+        before = merged.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping) and key in SECTIONS
+        merged[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _without_none(settings: Settings) -> Settings:
+    kept = {key: _without_none(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    return {key: value for key, value in kept.items() if value is not None and value != {}}
+
+
+def _parsed_setting(text: str) -> Settings:
+    """`section.key=value` as a section with one key; the value is read as YAML."""
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not equals or not dot or not key:
+        raise ValueError(f"--set takes section.key=value, for example unet.channels=64, got {text!r}")
+    return {section: {key: read_yaml(value, f"--set {text}")}}

@@ -1,0 +1,73 @@
+"""Which runner is to be used: what the engine can run, and why not."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fastdiff import ops
+from fastdiff.engine.lower import Unsupported
+from fastdiff.engine.native import NativeNetwork, cached_network
+from fastdiff.nets.model import Model, model_dtype
+from fastdiff.nets.unet import UNet
+
+__all__ = ["RUNNERS", "Runner", "native_network"]
+
+Runner = Literal["auto", "eager", "native"]
+RUNNERS = get_args(Runner)
+
+
+def native_network(
+    model: Model, runner: Runner, x: Tensor, model_kwargs: dict[str, Any], obstacle: str | None = None
+) -> NativeNetwork | None:
+    """The network compiled for the CPU, or None where the eager runner is to be used.
+
+    Args:
+        model: What is to be sampled.
+        runner: See `fastdiff.sample`.
+        x: The state.
+        model_kwargs: Passed to the model.
+        obstacle: What else is asked of the run that the engine has no part for, as a sentence; None for nothing.
+
+    Raises:
+        ValueError: runner "native", and the engine cannot run this.
+        RuntimeError: runner "native" without the C++ extension.
+    """
+    if runner == "eager":
+        return None
+    compiled = model if isinstance(model, NativeNetwork) else None
+    unet = model if compiled is None else compiled.unet
+    reason = None
+    if not isinstance(unet, UNet):
+        reason = f"it runs a fastdiff.UNet, got {type(model).__name__}"
+    elif x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 4:
+        reason = f"it runs float32 images [B, C, H, W] on the CPU, got {x.dtype} {list(x.shape)} on {x.device}"
+    elif model_dtype(unet, torch.float32) != torch.float32 or torch.is_autocast_enabled("cpu"):
+        reason = "it computes in float32: no other type of weights, and no autocast"
+    elif obstacle is not None:
+        reason = obstacle
+    elif surplus := set(model_kwargs) - {"y"}:
+        reason = f"it passes y to the model and nothing else, got {sorted(surplus)}"
+    elif not ops.has_extension():
+        if runner == "native":
+            raise RuntimeError(f"runner 'native' needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
+        return None
+    if reason is None:
+        assert isinstance(unet, UNet)
+        UNet._check_inputs(unet, x, torch.zeros(len(x), dtype=torch.int64, device=x.device), model_kwargs.get("y"))
+        try:
+            network = cached_network(unet) if compiled is None else compiled
+            # Once for a run there is time to look at every weight.
+            network.check(thorough=True)
+            return network
+        except Unsupported as error:
+            if runner == "auto":
+                warnings.warn(f"the slower eager runner is used: {error}", RuntimeWarning, stacklevel=3)
+                return None
+            reason = str(error)
+    if runner == "native":
+        raise ValueError(f"runner 'native' cannot run this: {reason}; use 'auto' or 'eager'")
+    return None

@@ -1,0 +1,129 @@
+"""Files and folders that appear whole or not at all: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["atomic_file", "atomic_folder", "atomic_path", "delete_folder", "remove_stale", "target_path", "write_text"]
+
+
+def target_path(path: str | Path, suffix: str) -> Path:
+    """`path`, once it is known to be writable as a file: right suffix, no folder in its place, parents made."""
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path}: the name must end in {suffix}")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a file name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{path.parent}: cannot be made a folder, a file is in the way") from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
+    """Another name beside `path`, whose file is moved there when the block ends without an error.
+
+    Args:
+        path: Where the file is to appear; its folder is made.
+        sync: Have the file on the disk before it appears.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_name(target)
+    try:
+        yield partial
+        if sync:
+            _sync(partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    if sync:
+        _sync(target.parent)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to, which appears at `path` when the block ends without an error; see `atomic_path`."""
+    # "x": nothing that lies there already, a link least of all, is written to.
+    with atomic_path(path, sync=sync) as partial, partial.open("xb") as file:
+        yield file
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file (UTF-8), whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+    return Path(path)
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which is synced and appears as `folder` when the block ends without an error.
+
+    A kill leaves a folder that `remove_stale` finds.
+
+    Raises:
+        OSError: `folder` exists and is not empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(folder.parent, glob.escape(folder.name))
+    partial = _partial_name(folder)
+    partial.mkdir()
+    try:
+        yield partial
+        for path in sorted(partial.rglob("*")):
+            _sync(path)
+        _sync(partial)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(folder.parent)
+
+
+def delete_folder(folder: Path) -> None:
+    """Rename, then delete, so that no part of a folder is ever seen under its name."""
+    partial = _partial_name(folder)
+    folder.rename(partial)
+    shutil.rmtree(partial)
+
+
+def remove_stale(parent: Path, pattern: str) -> None:
+    """Delete what a killed process left of folders of these names."""
+    for path in parent.glob(f".{pattern}.*.partial"):
+        found = re.search(r"\.(\d+)(?:\.[0-9a-f]+)?\.partial$", path.name)
+        if found and (int(found[1]) == os.getpid() or not _is_running(int(found[1]))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _partial_name(path: Path) -> Path:
+    """A name beside `path` that says whose it is, and that nobody can have guessed."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,469 @@
+"""Models and training checkpoints on disk: JSON and safetensors, never pickle.
+
+A model folder holds `config.json` (the network, the process, the scaling of the data, what the weights are) and
+`model.safetensors`, the weights one samples with. A run folder holds `checkpoints/step_00001000/` and so on: model
+folders that hold `training.safetensors` as well, from which training goes on.
+
+A folder is written under another name beside its place, synced to the disk, and renamed; older checkpoints go only
+after that. Whatever happens in between, a full disk or a kill, the checkpoints before it stay whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastdiff.files.atomic import atomic_folder, delete_folder, remove_stale
+from fastdiff.files.data import DataScaling
+from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.unet import UNet
+from fastdiff.process.checks import check_keys
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.version import __version__
+
+__all__ = [
+    "CONFIG_FILE",
+    "FORMAT_VERSION",
+    "MODEL_FILE",
+    "TRAINING_FILE",
+    "DescribedModel",
+    "LoadedModel",
+    "WeightKind",
+    "latest_checkpoint",
+    "list_checkpoints",
+    "load_model",
+    "load_tensors",
+    "read_config",
+    "save_checkpoint",
+    "save_described",
+    "save_model",
+]
+
+WeightKind = Literal["ema", "raw"]
+
+FORMAT = "fastdiff"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+TRAINING_FILE = "training.safetensors"
+CHECKPOINTS = "checkpoints"
+RAW_PREFIX = "raw."
+
+_KEYS = ("format", "format_version", "unet", "diffusion", "scaling", "weights", "step", "training", "data", "versions")
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_MAX_LISTED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """What `load_model` gives.
+
+    Attributes:
+        unet: In evaluation mode.
+        diffusion: What it was trained on.
+        scaling: How its data's values map to [-1, 1].
+        metadata: "path", "weights" (which were loaded), "step", "training" and "data" (None outside of training) and
+            "versions".
+    """
+
+    unet: UNet
+    diffusion: Diffusion
+    scaling: DataScaling
+    metadata: dict[str, Any]
+
+
+class DescribedModel(Protocol):
+    """A network with all that is known of it, as `LoadedModel` and `fastdiff.Pipeline` are."""
+
+    unet: UNet
+    diffusion: Diffusion
+    scaling: DataScaling
+    metadata: dict[str, Any]
+
+
+def save_described(folder: str | Path, model: DescribedModel) -> Path:
+    """Write a model folder with what the metadata say; see `save_model`."""
+    known = model.metadata
+    return save_model(
+        folder,
+        model.unet,
+        model.diffusion,
+        model.scaling,
+        weights="ema" if known.get("weights") == "ema" else "raw",
+        step=known.get("step") or 0,
+        training=known.get("training"),
+        data=known.get("data"),
+    )
+
+
+def save_model(
+    folder: str | Path,
+    unet: UNet,
+    diffusion: Diffusion,
+    scaling: DataScaling,
+    *,
+    weights: WeightKind = "raw",
+    step: int = 0,
+    tensors: Mapping[str, Tensor] | None = None,
+    training: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    training_tensors: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write a model folder, all of it or nothing.
+
+    Args:
+        folder: Must not exist, or be empty; nothing is overwritten.
+        unet: The network.
+        diffusion: What it was trained on.
+        scaling: Of its data.
+        weights: What the weights are: an average ("ema") or those that were trained ("raw").
+        step: Training steps taken.
+        tensors: Weights to write in place of the network's own, by the same names.
+        training: Settings of the training, for JSON.
+        data: A description of the data, for JSON.
+        training_tensors: Contents of `training.safetensors`; None for no such file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder holds something, or `tensors` are not the network's.
+        RuntimeError: it could not be written; nothing of it is left behind.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already and nothing is overwritten: choose another name")
+    if weights not in get_args(WeightKind):
+        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    own = unet.state_dict()
+    tensors = own if tensors is None else tensors
+    _check_fit("the given tensors", own, {name: list(value.shape) for name, value in tensors.items()})
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "unet": unet.config.to_dict(),
+        "diffusion": diffusion.to_dict(),
+        "scaling": scaling.to_dict(),
+        "weights": weights,
+        "step": step,
+        "training": None if training is None else dict(training),
+        "data": None if data is None else dict(data),
+        "versions": _versions(),
+    }
+    files = {MODEL_FILE: tensors}
+    if training_tensors is not None:
+        files[TRAINING_FILE] = training_tensors
+    try:
+        _write_folder(folder, config, files)
+    except (OSError, SafetensorError) as error:
+        raise RuntimeError(f"could not save the model to {folder}: {_reason(error)}") from error
+    return folder
+
+
+def save_checkpoint(
+    run_folder: str | Path,
+    unet: UNet,
+    diffusion: Diffusion,
+    scaling: DataScaling,
+    *,
+    step: int,
+    ema: Mapping[str, Tensor],
+    training: Mapping[str, Any],
+    data: Mapping[str, Any],
+    training_tensors: Mapping[str, Tensor],
+    keep: int = 2,
+) -> Path:
+    """Write `checkpoints/step_XXXXXXXX` of a run folder, then delete older checkpoints.
+
+    One process at a time may write to a run folder. A complete checkpoint of that step is left as it is.
+
+    Args:
+        run_folder: Made where it does not exist.
+        unet: The network; its configuration is written, its weights are those in `ema` and `training_tensors`.
+        diffusion: What it is trained on.
+        scaling: Of the data.
+        step: Training steps taken, in [0, 10^8).
+        ema: The averaged weights, for `model.safetensors`.
+        training: Settings of the training.
+        data: A description of the data.
+        training_tensors: What training needs to go on; the trained weights under "raw." and their names.
+        keep: Checkpoints to keep, this one included.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        RuntimeError: it could not be written. The message names the checkpoint that is left.
+    """
+    folder = Path(run_folder) / CHECKPOINTS / f"step_{step:08d}"
+    if _fault(folder) is None:
+        return folder
+    try:
+        remove_stale(folder.parent, "step_*")
+        if folder.exists():
+            delete_folder(folder)
+        save_model(
+            folder,
+            unet,
+            diffusion,
+            scaling,
+            weights="ema",
+            step=step,
+            tensors=ema,
+            training=training,
+            data=data,
+            training_tensors=training_tensors,
+        )
+    except (OSError, RuntimeError) as error:
+        reason = _reason(error.__cause__ or error)
+        previous = latest_checkpoint(run_folder)
+        left = f"the previous checkpoint {previous} is intact" if previous else "there is no earlier checkpoint"
+        raise RuntimeError(f"could not save checkpoint to {folder}: {reason}; {left}") from error
+    older = [path for number, path in list_checkpoints(run_folder) if number < step]
+    for path in older[: max(0, len(older) - (keep - 1))]:
+        try:
+            delete_folder(path)
+        except OSError as error:
+            warnings.warn(f"could not delete the old checkpoint {path}: {_reason(error)}", stacklevel=2)
+    return folder
+
+
+def load_model(
+    path: str | Path, *, device: torch.device | str = "cpu", weights: WeightKind | None = None
+) -> LoadedModel:
+    """Read a model folder, or the newest complete checkpoint of a run folder.
+
+    Args:
+        path: The folder.
+        device: Where the network goes.
+        weights: "ema" or "raw", which must be there. None takes `model.safetensors`, whichever of them it holds: the
+            average, in a checkpoint. Checkpoints have both.
+
+    Returns:
+        The network, in float32 and in evaluation mode, with all that is needed to sample from it.
+
+    Raises:
+        ValueError: the path does not exist or is not ours, a file is missing, damaged or of another format version,
+            the weights do not fit the configuration, or `weights` are not there.
+    """
+    folder = _model_folder(Path(path))
+    config = read_config(folder)
+    file, prefix, kind = _weights_file(folder, config, weights)
+    where = folder / CONFIG_FILE
+    with _naming(where):
+        unet_config = UNetConfig.from_dict(config["unet"])
+        diffusion = Diffusion.from_dict(config["diffusion"])
+        scaling = DataScaling.from_dict(config["scaling"])
+        # On the meta device nothing is initialised: the caller's random state stays as it is.
+        with torch.device("meta"):
+            unet = UNet(unet_config)
+    unet.to_empty(device=device)
+    load_tensors(file, unet.state_dict(), prefix=prefix)
+    metadata = {"path": str(folder), "weights": kind}
+    metadata |= {key: config[key] for key in ("step", "training", "data", "versions")}
+    return LoadedModel(unet.eval(), diffusion, scaling, metadata)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The contents of a model folder's `config.json`, checked for format, version and keys.
+
+    Raises:
+        ValueError: the file is missing, not JSON, not ours, of another version, or has unknown or missing keys.
+    """
+    path = Path(folder) / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {_reason(error)}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON, perhaps cut short: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f'{path} was not written by fastdiff: it has no "format": "{FORMAT}"')
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r}, and this fastdiff reads version {FORMAT_VERSION}: "
+            "use the fastdiff that wrote it, or a newer one"
+        )
+    with _naming(path):
+        check_keys(config, _KEYS, "the configuration of a model")
+        missing = [key for key in _KEYS if key not in config]
+        if missing:
+            raise ValueError(f"missing keys: {', '.join(missing)}")
+        if config["weights"] not in get_args(WeightKind):
+            raise ValueError(f"weights must be 'ema' or 'raw', got {config['weights']!r}")
+        if type(config["step"]) is not int or config["step"] < 0:
+            raise ValueError(f"step must be a whole number of at least 0, got {config['step']!r}")
+    return config
+
+
+@torch.no_grad()
+def load_tensors(path: str | Path, targets: Mapping[str, Tensor], *, prefix: str = "") -> None:
+    """Copy a safetensors file into existing tensors, which keep their types, layouts and devices.
+
+    Args:
+        path: The file.
+        targets: Tensors by name; the file must hold exactly these, with these shapes.
+        prefix: Of the names in the file; others are left alone.
+
+    Raises:
+        ValueError: the file is missing, damaged or truncated, or names or shapes differ; the first few are listed.
+    """
+    with _opened(Path(path)) as file:
+        shapes = {
+            name.removeprefix(prefix): file.get_slice(name).get_shape()
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith(prefix)
+        }
+        _check_fit(str(path), targets, shapes)
+        for name, target in targets.items():
+            target.copy_(file.get_tensor(prefix + name))
+
+
+def list_checkpoints(run_folder: str | Path) -> list[tuple[int, Path]]:
+    """Step and folder of each checkpoint of a run, complete or not, oldest first."""
+    found = []
+    for path in Path(run_folder, CHECKPOINTS).glob("step_*"):
+        match = re.fullmatch(r"step_(\d+)", path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def latest_checkpoint(run_folder: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None.
+
+    A checkpoint is complete unless something outside of fastdiff damaged it. One that is not is passed over with a
+    warning.
+    """
+    for _, path in reversed(list_checkpoints(run_folder)):
+        fault = _fault(path)
+        if fault is None:
+            return path
+        warnings.warn(f"passing over an incomplete checkpoint: {fault}", stacklevel=2)
+    return None
+
+
+def _fault(folder: Path) -> str | None:
+    """What keeps a checkpoint from being loaded, by its configuration and the files' headers and lengths."""
+    try:
+        read_config(folder)
+        for name in (MODEL_FILE, TRAINING_FILE):
+            with _opened(folder / name):
+                pass
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _model_folder(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if path.is_file():
+        if path.suffix in _PICKLES:
+            raise ValueError(
+                f"{path} is not a model folder, and only safetensors are read here: opening a {path.suffix} file can "
+                "run code that is hidden in it; convert it first"
+            )
+        raise ValueError(f"{path} is a file; give the folder that holds {CONFIG_FILE} and {MODEL_FILE}")
+    if (path / CONFIG_FILE).is_file():
+        return path
+    if (path / CHECKPOINTS).is_dir():
+        newest = latest_checkpoint(path)
+        if newest is None:
+            raise ValueError(f"the training run {path} has no complete checkpoint yet")
+        return newest
+    message = f"{path} is not a fastdiff model folder: {CONFIG_FILE} is missing"
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        message += f"; it holds {pickles[0]}, but only safetensors are read here: convert it first"
+    raise ValueError(message)
+
+
+def _weights_file(folder: Path, config: dict[str, Any], weights: WeightKind | None) -> tuple[Path, str, WeightKind]:
+    """The file that holds the weights asked for, the prefix of their names in it, and what they are."""
+    has = config["weights"]
+    if weights is None or weights == has:
+        return folder / MODEL_FILE, "", has
+    if weights == "raw" and (folder / TRAINING_FILE).is_file():
+        return folder / TRAINING_FILE, RAW_PREFIX, "raw"
+    if weights not in get_args(WeightKind):
+        raise ValueError(f"weights must be 'ema', 'raw' or None, got {weights!r}")
+    raise ValueError(
+        f"{folder} holds {has!r} weights only, got weights={weights!r}; leave it out to take what is there"
+    )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name in front of what is wrong with its contents."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        # The header is read and held to the file's length here.
+        file = safe_open(path, framework="pt")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {_reason(error)}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or damaged: {error}") from error
+    with file as tensors:
+        yield tensors
+
+
+def _check_fit(what: str, targets: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> None:
+    wrong = [f"{name} is missing" for name in targets if name not in shapes]
+    wrong += [f"{name} is not of this network" for name in shapes if name not in targets]
+    wrong += [
+        f"{name} is {shapes[name]} where {list(target.shape)} is expected"
+        for name, target in targets.items()
+        if name in shapes and list(shapes[name]) != list(target.shape)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - _MAX_LISTED} more" if len(wrong) > _MAX_LISTED else ""
+        raise ValueError(f"{what} does not fit the configuration: {'; '.join(wrong[:_MAX_LISTED])}{more}")
+
+
+def _versions() -> dict[str, str]:
+    return {"fastdiff": __version__, "torch": str(torch.__version__)}
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, without the wrapping of Python or of safetensors."""
+    text = str(getattr(error, "strerror", None) or error)
+    match = re.search(r"I/O error: (.+) \(os error \d+\)", text)
+    return match[1] if match else text
+
+
+def _write_folder(folder: Path, config: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write a folder whole or not at all."""
+    with atomic_folder(folder) as partial:
+        # One key per line: the betas of a schedule would fill a thousand.
+        lines = ",\n".join(
+            f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in config.items()
+        )
+        path = partial / CONFIG_FILE
+        path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+        # safetensors makes files that only their owner may read.
+        mode = path.stat().st_mode & 0o777
+        for name, tensors in files.items():
+            path = partial / name
+            # With more than one entry, the order of the metadata, and so the file, would change from run to run.
+            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path, {"format": "pt"})
+            path.chmod(mode)

@@ -1,0 +1,504 @@
+"""Images to train on: the bundled digits, a folder of pictures, or a NumPy file; and the order they are visited in.
+
+Everything is held in memory, as stored (uint8 or float32, NCHW), and goes to the model's [-1, 1] one batch at a time.
+The order of the data and the flips are pure functions of (seed, step): a resumed run sees what it would have seen.
+"""
+
+import difflib
+import functools
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastdiff.files.images import (
+    as_nchw,
+    check_read_options,
+    list_images,
+    read_arrays,
+    read_image,
+    round_to_levels,
+    to_uint8,
+)
+
+__all__ = [
+    "DataScaling",
+    "ImageData",
+    "batch_indices",
+    "digits",
+    "flip_mask",
+    "load",
+    "load_array",
+    "load_folder",
+    "to_uint8",
+]
+
+MAX_LISTED = 5
+"""Unreadable images named in one error."""
+
+# The second half of the Philox key: permutations count up from 2^63, flips from 2^62, so no two streams meet.
+_EPOCH_KEY = 2**63
+_FLIP_KEY = 2**62
+
+
+@dataclass(frozen=True)
+class DataScaling:
+    """How stored values map to the model's [-1, 1].
+
+    A discrete value v in 0..levels-1 maps to 2 v / (levels - 1) - 1. Continuous data is already in [-1, 1].
+
+    Attributes:
+        levels: Number of values, 2 to 65536: 256 for 8-bit pictures, 17 for the digits; None for continuous data.
+
+    Raises:
+        ValueError: levels out of range.
+        TypeError: levels neither an int nor None.
+    """
+
+    levels: int | None = 256
+
+    def __post_init__(self) -> None:
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int | None):
+            raise TypeError(f"levels must be an int or None, got {self.levels!r}")
+        if self.levels is not None and not 2 <= self.levels <= 65536:
+            raise ValueError(f"levels must be in 2..65536, got {self.levels}")
+
+    def to_dict(self) -> dict[str, int | None]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, int | None]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: An unknown or a missing key, or a value out of range.
+            TypeError: A value of the wrong type.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+                raise ValueError(f"unknown key {key!r} in data scaling: did you mean {close[0]!r}?")
+        if len(values) < len(known):
+            raise ValueError(f"data scaling needs the keys {known}, got {sorted(values)}")
+        return cls(**values)
+
+    def to_model(self, values: Tensor) -> Tensor:
+        """Stored values to float32 in [-1, 1], correctly rounded.
+
+        Args:
+            values: Any shape. Integers in 0..levels-1, or floats in [-1, 1] for continuous data.
+        Raises:
+            TypeError: Floats for discrete data, or integers for continuous data.
+            ValueError: An integer outside 0..levels-1.
+        """
+        if self.levels is None:
+            if not values.is_floating_point():
+                raise TypeError(f"continuous data must be float, got {values.dtype}")
+            return values.to(torch.float32)
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise TypeError(f"data with {self.levels} levels must be integers, got {values.dtype}")
+        # 256 levels of uint8 cannot be out of range: the common case pays for no check.
+        if values.numel() and not (values.dtype == torch.uint8 and self.levels >= 256):
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high >= self.levels:
+                raise ValueError(f"values must be in 0..{self.levels - 1}, got {low}..{high}")
+        # The numerator is an exact integer, so the division is the only rounding.
+        return (values.to(torch.float32) * 2 - (self.levels - 1)) / (self.levels - 1)
+
+    def to_values(self, x: Tensor) -> Tensor:
+        """Model space to the nearest stored value; inverse of `to_model` on its range.
+
+        Args:
+            x: Floats of any shape. Outside [-1, 1] they are clamped; infinities too.
+
+        Returns:
+            Integers in 0..levels-1: uint8 up to 256 levels, int64 above.
+
+        Raises:
+            TypeError: x is not float.
+            ValueError: x has a NaN, or the data is continuous and has no integer values.
+        """
+        if self.levels is None:
+            raise ValueError("continuous data (levels=None) has no integer values; use to_uint8 for pictures")
+        return round_to_levels(x, self.levels)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageData:
+    """A set of images of one size, in memory.
+
+    The types and shapes are checked here; that float values are finite and in [-1, 1], by the loaders.
+
+    Attributes:
+        images: [N, C, H, W], uint8 in 0..levels-1, or float32 in [-1, 1] for continuous data.
+        labels: int64 [N], classes counted from 0; None without classes.
+        scaling: How stored values map to [-1, 1].
+        source: Where the images came from, for people and for a checkpoint's metadata.
+        label_names: Name of each class (sub-folder, digit), index = label; None when there are none.
+
+    Raises:
+        ValueError: Wrong shapes, or levels that do not fit the type.
+        TypeError: Wrong types.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    scaling: DataScaling
+    source: str
+    label_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4:
+            raise ValueError(f"images must be [N, C, H, W], got shape {list(self.images.shape)}")
+        if self.images.dtype not in (torch.uint8, torch.float32):
+            raise TypeError(f"images must be uint8 or float32, got {self.images.dtype}")
+        levels = self.scaling.levels
+        if self.images.dtype == torch.uint8 and (levels is None or levels > 256):
+            raise ValueError(f"uint8 images need levels in 2..256, got {levels}")
+        if self.images.dtype == torch.float32 and levels is not None:
+            raise ValueError(f"float32 images are continuous and need levels=None, got {levels}")
+        if self.labels is not None:
+            if self.labels.dtype != torch.int64:
+                raise TypeError(f"labels must be int64, got {self.labels.dtype}")
+            if self.labels.shape != self.images.shape[:1]:
+                raise ValueError(f"labels must be [{len(self)}], one per image, got shape {list(self.labels.shape)}")
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        kind = "continuous" if self.scaling.levels is None else f"{self.scaling.levels} levels"
+        labels = "no labels" if self.labels is None else "labels"
+        return f"ImageData({len(self)} images of {shape}, {kind}, {labels}, source={self.source!r})"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Self:
+        """The images at `indices`, in that order, with their labels.
+
+        Args:
+            indices: Integers in 0..N-1, one dimension; repeats allowed.
+
+        Raises:
+            TypeError: indices are not integers (a boolean mask is not a list of indices).
+            ValueError: indices are not one-dimensional.
+            IndexError: An index outside 0..N-1.
+        """
+        index = torch.as_tensor(indices, device=self.images.device)
+        if index.numel() == 0:
+            index = index.to(torch.int64)
+        if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+            raise TypeError(f"indices must be integers, got {index.dtype}")
+        if index.ndim != 1:
+            raise ValueError(f"indices must have one dimension, got shape {list(index.shape)}")
+        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= len(self)):
+            raise IndexError(f"indices must be in 0..{len(self) - 1}, got {int(index.min())}..{int(index.max())}")
+        index = index.to(torch.int64)
+        labels = None if self.labels is None else self.labels[index]
+        return type(self)(self.images[index], labels, self.scaling, self.source, self.label_names)
+
+    def to_model(self, images: Tensor) -> Tensor:
+        """Images as stored here to the model's float32 in [-1, 1]; see `DataScaling.to_model`."""
+        return self.scaling.to_model(images)
+
+
+def digits(split: Literal["train", "test", "all"] = "train") -> ImageData:
+    """scikit-learn's bundled handwritten digits: 1,797 images of 8x8, values 0..16. Needs no download.
+
+    A fixed fifth is held out: sort the images by class, keeping their order in the data within a class; every fifth
+    of that list, starting with the first, is a test image (360, 35 to 37 per class), the others train (1,437). No
+    random numbers are involved. Both parts keep the order of the data.
+
+    The data are the test set of UCI optdigits: 13 writers, as it seems one after the other, with no mark of who wrote
+    what. A rule of every fifth therefore puts the same writers in both parts: a test score says how well new images
+    of *known* writers are modelled, and is likely to flatter the model as to new ones.
+
+    Args:
+        split: "train", "test" or "all".
+
+    Returns:
+        uint8 [N, 1, 8, 8] in 0..16 (17 levels), labels 0..9.
+
+    Raises:
+        ValueError: An unknown split.
+        RuntimeError: scikit-learn is not installed.
+    """
+    if split not in ("train", "test", "all"):
+        raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise RuntimeError(
+            f'the digits come with scikit-learn, which cannot be imported ({error}): pip install "fastdiff-ddpm[demo]"'
+        ) from error
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images.astype(np.uint8)[:, None])
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    data = ImageData(images, labels, DataScaling(17), f"digits/{split}", tuple("0123456789"))
+    if split == "all":
+        return data
+    held_out = torch.zeros(len(data), dtype=torch.bool)
+    held_out[torch.argsort(labels, stable=True)[::5]] = True
+    return data.take(torch.nonzero(held_out if split == "test" else ~held_out).flatten())
+
+
+def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[1, 3] | None = None) -> ImageData:
+    """Every image in a folder and its sub-folders, sorted by path.
+
+    Names that start with a dot are skipped. Links are followed, each folder once. `images.read_image` says what
+    becomes of palettes, transparency, EXIF orientation, animations and 16-bit files.
+
+    Labels are the indices of the first-level sub-folders, sorted by name, counting those that hold images. They are
+    None unless every image lies in a sub-folder.
+
+    Args:
+        path: The folder.
+        size: Side of the result in pixels: each image is resized and its central square cut out. None keeps the
+            pixels as they are and asks for images of one size.
+        channels: 1 for grey (ITU-R 601 luma), 3 for RGB. None gives 1 if every image is stored as grey, else 3.
+
+    Returns:
+        uint8 [N, C, H, W], 256 levels.
+
+    Raises:
+        ValueError: The folder is missing, empty or not a folder; an image cannot be read (up to 5 are named); sizes
+            differ and `size` is None; size or channels out of range.
+    """
+    root = Path(path)
+    check_read_options(size, channels)
+    files = list_images(root)
+    images: NDArray[np.uint8] | None = None
+    first = files[0]
+    unreadable: list[str] = []
+    for index, file in enumerate(files):
+        try:
+            pixels = read_image(root / file, size=size, channels=channels)
+        except ValueError as error:
+            unreadable.append(str(error))
+            if len(unreadable) == MAX_LISTED:
+                break
+            continue
+        if images is None:
+            images, first = np.empty((len(files), *pixels.shape), np.uint8), file
+        if pixels.shape[1:] != images.shape[2:]:
+            sizes = [f"{array.shape[-1]}x{array.shape[-2]}" for array in (images, pixels)]
+            raise ValueError(
+                f"images in {root} must have one size, got {first} of {sizes[0]} and {file} of {sizes[1]} pixels: "
+                "pass size=, say size=64, to crop and resize them all"
+            )
+        if pixels.shape[0] > images.shape[1]:
+            images = np.repeat(images, 3, axis=1)
+        images[index] = pixels
+    if unreadable or images is None:
+        more = ", and maybe more" if len(unreadable) == MAX_LISTED else ""
+        listed = "\n  ".join(unreadable)
+        raise ValueError(f"{len(unreadable)} images in {root} cannot be used{more}; repair or remove:\n  {listed}")
+    names: tuple[str, ...] | None = None
+    labels = None
+    if all(len(file.parts) > 1 for file in files):
+        names = tuple(sorted({file.parts[0] for file in files}))
+        number = {name: index for index, name in enumerate(names)}
+        labels = torch.tensor([number[file.parts[0]] for file in files])
+    return ImageData(torch.from_numpy(images), labels, DataScaling(256), str(path), names)
+
+
+def load_array(
+    path: str | Path, *, layout: Literal["NHWC", "NCHW"] | None = None, labels: str | Path | None = None
+) -> ImageData:
+    """Images from a .npz or .npy file. Pickled objects are never loaded.
+
+    Args:
+        path: A .npy file, or a .npz with the images under "arr_0" or "images" and, if there are labels, those under
+            "arr_1" or "labels". Images are [N, H, W] (grey), [N, H, W, C] or [N, C, H, W] with C 1 or 3: uint8 in
+            0..255, or float in [-1, 1].
+        layout: Which of the two four-dimensional layouts it is. Needed only where the shape allows both.
+        labels: A .npy file of labels, used instead of those in `path`.
+
+    Returns:
+        uint8 (256 levels) or float32 (continuous), [N, C, H, W].
+
+    Raises:
+        ValueError: The file is missing, damaged, foreign or holds pickled objects; a key is missing; the shape, the
+            type or the values are not the above; the labels are not N integers from 0 up.
+
+    Warns:
+        UserWarning: Float data without a negative value, which may be [0, 1] data that nobody mapped to [-1, 1].
+    """
+    path = Path(path)
+    arrays = read_arrays(path, ("arr_0", "images", "arr_1", "labels"))
+    array = arrays.get("arr_0", arrays.get("images"))
+    if array is None:
+        raise ValueError(f"{path}: images must be under the key 'arr_0' or 'images', got only {', '.join(arrays)}")
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ValueError(f"{path}: images must be uint8 in 0..255 or float in [-1, 1], got {array.dtype}")
+    pixels = as_nchw(array, layout, path=path)
+    if array.dtype != np.uint8:
+        _check_unit_range(path, array)
+    kept = np.uint8 if array.dtype == np.uint8 else np.float32
+    # A copy in any case: a .npy is read through a memory map, which must not outlive this call.
+    images = torch.from_numpy(np.array(pixels, dtype=kept, order="C", copy=True))
+    if labels is not None:
+        path_labels = Path(labels)
+        found = read_arrays(path_labels, ("arr_0",)).get("arr_0")
+    else:
+        path_labels, found = path, arrays.get("arr_1", arrays.get("labels"))
+    scaling = DataScaling(256 if array.dtype == np.uint8 else None)
+    tensor = None if found is None else _as_labels(path_labels, found, len(images))
+    return ImageData(images, tensor, scaling, str(path))
+
+
+def _check_unit_range(path: Path, array: NDArray[Any]) -> None:
+    """Raises unless all values are finite and in [-1, 1]; `array` is as stored, so that positions mean something."""
+    finite = np.isfinite(array)
+    num_bad = array.size - int(np.count_nonzero(finite))
+    if num_bad:
+        where = [int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape)]
+        raise ValueError(f"{path}: {num_bad} of {array.size} values are NaN or infinite, the first at index {where}")
+    low, high = float(array.min()), float(array.max())
+    if low < -1 or high > 1:
+        raise ValueError(
+            f"{path}: float images must be in [-1, 1], got {low:g}..{high:g}: store 0..255 as uint8, or map and clip "
+            "the values to [-1, 1]"
+        )
+    if low >= 0:
+        warnings.warn(
+            f"{path}: float images without a negative value ({low:g}..{high:g}); if they are in [0, 1], store 2*x - 1",
+            stacklevel=3,
+        )
+
+
+def _as_labels(path: Path, array: NDArray[Any], num_images: int) -> Tensor:
+    """Labels as int64 [num_images]."""
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{path}: labels must be integers, got {array.dtype}")
+    if array.shape != (num_images,):
+        raise ValueError(f"{path}: labels must be [{num_images}], one per image, got shape {list(array.shape)}")
+    labels = torch.from_numpy(array.astype(np.int64))
+    if int(labels.min()) < 0:
+        raise ValueError(f"{path}: labels must count from 0, got {int(labels.min())}")
+    return labels
+
+
+def load(
+    source: str | Path,
+    *,
+    split: Literal["train", "test", "all"] | None = None,
+    size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    layout: Literal["NHWC", "NCHW"] | None = None,
+    labels: str | Path | None = None,
+) -> ImageData:
+    """Images from any source this module reads.
+
+    Args:
+        source: "digits", a folder of images (a folder of that name: "./digits"), or a .npz or .npy file.
+        split: Digits only, see `digits`; None is "train".
+        size: Folders only, see `load_folder`.
+        channels: Folders only.
+        layout: Arrays only, see `load_array`.
+        labels: Arrays only.
+
+    Raises:
+        ValueError: None of these, an option that does not belong to the source, or the source's own errors.
+        RuntimeError: The digits without scikit-learn.
+    """
+    options = {"split": split, "size": size, "channels": channels, "layout": layout, "labels": labels}
+
+    def accept(kind: str, *names: str) -> None:
+        for name, value in options.items():
+            if value is not None and name not in names:
+                raise ValueError(f"{kind} takes no {name}= (got {value!r}); it takes {', '.join(names)}")
+
+    if source == "digits":
+        accept("the source 'digits'", "split")
+        return digits(split or "train")
+    path = Path(source)
+    if path.is_dir() and source != "":
+        accept("a folder", "size", "channels")
+        return load_folder(path, size=size, channels=channels)
+    if path.is_file() and path.suffix.lower() in (".npz", ".npy"):
+        accept("a NumPy file", "layout", "labels")
+        return load_array(path, layout=layout, labels=labels)
+    what = "is not one of them" if path.exists() else "does not exist"
+    raise ValueError(f"a source is 'digits', a folder of images, or a .npz or .npy file; {str(source)!r} {what}")
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    key = np.array([seed, _EPOCH_KEY + epoch], dtype=np.uint64)
+    order = np.random.Generator(np.random.Philox(key=key)).permutation(num_images)
+    order.setflags(write=False)
+    return order
+
+
+def batch_indices(num_images: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Which images make up the batch of a step: a pure function of its arguments.
+
+    Each epoch visits every image once, in an order of its own. Batches run on across the end of an epoch, so every
+    batch is full; with batch_size = B, step s takes the places s B to s B + B - 1 of all epochs laid end to end.
+
+    The order of an epoch is NumPy's `Generator.permutation` on Philox4x64-10 with key (seed, 2^63 + epoch).
+
+    Args:
+        num_images: Images in the set, at least 1.
+        batch_size: At least 1; may exceed num_images.
+        step: From 0. Steps may be asked for in any order.
+        seed: Any integer, taken modulo 2^64.
+
+    Returns:
+        int64 [batch_size], values in 0..num_images-1.
+
+    Raises:
+        ValueError: num_images or batch_size below 1, or step below 0.
+    """
+    if num_images < 1 or batch_size < 1 or step < 0:
+        raise ValueError(
+            "num_images and batch_size must be at least 1 and step at least 0, got "
+            f"num_images={num_images}, batch_size={batch_size}, step={step}"
+        )
+    seed, step = operator.index(seed) % 2**64, operator.index(step)
+    parts = []
+    place, stop = step * batch_size, (step + 1) * batch_size
+    while place < stop:
+        epoch, offset = divmod(place, num_images)
+        part = _permutation(num_images, seed, epoch)[offset : offset + stop - place]
+        parts.append(part)
+        place += len(part)
+    return np.concatenate(parts)
+
+
+def flip_mask(batch_size: int, step: int, seed: int) -> NDArray[np.bool_]:
+    """Which images of a step's batch to mirror left to right, each with probability 1/2.
+
+    A pure function of (seed, step, position): the mask of a smaller batch is the beginning of that of a larger one.
+    Bit 63 of the outputs of Philox4x64-10 with key (seed, 2^62 + step).
+
+    Args:
+        batch_size: At least 0.
+        step: From 0, below 2^62.
+        seed: Any integer, taken modulo 2^64.
+
+    Returns:
+        bool [batch_size].
+
+    Raises:
+        ValueError: batch_size or step out of range.
+    """
+    if batch_size < 0 or not 0 <= step < _FLIP_KEY:
+        raise ValueError(f"batch_size and step must be at least 0, got batch_size={batch_size}, step={step}")
+    key = np.array([operator.index(seed) % 2**64, _FLIP_KEY + operator.index(step)], dtype=np.uint64)
+    return np.random.Philox(key=key).random_raw(batch_size) >= np.uint64(2**63)

@@ -1,0 +1,400 @@
+"""Pictures on disk: read image files and NumPy files, write grids, folders of images and NumPy archives.
+
+In memory, pictures are uint8 0..255 or float in [-1, 1], [N, C, H, W] with C 1 (grey) or 3 (RGB). Files are written
+under another name and moved into place, so that a reader never sees half of one.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from fastdiff.files.atomic import atomic_file, target_path
+
+__all__ = [
+    "SUFFIXES",
+    "as_nchw",
+    "check_read_options",
+    "list_images",
+    "read_arrays",
+    "read_image",
+    "round_to_levels",
+    "to_uint8",
+    "write_grid",
+    "write_images",
+    "write_npz",
+]
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""File names taken as images, in any case."""
+
+TILE_PIXELS = 64
+"""Side that small images are enlarged to in a grid."""
+
+
+def round_to_levels(x: Tensor, levels: int) -> Tensor:
+    """The nearest of `levels` equally spaced values from -1 to 1, counted from 0.
+
+    Args:
+        x: Floats of any shape. Outside [-1, 1] they are clamped; infinities too.
+        levels: 2 to 65536.
+
+    Returns:
+        Integers in 0..levels-1: uint8 up to 256 levels, int64 above.
+
+    Raises:
+        TypeError: x is not float.
+        ValueError: x has a NaN.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"x must be float in [-1, 1], got {x.dtype}")
+    x = x.detach()
+    num_nan = int(torch.isnan(x).sum())
+    if num_nan:
+        raise ValueError(f"x must be numbers in [-1, 1], got {num_nan} NaN among {x.numel()} values")
+    wide = x if x.dtype == torch.float64 else x.to(torch.float32)
+    top = levels - 1
+    return torch.round((wide + 1) * (top / 2)).clamp(0, top).to(torch.uint8 if levels <= 256 else torch.int64)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Floats in [-1, 1] to picture values 0..255, rounded to the nearest and clamped.
+
+    The inverse of `DataScaling(256).to_model`. OpenAI's code truncates instead of rounding.
+
+    Args:
+        x: Floats of any shape.
+
+    Returns:
+        uint8, same shape.
+
+    Raises:
+        TypeError: x is not float.
+        ValueError: x has a NaN.
+    """
+    return round_to_levels(x, 256)
+
+
+def read_image(
+    path: str | Path, *, size: int | None = None, channels: Literal[1, 3] | None = None
+) -> NDArray[np.uint8]:
+    """One image file.
+
+    - EXIF orientation is applied. Of an animation or a multi-page file, the first frame is taken.
+    - Transparent pixels are laid over white. An opaque alpha channel changes nothing.
+    - Palette, CMYK, YCbCr and HSV become RGB, by Pillow's formulas: ICC profiles are not applied.
+    - More than 8 bits per channel are refused: how to scale them to 8 would be a guess.
+
+    Args:
+        path: The file.
+        size: Side of the result in pixels. The image is shrunk or enlarged until its short side fits, and the central
+            square is cut out, as in OpenAI's guided-diffusion: halved with BOX while the short side is at least twice
+            `size`, then BICUBIC. None keeps the pixels as they are.
+        channels: 1 for grey (ITU-R 601 luma), 3 for RGB. None gives 1 if the file stores grey, else 3.
+
+    Returns:
+        uint8 [C, H, W].
+
+    Raises:
+        ValueError: The file cannot be read or has more than 8 bits per channel; size or channels out of range.
+    """
+    check_read_options(size, channels)
+    try:
+        with Image.open(path) as file:
+            if _is_deep(file):
+                raise ValueError(
+                    f"more than 8 bits per channel (mode {file.mode}): convert it to 8 bits, or store float32 in "
+                    "[-1, 1] as .npy"
+                )
+            grey = channels == 1 or (channels is None and file.mode in ("1", "L", "LA"))
+            picture = ImageOps.exif_transpose(file)
+        if "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = picture.convert("L" if grey else "RGB")
+        if size is not None:
+            picture = _center_crop(picture, size)
+    # Pillow's decoders raise a dozen types on damaged files: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        if isinstance(error, UnidentifiedImageError):
+            raise ValueError(f"{path}: not an image") from error
+        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or str(error) or repr(error)}") from error
+    pixels = np.array(picture)
+    return pixels[None] if grey else pixels.transpose(2, 0, 1)
+
+
+def check_read_options(size: int | None, channels: int | None) -> None:
+    """Raises ValueError unless `size` and `channels` are what `read_image` takes."""
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"size must be a whole number of pixels, at least 1, got {size!r}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
+
+
+def _is_deep(file: Image.Image) -> bool:
+    """Whether an image that is open but not yet decoded has more than 8 bits per channel."""
+    # Pillow cuts 16-bit colour to 8 bits without a word; the decoder's raw mode, such as "RGB;16B", is the only trace.
+    # "BGR;16" is 16 bits for all three channels.
+    raw_modes = [str(tile[3]).replace("BGR;16", "") for tile in getattr(file, "tile", [])]
+    return file.mode[0] in "IF" or any(";16" in raw_mode for raw_mode in raw_modes)
+
+
+def _center_crop(picture: Image.Image, size: int) -> Image.Image:
+    """The central square, `size` pixels a side. Source: guided_diffusion/image_datasets.py, center_crop_arr."""
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return picture.crop((left, top, left + size, top + size))
+
+
+def list_images(root: Path) -> list[Path]:
+    """Image files in a folder and its sub-folders: relative paths, sorted, at least one.
+
+    Names that start with a dot are skipped. Links are followed, each folder once.
+
+    Raises:
+        ValueError: The folder is missing, cannot be listed, is not a folder or holds no image.
+    """
+    if not root.exists():
+        raise ValueError(f"{root}: no such folder")
+    if not root.is_dir():
+        raise ValueError(f"{root}: not a folder; a .npz or .npy file is read by load_array")
+
+    def fail(error: OSError) -> None:
+        raise ValueError(f"cannot list {error.filename}: {error.strerror}") from error
+
+    files: list[Path] = []
+    num_other = 0
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
+        real = os.path.realpath(folder)
+        subfolders[:] = [] if real in seen else sorted(name for name in subfolders if not name.startswith("."))
+        if real in seen:
+            continue
+        seen.add(real)
+        images = [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        num_other += len(names) - len(images)
+        files.extend(Path(folder, name).relative_to(root) for name in images)
+    if not files:
+        raise ValueError(
+            f"{root}: no images in it or its sub-folders; looked for {' '.join(SUFFIXES)}, saw {num_other} other files"
+        )
+    return sorted(files, key=Path.as_posix)
+
+
+def read_arrays(path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays among `wanted` that a .npz holds; a .npy is "arr_0", memory-mapped. Nothing is ever unpickled.
+
+    Raises:
+        ValueError: The file is missing, damaged, foreign, holds pickled objects or none of the wanted keys.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic != b"\x93NUMPY" and magic[:4] not in (b"PK\x03\x04", b"PK\x05\x06"):
+        raise ValueError(f"{path}: not a NumPy .npy or .npz file (or an empty one)")
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"arr_0": loaded}
+        with loaded:
+            keys = list(loaded.files)
+            arrays = {key: loaded[key] for key in keys if key in wanted}
+    # A damaged file surfaces as ValueError, OSError, EOFError, KeyError, BadZipFile, zlib.error, MemoryError, ...
+    except Exception as error:
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
+            raise ValueError(
+                f"{path}: holds pickled Python objects, which can run code and are never loaded; save a plain array, "
+                "say of type uint8"
+            ) from error
+        raise ValueError(f"{path}: damaged, cannot be read as a NumPy file ({error})") from error
+    if not arrays:
+        raise ValueError(f"{path}: none of the keys {', '.join(wanted)} is there, only {', '.join(keys) or 'nothing'}")
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{path}: {key} is not a NumPy array")
+    return arrays
+
+
+def as_nchw(array: NDArray[Any], layout: str | None, *, path: Path) -> NDArray[Any]:
+    """A view of [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, C, H, W], with C 1 or 3.
+
+    Raises:
+        ValueError: An empty array, another shape, or one that allows both layouts while `layout` is None. The message
+            starts with `path`.
+    """
+    if layout not in (None, "NHWC", "NCHW"):
+        raise ValueError(f"layout must be 'NHWC', 'NCHW' or None, got {layout!r}")
+    shape = list(array.shape)
+    if array.ndim not in (3, 4):
+        raise ValueError(f"{path}: images must be [N, H, W], [N, H, W, C] or [N, C, H, W], got shape {shape}")
+    if array.size == 0:
+        raise ValueError(f"{path}: empty, shape {shape}")
+    if array.ndim == 3:
+        return array[:, None]
+    possible = [name for name in ("NHWC", "NCHW") if shape[name.index("C")] in (1, 3)]
+    if layout is None and len(possible) == 2:
+        raise ValueError(f'{path}: shape {shape} may be NHWC or NCHW: pass layout="NHWC" or layout="NCHW"')
+    chosen = layout or (possible[0] if possible else None)
+    if chosen not in possible:
+        where = f"as {layout}" if layout else "as NHWC or as NCHW"
+        raise ValueError(f"{path}: shape {shape} has no 1 or 3 channels read {where}")
+    return array.transpose(0, 3, 1, 2) if chosen == "NHWC" else array
+
+
+def write_grid(
+    path: str | Path,
+    images: Tensor,
+    *,
+    columns: int | None = None,
+    scale: int | None = None,
+    labels: Sequence[object] | Tensor | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write a PNG with all images in rows, each enlarged so that a person can see its pixels.
+
+    Parent folders are made. Characters outside Latin-1 in texts are printed as "?".
+
+    Args:
+        path: File to write, ending in .png.
+        images: [N, 1 or 3, H, W], uint8 as 0..255 or float in [-1, 1] (clamped). Stored data with fewer levels, such
+            as the digits, goes through `ImageData.to_model` first.
+        columns: Images in a row, at least 1. None makes the grid about square.
+        scale: Pixels a side for each pixel, at least 1. None brings the longer side to 64, or keeps larger images.
+        labels: A short text below each image, N of them.
+        title: A line above the grid.
+
+    Returns:
+        `path`.
+
+    Raises:
+        TypeError: images is neither uint8 nor float.
+        ValueError: A bad shape, no images, a NaN, a wrong number of labels, columns or scale below 1, another suffix.
+    """
+    pixels = _as_pictures(images)
+    num_images, height, width = pixels.shape[:3]
+    if columns is None:
+        columns = math.ceil(math.sqrt(num_images))
+    if scale is None:
+        scale = max(1, TILE_PIXELS // max(height, width))
+    if columns < 1 or scale < 1:
+        raise ValueError(f"columns and scale must be at least 1, got columns={columns}, scale={scale}")
+    columns = min(columns, num_images)
+    texts = None if labels is None else [_one_line(label) for label in _as_list(labels)]
+    if texts is not None and len(texts) != num_images:
+        raise ValueError(f"labels must be one per image, got {len(texts)} for {num_images} images")
+
+    font = ImageFont.load_default()
+    # One height for all texts, with room for letters that reach below the line.
+    line_height = math.ceil(font.getbbox("Ag")[3]) + 2
+    tile_width, tile_height = width * scale, height * scale
+    pad = max(2, min(tile_width, tile_height) // 16)
+    cell_width = max([tile_width] + [math.ceil(font.getlength(text)) for text in texts or ()])
+    cell_height = tile_height + (0 if texts is None else line_height)
+    heading = "" if title is None else _one_line(title)
+    top = pad + (line_height if heading else 0)
+    rows = math.ceil(num_images / columns)
+    canvas_width = max(columns * (cell_width + pad), math.ceil(font.getlength(heading)) + pad) + pad
+    canvas = Image.new("RGB", (canvas_width, rows * (cell_height + pad) + top), "white")
+    draw = ImageDraw.Draw(canvas)
+    if heading:
+        draw.text((pad, pad // 2), heading, fill="black", font=font)
+    for index in range(num_images):
+        row, column = divmod(index, columns)
+        left, upper = pad + column * (cell_width + pad), top + row * (cell_height + pad)
+        tile = Image.fromarray(pixels[index]).resize((tile_width, tile_height), Image.Resampling.NEAREST)
+        canvas.paste(tile, (left + (cell_width - tile_width) // 2, upper))
+        if texts is not None:
+            middle = left + (cell_width - font.getlength(texts[index])) / 2
+            draw.text((middle, upper + tile_height), texts[index], fill="black", font=font)
+    target = target_path(path, ".png")
+    with atomic_file(target) as file:
+        canvas.save(file, format="PNG")
+    return target
+
+
+def write_images(folder: str | Path, images: Tensor, *, start: int = 0) -> list[Path]:
+    """Write each image as a PNG of its own: 000000.png, 000001.png, ... The folder is made.
+
+    Args:
+        folder: Where to.
+        images: [N, 1 or 3, H, W], uint8 as 0..255 or float in [-1, 1] (clamped).
+        start: Number of the first, from 0.
+
+    Returns:
+        The N paths.
+
+    Raises:
+        TypeError: images is neither uint8 nor float.
+        ValueError: A bad shape, no images, a NaN, or start below 0.
+    """
+    if start < 0:
+        raise ValueError(f"start must be at least 0, got {start}")
+    pixels = _as_pictures(images)
+    paths = [target_path(Path(folder, f"{start + index:06d}.png"), ".png") for index in range(len(pixels))]
+    for path, picture in zip(paths, pixels, strict=True):
+        with atomic_file(path) as file:
+            # Grey stays grey: the file then reads back with one channel.
+            Image.fromarray(picture if images.shape[1] == 3 else picture[:, :, 0]).save(file, format="PNG")
+    return paths
+
+
+def write_npz(path: str | Path, images: Tensor, labels: Tensor | None = None) -> Path:
+    """Write an archive as OpenAI's evaluation reads it: arr_0 uint8 [N, H, W, C], and arr_1 int64 [N] if labelled.
+
+    Args:
+        path: File to write, ending in .npz. Parent folders are made.
+        images: [N, 1 or 3, H, W], uint8 as 0..255 or float in [-1, 1] (clamped).
+        labels: Integers [N].
+
+    Returns:
+        `path`.
+
+    Raises:
+        TypeError: images is neither uint8 nor float, or labels are not integers.
+        ValueError: A bad shape, no images, a NaN, another suffix.
+    """
+    pixels = _as_pictures(images)
+    arrays = [pixels if images.shape[1] == 3 else pixels[..., :1]]
+    if labels is not None:
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"labels must be integers, got {labels.dtype}")
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must be [{len(images)}], one per image, got shape {list(labels.shape)}")
+        arrays.append(labels.detach().cpu().numpy().astype(np.int64))
+    target = target_path(path, ".npz")
+    with atomic_file(target) as file:
+        np.savez(file, *map(np.ascontiguousarray, arrays))
+    return target
+
+
+def _as_pictures(images: Tensor) -> NDArray[np.uint8]:
+    """uint8 RGB [N, H, W, 3] on the host; grey is repeated, without a copy."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+        hint = "; for a single image pass images[None]" if images.ndim == 3 else ""
+        raise ValueError(f"images must be [N, 1 or 3, H, W] and not empty, got shape {list(images.shape)}{hint}")
+    if images.is_floating_point():
+        images = to_uint8(images)
+    elif images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 or float in [-1, 1], got {images.dtype}")
+    pixels: NDArray[np.uint8] = images.detach().cpu().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    return pixels
+
+
+def _as_list(labels: Sequence[object] | Tensor) -> list[object]:
+    return labels.tolist() if isinstance(labels, Tensor) else list(labels)
+
+
+def _one_line(text: object) -> str:
+    """Text that Pillow's default font can draw, whichever of its two it is."""
+    return " ".join(str(text).split()).encode("latin-1", "replace").decode("latin-1")

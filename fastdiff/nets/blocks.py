@@ -1,0 +1,301 @@
+"""The modules that `fastdiff.nets.unet` is made of, flat, so that the engine can lower them one by one."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiff import ops
+from fastdiff.nets.config import DownsamplePadding, TimeEmbedding
+from fastdiff.tensors import QkvLayout, split_qkv
+
+__all__ = [
+    "AttentionBlock",
+    "Block",
+    "Conv3x3",
+    "Downsample",
+    "Dropout",
+    "GroupNormAct",
+    "ResBlock",
+    "Resample",
+    "Upsample",
+    "timestep_embedding",
+]
+
+Resample = Literal["none", "down", "up"]
+
+
+def timestep_embedding(t: Tensor, channels: int, kind: TimeEmbedding, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sinusoidal embedding of the time.
+
+    Args:
+        t: Times [B], integer or floating, in network timesteps.
+        channels: Length of the embedding, even.
+        kind: "sin_cos" (Ho): sin(t * w_i) for i = 0 ... half - 1, then cos(t * w_i), half = channels / 2, with
+            w_i = exp(-log(1e4) * i / (half - 1)). "cos_sin" (OpenAI): cosines first, w_i = exp(-log(1e4) * i / half).
+        dtype: Type of the arithmetic and the result. At t = 1000 float32 is good to about 1e-4; the published
+            networks were trained with exactly these roundings, so it is the default.
+
+    Returns:
+        Embedding [B, channels].
+
+    Source: Vaswani et al. (2017), arXiv:1706.03762, section 3.5, as changed by Ho (2020) and OpenAI (2021).
+    """
+    half = channels // 2
+    steps = half - 1 if kind == "sin_cos" else half
+    exponent = -math.log(1e4) * torch.arange(half, dtype=dtype, device=t.device) / steps
+    angles = t.to(dtype)[:, None] * torch.exp(exponent)[None, :]
+    pair = (angles.sin(), angles.cos()) if kind == "sin_cos" else (angles.cos(), angles.sin())
+    return torch.cat(pair, dim=1)
+
+
+class GroupNormAct(nn.Module):
+    """Group norm, then an optional scale and shift per sample and channel, then an optional SiLU.
+
+    y = act(((h - mean) / sqrt(var + eps) * weight + bias) * (1 + scale) + shift), h = x + added, mean and (biased)
+    variance over the pixels and channels of a group. All of it is computed in float32 at least and rounded once, to the
+    type of x. It is the op `group_norm_act`, which has no second derivative; float64 has one. Parameters: weight [C],
+    bias [C].
+
+    Source: Wu, He (2018), arXiv:1803.08494; the scale and shift: Nichol, Dhariwal (2021), arXiv:2102.09672, appendix A.
+    """
+
+    def __init__(self, channels: int, groups: int, eps: float, *, act: bool = True) -> None:
+        super().__init__()
+        self.groups = groups
+        self.eps = eps
+        self.act = act
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, added: Tensor | None = None
+    ) -> Tensor:
+        """Normalise x [B, C, H, W]; scale, shift and added are [B, C].
+
+        Raises:
+            ValueError: Only one of scale and shift is given.
+        """
+        if (scale is None) != (shift is None):
+            raise ValueError("scale and shift must be given together, got one of them; pass both or neither")
+        if x.dtype != torch.float64 and (x.device.type == "cuda" or (x.device.type == "cpu" and ops.has_extension())):
+            return ops.group_norm_act(
+                x,
+                self.weight,
+                self.bias,
+                self.groups,
+                eps=self.eps,
+                act=self.act,
+                scale=scale,
+                shift=shift,
+                added_time=added,
+            )
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        h = x.to(dtype)
+        if added is not None:
+            h = h + added.to(dtype)[:, :, None, None]
+        if x.device.type == "cpu":
+            # ATen's channels_last kernel takes the variance as E[x^2] - E[x]^2: in float32 it is off by 6e-4 where the
+            # mean is ten deviations from zero, and useless at a thousand. A group norm ignores a constant, and so
+            # does its gradient, so one is subtracted first.
+            h = h - self._group_mean(h.detach())
+        # torch.group_norm, since F.group_norm refuses a single value per group and takes it in a larger batch.
+        h = torch.group_norm(h, self.groups, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+        if scale is not None and shift is not None:
+            h = h * (1 + scale.to(dtype)[:, :, None, None]) + shift.to(dtype)[:, :, None, None]
+        if self.act:
+            h = F.silu(h)
+        return h.to(x.dtype)
+
+    def _group_mean(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        size = channels // self.groups
+        mean = x.mean(dim=(2, 3)).view(x.shape[0], self.groups, size, 1, 1).mean(dim=2, keepdim=True)
+        return mean.expand(-1, -1, size, 1, 1).reshape(x.shape[0], channels, 1, 1)
+
+    def extra_repr(self) -> str:
+        """Settings for printing."""
+        return f"{self.weight.shape[0]}, groups={self.groups}, eps={self.eps}, act={self.act}"
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution of stride 1 that keeps the size. In training it is the op `conv3x3`.
+
+    Parameters: weight [C_out, C_in, 3, 3], bias [C_out].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] to [B, C_out, H, W]."""
+        if self.training and torch.is_grad_enabled():
+            return ops.conv3x3(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose mask, on the CPU, is drawn by the op `dropout` from a seed of PyTorch's generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x's shape."""
+        if not self.training or self.p == 0 or x.device.type != "cpu" or not ops.has_extension():
+            return super().forward(x)
+        return ops.dropout(x, self.p, torch.empty(1, dtype=torch.int64).random_())
+
+
+class Downsample(nn.Module):
+    """Half the resolution: a 3x3 convolution of stride 2, or the average of 2x2 pixels.
+
+    Parameters: conv.weight [C, C, 3, 3], conv.bias [C], or none.
+    """
+
+    def __init__(self, channels: int, *, use_conv: bool, padding: DownsamplePadding) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = None
+        if use_conv:
+            self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if padding == "symmetric" else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, H/2, W/2]."""
+        if self.conv is None:
+            return F.avg_pool2d(x, 2)
+        if self.padding == "asymmetric":
+            x = F.pad(x, (0, 1, 0, 1))
+        y: Tensor = self.conv(x)
+        return y
+
+
+class Upsample(nn.Module):
+    """Twice the resolution by repeating pixels, then an optional 3x3 convolution.
+
+    Parameters: conv.weight [C, C, 3, 3], conv.bias [C], or none.
+    """
+
+    def __init__(self, channels: int, *, use_conv: bool) -> None:
+        super().__init__()
+        self.conv = Conv3x3(channels, channels) if use_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 2H, 2W]."""
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if self.conv is None:
+            return x
+        y: Tensor = self.conv(x)
+        return y
+
+
+class ResBlock(nn.Module):
+    """Residual block that is told the time: x + conv(act(norm(conv(act(norm(x))) + e))), e a projection of the time.
+
+    With `scale_shift`, e enters the second norm as scale and shift instead of being added before it. With `resample`
+    "down" or "up", both branches change resolution without parameters, the inner one between its norm and its
+    convolution (ADM, after BigGAN).
+
+    Parameters: norm1 [C_in], conv1 [C, C_in, 3, 3], emb_proj [C or 2C, E], norm2 [C], conv2 [C, C, 3, 3], and
+    skip [C, C_in, 1, 1] where C differs from C_in.
+
+    Source: Ho (2020), arXiv:2006.11239, appendix B; Dhariwal, Nichol (2021), arXiv:2105.05233, section 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        dropout: float,
+        scale_shift: bool,
+        resample: Resample = "none",
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.resample = resample
+        self.norm1 = GroupNormAct(in_channels, groups, eps)
+        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.emb_proj = nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
+        self.norm2 = GroupNormAct(out_channels, groups, eps)
+        self.dropout = Dropout(dropout)
+        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: Features [B, C_in, H, W].
+            emb: Embedding [B, E] with its SiLU already applied, as `UNet.embed` gives it.
+
+        Returns:
+            Features [B, C, H', W'] with H' = H, H/2 or 2H.
+        """
+        h = self.norm1(x)
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            h, x = (F.interpolate(a, scale_factor=2.0, mode="nearest") for a in (h, x))
+        h = self.conv1(h)
+        emb = self.emb_proj(emb)
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)
+            h = self.norm2(h, scale, shift)
+        else:
+            h = self.norm2(h, added=emb)
+        h = self.conv2(self.dropout(h))
+        y: Tensor = self.skip(x) + h
+        return y
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention between all pixels: x + proj(softmax(q k^T / sqrt(d)) v), d channels per head.
+
+    It is the op `attention`, which reads q, k and v in the packed result of one linear layer. The d^-1/2 acts as d^-1/4
+    on q and on k where scores are stored, and on float32 accumulators in the fused kernels, so float16 cannot overflow;
+    the softmax is in float32 or wider in either case. The fused kernels have no second derivative: where one is wanted,
+    run under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, on a GPU with heads of at most 256 channels.
+
+    Parameters: norm [C], qkv [3C, C] with rows in the order of `layout`, proj [C, C].
+
+    Source: Ho (2020), arXiv:2006.11239, appendix B; heads: Nichol, Dhariwal (2021), arXiv:2102.09672, appendix A.
+    """
+
+    def __init__(self, channels: int, num_heads: int, *, groups: int, eps: float, layout: QkvLayout) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.layout = layout
+        self.norm = GroupNormAct(channels, groups, eps, act=False)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the packed [B, N, 3C] as q, k and v, each [B, heads, N, d].
+
+        Given row numbers, [1, 1, 3C], it tells where each row of q, k and v lies in the packed weight.
+        """
+        return split_qkv(qkv, self.num_heads, self.layout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same shape."""
+        batch, channels, height, width = x.shape
+        # In channels_last the tokens are a view: no copy on the way in or out.
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        h = self.proj(ops.attention(self.qkv(tokens), self.num_heads, layout=self.layout))
+        y: Tensor = x + h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return y
+
+
+class Block(nn.ModuleList):
+    """Layers that run one after the other; those that want the embedding get it."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Features [B, C, H, W] and activated embedding [B, E] to features."""
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x

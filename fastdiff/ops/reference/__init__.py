@@ -1,0 +1,1 @@
+"""The oracle: every op in plain PyTorch, a file for each, to be read and not timed."""

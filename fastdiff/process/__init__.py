@@ -1,0 +1,1 @@
+"""The process: noise schedules, what a network predicts, coefficient tables, the noise contract. NumPy alone."""

@@ -1,0 +1,168 @@
+"""Diffusion: what a network was trained on. NumPy float64; importing this module does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdiff.process.checks import check_keys, nearest_name
+from fastdiff.process.schedule import Array, NoiseSchedule
+
+Prediction = Literal["eps", "x0", "v", "score"]
+Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A noise schedule, and what the network's output means.
+
+    Attributes:
+        schedule: The forward process.
+        prediction: What the network predicts. With x_t = alpha x_0 + sigma eps, alpha^2 = abar_t and
+            sigma^2 = 1 - abar_t: "eps" the noise; "x0" the image; "v" = alpha eps - sigma x_0 (Salimans and Ho 2022,
+            arXiv:2202.00512); "score" = -eps / sigma, the gradient of log q(x_t).
+        variance: Variance of the reverse step. "fixed_small" is that of q(x_{t-1} | x_t, x_0), "fixed_large" is
+            beta_t (Ho 2020, section 3.2); "learned": the second half of the output channels is the log-variance;
+            "learned_range": it interpolates, from -1 to 1, between the logs of the two fixed ones (Nichol and
+            Dhariwal 2021, eq. 15).
+
+    Raises:
+        ValueError: unknown prediction or variance.
+    """
+
+    schedule: NoiseSchedule
+    prediction: Prediction = "eps"
+    variance: Variance = "fixed_small"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, NoiseSchedule):
+            raise TypeError(f"schedule must be a NoiseSchedule, got {type(self.schedule).__name__}")
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(
+                f"unknown prediction {self.prediction!r}: {nearest_name(str(self.prediction), get_args(Prediction))}"
+            )
+        if self.variance not in get_args(Variance):
+            raise ValueError(
+                f"unknown variance {self.variance!r}: {nearest_name(str(self.variance), get_args(Variance))}"
+            )
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of noising steps."""
+        return len(self.schedule)
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network gives 2C channels, the second half of them for the variance."""
+        return self.variance in ("learned", "learned_range")
+
+    def model_channels(self, channels: int) -> int:
+        """Output channels that a network for images of `channels` channels must have."""
+        return 2 * channels if self.learned_variance else channels
+
+    def respace(self, spec: str | int | Iterable[int]) -> Diffusion:
+        """The process on a subset of the timesteps; see `NoiseSchedule.respace`."""
+        return Diffusion(self.schedule.respace(spec), self.prediction, self.variance)
+
+    def subset(self, indices: Iterable[int]) -> Diffusion:
+        """The process on the given steps; see `NoiseSchedule.subset`."""
+        return Diffusion(self.schedule.subset(indices), self.prediction, self.variance)
+
+    def x0_coefficients(self) -> tuple[Array, Array]:
+        """Arrays (px, pm) of length T with x_0 = px x_t + pm m for the network's output m; see `x0_coefficients`."""
+        return x0_coefficients(self.prediction, *self.signal_noise())
+
+    def eps_coefficients(self) -> tuple[Array, Array]:
+        """Arrays (ex, em) of length T with eps = ex x_t + em m for the network's output m."""
+        return eps_coefficients(self.prediction, *self.signal_noise())
+
+    def signal_noise(self) -> tuple[Array, Array]:
+        """Arrays (alpha, sigma) of length T with x_t = alpha x_0 + sigma eps."""
+        return np.sqrt(self.schedule.alphas_cumprod), np.sqrt(self.schedule.one_minus_alphas_cumprod)
+
+    def noising_table(self) -> npt.NDArray[np.float64]:
+        """Coefficients of the `diffuse` op, [T, 4]: x_t = c0 x_0 + c1 z and target = c2 x_0 + c3 z."""
+        alpha, sigma = self.signal_noise()
+        zero, one = np.zeros_like(alpha), np.ones_like(alpha)
+        target = {"eps": (zero, one), "x0": (one, zero), "v": (-sigma, alpha), "score": (zero, -1 / sigma)}
+        return np.stack([alpha, sigma, *target[self.prediction]], axis=1)
+
+    def posterior_table(self) -> npt.NDArray[np.float64]:
+        """Coefficients of the `posterior_mean` op, [T, 4]: x_0 = c2 x_t + c3 m, clipped, and mean = c0 x_0 + c1 x_t.
+
+        m is the network's output. For a given x_0 in its place: c2 = 0 and c3 = 1, as for prediction "x0".
+
+        Raises:
+            ValueError: the network's output does not determine x_0 at some t.
+
+        Source: Ho et al. (2020), arXiv:2006.11239, eq. 7.
+        """
+        schedule = self.schedule
+        return np.stack([schedule.posterior_mean_coef1, schedule.posterior_mean_coef2, *self.x0_coefficients()], axis=1)
+
+    def variance_logs(self) -> tuple[Array, Array]:
+        """Arrays (log_min, log_max) of length T: the reverse step's log-variance is v log_max + (1 - v) log_min
+        with v = (second half of the output + 1) / 2.
+
+        For a fixed variance both are its log. For "learned" they are -1 and 1, which makes it the output itself.
+        """
+        schedule = self.schedule
+        small = schedule.posterior_log_variance_clipped
+        # At t = 0 the reverse step is the decoder; its variance is the posterior's of t = 1, as in Ho's code.
+        large = np.log(np.concatenate([np.exp(small[:1]), schedule.betas[1:]]))
+        if self.variance == "fixed_small":
+            return small, small
+        if self.variance == "fixed_large":
+            return large, large
+        if self.variance == "learned":
+            return -np.ones_like(small), np.ones_like(small)
+        return small, np.log(schedule.betas)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict for JSON."""
+        return {"schedule": self.schedule.to_dict(), "prediction": self.prediction, "variance": self.variance}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Diffusion:
+        """The inverse of `to_dict`. Raises ValueError for unknown or missing keys."""
+        check_keys(data, ["schedule", "prediction", "variance"], "a diffusion")
+        if "schedule" not in data:
+            raise ValueError("a diffusion needs the key 'schedule'")
+        options = {key: data[key] for key in ("prediction", "variance") if key in data}
+        return cls(NoiseSchedule.from_dict(data["schedule"]), **options)
+
+
+def x0_coefficients(prediction: Prediction, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+    """Arrays (px, pm) with x_0 = px x + pm m, for x = alpha x_0 + sigma eps and the network's output m.
+
+    Raises:
+        ValueError: a network that predicts eps or the score cannot give x_0 where no signal is left (alpha = 0).
+    """
+    if prediction == "x0":
+        return np.zeros_like(alpha), np.ones_like(alpha)
+    if prediction == "v":
+        return alpha, -sigma
+    if (alpha == 0).any():
+        where = int(np.flatnonzero(alpha == 0)[0])
+        raise ValueError(
+            f"prediction {prediction!r} does not give x0 at entry {where}, where the schedule leaves no signal: "
+            "use prediction 'v' or 'x0'"
+        )
+    if prediction == "eps":
+        return 1 / alpha, -sigma / alpha
+    return 1 / alpha, sigma**2 / alpha
+
+
+def eps_coefficients(prediction: Prediction, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+    """Arrays (ex, em) with eps = ex x + em m, for x = alpha x_0 + sigma eps and the network's output m."""
+    if prediction == "eps":
+        return np.zeros_like(alpha), np.ones_like(alpha)
+    if prediction == "score":
+        return np.zeros_like(alpha), -sigma
+    if prediction == "v":
+        return sigma, alpha
+    return 1 / sigma, -alpha / sigma

@@ -1,0 +1,370 @@
+"""Noise schedules: how much of the image and how much noise each timestep holds.
+
+NumPy float64 throughout; importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastdiff.process.checks import check_keys, nearest_name
+
+Array = npt.NDArray[np.float64]
+
+
+def check_num_timesteps(num_timesteps: int) -> int:
+    """Return `num_timesteps` as an int; raise ValueError unless it is a whole number of at least 1."""
+    if isinstance(num_timesteps, bool) or int(num_timesteps) != num_timesteps or num_timesteps < 1:
+        raise ValueError(f"the number of timesteps T must be a whole number of at least 1, got {num_timesteps!r}")
+    return int(num_timesteps)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The forward process q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), t = 0..T-1.
+
+    Timesteps are 0-based: t = 0 is one noising step. All arrays are float64 of length T and read-only.
+    Products of alphas are taken as sums of log1p(-beta), so that 1 - alphas_cumprod keeps full relative
+    precision where it is tiny.
+
+    Attributes:
+        betas: Variances of the single noising steps, in (0, 1]; 1 (no signal left) only at the last step.
+        timesteps: The t that the network sees for each step; 0..T-1 unless the schedule was respaced.
+        name: Where the betas came from; for people, not used in any formula.
+
+    Source: Ho et al. (2020), arXiv:2006.11239, eq. 2, 4, 6 and 7.
+    """
+
+    betas: Array
+    timesteps: Array
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        betas = np.array(self.betas, dtype=np.float64)
+        if betas.ndim != 1 or betas.size == 0:
+            raise ValueError(f"betas must be a non-empty list of numbers, got shape {betas.shape}")
+        if not np.isfinite(betas).all() or (betas <= 0).any() or (betas > 1).any():
+            where = int(np.flatnonzero(~((betas > 0) & (betas <= 1)))[0])
+            raise ValueError(f"betas must be in (0, 1], got {betas[where]} at t = {where}")
+        if (betas[:-1] == 1).any():
+            where = int(np.flatnonzero(betas[:-1] == 1)[0])
+            raise ValueError(f"beta = 1 removes all signal and may only stand at the last step, got it at t = {where}")
+        timesteps = np.array(self.timesteps, dtype=np.float64)
+        if timesteps.shape != betas.shape:
+            raise ValueError(f"timesteps must have one entry per beta ({betas.size}), got shape {timesteps.shape}")
+        if not np.isfinite(timesteps).all() or (timesteps < 0).any() or (np.diff(timesteps) <= 0).any():
+            raise ValueError("timesteps must be finite, not negative and strictly increasing")
+        betas.flags.writeable = timesteps.flags.writeable = False
+        object.__setattr__(self, "betas", betas)
+        object.__setattr__(self, "timesteps", timesteps)
+
+    def __len__(self) -> int:
+        return int(self.betas.size)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NoiseSchedule):
+            return NotImplemented
+        return np.array_equal(self.betas, other.betas) and np.array_equal(self.timesteps, other.timesteps)
+
+    def __hash__(self) -> int:
+        return hash((self.betas.tobytes(), self.timesteps.tobytes()))
+
+    def __repr__(self) -> str:
+        low, high = self.betas[0], self.betas[-1]
+        return f"NoiseSchedule({self.name!r}, T={len(self)}, betas {low:.3g}..{high:.3g})"
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of noising steps."""
+        return len(self)
+
+    @cached_property
+    def log_alphas_cumprod(self) -> Array:
+        """log of abar_t; -inf where no signal is left."""
+        with np.errstate(divide="ignore"):
+            return _frozen(np.cumsum(np.log1p(-self.betas)))
+
+    @cached_property
+    def alphas(self) -> Array:
+        """alpha_t = 1 - beta_t."""
+        return _frozen(1.0 - self.betas)
+
+    @cached_property
+    def alphas_cumprod(self) -> Array:
+        """abar_t, the share of the signal's variance left after t + 1 noising steps."""
+        return _frozen(np.exp(self.log_alphas_cumprod))
+
+    @cached_property
+    def one_minus_alphas_cumprod(self) -> Array:
+        """1 - abar_t, the noise's variance, without cancellation."""
+        return _frozen(-np.expm1(self.log_alphas_cumprod))
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> Array:
+        """abar_{t-1}, with 1 in front."""
+        return _frozen(np.concatenate([[1.0], self.alphas_cumprod[:-1]]))
+
+    @cached_property
+    def one_minus_alphas_cumprod_prev(self) -> Array:
+        """1 - abar_{t-1}, with 0 in front."""
+        return _frozen(np.concatenate([[0.0], self.one_minus_alphas_cumprod[:-1]]))
+
+    @cached_property
+    def log_snr(self) -> Array:
+        """log(abar_t / (1 - abar_t)); -inf where no signal is left."""
+        return _frozen(self.log_alphas_cumprod - np.log(self.one_minus_alphas_cumprod))
+
+    @cached_property
+    def posterior_variance(self) -> Array:
+        """Variance of q(x_{t-1} | x_t, x_0), Ho eq. 7; 0 at t = 0."""
+        return _frozen(self.betas * self.one_minus_alphas_cumprod_prev / self.one_minus_alphas_cumprod)
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> Array:
+        """log of `posterior_variance`, with the value of t = 1 at t = 0, where the log does not exist.
+
+        A schedule of one step has no t = 1; its only entry is log(beta_0).
+        """
+        if len(self) == 1:
+            return _frozen(np.log(self.betas))
+        return _frozen(np.log(np.concatenate([self.posterior_variance[1:2], self.posterior_variance[1:]])))
+
+    @cached_property
+    def posterior_mean_coef1(self) -> Array:
+        """Coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0), Ho eq. 7."""
+        return _frozen(self.betas * np.sqrt(self.alphas_cumprod_prev) / self.one_minus_alphas_cumprod)
+
+    @cached_property
+    def posterior_mean_coef2(self) -> Array:
+        """Coefficient of x_t in the mean of q(x_{t-1} | x_t, x_0), Ho eq. 7."""
+        return _frozen(np.sqrt(self.alphas) * self.one_minus_alphas_cumprod_prev / self.one_minus_alphas_cumprod)
+
+    def respace(self, spec: str | int | Iterable[int]) -> NoiseSchedule:
+        """The schedule on a subset of the timesteps, with the marginals unchanged.
+
+        Args:
+            spec: "250" or 250 (that many, evenly from 0 to T-1), "10,15,20" or [10, 15, 20] (that many in each
+                of three equal sections), or "ddim25" (25 with one fixed stride, from 0).
+
+        Returns:
+            Schedule whose `timesteps` hold the network's own t and whose betas are 1 - abar_t / abar_s over
+            neighbouring chosen t and s.
+
+        Raises:
+            ValueError: the counts do not fit the schedule or the text cannot be read.
+
+        Source: Nichol and Dhariwal (2021), arXiv:2102.09672, section 4.
+        """
+        return self.subset(respaced_indices(len(self), spec))
+
+    def subset(self, indices: Iterable[int]) -> NoiseSchedule:
+        """The schedule on the given steps (0-based positions in this schedule, strictly increasing)."""
+        chosen = np.array(list(indices))
+        if chosen.ndim != 1 or chosen.size == 0 or not np.issubdtype(chosen.dtype, np.integer):
+            raise ValueError("a subset needs a non-empty list of whole step numbers")
+        if chosen[0] < 0 or chosen[-1] >= len(self) or (np.diff(chosen) <= 0).any():
+            raise ValueError(f"steps must be strictly increasing and in [0, {len(self)}), got {chosen.tolist()[:8]}")
+        log_abar = self.log_alphas_cumprod[chosen]
+        betas = -np.expm1(np.diff(np.concatenate([[0.0], log_abar])))
+        name = self.name if chosen.size == len(self) else f"{self.name}, {chosen.size} of {len(self)}"
+        return NoiseSchedule(betas, self.timesteps[chosen], name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict that JSON keeps exactly (Python writes floats so that they read back the same)."""
+        return {"name": self.name, "betas": self.betas.tolist(), "timesteps": self.timesteps.tolist()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> NoiseSchedule:
+        """The inverse of `to_dict`. Raises ValueError for unknown or missing keys."""
+        check_keys(data, ["name", "betas", "timesteps"], "a noise schedule")
+        if "betas" not in data:
+            raise ValueError("a noise schedule needs the key 'betas'")
+        betas = np.asarray(data["betas"], dtype=np.float64)
+        return cls(betas, data.get("timesteps", np.arange(betas.size)), str(data.get("name", "custom")))
+
+    @classmethod
+    def from_betas(cls, betas: npt.ArrayLike, name: str = "custom") -> NoiseSchedule:
+        """A schedule from its betas, each in (0, 1]."""
+        array = np.asarray(betas, dtype=np.float64)
+        return cls(array, np.arange(array.size, dtype=np.float64), name)
+
+    @classmethod
+    def from_alphas_cumprod(
+        cls, alpha_bar: Callable[[Array], Array], num_timesteps: int, max_beta: float = 0.999, name: str = "custom"
+    ) -> NoiseSchedule:
+        """Betas 1 - abar((t + 1) / T) / abar(t / T), at most `max_beta`, for a function abar on [0, 1]."""
+        grid = np.arange(check_num_timesteps(num_timesteps) + 1, dtype=np.float64) / num_timesteps
+        values = alpha_bar(grid)
+        return cls.from_betas(np.minimum(1.0 - values[1:] / values[:-1], max_beta), name)
+
+    @classmethod
+    def linear(
+        cls, num_timesteps: int = 1000, beta_start: float | None = None, beta_end: float | None = None
+    ) -> NoiseSchedule:
+        """Betas evenly spaced from `beta_start` to `beta_end`.
+
+        The defaults are Ho's 1e-4 and 0.02, scaled by 1000 / T so that the last step is as noisy for any T.
+
+        Source: Ho et al. (2020), section 4; the scaling: Nichol and Dhariwal (2021).
+        """
+        start, end = _default_betas("linear", num_timesteps, beta_start, beta_end)
+        return cls.from_betas(np.linspace(start, end, num_timesteps), "linear")
+
+    @classmethod
+    def quadratic(
+        cls, num_timesteps: int = 1000, beta_start: float | None = None, beta_end: float | None = None
+    ) -> NoiseSchedule:
+        """Betas whose square roots are evenly spaced; diffusers calls it scaled_linear. Defaults as in `linear`."""
+        start, end = _default_betas("quadratic", num_timesteps, beta_start, beta_end)
+        return cls.from_betas(np.linspace(math.sqrt(start), math.sqrt(end), num_timesteps) ** 2, "quadratic")
+
+    @classmethod
+    def cosine(cls, num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+        """abar(u) = cos^2((u + offset) / (1 + offset) * pi / 2), betas at most `max_beta`.
+
+        Source: Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17.
+        """
+        return cls.from_alphas_cumprod(
+            lambda u: np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2, num_timesteps, max_beta, "cosine"
+        )
+
+    @classmethod
+    def sigmoid(
+        cls, num_timesteps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
+    ) -> NoiseSchedule:
+        """abar(u) falls along a sigmoid from `start` to `end`, scaled to run from 1 to 0.
+
+        Source: Jabri et al. (2022), arXiv:2212.11972, algorithm 4; Chen (2023), arXiv:2301.10972.
+        """
+
+        def alpha_bar(u: Array) -> Array:
+            at = 1 / (1 + np.exp(-(u * (end - start) + start) / tau))
+            first, last = 1 / (1 + math.exp(-start / tau)), 1 / (1 + math.exp(-end / tau))
+            return np.asarray((at - last) / (first - last))
+
+        return cls.from_alphas_cumprod(alpha_bar, num_timesteps, max_beta, "sigmoid")
+
+    @classmethod
+    def constant(cls, num_timesteps: int = 1000, beta: float = 0.02) -> NoiseSchedule:
+        """One beta for all steps (Ho's "const")."""
+        return cls.from_betas(np.full(check_num_timesteps(num_timesteps), beta), "constant")
+
+    @classmethod
+    def jsd(cls, num_timesteps: int = 1000) -> NoiseSchedule:
+        """Betas 1/T, 1/(T-1), ..., 1. Source: Sohl-Dickstein et al. (2015), arXiv:1503.03585, section 2.4.1."""
+        return cls.from_betas(1.0 / np.arange(check_num_timesteps(num_timesteps), 0, -1), "jsd")
+
+    @classmethod
+    def warmup(
+        cls, num_timesteps: int = 1000, fraction: float = 0.1, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> NoiseSchedule:
+        """Betas rise over the first `fraction` of the steps and then stay (Ho's "warmup10" and "warmup50")."""
+        betas = np.full(check_num_timesteps(num_timesteps), beta_end)
+        num_rising = int(num_timesteps * fraction)
+        betas[:num_rising] = np.linspace(beta_start, beta_end, num_rising)
+        return cls.from_betas(betas, f"warmup{round(100 * fraction)}")
+
+    @classmethod
+    def named(cls, name: str, num_timesteps: int = 1000) -> NoiseSchedule:
+        """A schedule by name, with its default settings.
+
+        Raises:
+            ValueError: unknown name (the nearest is suggested) or T below 1.
+        """
+        if name not in _NAMED:
+            raise ValueError(f"unknown noise schedule {name!r}: {nearest_name(name, _NAMED)}")
+        return _NAMED[name](num_timesteps)
+
+    @staticmethod
+    def names() -> list[str]:
+        """The names that `named` takes."""
+        return sorted(_NAMED)
+
+
+_NAMED: dict[str, Callable[[int], NoiseSchedule]] = {
+    "linear": NoiseSchedule.linear,
+    "cosine": NoiseSchedule.cosine,
+    "sigmoid": NoiseSchedule.sigmoid,
+    "quadratic": NoiseSchedule.quadratic,
+    "constant": NoiseSchedule.constant,
+    "jsd": NoiseSchedule.jsd,
+    "warmup10": lambda num_timesteps: NoiseSchedule.warmup(num_timesteps, 0.1),
+    "warmup50": lambda num_timesteps: NoiseSchedule.warmup(num_timesteps, 0.5),
+}
+
+
+def respaced_indices(num_timesteps: int, spec: str | int | Iterable[int]) -> list[int]:
+    """The steps that a respacing keeps; see `NoiseSchedule.respace`."""
+    if isinstance(spec, str) and spec.startswith("ddim"):
+        count = _whole_number(spec[4:], spec)
+        if not 1 <= count <= num_timesteps:
+            raise ValueError(f"ddimN keeps N of the T = {num_timesteps} timesteps, so N must be in [1, T], got {count}")
+        # OpenAI's rule is the stride that gives exactly N; most N have none, and then floor(T / N) is taken.
+        exact = (s for s in range(1, num_timesteps + 1) if len(range(0, num_timesteps, s)) == count)
+        stride = next(exact, num_timesteps // count)
+        return list(range(0, num_timesteps, stride))[:count]
+    if isinstance(spec, str):
+        counts = [_whole_number(part, spec) for part in spec.split(",")]
+    elif isinstance(spec, int | np.integer):
+        counts = [int(spec)]
+    else:
+        counts = [int(count) for count in spec]
+    if not counts:
+        raise ValueError("a respacing needs at least one section")
+    base, extra = divmod(num_timesteps, len(counts))
+    start = 0
+    chosen: list[int] = []
+    for i, count in enumerate(counts):
+        size = base + (1 if i < extra else 0)
+        if not 1 <= count <= size:
+            raise ValueError(
+                f"section {i} of the respacing has {size} timesteps, so it can keep 1 to {size}, got {count}"
+            )
+        gap = (size - 1) / (count - 1) if count > 1 else 1.0
+        chosen += [start + round(gap * k) for k in range(count)]
+        start += size
+    return chosen
+
+
+def _whole_number(text: str, spec: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"cannot read the respacing {spec!r}: expected '250', '10,15,20' or 'ddim25'") from None
+
+
+def _default_betas(name: str, num_timesteps: int, start: float | None, end: float | None) -> tuple[float, float]:
+    scale = 1000 / check_num_timesteps(num_timesteps)
+    start = 1e-4 * scale if start is None else start
+    end = 0.02 * scale if end is None else end
+    if not 0 < start <= 1 or not 0 < end <= 1:
+        raise ValueError(
+            f"a {name} schedule with T = {num_timesteps} gets betas from {start:g} to {end:g}, not in (0, 1]: "
+            "give beta_start and beta_end, or take more timesteps"
+        )
+    return start, end
+
+
+def _frozen(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
+
+def recognise_schedule(betas: Array, names: Iterable[str], *, rtol: float = 0.0) -> NoiseSchedule | None:
+    """The first named schedule of that length whose betas these are, to a relative tolerance; None for none."""
+    for name in names:
+        try:
+            named = NoiseSchedule.named(name, len(betas))
+        except ValueError:
+            # Ho's linear schedule does not exist for T of 20 and less.
+            continue
+        if np.allclose(named.betas, betas, rtol=rtol, atol=0.0):
+            return named
+    return None

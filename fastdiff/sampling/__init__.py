@@ -1,0 +1,1 @@
+"""Sampling: `sample`, what can be put around a network, and what one does with both."""

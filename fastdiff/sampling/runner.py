@@ -1,0 +1,287 @@
+"""sample(): model x table -> images."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import ops
+from fastdiff.engine.choose import RUNNERS, Runner, native_network
+from fastdiff.engine.loop import run_table
+from fastdiff.engine.native import NativeNetwork
+from fastdiff.nets.model import Model, eval_mode, model_device, model_dtype
+from fastdiff.process.checks import nearest_name
+from fastdiff.process.noise import Stream, check_seed
+from fastdiff.process.table import CoefficientTable
+from fastdiff.sampling.known_pixels import Known, KnownPixels
+from fastdiff.sampling.thresholding import DynamicThreshold
+
+
+@dataclass(frozen=True)
+class SamplingStep:
+    """What a callback is given after each row.
+
+    Attributes:
+        row: The row just executed, 0-based.
+        num_rows: Rows of the table.
+        t: The row's timestep, as the network sees it.
+        x: The state after the row, [B, C, ...]. It is overwritten by the next row: clone it to keep it.
+        prediction: The predicted x_0, clipped (the predicted noise where the table's `data_prediction` is False),
+            [B, C, ...]; None for a row without an evaluation. Clone it to keep it.
+    """
+
+    row: int
+    num_rows: int
+    t: float
+    x: Tensor
+    prediction: Tensor | None
+
+
+def sample(
+    model: Model,
+    table: CoefficientTable,
+    *,
+    shape: tuple[int, ...],
+    seed: int = 0,
+    sample_ids: Tensor | Iterable[int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    x_init: Tensor | None = None,
+    start_row: int = 0,
+    runner: Runner = "auto",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = True,
+    callback: Callable[[SamplingStep], None] | None = None,
+    callback_rows: Iterable[int] | None = None,
+    threshold: DynamicThreshold | None = None,
+    known: Known | None = None,
+) -> Tensor:
+    """Run a coefficient table with a model.
+
+    The result depends on (model, table, seed, sample id) alone: not on the batch size, the device or what else is in
+    the batch. A module is run in eval mode and its mode is restored.
+
+    Args:
+        model: Any callable (x [B, C, ...], t [B], **model_kwargs) -> [B, C or 2C, ...]. t is int64 when all times of
+            the table are whole numbers, else float32. x has the dtype of the module's parameters, else float32. A
+            `UNet` that `fastdiff.compile` compiled is one, and keeps its precision.
+        table: The sampler, from `fastdiff.samplers`.
+        shape: [B, C, H, W] of the result; other ranks work as well.
+        seed: In [0, 2^64).
+        sample_ids: One whole number in [0, 2^63) per sample; 0..B-1 when None. Samples 100..199 of a seed are
+            sample_ids=range(100, 200).
+        model_kwargs: Passed to the model at each call.
+        x_init: The state to start from, of `shape`, instead of fresh noise. Tables that start from an image, such as
+            those of `renoise` and `ddim_encode` (`init_scale` is 0), need it.
+        start_row: Row to start at; above 0 only with `x_init`, and only where the row needs nothing from earlier ones.
+        runner: "eager" is a Python loop over rows, for any model. "native" is the C++ engine, for a float32 `UNet` on
+            the CPU. "auto" takes the fastest that fits, and warns where a part of a `UNet` keeps the engine from it.
+        device: Where to run; the model's own device, else that of `x_init`, else the CPU.
+        dtype: Of the result; float32 when None. The state is float32 (float64 for float64).
+        progress: Show a progress bar on the terminal.
+        callback: Called after each row.
+        callback_rows: Call it after these rows only, which lets the C++ engine run on in between; -1 is the last.
+        threshold: Dynamic thresholding of the predicted x_0, between the model and the step.
+        known: Pixels that are put back after each row, noised to the row's level: inpainting.
+
+    Returns:
+        The state at the end of the table, of `shape`, unclamped.
+
+    Raises:
+        ValueError: shapes, ids, rows or options that do not fit; a model output of the wrong shape; a runner that
+            cannot run this model.
+        RuntimeError: runner "native" without the C++ extension.
+    """
+    if runner not in RUNNERS:
+        raise ValueError(f"unknown runner {runner!r}: {nearest_name(str(runner), RUNNERS)}")
+    shape = _checked_shape(shape)
+    table.check_start(start_row)
+    if start_row > 0 and x_init is None:
+        raise ValueError(f"start_row = {start_row} needs x_init, the state to start from")
+    if table.init_scale == 0 and x_init is None:
+        raise ValueError(f"the table of {table.name!r} starts from an image: give it as x_init")
+    place = model_device(model, x_init, device)
+    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    ids = checked_ids(sample_ids, shape[0], place)
+    wanted = _wanted_rows(callback, callback_rows, len(table))
+    with torch.no_grad(), eval_mode(model):
+        x = _first_state(table, shape, seed, ids, x_init, place, state_dtype)
+        kwargs = dict(model_kwargs or {})
+        network = native_network(
+            model, runner, x, kwargs, None if threshold is None else "it has no dynamic thresholding"
+        )
+        pixels = None if known is None else KnownPixels(known, table, x, ids, seed)
+        if network is not None:
+            x = _run_native(
+                network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback, wanted, pixels
+            )
+        else:
+            x = _run_eager(model, table, x, ids, seed, kwargs, start_row, progress, callback, wanted, threshold, pixels)
+    return x if dtype is None else x.to(dtype)
+
+
+def _run_native(
+    network: NativeNetwork,
+    table: CoefficientTable,
+    x: Tensor,
+    ids: Tensor,
+    seed: int,
+    y: Tensor | None,
+    start_row: int,
+    progress: bool,
+    callback: Callable[[SamplingStep], None] | None,
+    wanted: frozenset[int],
+    pixels: KnownPixels | None,
+) -> Tensor:
+    def on_row(row: int, prediction: Tensor | None) -> None:
+        if pixels is not None:
+            pixels.put_back(x, row)
+        if callback is not None and row in wanted:
+            callback(SamplingStep(row, len(table), float(table["t"][row]), x, prediction))
+
+    if len(x) == 0:
+        return x
+    with _bar(table, start_row, progress) as advance:
+        every = wanted if pixels is None else frozenset(range(len(table)))
+        return run_table(network, table, x, ids, seed, y, start_row, on_row if every else None, every, advance)
+
+
+def _run_eager(
+    model: Model,
+    table: CoefficientTable,
+    x: Tensor,
+    ids: Tensor,
+    seed: int,
+    model_kwargs: dict[str, Any],
+    start_row: int,
+    progress: bool,
+    callback: Callable[[SamplingStep], None] | None,
+    wanted: frozenset[int],
+    threshold: DynamicThreshold | None,
+    pixels: KnownPixels | None,
+) -> Tensor:
+    rows = ops.table_rows(table, x.device, x.dtype)
+    times = torch.from_numpy(table["t"].copy()).to(x.device, torch.int64 if table.integer_times else torch.float32)
+    input_dtype = model_dtype(model, x.dtype)
+    base = torch.empty_like(x) if table.uses_base else None
+    history = ops.new_history(x, table.history_depth) if table.history_depth else None
+    pred = torch.empty_like(x) if callback is not None else None
+    with _bar(table, start_row, progress) as advance:
+        for row in range(start_row, len(table)):
+            evaluates = bool(table["evaluate"][row])
+            output = None
+            if evaluates:
+                scale = float(table["ci"][row])
+                output = model(
+                    (x if scale == 1 else x * scale).to(input_dtype), times[row].expand(x.shape[0]), **model_kwargs
+                )
+                if not isinstance(output, Tensor):
+                    raise ValueError(
+                        f"the model must return a tensor, got {type(output).__name__}; wrap it to pick its sample"
+                    )
+                if threshold is not None:
+                    output = threshold.apply(table, row, x, output)
+            ops.step(
+                x,
+                output,
+                rows,
+                row,
+                seed=seed,
+                sample_ids=ids,
+                learned_variance=table.learned_variance and evaluates,
+                base=base,
+                history=history,
+                pred_out=pred,
+                out=x,
+            )
+            advance(1)
+            if pixels is not None:
+                pixels.put_back(x, row)
+            if callback is not None and row in wanted:
+                callback(SamplingStep(row, len(table), float(table["t"][row]), x, pred if evaluates else None))
+    return x
+
+
+def initial_noise(
+    shape: tuple[int, ...], ids: Tensor, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The noise a sampling run begins with: [B, ...] on the device of `ids`, channels_last where there are 4 dims."""
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    zeros = torch.zeros(shape, device=ids.device, dtype=dtype).contiguous(memory_format=layout)
+    table = torch.tensor([[0.0, scale, 0.0, 0.0]], device=ids.device, dtype=dtype)
+    t = torch.zeros(shape[0], dtype=torch.int64, device=ids.device)
+    return ops.diffuse(zeros, t, table, seed=seed, sample_ids=ids, stream=Stream.INITIAL, target=False)[0]
+
+
+def _first_state(
+    table: CoefficientTable,
+    shape: tuple[int, ...],
+    seed: int,
+    ids: Tensor,
+    x_init: Tensor | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    check_seed(seed)
+    if x_init is None:
+        return initial_noise(shape, ids, seed, table.init_scale, dtype)
+    if tuple(x_init.shape) != shape:
+        raise ValueError(f"x_init must have shape {list(shape)}, got {list(x_init.shape)}")
+    if not x_init.is_floating_point():
+        raise ValueError(f"x_init must be floating point, got {x_init.dtype}")
+    if not bool(torch.isfinite(x_init).all()):
+        raise ValueError("x_init holds NaN or infinite values")
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    # A copy, since the state is updated in place.
+    return x_init.detach().to(device, dtype, copy=True).contiguous(memory_format=layout)
+
+
+def _wanted_rows(callback: object, rows: Iterable[int] | None, length: int) -> frozenset[int]:
+    """Rows after which the callback is called."""
+    if callback is None:
+        if rows is not None:
+            raise ValueError("callback_rows is given without a callback: give both, or neither")
+        return frozenset()
+    if rows is None:
+        return frozenset(range(length))
+    chosen = list(rows)
+    if bad := [row for row in chosen if int(row) != row or not -length <= row < length]:
+        raise ValueError(f"callback_rows must be rows of the table, -{length} to {length - 1}, got {bad[0]}")
+    return frozenset(int(row) % length for row in chosen)
+
+
+def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) < 2 or any(int(n) != n or n < 0 for n in shape):
+        raise ValueError(f"shape must be [B, C, ...] of whole numbers, got {tuple(shape)}")
+    return tuple(int(n) for n in shape)
+
+
+def checked_ids(sample_ids: Tensor | Iterable[int] | None, batch: int, device: torch.device) -> Tensor:
+    """Sample ids as int64 [batch] on the device; 0..batch-1 for None. Raises ValueError for any that do not fit."""
+    if sample_ids is None:
+        return torch.arange(batch, device=device)
+    ids = sample_ids if isinstance(sample_ids, Tensor) else torch.as_tensor(list(sample_ids))
+    if ids.shape != (batch,) or ids.is_floating_point():
+        raise ValueError(f"sample_ids must be {batch} whole numbers, one per sample, got {ids.dtype} {list(ids.shape)}")
+    ids = ids.to(torch.int64)
+    if batch and int(ids.min()) < 0:
+        raise ValueError(f"sample_ids must not be negative, got {int(ids.min())}")
+    return ids.to(device)
+
+
+@contextlib.contextmanager
+def _bar(table: CoefficientTable, start_row: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar over rows, which is told how many were done since; or nothing."""
+    if not progress:
+        yield lambda count: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task(table.name, total=len(table) - start_row)
+        yield lambda count: bar.advance(task, count)

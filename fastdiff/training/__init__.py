@@ -1,0 +1,1 @@
+"""Training: the loop, its configuration, the averages and the log."""

@@ -1,0 +1,136 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from fastdiff.process.checks import check_keys, nearest_name
+from fastdiff.process.noise import MAX_ROW, check_seed
+
+__all__ = ["FREE", "Loss", "Precision", "TrainConfig", "differences"]
+
+Precision = Literal["float32", "bfloat16"]
+Loss = Literal["simple", "hybrid"]
+
+# What a resumed run may change without becoming another run. The data may have moved: their contents are compared.
+FREE = ("steps", "checkpoint_every", "keep", "log_every", "source")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run. The defaults are Ho's for CIFAR-10.
+
+    Attributes:
+        steps: Training steps in all, up to 2^28.
+        batch_size: Images per step.
+        learning_rate: Of AdamW, reached after the warm-up.
+        weight_decay: Of AdamW; 0 makes it Adam.
+        betas: Of AdamW.
+        warmup_steps: Steps over which the learning rate rises linearly; 0 for none.
+        clip_norm: Bound on the gradient's norm; None for none.
+        ema_decay: Decay of the averaged weights; see `Ema`.
+        precision: "bfloat16" runs the network under autocast; weights, loss and averages stay float32.
+        flip: Mirror half of the images left to right. Digits and letters need False.
+        seed: In [0, 2^64).
+        checkpoint_every: Steps between checkpoints; there is one at the end as well.
+        keep: Checkpoints to keep.
+        log_every: Steps between entries in the log.
+        loss: "simple" for fixed variances, "hybrid" for learned ones.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Source: Ho et al. (2020), arXiv:2006.11239, appendix B.
+    """
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = 5000
+    clip_norm: float | None = 1.0
+    ema_decay: float = 0.9999
+    precision: Precision = "float32"
+    flip: bool = True
+    seed: int = 0
+    checkpoint_every: int = 5000
+    keep: int = 2
+    log_every: int = 100
+    loss: Loss = "simple"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "keep", "log_every"):
+            _require(_is_count(getattr(self, name), 1), name, "a whole number of at least 1", getattr(self, name))
+        _require(self.steps <= MAX_ROW, "steps", "at most 2^28", self.steps)
+        _require(_is_count(self.warmup_steps, 0), "warmup_steps", "a whole number of at least 0", self.warmup_steps)
+        positive = _is_number(self.learning_rate) and self.learning_rate > 0
+        _require(positive, "learning_rate", "a positive number", self.learning_rate)
+        not_negative = _is_number(self.weight_decay) and self.weight_decay >= 0
+        _require(not_negative, "weight_decay", "a number of at least 0", self.weight_decay)
+        two = isinstance(self.betas, list | tuple) and len(self.betas) == 2
+        _require(two and all(_is_fraction(beta) for beta in self.betas), "betas", "two numbers in [0, 1)", self.betas)
+        object.__setattr__(self, "betas", tuple(self.betas))
+        clips = self.clip_norm is None or (_is_number(self.clip_norm) and self.clip_norm > 0)
+        _require(clips, "clip_norm", "a positive number or None", self.clip_norm)
+        _require(_is_fraction(self.ema_decay), "ema_decay", "a number in [0, 1)", self.ema_decay)
+        _require(isinstance(self.flip, bool), "flip", "true or false", self.flip)
+        for name, choices in (("precision", get_args(Precision)), ("loss", get_args(Loss))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"unknown {name} {value!r}: {nearest_name(str(value), choices)}")
+        check_seed(self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and YAML."""
+        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`; what is left out keeps its default.
+
+        Raises:
+            ValueError: a key is unknown (the nearest is suggested), "steps" is missing, or a value is out of range.
+        """
+        check_keys(dict(values), [field.name for field in dataclasses.fields(cls)], "a training configuration")
+        if "steps" not in values:
+            raise ValueError("a training configuration needs the key 'steps'")
+        return cls(**values)
+
+
+def differences(name: str, then: Any, now: Any) -> list[str]:
+    """What is not the same in two JSON values, a line for each entry, apart from the keys in `FREE`."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [*now, *(key for key in then if key not in now)]
+        return [
+            line
+            for key in keys
+            if key not in FREE
+            for line in differences(f"{name}.{key}", then.get(key), now.get(key))
+        ]
+    if then == now:
+        return []
+    if isinstance(then, list) and isinstance(now, list) and max(len(then), len(now)) > 8:
+        return [f"{name}: {len(then)} values in the checkpoint, {len(now)} now, and they are not the same"]
+    return [f"{name}: {then!r} in the checkpoint, {now!r} now"]
+
+
+def _require(holds: bool, name: str, what: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
