@@ -1,9 +1,6 @@
 """The engine: plans, their reference executor, and the C++ executor, whole and instruction by instruction."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -217,34 +214,6 @@ def test_native_does_not_depend_on_batch_or_threads(case):
             assert torch.equal(compiled(x, t, y), whole)
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("isa", ["generic", "avx2"])
-def test_native_runs_on_other_instruction_sets(isa):
-    code = """
-import torch, pytest
-import sys; sys.path[:0] = ["tests", "tests/engine"]
-import test_native as t
-for case in ("ho", "adm", "grey"):
-    t.test_native_executor_is_the_network(case, (8, 24), "fast")
-for case in t.CONVOLUTIONS:
-    t.test_convolution_matches_float64(case, True, 2)
-t.test_attention_matches_float64((5, 13), 3, 48)
-t.test_native_does_not_depend_on_batch_or_threads("iddpm")
-import fastdiff._C; print(fastdiff._C.cpu_isa())
-"""
-    env = os.environ | {"FASTDIFF_CPU_ISA": isa}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
-    if "must be one of" in done.stderr:
-        pytest.skip(f"this processor does not run {isa}")
-    assert done.stdout.strip() == isa, done.stderr
 
 
 def test_arena_keeps_live_buffers_apart():

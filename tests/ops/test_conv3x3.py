@@ -1,10 +1,5 @@
 """conv3x3: Winograd in all three directions against float64, and where it steps aside."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -152,29 +147,3 @@ def test_conv3x3_module_is_the_op_in_training_only():
     with torch.no_grad():
         assert torch.equal(module.train()(x), plain)
     assert sorted(module.state_dict()) == ["bias", "weight"]
-
-
-@pytest.mark.parametrize("isa", ["generic", "avx2"])
-def test_training_ops_of_other_instruction_sets(isa):
-    """The variants that this machine does not choose, in a process of their own."""
-    if isa == "avx2" and "avx2" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("this machine has no AVX2")
-    code = f"""
-import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-import torch, fastdiff._C
-assert fastdiff._C.cpu_isa() == {isa!r}
-import test_conv3x3 as conv, test_group_norm_act as norm, test_losses as losses
-for shape in conv.SHAPES:
-    conv.test_conv3x3_and_its_gradients_match_float64(shape, "nhwc")
-for names in norm.OPTIONS:
-    for dtype in ("float32", "bfloat16"):
-        for shape, second, groups in norm.SHAPES:
-            norm.test_group_norm_act_matches_pytorch_in_float64(shape, second, groups, names, dtype, "nhwc", "cpu")
-        norm.test_group_norm_act_gradients_match_float64((1, 130, 6, 5), 70, 4, names, dtype, "nhwc")
-for dtype in losses.DTYPES:
-    losses.test_mse_matches_float64((3, 5, 21, 13), dtype, "nhwc", "cpu")
-"""
-    environment = os.environ | {"FASTDIFF_CPU_ISA": isa}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr[-3000:]

@@ -1,7 +1,5 @@
 """posterior_mean: the reference against the schedule's own numbers in float64, its gradients, what it refuses."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -152,9 +150,3 @@ def test_posterior_mean_refuses(message):
 def test_posterior_mean_refuses_t_out_of_range(t):
     with pytest.raises(IndexError, match=r"t must be in \[0, 20\)"):
         ops.posterior_mean(**(GOOD | {"t": torch.tensor([0, t, 1])}))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: the extra 'triton'")
-def test_ops_refuse_triton_without_a_gpu_or_its_interpreter():
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
-        ops.posterior_mean(**GOOD, implementation="triton")
