@@ -15,6 +15,7 @@ from fastdiff.engine.pack import CODE_FIELDS, encode, pack_layers
 from support.diffusers_networks import CASES as DIFFUSERS_CASES
 from support.diffusers_networks import diffusers_model
 from support.engine_networks import CONFIGS, double, inputs, network, relative
+from support.networks import redrawn
 from support.tolerances import ENGINE_INSTRUCTION, ENGINE_NETWORK
 
 
@@ -66,8 +67,7 @@ def test_native_executor_is_a_converted_diffusers_network(case):
 def test_native_executor_is_the_published_network():
     torch.manual_seed(0)
     net = fd.UNet(fd.UNetConfig.preset("ho-cifar10")).eval()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.03)
+    redrawn(net, 0.03)
     x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 900])
     with torch.no_grad():
         expected = double(net)(x.double(), t)

@@ -12,6 +12,7 @@ from fastdiff import likelihood
 from fastdiff.likelihood.flow import dequantised
 from fastdiff.likelihood.runge_kutta import integrate
 from support.gaussian_networks import Mixture, gaussian_network
+from support.networks import one_level
 
 LN2 = math.log(2)
 
@@ -99,11 +100,7 @@ def test_ode_of_an_image_does_not_depend_on_its_batch():
 
 def test_ode_runs_a_network_with_labels():
     torch.manual_seed(0)
-    config = fd.UNetConfig(
-        image_size=8, in_channels=1, out_channels=1, channels=8, channel_mult=(1,), num_res_blocks=1,
-        attention_resolutions=(), norm_groups=4, num_classes=2,
-    )  # fmt: skip
-    net = fd.UNet(config).train()
+    net = fd.UNet(one_level(image_size=8, num_classes=2)).train()
     nn.init.normal_(net.conv_out.weight, std=0.1)
     diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(50), "v")
     x = (torch.arange(3 * 64).reshape(3, 1, 8, 8) % 17).to(torch.uint8)

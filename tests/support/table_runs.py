@@ -1,5 +1,6 @@
 """Run a table with given noise, in float64, through the op itself."""
 
+import numpy as np
 import torch
 
 from fastdiff import ops
@@ -23,3 +24,8 @@ def execute(table, model, x, noise=None):
         z = torch.zeros_like(x) if noise is None else noise[r].double()
         x = ops.step(x, m, rows, r, noise=z, base=base, history=history)
     return x
+
+
+def linear_row(table, row, x, m, z):
+    pred = np.clip(table["px"][row] * x + table["pm"][row] * m, -table["clip"][row], table["clip"][row])
+    return table["cx"][row] * x + table["cm"][row] * m + table["c0"][row] * pred + table["s"][row] * z
