@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import fastdiff as fd
+from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import PRESETS, UNetConfig
 
 
@@ -54,3 +55,11 @@ def random_unet(config: UNetConfig, seed: int = 0) -> fd.UNet:
     """A network of any configuration, shaken, in evaluation mode."""
     torch.manual_seed(seed)
     return shaken(fd.UNet(config).eval(), 0.1)
+
+
+def small_pipeline(scale: float = 1.0, levels: int = 17) -> fd.Pipeline:
+    """The small network with its last layer scaled, a process of six steps, and pixels of `levels` values."""
+    unet = small_unet()
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(scale)
+    return fd.Pipeline(unet, fd.Diffusion(fd.NoiseSchedule.cosine(6)), DataScaling(levels))
