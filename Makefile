@@ -65,7 +65,7 @@ asan: setup-dev  ## Run the extension's tests under AddressSanitizer
 	FASTDIFF_SANITIZE=address $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan
 	PYTHONPATH=build/asan ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest -q tests/test_ops*.py tests/test_engine*.py
+		$(BIN)/python -m pytest -q tests/ops tests/engine tests/csrc/test_instruction_sets.py
 
 clean:  ## Remove .venv, build products and caches
 	rm -rf $(VENV) build dist *.egg-info fastdiff/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -130,8 +130,11 @@ def run_tests(options: argparse.Namespace, left: Callable[[], float]) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         # The project's own configuration wants plugins that a bare machine lacks.
         settings = Path(folder) / "pytest.ini"
-        settings.write_text("[pytest]\nmarkers =\n    gpu: needs a CUDA device\n    slow: slow\n")
-        where = ["tests/gpu"] if options.device == "cpu" else ["tests/gpu", "tests/interpreter"]
+        settings.write_text(
+            f"[pytest]\naddopts = --import-mode=importlib\npythonpath = {checkout.ROOT}/tests\n"
+            "markers =\n    gpu: needs a CUDA device\n    slow: slow\n"
+        )
+        where = ["tests/gpu"] if options.device == "cpu" else ["tests/gpu", "tests/kernels/interpreter"]
         flags = ["-q", "-p", "checkout", "-p", "no:cacheprovider", "-c", str(settings), f"--rootdir={checkout.ROOT}"]
         try:
             done = _run([sys.executable, "-m", "pytest", *flags, *where], min(LIMITS["tests"], left() - 10))

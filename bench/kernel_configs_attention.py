@@ -1,4 +1,4 @@
-"""The configurations of attention that bench/kernel_report.py compiles and tests/test_kernels_compile.py checks."""
+"""The configurations of attention that bench/kernel_report.py compiles and tests/kernels/test_compile.py checks."""
 
 from __future__ import annotations
 

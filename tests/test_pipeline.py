@@ -8,26 +8,7 @@ import torch
 import fastdiff as fd
 from fastdiff import likelihood
 from fastdiff.files.data import DataScaling
-
-
-def small_unet(num_classes: int | None = None) -> fd.UNet:
-    config = fd.UNetConfig(
-        image_size=8,
-        in_channels=1,
-        out_channels=1,
-        channels=8,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        attention_resolutions=(4,),
-        norm_groups=4,
-        num_classes=num_classes,
-    )
-    torch.manual_seed(0)
-    unet = fd.UNet(config)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return unet
+from support.networks import small_unet
 
 
 @pytest.fixture

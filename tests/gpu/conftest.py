@@ -1,6 +1,6 @@
 """What only a GPU can show: dispatch to the Triton launchers, autograd through them, CUDA graphs.
 
-The kernels' values are tests/interpreter's, which run on a GPU as well where TRITON_INTERPRET is not set.
+The kernels' values are tests/kernels/interpreter's, which run on a GPU as well where TRITON_INTERPRET is not set.
 """
 
 import pytest

@@ -1,0 +1,131 @@
+"""`fastdiff edit` and the methods of `fastdiff likelihood`, on tiny things."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.command_line import fails, small_model, works
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return small_model(tmp_path_factory.mktemp("models") / "colour")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("arrays") / "a.npz"
+    np.savez(path, np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
+    return path
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def test_edit_vary_at_strength_0_writes_the_picture_itself(model, picture, tmp_path):
+    works("edit", "vary", model, picture, "--strength", "0", "--out", tmp_path / "v.png")
+    written = pixels(tmp_path / "v.png")
+    # A single image is written without enlarging it, in a narrow frame.
+    frame = (written.shape[0] - 16) // 2
+    assert np.array_equal(written[frame : frame + 16, frame : frame + 16], pixels(picture))
+    assert min(pixels(tmp_path / "v_side_by_side.png").shape[:2]) > 60
+
+
+def test_edit_vary_writes_an_archive_of_all_strengths(model, archive, tmp_path):
+    side = tmp_path / "side.png"
+    works("edit", "vary", model, archive, "--strength", "0,0.5,1", "-n", 2, "-o", tmp_path / "v.npz", "--picture", side)
+    found, given = np.load(tmp_path / "v.npz")["arr_0"], np.load(archive)["arr_0"]
+    assert found.shape == (6, 16, 16, 3)
+    assert np.array_equal(found[:2], given[:2])
+    assert not np.array_equal(found[2:4], given[:2])
+    assert side.is_file()
+
+
+def test_edit_inpaint_keeps_what_is_known(model, archive, tmp_path):
+    works("edit", "inpaint", model, archive, "--hole", "2,3,5,6", "--steps", 4, "--out", tmp_path / "i.npz")
+    found, given = np.load(tmp_path / "i.npz")["arr_0"], np.load(archive)["arr_0"]
+    known = np.ones((16, 16), bool)
+    known[2:7, 3:9] = False
+    assert np.array_equal(found[:, known], given[:, known])
+    assert not np.array_equal(found[:, ~known], given[:, ~known])
+    Image.fromarray(np.where(known, 255, 0).astype(np.uint8)).save(tmp_path / "mask.png")
+    works("edit", "inpaint", model, archive, "--mask", tmp_path / "mask.png", "--steps", 4, "-o", tmp_path / "m.npz")
+    assert np.array_equal(np.load(tmp_path / "m.npz")["arr_0"], found)
+
+
+def test_edit_encode_and_decode_come_back(model, archive, tmp_path):
+    printed = works("edit", "encode", model, archive, "--steps", 8, "--order", 4, "--out", tmp_path / "z.npz")
+    assert "round-trip error" in printed
+    latent = np.load(tmp_path / "z.npz")["arr_0"]
+    assert latent.shape == (3, 3, 16, 16)
+    assert latent.dtype == np.float32
+    works("edit", "decode", model, tmp_path / "z.npz", "--steps", 8, "--order", 4, "--out", tmp_path / "x.npz")
+    found, given = (np.load(path)["arr_0"].astype(int) for path in (tmp_path / "x.npz", archive))
+    assert np.abs(found - given).mean() < 16
+    works("edit", "encode", model, archive, "-n", 1, "--exact", "--out", tmp_path / "e.png")
+
+
+def test_edit_interpolate_goes_from_one_to_the_other(model, picture, archive, tmp_path):
+    works("edit", "interpolate", model, picture, archive, "-n", 1, "--level", "0", "--out", tmp_path / "i.npz")
+    found = np.load(tmp_path / "i.npz")["arr_0"]
+    assert found.shape == (5, 16, 16, 3)
+    assert np.array_equal(found[0], pixels(picture))
+    assert np.array_equal(found[-1], np.load(archive)["arr_0"][0])
+
+
+def test_edit_refuses(model, picture, archive, tmp_path):
+    assert "does not exist" in fails("edit", "vary", model, tmp_path / "missing.png")
+    assert "--strength takes numbers" in fails("edit", "vary", model, picture, "--strength", "much")
+    assert "strength must be in [0, 1]" in fails("edit", "vary", model, picture, "--strength", "2")
+    assert "--out takes" in fails("edit", "vary", model, picture, "--out", tmp_path / "x.jpg")
+    assert "either --mask or --hole" in fails("edit", "inpaint", model, picture)
+    assert "--hole must lie" in fails("edit", "inpaint", model, picture, "--hole", "0,0,17,2")
+    assert "one shape" in fails("edit", "interpolate", model, picture, archive)
+    Image.new("L", (5, 5)).save(tmp_path / "mask.png")
+    assert "the mask must have" in fails("edit", "inpaint", model, picture, "--mask", tmp_path / "mask.png")
+    assert "slerp" in fails("edit", "interpolate", model, picture, picture, "--mode", "slurp")
+    np.savez(tmp_path / "grey.npz", np.zeros((2, 16, 16), np.uint8))
+    assert "the model's images are 3x16x16" in fails("edit", "vary", model, tmp_path / "grey.npz")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("estimate", ["--option", "target_error=0.5"], "evaluations"),
+        ("ode", ["--option", "tolerance=0.05"], "offset of the dequantisation"),
+        ("iwae", ["--option", "trajectories=2"], "with one trajectory"),
+        ("rate_distortion", [], "RMSE"),
+    ],
+)
+def test_likelihood_by_every_method(model, archive, tmp_path, method, options, said):
+    printed = works(
+        "likelihood", model, archive, "--layout", "NHWC", "-n", 2, "--method", method, *options, "--json",
+        tmp_path / "n.json",
+    )  # fmt: skip
+    assert said in printed
+    found = json.loads((tmp_path / "n.json").read_text())
+    assert found["num_images"] == 2
+    assert f"{found['bits_per_dim']:.4f}" in printed
+
+
+def test_likelihood_draws_rate_and_distortion(model, archive, tmp_path):
+    works("likelihood", model, archive, "-n", 2, "--method", "rate_distortion", "--figure", tmp_path / "r.png")
+    assert (tmp_path / "r.png").is_file()
+
+
+def test_likelihood_refuses_methods(model, archive):
+    assert "unknown method 'odd'" in fails("likelihood", model, archive, "--method", "odd")
+    assert "has no figure" in fails("likelihood", model, archive, "--method", "ode", "--figure", "x.png")
+    assert "probes" in fails("likelihood", model, archive, "--method", "ode", "--option", "probes=0")
+    assert "unknown key 'porbes'" in fails("likelihood", model, archive, "--method", "ode", "--option", "porbes=2")

@@ -1,0 +1,492 @@
+"""The OpenAI drop-in against formulas derived again in float64, their signatures, and their scripts' steps."""
+
+import argparse
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import fastdiff as fd
+from fastdiff.compat.guided_diffusion import (
+    dist_util,
+    fp16_util,
+    image_datasets,
+    logger,
+    losses,
+    nn,
+    resample,
+    respace,
+    script_util,
+    train_util,
+    unet,
+)
+from fastdiff.compat.guided_diffusion import gaussian_diffusion as gd
+from support.tolerances import FLOAT64
+
+MEANS = (gd.ModelMeanType.EPSILON, gd.ModelMeanType.START_X, gd.ModelMeanType.PREVIOUS_X)
+T = 12
+BETAS = gd.get_named_beta_schedule("cosine", T)
+
+
+def process(mean=gd.ModelMeanType.EPSILON, var=gd.ModelVarType.FIXED_SMALL, loss=gd.LossType.MSE, **options):
+    return gd.GaussianDiffusion(betas=BETAS, model_mean_type=mean, model_var_type=var, loss_type=loss, **options)
+
+
+def network(x, t, scale=0.3):
+    """Some function of image and time with 2C outputs where `scale` is a pair."""
+    h = torch.tanh(x * (0.5 + 0.01 * t.view(-1, 1, 1, 1).to(x.dtype)))
+    return h if isinstance(scale, float) else torch.cat([h, scale[0] * torch.sin(3 * x)], dim=1)
+
+
+def learned(x, t):
+    return network(x, t, (0.8,))
+
+
+def is_learned(var):
+    return var in (gd.ModelVarType.LEARNED, gd.ModelVarType.LEARNED_RANGE)
+
+
+class Formulas:
+    """Ho et al. (2020) and Nichol and Dhariwal (2021), one scalar at a time, in plain float64 NumPy."""
+
+    def __init__(self, betas):
+        self.beta = np.asarray(betas, dtype=np.float64)
+        self.abar = np.cumprod(1 - self.beta)
+        self.prev = np.concatenate([[1.0], self.abar[:-1]])
+        self.small = self.beta * (1 - self.prev) / (1 - self.abar)
+
+    def log_small(self, t):
+        return np.log(self.small[max(t, 1)])
+
+    def posterior_mean(self, x0, xt, t):
+        c0 = self.beta[t] * np.sqrt(self.prev[t]) / (1 - self.abar[t])
+        return c0 * x0 + (1 - self.prev[t]) * np.sqrt(1 - self.beta[t]) / (1 - self.abar[t]) * xt
+
+    def x0(self, out, xt, t, mean):
+        if mean == gd.ModelMeanType.START_X:
+            return out
+        if mean == gd.ModelMeanType.EPSILON:
+            return (xt - np.sqrt(1 - self.abar[t]) * out) / np.sqrt(self.abar[t])
+        c0 = self.beta[t] * np.sqrt(self.prev[t]) / (1 - self.abar[t])
+        return (out - (self.posterior_mean(0.0, 1.0, t)) * xt) / c0
+
+    def eps(self, x0, xt, t):
+        return (xt - np.sqrt(self.abar[t]) * x0) / np.sqrt(1 - self.abar[t])
+
+    def reverse(self, out, xt, t, mean, var, clip):
+        values = None
+        if is_learned(var):
+            out, values = np.split(out, 2)
+        x0 = self.x0(out, xt, t, mean)
+        x0 = np.clip(x0, -1, 1) if clip else x0
+        centre = out if mean == gd.ModelMeanType.PREVIOUS_X else self.posterior_mean(x0, xt, t)
+        large = np.log(np.where(t > 0, self.beta[t], self.small[1]))
+        log = {
+            gd.ModelVarType.FIXED_SMALL: self.log_small(t),
+            gd.ModelVarType.FIXED_LARGE: large,
+            gd.ModelVarType.LEARNED: values,
+            gd.ModelVarType.LEARNED_RANGE: None,
+        }[var]
+        if var == gd.ModelVarType.LEARNED_RANGE:
+            v = (values + 1) / 2
+            log = v * np.log(self.beta[t]) + (1 - v) * self.log_small(t)
+        return centre, log + np.zeros_like(xt), x0
+
+    def bound_term(self, x0, xt, t, out, mean, var, clip):
+        centre, log, pred = self.reverse(out, xt, t, mean, var, clip)
+        if t == 0:
+
+            def cdf(z):
+                return 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+            std = np.exp(0.5 * log)
+            high, low = cdf((x0 - centre + 1 / 255) / std), cdf((x0 - centre - 1 / 255) / std)
+            share = np.where(x0 < -0.999, high, np.where(x0 > 0.999, 1 - low, high - low))
+            return np.mean(-np.log(np.maximum(share, 1e-12))) / math.log(2), pred
+        true, true_log = self.posterior_mean(x0, xt, t), self.log_small(t)
+        kl = 0.5 * (-1 + log - true_log + np.exp(true_log - log) + (true - centre) ** 2 * np.exp(-log))
+        return np.mean(kl) / math.log(2), pred
+
+
+ORACLE = Formulas(BETAS)
+
+
+def images(seed=0, batch=3, size=4):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, 2, size, size), generator=generator).double() / 127.5 - 1
+
+
+@pytest.mark.parametrize("var", gd.ModelVarType)
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("clip", [True, False])
+def test_p_mean_variance_follows_the_papers(mean, var, clip):
+    model = learned if is_learned(var) else network
+    x = torch.randn(T, 2, 4, 4, dtype=torch.float64)
+    t = torch.arange(T)
+    out = process(mean, var).p_mean_variance(model, x, t, clip_denoised=clip)
+    assert set(out) == {"mean", "variance", "log_variance", "pred_xstart"}
+    raw = model(x, t).numpy()
+    for i in range(T):
+        centre, log, pred = ORACLE.reverse(raw[i], x[i].numpy(), i, mean, var, clip)
+        np.testing.assert_allclose(out["mean"][i], centre, rtol=1e-9, atol=FLOAT64)
+        np.testing.assert_allclose(out["log_variance"][i], log, rtol=1e-9)
+        np.testing.assert_allclose(out["pred_xstart"][i], pred, rtol=1e-9, atol=1e-9)
+        if not (i == 0 and var == gd.ModelVarType.FIXED_SMALL):
+            np.testing.assert_allclose(out["variance"][i], np.exp(log), rtol=1e-9)
+    if var == gd.ModelVarType.FIXED_SMALL:
+        # Their table has the true variance there, and only its log that of t = 1.
+        assert (out["variance"][0] == 0).all()
+
+
+def test_q_functions_follow_the_papers():
+    diffusion = process()
+    x, noise, t = images(batch=T), torch.randn(T, 2, 4, 4, dtype=torch.float64), torch.arange(T)
+    mean, variance, log = diffusion.q_mean_variance(x, t)
+    x_t = diffusion.q_sample(x, t, noise)
+    post, post_variance, post_log = diffusion.q_posterior_mean_variance(x, x_t, t)
+    for i in range(T):
+        abar = ORACLE.abar[i]
+        np.testing.assert_allclose(mean[i], np.sqrt(abar) * x[i], rtol=1e-10, atol=FLOAT64)
+        np.testing.assert_allclose(variance[i], 1 - abar, rtol=1e-10)
+        np.testing.assert_allclose(log[i], np.log(1 - abar), rtol=1e-9)
+        np.testing.assert_allclose(x_t[i], np.sqrt(abar) * x[i] + np.sqrt(1 - abar) * noise[i], rtol=1e-9)
+        np.testing.assert_allclose(
+            post[i], ORACLE.posterior_mean(x[i].numpy(), x_t[i].numpy(), i), rtol=1e-9, atol=FLOAT64
+        )
+        np.testing.assert_allclose(post_variance[i], ORACLE.small[i], rtol=1e-9, atol=FLOAT64)
+        np.testing.assert_allclose(post_log[i], ORACLE.log_small(i), rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", gd.LossType)
+@pytest.mark.parametrize("var", gd.ModelVarType)
+@pytest.mark.parametrize("mean", MEANS)
+def test_training_losses_follow_the_papers(mean, var, loss):
+    model = learned if is_learned(var) else network
+    diffusion = process(mean, var, loss)
+    x, t, noise = images(batch=T), torch.arange(T), torch.randn(T, 2, 4, 4, dtype=torch.float64)
+    terms = diffusion.training_losses(model, x, t, noise=noise)
+    x_t = diffusion.q_sample(x, t, noise)
+    raw = model(x_t, t).numpy()
+    for i in range(T):
+        x0, xt = x[i].numpy(), x_t[i].numpy()
+        vb, _ = ORACLE.bound_term(x0, xt, i, raw[i], mean, var, False)
+        if loss in (gd.LossType.KL, gd.LossType.RESCALED_KL):
+            expected = vb * (T if loss == gd.LossType.RESCALED_KL else 1)
+            assert set(terms) == {"loss"}
+        else:
+            target = {MEANS[0]: noise[i].numpy(), MEANS[1]: x0, MEANS[2]: ORACLE.posterior_mean(x0, xt, i)}[mean]
+            expected = np.mean((target - raw[i][:2]) ** 2)
+            np.testing.assert_allclose(terms["mse"][i], expected, rtol=1e-9)
+            if is_learned(var):
+                weighted = vb * (T / 1000 if loss == gd.LossType.RESCALED_MSE else 1)
+                np.testing.assert_allclose(terms["vb"][i], weighted, rtol=1e-8)
+                expected += weighted
+        np.testing.assert_allclose(terms["loss"][i], expected, rtol=1e-8)
+
+
+def test_training_losses_of_a_learned_variance_detach_the_mean():
+    out = torch.randn(2, 4, 4, 4, requires_grad=True)
+    x, noise = images(batch=2).float(), torch.randn(2, 2, 4, 4)
+    diffusion = process(var=gd.ModelVarType.LEARNED_RANGE, loss=gd.LossType.RESCALED_MSE)
+    terms = diffusion.training_losses(lambda x, t: out, x, torch.tensor([0, 5]), noise=noise)
+    (grad,) = torch.autograd.grad(terms["vb"].sum(), out, retain_graph=True)
+    assert (grad[:, :2] == 0).all()
+    assert (grad[:, 2:] != 0).any()
+    (grad,) = torch.autograd.grad(terms["mse"].sum(), out)
+    assert (grad[:, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("var", [gd.ModelVarType.FIXED_LARGE, gd.ModelVarType.LEARNED_RANGE])
+def test_calc_bpd_loop_has_its_columns_from_the_last_timestep_down(var):
+    model = learned if is_learned(var) else network
+    diffusion = process(var=var)
+    x = images()
+    torch.manual_seed(3)
+    out = diffusion.calc_bpd_loop(model, x)
+    assert set(out) == {"total_bpd", "prior_bpd", "vb", "xstart_mse", "mse"}
+    torch.manual_seed(3)
+    for column, t in enumerate(reversed(range(T))):
+        noise = torch.randn_like(x)
+        x_t = diffusion.q_sample(x, torch.full((3,), t), noise)
+        raw = model(x_t, torch.full((3,), t)).numpy()
+        for i in range(3):
+            x0, xt = x[i].numpy(), x_t[i].numpy()
+            vb, pred = ORACLE.bound_term(x0, xt, t, raw[i], MEANS[0], var, True)
+            np.testing.assert_allclose(out["vb"][i, column], vb, rtol=1e-8)
+            np.testing.assert_allclose(out["xstart_mse"][i, column], np.mean((pred - x0) ** 2), rtol=1e-8)
+            eps = ORACLE.eps(pred, xt, t)
+            np.testing.assert_allclose(out["mse"][i, column], np.mean((eps - noise[i].numpy()) ** 2), rtol=1e-8)
+    abar = ORACLE.abar[-1]
+    prior = 0.5 * (-1 - np.log(1 - abar) + (1 - abar) + abar * x.square().flatten(1).mean(dim=1).numpy()) / math.log(2)
+    np.testing.assert_allclose(out["prior_bpd"], prior, rtol=1e-8)
+    np.testing.assert_allclose(out["total_bpd"], out["vb"].sum(dim=1).numpy() + prior, rtol=1e-10)
+
+
+@pytest.mark.parametrize("sampler", ["p_sample", "ddim_sample"])
+@pytest.mark.parametrize("var", gd.ModelVarType)
+@pytest.mark.parametrize("mean", MEANS[:2])
+@pytest.mark.parametrize("clip", [True, False])
+def test_sampling_steps_follow_the_papers_and_their_order_of_draws(sampler, mean, var, clip):
+    model = learned if is_learned(var) else network
+    diffusion = process(mean, var)
+    x, t = torch.randn(T, 2, 4, 4, dtype=torch.float64), torch.arange(T)
+    raw = model(x, t).numpy()
+    options = {"eta": 0.7} if sampler == "ddim_sample" else {}
+    results = []
+    # The fused step, and the one by formulas that gradients and callbacks need.
+    for extra in ({}, {"denoised_fn": lambda x0: x0}):
+        torch.manual_seed(4)
+        with torch.no_grad():
+            results.append(getattr(diffusion, sampler)(model, x, t, clip_denoised=clip, **options, **extra))
+    torch.manual_seed(4)
+    noise = torch.randn_like(x).numpy()
+    for i in range(T):
+        xt = x[i].numpy()
+        centre, log, pred = ORACLE.reverse(raw[i], xt, i, mean, var, clip)
+        expected = centre + (i > 0) * np.exp(0.5 * log) * noise[i]
+        if sampler == "ddim_sample":
+            sigma = 0.7 * np.sqrt(ORACLE.small[i])
+            along = np.sqrt(1 - ORACLE.prev[i] - sigma**2) * ORACLE.eps(pred, xt, i)
+            expected = pred * np.sqrt(ORACLE.prev[i]) + along + (i > 0) * sigma * noise[i]
+        for out in results:
+            np.testing.assert_allclose(out["sample"][i], expected, rtol=1e-7, atol=1e-8)
+            np.testing.assert_allclose(out["pred_xstart"][i], pred, rtol=1e-8, atol=1e-9)
+
+
+def test_ddim_reverse_sample_inverts_ddim_of_an_exact_network():
+    # For N(0, s^2) data the score is exact, and one reverse step lands on the same line from the origin.
+    diffusion = process()
+    s2 = 0.25
+
+    def exact(x, t):
+        abar = torch.tensor(diffusion.alphas_cumprod)[t].view(-1, 1, 1, 1)
+        return torch.sqrt(1 - abar) * x / (abar * s2 + 1 - abar)
+
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    t = torch.tensor([5])
+    out = diffusion.ddim_reverse_sample(exact, x, t, clip_denoised=False)["sample"]
+    abar, following = diffusion.alphas_cumprod[5], diffusion.alphas_cumprod[6]
+    eps = np.sqrt(1 - abar) * x / (abar * s2 + 1 - abar)
+    expected = np.sqrt(following) * (x - np.sqrt(1 - abar) * eps) / np.sqrt(abar) + np.sqrt(1 - following) * eps
+    torch.testing.assert_close(out, expected)
+    with pytest.raises(ValueError, match="eta must be 0"):
+        diffusion.ddim_reverse_sample(exact, x, t, eta=0.5)
+
+
+def test_cond_fn_shifts_the_mean_by_variance_times_gradient_and_ddim_by_the_score():
+    diffusion = process(var=gd.ModelVarType.FIXED_LARGE)
+    x, t = torch.randn(2, 2, 4, 4, dtype=torch.float64), torch.tensor([4, 4])
+
+    def gradient(x, t, y=None):
+        return torch.full_like(x, 0.3) * y.view(-1, 1, 1, 1)
+
+    def model(x, t, y=None):
+        return network(x, t)
+
+    kwargs = {"y": torch.tensor([1.0, -2.0])}
+    torch.manual_seed(0)
+    out = diffusion.p_sample(model, x, t, cond_fn=gradient, model_kwargs=kwargs)["sample"]
+    torch.manual_seed(0)
+    plain = diffusion.p_sample(model, x, t, model_kwargs=kwargs)["sample"]
+    shift = torch.tensor([0.3, -0.6]).view(2, 1, 1, 1) * ORACLE.beta[4]
+    torch.testing.assert_close(out - plain, shift.expand_as(x).double(), rtol=1e-5, atol=1e-6)
+    out = diffusion.ddim_sample(model, x, t, clip_denoised=False, cond_fn=gradient, model_kwargs=kwargs)["sample"]
+    eps = network(x, t) - np.sqrt(1 - ORACLE.abar[4]) * torch.tensor([0.3, -0.6]).view(2, 1, 1, 1)
+    pred = (x - np.sqrt(1 - ORACLE.abar[4]) * eps) / np.sqrt(ORACLE.abar[4])
+    expected = np.sqrt(ORACLE.prev[4]) * pred + np.sqrt(1 - ORACLE.prev[4]) * eps
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_spaced_diffusion_shows_the_network_the_original_times(rescale):
+    spaced = respace.SpacedDiffusion(
+        [0, 3, 7, 11],
+        betas=BETAS,
+        model_mean_type=gd.ModelMeanType.EPSILON,
+        model_var_type=gd.ModelVarType.FIXED_SMALL,
+        loss_type=gd.LossType.MSE,
+        rescale_timesteps=rescale,
+    )
+    np.testing.assert_allclose(spaced.alphas_cumprod, ORACLE.abar[[0, 3, 7, 11]], rtol=1e-12)
+    seen = []
+
+    def model(x, t):
+        seen.append(float(t[0]))
+        return network(x, t.float())
+
+    out = spaced.p_sample_loop(model, (1, 2, 4, 4), device="cpu")
+    assert out.shape == (1, 2, 4, 4)
+    expected = [t * (1000 / T if rescale else 1) for t in (11, 7, 3, 0)]
+    assert seen == pytest.approx(expected)
+    assert spaced.diffusion.schedule.timesteps[::-1].tolist() == pytest.approx(expected)
+    # The same loop by fastdiff's own sampler sees the same times.
+    seen.clear()
+    fd.sample(model, fd.samplers.ddpm(spaced.diffusion), shape=(1, 2, 4, 4), progress=False)
+    assert seen == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("spec", ["250", "100", "50", "27", "10,10,15,20", "90,60,60,20,20", [71], "ddim25", "ddim50"])
+def test_space_timesteps_keeps_what_theirs_keeps(spec):
+    if isinstance(spec, str) and spec.startswith("ddim"):
+        count = int(spec[4:])
+        expected = set(range(0, 1000, 1000 // count))
+    else:
+        counts = [int(part) for part in spec.split(",")] if isinstance(spec, str) else spec
+        expected, start = set(), 0
+        for i, count in enumerate(counts):
+            size = 1000 // len(counts) + (1 if i < 1000 % len(counts) else 0)
+            place = 0.0
+            for _ in range(count):
+                expected.add(start + round(place))
+                place += (size - 1) / (count - 1)
+            start += size
+    assert respace.space_timesteps(1000, spec) == expected
+    with pytest.raises(ValueError, match="cannot divide section"):
+        respace.space_timesteps(10, "11")
+
+
+def test_space_timesteps_takes_any_number_for_ddim():
+    for count in (7, 30, 600, 999):
+        assert len(respace.space_timesteps(1000, f"ddim{count}")) == count
+
+
+# Names, order and defaults of guided-diffusion's functions; what stands behind * is by keyword alone.
+LOOP = "model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, device=None, "
+STEP = "model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None"
+NETWORK = (
+    "image_size, in_channels, model_channels, out_channels, num_res_blocks, attention_resolutions, dropout=0, "
+    "channel_mult=(1, 2, 4, 8), conv_resample=True, dims=2, {}use_checkpoint=False, use_fp16=False, num_heads=1, "
+    "num_head_channels=-1, num_heads_upsample=-1, use_scale_shift_norm=False, resblock_updown=False, "
+    "use_new_attention_order=False"
+)
+PROCESS = (
+    "learn_sigma, diffusion_steps, noise_schedule, timestep_respacing, use_kl, predict_xstart, rescale_timesteps, "
+    "rescale_learned_sigmas"
+)
+CLASSIFIER = (
+    "image_size, classifier_use_fp16, classifier_width, classifier_depth, classifier_attention_resolutions, "
+    "classifier_use_scale_shift_norm, classifier_resblock_updown, classifier_pool"
+)
+SIGNATURES = {
+    gd.GaussianDiffusion: "*, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False",
+    gd.GaussianDiffusion.q_mean_variance: "x_start, t",
+    gd.GaussianDiffusion.q_sample: "x_start, t, noise=None",
+    gd.GaussianDiffusion.q_posterior_mean_variance: "x_start, x_t, t",
+    gd.GaussianDiffusion.p_mean_variance: "model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None",
+    gd.GaussianDiffusion.condition_mean: "cond_fn, p_mean_var, x, t, model_kwargs=None",
+    gd.GaussianDiffusion.condition_score: "cond_fn, p_mean_var, x, t, model_kwargs=None",
+    gd.GaussianDiffusion.p_sample: STEP,
+    gd.GaussianDiffusion.p_sample_loop: LOOP + "progress=False",
+    gd.GaussianDiffusion.p_sample_loop_progressive: LOOP + "progress=False",
+    gd.GaussianDiffusion.ddim_sample: STEP + ", eta=0.0",
+    gd.GaussianDiffusion.ddim_reverse_sample: "model, x, t, clip_denoised=True, denoised_fn=None, model_kwargs=None, "
+    "eta=0.0",
+    gd.GaussianDiffusion.ddim_sample_loop: LOOP + "progress=False, eta=0.0",
+    gd.GaussianDiffusion.ddim_sample_loop_progressive: LOOP + "progress=False, eta=0.0",
+    gd.GaussianDiffusion.training_losses: "model, x_start, t, model_kwargs=None, noise=None",
+    gd.GaussianDiffusion.calc_bpd_loop: "model, x_start, clip_denoised=True, model_kwargs=None",
+    gd.get_named_beta_schedule: "schedule_name, num_diffusion_timesteps",
+    gd.betas_for_alpha_bar: "num_diffusion_timesteps, alpha_bar, max_beta=0.999",
+    respace.SpacedDiffusion: "use_timesteps, **kwargs",
+    respace.space_timesteps: "num_timesteps, section_counts",
+    resample.create_named_schedule_sampler: "name, diffusion",
+    resample.UniformSampler: "diffusion",
+    resample.LossSecondMomentResampler: "diffusion, history_per_term=10, uniform_prob=0.001",
+    resample.ScheduleSampler.sample: "batch_size, device",
+    resample.LossAwareSampler.update_with_local_losses: "local_ts, local_losses",
+    losses.normal_kl: "mean1, logvar1, mean2, logvar2",
+    losses.discretized_gaussian_log_likelihood: "x, *, means, log_scales",
+    nn.update_ema: "target_params, source_params, rate=0.99",
+    nn.timestep_embedding: "timesteps, dim, max_period=10000",
+    nn.checkpoint: "func, inputs, params, flag",
+    image_datasets.load_data: "*, data_dir, batch_size, image_size, class_cond=False, deterministic=False, "
+    "random_crop=False, random_flip=True",
+    logger.configure: "dir=None, format_strs=None, comm=None, log_suffix=''",
+    dist_util.load_state_dict: "path, **kwargs",
+    fp16_util.MixedPrecisionTrainer: "*, model, use_fp16=False, fp16_scale_growth=0.001, initial_lg_loss_scale=20.0",
+    fp16_util.master_params_to_state_dict: "model, param_groups_and_shapes, master_params, use_fp16",
+    fp16_util.state_dict_to_master_params: "model, state_dict, use_fp16",
+    train_util.TrainLoop: "*, model, diffusion, data, batch_size, microbatch, lr, ema_rate, log_interval, "
+    "save_interval, resume_checkpoint, use_fp16=False, fp16_scale_growth=0.001, schedule_sampler=None, "
+    "weight_decay=0.0, lr_anneal_steps=0",
+    train_util.log_loss_dict: "diffusion, ts, losses",
+    unet.UNetModel: NETWORK.format("num_classes=None, "),
+    unet.SuperResModel: "image_size, in_channels, *args, **kwargs",
+    unet.EncoderUNetModel: NETWORK.format("") + ", pool='adaptive'",
+    unet.SuperResModel.forward: "x, timesteps, low_res=None, y=None",
+    script_util.create_gaussian_diffusion: "*, steps=1000, learn_sigma=False, sigma_small=False, "
+    "noise_schedule='linear', use_kl=False, predict_xstart=False, rescale_timesteps=False, "
+    "rescale_learned_sigmas=False, timestep_respacing=''",
+    script_util.create_model: "image_size, num_channels, num_res_blocks, channel_mult='', learn_sigma=False, "
+    "class_cond=False, use_checkpoint=False, attention_resolutions='16', num_heads=1, num_head_channels=-1, "
+    "num_heads_upsample=-1, use_scale_shift_norm=False, dropout=0, resblock_updown=False, use_fp16=False, "
+    "use_new_attention_order=False",
+    script_util.create_model_and_diffusion: "image_size, class_cond, learn_sigma, num_channels, num_res_blocks, "
+    "channel_mult, num_heads, num_head_channels, num_heads_upsample, attention_resolutions, dropout, "
+    + PROCESS.removeprefix("learn_sigma, ")
+    + ", use_checkpoint, use_scale_shift_norm, resblock_updown, use_fp16, use_new_attention_order",
+    script_util.create_classifier: CLASSIFIER,
+    script_util.create_classifier_and_diffusion: f"{CLASSIFIER}, {PROCESS}",
+    script_util.sr_create_model_and_diffusion: "large_size, small_size, class_cond, learn_sigma, num_channels, "
+    "num_res_blocks, num_heads, num_head_channels, num_heads_upsample, attention_resolutions, dropout, "
+    + PROCESS.removeprefix("learn_sigma, ")
+    + ", use_checkpoint, use_scale_shift_norm, resblock_updown, use_fp16",
+    script_util.sr_create_model: "large_size, small_size, num_channels, num_res_blocks, learn_sigma, class_cond, "
+    "use_checkpoint, attention_resolutions, num_heads, num_head_channels, num_heads_upsample, use_scale_shift_norm, "
+    "dropout, resblock_updown, use_fp16",
+    script_util.add_dict_to_argparser: "parser, default_dict",
+    script_util.args_to_dict: "args, keys",
+    script_util.str2bool: "v",
+}
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_signatures_have_their_names_order_and_defaults(function):
+    signature = inspect.signature(function)
+    kept = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
+    assert str(inspect.Signature(kept)) == f"({SIGNATURES[function]})"
+
+
+def test_flags_are_typed_by_their_defaults():
+    parser = argparse.ArgumentParser()
+    script_util.add_dict_to_argparser(parser, {"a": 1, "b": 0.5, "c": False, "d": None, "e": "x"})
+    args = parser.parse_args(["--a", "2", "--b", "3", "--c", "yes", "--d", "7"])
+    assert script_util.args_to_dict(args, "abcde") == {"a": 2, "b": 3.0, "c": True, "d": "7", "e": "x"}
+    assert [script_util.str2bool(v) for v in ("T", "1", True, "n", "false", False)] == [True] * 3 + [False] * 3
+    with pytest.raises(argparse.ArgumentTypeError, match="boolean value expected"):
+        script_util.str2bool("maybe")
+    assert script_util.NUM_CLASSES == 1000
+
+
+def test_losses_and_nn_follow_their_formulas():
+    a, b = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    kl = losses.normal_kl(a, 0.3, b, -0.2)
+    expected = 0.5 * (-1 - 0.2 - 0.3 + math.exp(0.5) + (a - b) ** 2 * math.exp(0.2))
+    torch.testing.assert_close(kl, expected)
+    with pytest.raises(ValueError, match="at least one argument"):
+        losses.normal_kl(0.0, 0.0, 0.0, 0.0)
+    waves = nn.timestep_embedding(torch.tensor([0.0, 10.0]), 6)
+    frequencies = np.exp(-np.log(1e4) * np.arange(3) / 3)
+    np.testing.assert_allclose(waves[1], [*np.cos(10 * frequencies), *np.sin(10 * frequencies)], atol=1e-5)
+    target = torch.ones(3)
+    nn.update_ema([target], [torch.zeros(3)], rate=0.9)
+    assert target.tolist() == pytest.approx([0.9] * 3)
+
+
+def test_loss_second_moment_resampler_weighs_by_root_mean_squares():
+    sampler = resample.create_named_schedule_sampler("loss-second-moment", process())
+    assert sampler.weights().tolist() == [1.0] * T
+    for repeat in range(11):
+        sampler.update_with_all_losses(list(range(T)), [t * (1 if repeat else 100) for t in range(T)])
+    expected = np.arange(T) / np.arange(T).sum() * 0.999 + 0.001 / T
+    np.testing.assert_allclose(sampler.weights(), expected)
+    np.random.seed(0)  # noqa: NPY002
+    t, weights = sampler.sample(4000, "cpu")
+    counts = torch.bincount(t, minlength=T) / 4000
+    # The standard deviation of a share is below 0.008.
+    np.testing.assert_allclose(counts, expected, atol=0.04)
+    np.testing.assert_allclose(weights, 1 / (T * expected[t.numpy()]), rtol=1e-6)
+    with pytest.raises(NotImplementedError, match="unknown schedule sampler"):
+        resample.create_named_schedule_sampler("fast", process())

@@ -1,0 +1,248 @@
+"""The engine: plans, their reference executor, and the C++ executor, whole and instruction by instruction."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastdiff as fd
+from fastdiff import convert
+from fastdiff.engine import Buffer, Instruction, Plan, lower, place, run_plan
+from fastdiff.engine.pack import CODE_FIELDS, encode, pack_layers
+from support.diffusers_networks import CASES as DIFFUSERS_CASES
+from support.diffusers_networks import diffusers_model
+from support.engine_networks import CONFIGS, double, inputs, network, relative
+from support.tolerances import ENGINE_INSTRUCTION, ENGINE_NETWORK
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("size", [(16, 16), (8, 24), (4, 4)], ids=str)
+def test_reference_executor_is_the_network(case, size):
+    net = network(case, torch.float64)
+    x, t, y = inputs(net, 2, *size)
+    with torch.no_grad():
+        expected = net(x.double(), t, y)
+        actual = run_plan(lower(net, *size), net, x.double(), t, y)
+    assert relative(actual, expected) < 1e-12
+
+
+@pytest.mark.parametrize("precision", ["fast", "strict"])
+@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("size", [(16, 16), (8, 24), (4, 4), (20, 12)], ids=str)
+def test_native_executor_is_the_network(case, size, precision):
+    net = network(case)
+    x, t, y = inputs(net, 3, *size)
+    with torch.no_grad():
+        expected = double(net)(x.double(), t, y)
+    compiled = fd.compile(net, precision=precision)
+    actual = compiled(x, t, y)
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    assert relative(actual, expected) < ENGINE_NETWORK
+    if precision == "strict":
+        assert {i.algorithm for i in compiled.plan(*size).instructions} == {"direct"}
+
+
+@pytest.mark.parametrize("case", DIFFUSERS_CASES)
+def test_native_executor_is_a_converted_diffusers_network(case):
+    """Against diffusers itself, and chosen by runner "auto"."""
+    model = diffusers_model(**DIFFUSERS_CASES[case])
+    net = convert.to_unet(model)
+    x, t, y = inputs(net, 2, net.config.image_size, net.config.image_size)
+    with torch.no_grad():
+        expected = model(x, t, class_labels=y).sample
+    assert relative(fd.compile(net)(x, t, y), expected.double()) < 1e-4
+    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 4)
+    options = {"shape": tuple(x.shape), "model_kwargs": None if y is None else {"y": y}, "progress": False}
+    if net.config.out_channels == net.config.in_channels:
+        native, auto, eager = (fd.sample(net, table, runner=r, **options) for r in ("native", "auto", "eager"))
+        assert torch.equal(native, auto)
+        assert (native - eager).abs().max() < 1e-3 * max(1.0, float(eager.abs().max()))
+
+
+@pytest.mark.slow
+def test_native_executor_is_the_published_network():
+    torch.manual_seed(0)
+    net = fd.UNet(fd.UNetConfig.preset("ho-cifar10")).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.03)
+    x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 900])
+    with torch.no_grad():
+        expected = double(net)(x.double(), t)
+    assert relative(fd.compile(net)(x, t), expected) < 1e-4
+
+
+def run_one(instruction, buffers, layers, x, others=()):
+    """The C++ executor's result of a plan of one instruction; `others` fills further buffers."""
+    plan = Plan(buffers, (instruction,), 0, instruction.target, (), 0)
+    placement = place(plan, len(x))
+    weights, places = pack_layers(plan, layers)
+    code = encode(plan, placement, places)
+    arena = torch.full((placement.length,), torch.nan)
+    for number, values in others:
+        start = placement.places[number]
+        arena[start : start + values.numel()] = values.permute(0, 2, 3, 1).reshape(-1)
+    out_buffer = buffers[instruction.target]
+    shape = (len(x), out_buffer.channels, out_buffer.height, out_buffer.width)
+    out = torch.full(shape, torch.nan).contiguous(memory_format=torch.channels_last)
+    torch.ops.fastdiff.plan_forward(
+        x.contiguous(memory_format=torch.channels_last),
+        code,
+        weights,
+        torch.zeros(1, 0),
+        placement.places[0],
+        placement.places[instruction.target],
+        arena,
+        torch.full((torch.ops.fastdiff.plan_scratch(code, len(x), 0, 0),), torch.nan),
+        0,
+        0,
+        out,
+    )
+    return out
+
+
+CONVOLUTIONS = [
+    # channels in, out, height, width, kernel, stride, pad, upsample, algorithm
+    (32, 48, 8, 8, 3, 1, 1, False, "winograd4"),
+    (32, 48, 9, 7, 3, 1, 1, False, "winograd4"),
+    (32, 16, 1, 1, 3, 1, 1, False, "winograd4"),
+    (48, 80, 6, 10, 3, 1, 1, True, "winograd4"),
+    (32, 48, 4, 4, 3, 1, 1, False, "winograd2"),
+    (48, 144, 5, 3, 3, 1, 1, True, "winograd2"),
+    (3, 40, 7, 5, 3, 1, 1, False, "direct"),
+    (40, 3, 7, 5, 3, 1, 1, False, "direct"),
+    (32, 1, 7, 5, 3, 1, 1, False, "direct"),
+    (48, 2, 8, 6, 3, 1, 1, False, "direct"),
+    (16, 3, 8, 6, 3, 2, 0, False, "direct"),
+    (64, 4, 6, 4, 3, 1, 1, True, "direct"),
+    (32, 70, 8, 6, 3, 2, 1, False, "direct"),
+    (32, 64, 8, 6, 3, 2, 0, False, "direct"),
+    (17, 33, 4, 4, 1, 1, 0, False, "direct"),
+    (128, 128, 3, 3, 1, 1, 0, False, "direct"),
+    (20, 24, 3, 5, 3, 1, 1, True, "direct"),
+]
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_convolution_matches_float64(case, residual, batch):
+    channels, channels_out, height, width, kernel, stride, pad, upsample, algorithm = case
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, channels, height, width, generator=generator)
+    weight = torch.randn(channels_out, channels, kernel, kernel, generator=generator) / (channels * kernel**2) ** 0.5
+    bias = torch.randn(channels_out, generator=generator)
+    scale = 2 if upsample else 1
+    out = Buffer(height * scale // stride, width * scale // stride, channels_out)
+    added = torch.randn(batch, channels_out, out.height, out.width, generator=generator)
+    instruction = Instruction(
+        "conv", (0,), 1, kernel=kernel, stride=stride, pad=pad, upsample=upsample, act=True, parameter="c",
+        algorithm=algorithm, residual=2 if residual else None,
+    )  # fmt: skip
+    buffers = (Buffer(height, width, channels), out, out)
+    actual = run_one(instruction, buffers, [(weight, bias)], x, [(2, added)] if residual else [])
+    source = F.interpolate(x, scale_factor=float(scale)) if upsample else x
+    read = F.silu(source.double())
+    if stride == 2 and pad == 0:
+        read = F.pad(read, (0, 1, 0, 1))
+    expected = F.conv2d(read, weight.double(), bias.double(), stride=stride, padding=pad)
+    expected = expected + added.double() if residual else expected
+    assert relative(actual, expected) < ENGINE_INSTRUCTION
+
+
+@pytest.mark.parametrize(
+    ("tokens", "heads", "size"), [((4, 4), 1, 64), ((1, 1), 2, 16), ((5, 13), 3, 48), ((8, 9), 1, 272)]
+)
+def test_attention_matches_float64(tokens, heads, size):
+    width = heads * size
+    x = 2 * torch.randn(2, 3 * width, *tokens, generator=torch.Generator().manual_seed(0))
+    x[:, :width] /= size**0.5
+    buffers = (Buffer(*tokens, 3 * width), Buffer(*tokens, width))
+    actual = run_one(Instruction("attention", (0,), 1, heads=heads), buffers, [], x)
+    q, k, v = x.double().reshape(2, 3, heads, size, -1).unbind(1)
+    weights = torch.softmax(q.transpose(2, 3) @ k, dim=3)
+    expected = (weights @ v.transpose(2, 3)).transpose(2, 3).reshape(2, width, *tokens)
+    assert relative(actual, expected) < ENGINE_INSTRUCTION
+
+
+@pytest.mark.parametrize(("tokens", "width"), [((4, 4), 64), ((1, 1), 16), ((5, 13), 48), ((8, 9), 272)])
+def test_attention_with_keys_of_its_own_matches_float64(tokens, width):
+    generator = torch.Generator().manual_seed(0)
+    q_and_v = 2 * torch.randn(2, 2 * width, *tokens, generator=generator)
+    q_and_v[:, :width] /= width**0.5
+    x, norm = torch.randn(2, width, *tokens, generator=generator), torch.randn(2, width, 2, 1, generator=generator)
+    buffers = (Buffer(*tokens, 2 * width), Buffer(*tokens, width), Buffer(2, 1, width), Buffer(*tokens, width))
+    instruction = Instruction("attention", (0, 1), 3, norm=2, residual=1)
+    actual = run_one(instruction, buffers, [], q_and_v, [(1, x), (2, norm)])
+    q, v = q_and_v.double().flatten(2).split(width, dim=1)
+    keys = (x.double() * norm[:, :, :1].double() + norm[:, :, 1:].double()).flatten(2)
+    weights = torch.softmax(q.transpose(1, 2) @ keys, dim=2)
+    expected = (weights @ v.transpose(1, 2)).transpose(1, 2).reshape(x.shape) + x.double()
+    assert relative(actual, expected) < ENGINE_INSTRUCTION
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("shape", [(16, 1, 1), (20, 9, 15), (128, 16, 16)], ids=str)
+def test_statistics_match_float64(shape, offset):
+    """Also where the mean is a thousand deviations from zero."""
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)) + offset
+    buffers = (Buffer(*shape[1:], shape[0]), Buffer(2, 1, shape[0]))
+    actual = run_one(Instruction("stats", (0,), 1), buffers, [], x)
+    mean = x.double().mean(dim=(2, 3))
+    squares = (x.double() - mean[:, :, None, None]).square().sum(dim=(2, 3))
+    np.testing.assert_allclose(actual[:, :, 0, 0], mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(actual[:, :, 1, 0], squares, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["ho", "iddpm", "adm", "grey"])
+def test_native_does_not_depend_on_batch_or_threads(case):
+    """To the bit: a sample's arithmetic is the same wherever it runs."""
+    net = network(case)
+    x, t, y = inputs(net, 7)
+    compiled = fd.compile(net)
+    whole = compiled(x, t, y)
+    assert torch.equal(whole, compiled(x, t, y))
+    for first, last in ((0, 1), (1, 4), (4, 7)):
+        part = compiled(x[first:last], t[first:last], None if y is None else y[first:last])
+        assert torch.equal(part, whole[first:last])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(compiled(x, t, y), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_arena_keeps_live_buffers_apart():
+    net = network("three levels")
+    plan = lower(net, 16, 16)
+    placement = place(plan, 3)
+    spans = {}
+    for step, i in enumerate(plan.instructions):
+        for number in (*i.reads(), i.target):
+            first, _ = spans.get(number, (step, step))
+            spans[number] = (first, step)
+    spans[plan.input] = (-1, len(plan.instructions))
+    spans[plan.output] = (spans[plan.output][0], len(plan.instructions))
+    numbers = list(spans)
+    for n in numbers:
+        assert placement.places[n] + 3 * plan.buffers[n].size <= placement.length
+        for m in numbers[: numbers.index(n)]:
+            together = spans[n][0] <= spans[m][1] and spans[m][0] <= spans[n][1]
+            apart = (
+                placement.places[n] + 3 * plan.buffers[n].size <= placement.places[m]
+                or placement.places[m] + 3 * plan.buffers[m].size <= placement.places[n]
+            )
+            assert apart or not together
+    # Far less than all buffers one behind the other.
+    assert placement.length < 0.5 * sum(3 * b.size for b in plan.buffers)
+
+
+def test_code_layout_is_that_of_the_executor():
+    header = (Path(__file__).parents[2] / "csrc" / "include" / "plan_layout.h").read_text()
+    struct = re.search(r"struct Instruction \{(.*?)\};", header, re.DOTALL)[1]
+    fields = [name.strip() for line in re.findall(r"int64_t ([^;]*);", struct) for name in line.split(",")]
+    assert tuple(fields) == CODE_FIELDS

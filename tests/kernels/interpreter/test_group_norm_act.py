@@ -1,0 +1,283 @@
+"""The Triton kernels of group_norm_act against the reference in float64, on the same rounded inputs."""
+
+import copy
+
+import pytest
+import torch
+
+from fastdiff import ops
+from fastdiff.kernels import group_norm_act, group_norm_act_backward, group_norm_tiles
+from fastdiff.ops.reference import group_norm_act as reference_norm
+from support.triton_cases import DTYPES, FORMATS, assert_near
+
+# Shape, channels of the second source, groups: one pixel, 63 and 65 pixels, groups that are no power of two wide.
+SHAPES = [
+    ((1, 1, 1, 1), 0, 1),
+    ((3, 6, 1, 1), 0, 3),
+    ((2, 6, 7, 9), 0, 3),
+    ((2, 8, 5, 13), 0, 2),
+    ((1, 48, 4, 4), 0, 4),
+    ((2, 40, 3, 5), 0, 8),
+    ((1, 128, 3, 3), 0, 32),
+    ((2, 6), 0, 2),
+    ((2, 6, 65), 0, 3),
+]
+# Of these the first two have groups on the border of the sources.
+TWO_SOURCES = [((2, 7, 5, 3), 5, 3), ((1, 40, 3, 5), 8, 4), ((2, 8, 4, 4), 8, 4), ((2, 3, 65), 3, 2)]
+EVERYTHING = ("scale", "shift", "added_bias", "added_time")
+OPTIONS = {"plain": (), "scale": ("scale", "shift"), "all": EVERYTHING}
+# How a slice is walked: in one tile, in several by one program, by several programs in two launches.
+WALKS = {
+    "one tile": {},
+    "many tiles": {"RESIDENT_TILE": 0, "TILE": 128},
+    "split": {"RESIDENT_TILE": 0, "TILE": 64, "MAX_SLICE": 0, "SPLIT": 128},
+    "few splits": {"RESIDENT_TILE": 0, "TILE": 64, "MAX_SLICE": 0, "SPLIT": 64, "MAX_SPLITS": 3},
+}
+
+
+@pytest.fixture(params=WALKS)
+def _walk(request, monkeypatch):
+    for constant, value in WALKS[request.param].items():
+        for module in (group_norm_act, group_norm_act_backward, group_norm_tiles):
+            if hasattr(module, constant):
+                monkeypatch.setattr(module, constant, value)
+
+
+def random(shape, device, seed, dtype=torch.float32, layout="nchw", offset=0.0):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offset
+    x = x.to(device, dtype)
+    return x.contiguous(memory_format=FORMATS[layout]) if x.ndim == 4 else x
+
+
+class Case:
+    """Inputs of both kernels, all different, and the reference's results for them in float64."""
+
+    def __init__(self, device, shape, second, groups, names=(), dtype=torch.float32, layout="nchw", residual=False):
+        channels = shape[1] + second
+        self.groups, self.eps = groups, 1e-3
+        self.x = random(shape, device, 0, dtype, layout, offset=0.5)
+        self.x2 = random((shape[0], second, *shape[2:]), device, 1, dtype, layout, offset=-1.0) if second else None
+        self.residual = random(shape, device, 2, dtype, layout) if residual else None
+        self.vectors = {"weight": random((channels,), device, 3, offset=1.0), "bias": random((channels,), device, 4)}
+        for seed, name in enumerate(names, start=5):
+            of = (channels,) if name == "added_bias" else (shape[0], channels)
+            self.vectors[name] = random(of, device, seed)
+        self.grad_y = random((shape[0], channels, *shape[2:]), device, 10, dtype, layout)
+        self.grad_sum = random(shape, device, 11, dtype, layout) if residual else None
+
+    def vector(self, name, double=True):
+        value = self.vectors.get(name)
+        return value.double() if value is not None and double else value
+
+    def exact(self, act):
+        x, x2, residual = (None if v is None else v.double() for v in (self.x, self.x2, self.residual))
+        added = [self.vector(name) for name in ("added_bias", "added_time")]
+        vectors = [self.vector(name) for name in ("weight", "bias", "scale", "shift")]
+        return reference_norm.group_norm_act(x, x2, residual, *added, *vectors, self.groups, self.eps, act)
+
+    def check_forward(self, act=True):
+        if self.residual is None:
+            y = ops.group_norm_act(
+                self.x, groups=self.groups, eps=self.eps, act=act, x2=self.x2, implementation="triton", **self.vectors
+            )
+            exact = self.exact(act)[0]
+        else:
+            y, total = ops.add_group_norm_act(
+                self.x, self.residual, groups=self.groups, eps=self.eps, act=act, implementation="triton",
+                **self.vectors,
+            )  # fmt: skip
+            assert_near(total, self.exact(act)[1])
+            assert total.stride() == y.stride()
+            # What the interpreter truncates is what is normalised.
+            written = self.without_added()
+            written.x = total
+            exact = written.exact(act)[0]
+        assert y.stride() == torch.zeros(y.shape).contiguous(memory_format=ops.memory_format(self.x)).stride()
+        assert_near(y, exact)
+
+    def check_backward(self, act=True):
+        """With a residual, x stands for the sum that was written."""
+        if self.residual is not None:
+            self = self.without_added()
+        _, _, mean, rstd = (v.float() for v in self.exact(act))
+        parameters = [self.vector(name, False) for name in ("weight", "bias", "scale", "shift")]
+        added = [self.vector(name, False) for name in ("added_bias", "added_time")]
+        found = group_norm_act_backward.launch_group_norm_act_backward(
+            self.grad_y, self.grad_sum, self.x, self.x2, *added, *parameters, mean, rstd, act, True
+        )
+        arguments = (self.grad_y, self.grad_sum, self.x, self.x2, *added, *parameters, mean, rstd)
+        dh, *exact = reference_norm.group_norm_act_backward(
+            *(None if v is None else v.double() for v in arguments), act
+        )
+        dx, dx2, dweight, dbias, dscale, dshift, dadded = found
+        first = self.x.shape[1]
+        assert_near(dx, dh[:, :first])
+        assert dx.stride() == torch.zeros(dx.shape).contiguous(memory_format=ops.memory_format(self.x)).stride()
+        if self.x2 is None:
+            assert dx2.numel() == 0
+        else:
+            assert_near(dx2, dh[:, first:])
+        if self.vector("scale") is None:
+            assert dscale.numel() == dshift.numel() == 0
+            dscale = dshift = None
+        dh_sum = dh.flatten(2).sum(2) if dh.ndim > 2 else dh
+        for ours, theirs in zip((dweight, dbias, dscale, dshift, dadded), (*exact, dh_sum), strict=True):
+            if ours is not None:
+                assert_near(ours, theirs)
+
+    def without_added(self):
+        """The case with x as the written sum."""
+        other = copy.copy(self)
+        other.residual = None
+        other.vectors = {name: value for name, value in self.vectors.items() if not name.startswith("added")}
+        return other
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(("shape", "second", "groups"), SHAPES + TWO_SOURCES, ids=str)
+def test_group_norm_act_matches_the_reference(device, shape, second, groups, layout):
+    case = Case(device, shape, second, groups, EVERYTHING, layout=layout)
+    case.check_forward()
+    case.check_backward()
+
+
+@pytest.mark.usefixtures("_walk")
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize(("shape", "second", "groups"), [SHAPES[2], SHAPES[3], *TWO_SOURCES[:2]], ids=str)
+def test_group_norm_act_of_slices_walked_otherwise(device, shape, second, groups, layout):
+    case = Case(device, shape, second, groups, EVERYTHING, layout=layout)
+    case.check_forward()
+    case.check_backward()
+
+
+@pytest.mark.usefixtures("_walk")
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_group_norm_act_matches_the_reference(device, dtype, layout):
+    case = Case(device, (2, 8, 7, 9), 0, 2, EVERYTHING, DTYPES[dtype], layout, residual=True)
+    case.check_forward()
+    case.check_backward()
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("shape", "second", "groups"), [SHAPES[2], SHAPES[4], TWO_SOURCES[0]], ids=str)
+def test_group_norm_act_in_16_bits(device, dtype, shape, second, groups, layout):
+    case = Case(device, shape, second, groups, EVERYTHING, DTYPES[dtype], layout)
+    case.check_forward()
+    case.check_backward()
+
+
+@pytest.mark.parametrize("act", [True, False])
+@pytest.mark.parametrize("names", OPTIONS)
+def test_group_norm_act_with_and_without_its_options(device, names, act):
+    case = Case(device, (2, 6, 3, 5), 0, 3, OPTIONS[names], layout="nhwc")
+    case.check_forward(act)
+    case.check_backward(act)
+
+
+@pytest.mark.usefixtures("_walk")
+@pytest.mark.parametrize("layout", FORMATS)
+def test_group_norm_act_withstands_an_offset(device, layout):
+    """A mean of a thousand deviations in float32, and parts of a slice with far apart means."""
+    x = random((1, 4, 9, 8), device, 0, layout=layout) + 1000
+    weight, bias = torch.ones(4, device=device), torch.zeros(4, device=device)
+    options = {"eps": 1e-6, "act": False}
+    y = ops.group_norm_act(x, weight, bias, 2, implementation="triton", **options)
+    exact = ops.group_norm_act(x.double(), weight.double(), bias.double(), 2, implementation="reference", **options)
+    # One rounding of the mean: 3e-5 of a thousand.
+    assert float((y - exact).abs().max()) < 5e-5
+    x[:, :, 4:] -= 2000
+    y = ops.group_norm_act(x, weight, bias, 2, implementation="triton", **options)
+    exact = ops.group_norm_act(x.double(), weight.double(), bias.double(), 2, implementation="reference", **options)
+    assert_near(y, exact)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+def test_group_norm_act_saturates_without_nan(device):
+    x = torch.tensor([-1.0, 1.0, -1.0, 1.0], device=device).reshape(1, 2, 2)
+    weight, bias = torch.full((2,), 1e4, device=device), torch.zeros(2, device=device)
+    y = ops.group_norm_act(x, weight, bias, 1, eps=0.0, implementation="triton")
+    assert torch.equal(y.reshape(4).cpu(), torch.tensor([0.0, 1e4, 0.0, 1e4]))
+    mean, rstd = torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device)
+    nothing = (None,) * 3
+    gradients = group_norm_act_backward.launch_group_norm_act_backward(
+        torch.ones_like(x), None, x, *nothing, weight, bias, None, None, mean, rstd, True, False
+    )
+    assert all(value.isfinite().all() for value in gradients)
+
+
+def test_group_norm_act_does_not_hide_nan(device):
+    x = random((2, 8, 3, 3), device, 0, layout="nhwc")
+    x[0, 0, 1, 1] = torch.nan
+    weight, bias = torch.ones(8, device=device), torch.zeros(8, device=device)
+    y = ops.group_norm_act(x, weight, bias, 2, implementation="triton")
+    assert y[0, :4].isnan().all()
+    assert y[0, 4:].isfinite().all()
+    assert y[1].isfinite().all()
+
+
+def test_group_norm_act_reads_through_strides(device):
+    """Views that are not dense are copied; scale and shift may be halves of one tensor."""
+    x = random((2, 8, 5, 8), device, 0)[:, ::2, :, 1:7]
+    projection = random((2, 8), device, 1)
+    scale, shift = projection.chunk(2, dim=1)
+    weight, bias = random((8,), device, 2)[::2], random((8,), device, 3)[::2]
+    time = random((4, 2), device, 4).T
+    strided = {"weight": weight, "bias": bias, "scale": scale, "shift": shift, "added_time": time}
+    dense = {name: value.clone(memory_format=torch.contiguous_format) for name, value in strided.items()}
+    found = ops.group_norm_act(x, groups=2, implementation="triton", **strided)
+    assert torch.equal(found, ops.group_norm_act(x.contiguous(), groups=2, implementation="triton", **dense))
+
+
+def test_group_norm_act_takes_vectors_of_any_type(device):
+    case = Case(device, (2, 8, 3, 3), 0, 2, EVERYTHING, torch.bfloat16, "nhwc")
+    for name, dtype in zip(case.vectors, [*DTYPES.values()] * 2, strict=True):
+        case.vectors[name] = case.vectors[name].to(dtype)
+    case.check_forward()
+    case.check_backward()
+
+
+def test_group_norm_act_does_not_depend_on_the_batch(device):
+    case = Case(device, (3, 8, 5, 5), 0, 2, ("scale", "shift"), layout="nhwc")
+    whole = ops.group_norm_act(case.x, groups=2, implementation="triton", **case.vectors)
+    part = {name: value[1:2] if value.ndim == 2 else value for name, value in case.vectors.items()}
+    assert torch.equal(whole[1:2], ops.group_norm_act(case.x[1:2], groups=2, implementation="triton", **part))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3)], ids=str)
+def test_group_norm_act_of_nothing(device, shape):
+    case = Case(device, shape, 0, 2, EVERYTHING, torch.float16)
+    y = ops.group_norm_act(case.x, groups=2, implementation="triton", **case.vectors)
+    assert (y.shape, y.dtype) == (shape, torch.float16)
+    statistics = torch.zeros(shape[0], 2, device=device)
+    order = ("added_bias", "added_time", "weight", "bias", "scale", "shift")
+    gradients = group_norm_act_backward.launch_group_norm_act_backward(
+        case.grad_y, None, case.x, None, *(case.vectors[name] for name in order), statistics, statistics, True, True
+    )
+    assert [list(value.shape) for value in gradients] == [list(shape), [0], [4], [4], *[[shape[0], 4]] * 3]
+    assert all((value == 0).all() for value in gradients)
+
+
+def test_group_norm_act_refuses_what_the_kernel_cannot_take(device):
+    def run(channels, dtype):
+        x, weight = torch.zeros(1, channels, 1, 1, dtype=dtype), torch.zeros(channels, dtype=dtype)
+        ops.group_norm_act(x.to(device), weight.to(device), weight.to(device), 1, implementation="triton")
+
+    with pytest.raises(ValueError, match="implementation='reference'"):
+        run(4, torch.float64)
+    with pytest.raises(ValueError, match="up to 4096 channels per group, got 4097"):
+        run(4097, torch.float32)
+
+
+def test_group_norm_act_says_that_the_interpreter_has_no_autograd(device):
+    x, weight, bias = random((1, 4, 3, 3), device, 0), torch.ones(4, device=device), torch.zeros(4, device=device)
+    weight.requires_grad_()
+    if device.type == "cuda":
+        ops.group_norm_act(x, weight, bias, 2, implementation="triton").sum().backward()
+        assert weight.grad is not None
+        return
+    with pytest.raises(RuntimeError, match="no gradient under Triton's interpreter"):
+        ops.group_norm_act(x, weight, bias, 2, implementation="triton")
+    with torch.no_grad():
+        assert ops.group_norm_act(x, weight, bias, 2, implementation="triton").isfinite().all()

@@ -1,0 +1,109 @@
+"""The ops through PyTorch's dispatcher: opcheck, compiled, under autocast, and without the extension."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastdiff import (
+    ops,
+    samplers,
+)
+from support.op_cases import (
+    DIFFUSION,
+    full_table,
+    images,
+    noising_table,
+)
+
+
+def test_ops_pass_opcheck():
+    x = images((2, 3, 4, 4))
+    rows = ops.table_rows(full_table())
+    ids, row = torch.arange(2), torch.tensor([3])
+    wide = images((2, 6, 4, 4))
+    slots = (torch.zeros_like(x), torch.zeros(3, *x.shape), torch.zeros_like(x), torch.zeros_like(x))
+    torch.library.opcheck(torch.ops.fastdiff.step.default, (x, wide, rows, row, None, ids, 5, True, *slots))
+    torch.library.opcheck(
+        torch.ops.fastdiff.step.default, (x, None, rows, row, x.clone(), ids, 5, False, None, None, None, slots[3])
+    )
+    t = torch.tensor([3, 99])
+    for image in (
+        x.clone().requires_grad_(),
+        x.contiguous(memory_format=torch.channels_last),
+        torch.zeros(2, 3, 4, 4).byte(),
+    ):
+        for want_target in (True, False):
+            arguments = (image, t, noising_table(), None, ids, row, -1, 2, 256, torch.float32, want_target)
+            torch.library.opcheck(torch.ops.fastdiff.diffuse.default, arguments)
+
+
+def test_ops_compile_without_graph_breaks():
+    table = noising_table()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def run(x, t):
+        return ops.diffuse(x, t, table, seed=3, row=1)
+
+    x, t = images((2, 3, 4, 4)), torch.tensor([0, 50])
+    for ours, expected in zip(run(x, t), ops.diffuse(x, t, table, seed=3, row=1), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_ops_keep_their_types_under_autocast(compiled):
+    """The table and the state are float32, and a network under autocast gives bfloat16."""
+    rows, table = ops.table_rows(samplers.ddpm(DIFFUSION, 10)), noising_table()
+    layer = torch.nn.Conv2d(3, 3, 1)
+    x, t, row = images((2, 3, 4, 4)), torch.tensor([3, 99]), torch.tensor([4])
+
+    def run(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            x_t, target = ops.diffuse(x, t, table, seed=3, row=1)
+            m = layer(x_t)
+            return x_t, target, m, ops.step(x, m.detach(), rows, row, seed=3)
+
+    results = (torch.compile(run, fullgraph=True, backend="aot_eager") if compiled else run)(x)
+    assert [v.dtype for v in results] == [torch.float32, torch.float32, torch.bfloat16, torch.float32]
+    expected = ops.step(x, results[2].detach(), rows, row, seed=3)
+    assert torch.equal(results[3], expected)
+    assert torch.equal(results[0], ops.diffuse(x, t, table, seed=3, row=1)[0])
+
+
+def test_ops_run_the_reference_with_one_warning_when_nothing_is_built():
+    """Hide the extension; results stay right, one warning names the build command, and asking by name raises."""
+    code = """
+import sys, warnings
+sys.modules["fastdiff._C"] = None
+import torch
+from fastdiff import Diffusion, NoiseSchedule, ops
+table = torch.tensor(Diffusion(NoiseSchedule.cosine(10)).noising_table(), dtype=torch.float32)
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        ops.diffuse(torch.zeros(1, 1, 2, 2), torch.tensor([3]), table)
+assert [str(w.message) for w in seen if "build it with" in str(w.message)].__len__() == 1, seen
+try:
+    ops.diffuse(torch.zeros(1, 1, 2, 2), torch.tensor([3]), table, implementation="cpu")
+except RuntimeError as error:
+    assert "pip install" in str(error)
+else:
+    raise AssertionError("no error")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_ops_extension_is_loaded_here():
+    """The suite is about the compiled kernels; a suite that silently ran the reference would prove nothing."""
+    assert ops.has_extension(), ops.EXTENSION_ERROR
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: the extra 'triton'")
+def test_ops_refuse_triton_without_a_gpu_or_its_interpreter():
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        ops.posterior_mean(
+            torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor([0, 1, 2]), torch.zeros(20, 4), implementation="triton"
+        )

@@ -1,0 +1,200 @@
+"""NoiseSchedule against closed forms and the papers' formulas."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdiff import NoiseSchedule
+from fastdiff.process.schedule import respaced_indices
+from support.tolerances import FLOAT64
+
+
+@pytest.mark.parametrize("name", NoiseSchedule.names())
+@pytest.mark.parametrize("num_timesteps", [20, 1000, 4000])
+def test_schedule_arrays_match_naive_products(name, num_timesteps):
+    if name in ("warmup10", "warmup50", "constant") and num_timesteps == 4000:
+        num_timesteps = 2000
+    schedule = NoiseSchedule.named(name, num_timesteps)
+    if name in ("linear", "quadratic") and num_timesteps == 20:
+        assert schedule.betas[-1] == pytest.approx(1.0)
+    abar = np.cumprod(1 - schedule.betas)
+    prev = np.append(1.0, abar[:-1])
+    assert schedule.betas.dtype == np.float64
+    assert len(schedule) == num_timesteps
+    np.testing.assert_allclose(schedule.alphas_cumprod, abar, rtol=1e-10, atol=1e-300)
+    np.testing.assert_allclose(schedule.alphas_cumprod_prev, prev, rtol=1e-10)
+    inner = abar > 0
+    np.testing.assert_allclose(
+        schedule.posterior_mean_coef1[inner], (schedule.betas * np.sqrt(prev) / (1 - abar))[inner], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        schedule.posterior_mean_coef2[inner], (np.sqrt(1 - schedule.betas) * (1 - prev) / (1 - abar))[inner], atol=1e-9
+    )
+    np.testing.assert_allclose(schedule.posterior_variance[0], 0)
+    assert schedule.posterior_log_variance_clipped[0] == schedule.posterior_log_variance_clipped[1]
+    assert np.isfinite(schedule.posterior_log_variance_clipped).all()
+
+
+def test_schedule_linear_matches_ho():
+    schedule = NoiseSchedule.linear(1000)
+    np.testing.assert_array_equal(schedule.betas, np.linspace(1e-4, 0.02, 1000))
+    # Ho et al., section 4: L_T is about 1e-5 bits per dimension for data of unit scale.
+    abar = schedule.alphas_cumprod[-1]
+    assert 0.5 * (abar - abar - math.log1p(-abar)) / math.log(2) < 5e-5
+    np.testing.assert_array_equal(NoiseSchedule.linear(4000).betas, np.linspace(1e-4 / 4, 0.02 / 4, 4000))
+
+
+def test_schedule_cosine_matches_its_formula():
+    schedule = NoiseSchedule.cosine(1000)
+
+    def f(t):
+        return math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    expected = [f(t + 1) / f(0) for t in range(900)]
+    np.testing.assert_allclose(schedule.alphas_cumprod[:900], expected, rtol=1e-10)
+    assert schedule.betas[-1] == 0.999
+
+
+def test_schedule_sigmoid_matches_its_formula():
+    schedule = NoiseSchedule.sigmoid(500)
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    expected = [(sigmoid(3 - 6 * (t + 1) / 500) - sigmoid(-3)) / (sigmoid(3) - sigmoid(-3)) for t in range(490)]
+    np.testing.assert_allclose(schedule.alphas_cumprod[:490], expected, rtol=1e-9)
+
+
+def test_schedule_jsd_leaves_no_signal():
+    schedule = NoiseSchedule.jsd(10)
+    np.testing.assert_allclose(schedule.alphas_cumprod, np.arange(9, -1, -1) / 10, atol=FLOAT64)
+    assert schedule.alphas_cumprod[-1] == 0
+    assert schedule.log_snr[-1] == -math.inf
+    assert not np.isnan(schedule.posterior_mean_coef1).any()
+
+
+def test_schedule_keeps_precision_near_zero_noise():
+    schedule = NoiseSchedule.from_betas([1e-12, 1e-12])
+    np.testing.assert_allclose(schedule.one_minus_alphas_cumprod, [1e-12, 2e-12], rtol=1e-11)
+    np.testing.assert_allclose(schedule.log_snr, [-math.log(1e-12), -math.log(2e-12)], rtol=1e-11)
+
+
+def test_schedule_of_one_step():
+    schedule = NoiseSchedule.from_betas([0.5])
+    assert schedule.posterior_log_variance_clipped.tolist() == [math.log(0.5)]
+    assert schedule.posterior_mean_coef1.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("betas", [[], [0.0], [-0.1], [1.1], [math.nan], [1.0, 0.5], [[0.1]]], ids=str)
+def test_schedule_refuses_betas(betas):
+    with pytest.raises(ValueError, match="beta"):
+        NoiseSchedule.from_betas(betas)
+
+
+@pytest.mark.parametrize("num_timesteps", [0, -1, 1.5, True])
+def test_schedule_refuses_number_of_timesteps(num_timesteps):
+    with pytest.raises(ValueError, match="whole number"):
+        NoiseSchedule.cosine(num_timesteps)
+
+
+def test_schedule_refuses_too_few_steps_for_its_betas():
+    with pytest.raises(ValueError, match="more timesteps"):
+        NoiseSchedule.linear(10)
+
+
+def test_schedule_unknown_name_suggests():
+    with pytest.raises(ValueError, match="did you mean 'cosine'"):
+        NoiseSchedule.named("cosin", 10)
+
+
+def test_schedule_is_read_only():
+    schedule = NoiseSchedule.cosine(10)
+    with pytest.raises(ValueError, match="read-only"):
+        schedule.betas[0] = 0.5
+    with pytest.raises(ValueError, match="read-only"):
+        schedule.alphas_cumprod[0] = 0.5
+
+
+def test_schedule_json_round_trip_is_exact():
+    schedule = NoiseSchedule.cosine(1000).respace("ddim25")
+    again = NoiseSchedule.from_dict(json.loads(json.dumps(schedule.to_dict())))
+    assert again == schedule
+    assert hash(again) == hash(schedule)
+    with pytest.raises(ValueError, match="unknown key"):
+        NoiseSchedule.from_dict({"betas": [0.1], "beta": 1})
+    with pytest.raises(ValueError, match="'betas'"):
+        NoiseSchedule.from_dict({"name": "linear"})
+
+
+def test_schedule_respacing_keeps_marginals():
+    schedule = NoiseSchedule.linear(1000)
+    respaced = schedule.respace([10, 15, 20])
+    chosen = respaced.timesteps.astype(int)
+    assert len(respaced) == 45
+    np.testing.assert_allclose(respaced.alphas_cumprod, schedule.alphas_cumprod[chosen], rtol=1e-12)
+    abar = schedule.alphas_cumprod[chosen]
+    np.testing.assert_allclose(respaced.betas, 1 - abar / np.append(1.0, abar[:-1]), rtol=1e-9)
+    twice = respaced.respace(9)
+    assert set(twice.timesteps) <= set(respaced.timesteps)
+    rebuilt = NoiseSchedule.from_betas(respaced.betas)
+    np.testing.assert_allclose(rebuilt.alphas_cumprod, respaced.alphas_cumprod, rtol=1e-12)
+
+
+def _openai_space_timesteps(num_timesteps, counts):
+    """The rule of improved-diffusion, re-derived: fractional strides within equal sections."""
+    size, extra = divmod(num_timesteps, len(counts))
+    start, steps = 0, []
+    for i, count in enumerate(counts):
+        length = size + (i < extra)
+        stride = 1 if count <= 1 else (length - 1) / (count - 1)
+        at = 0.0
+        for _ in range(count):
+            steps.append(start + round(at))
+            at += stride
+        start += length
+    return steps
+
+
+@pytest.mark.parametrize("counts", [[250], [10, 15, 20], [1], [1000], [334, 333, 333], [7, 1, 3]], ids=str)
+def test_schedule_respacing_matches_openai(counts):
+    assert respaced_indices(1000, counts) == _openai_space_timesteps(1000, counts)
+    assert respaced_indices(1000, ",".join(map(str, counts))) == _openai_space_timesteps(1000, counts)
+
+
+@given(st.integers(1, 300), st.data())
+def test_schedule_ddim_respacing_gives_any_count(num_timesteps, data):
+    count = data.draw(st.integers(1, num_timesteps))
+    chosen = respaced_indices(num_timesteps, f"ddim{count}")
+    assert len(chosen) == count
+    assert chosen[0] == 0
+    assert len(set(np.diff(chosen))) <= 1
+    assert chosen[-1] < num_timesteps
+
+
+@pytest.mark.parametrize("spec", ["", "ddim", "ddim0", "ddim1001", "ddimx", "5,x", [], [0], [1001], [600, 1]], ids=str)
+def test_schedule_respacing_refuses(spec):
+    with pytest.raises(ValueError, match=r"respacing|ddimN|section"):
+        NoiseSchedule.linear(1000).respace(spec)
+
+
+@pytest.mark.parametrize("indices", [[], [0, 0], [3, 2], [-1, 2], [0, 1000], [0.5]], ids=str)
+def test_schedule_subset_refuses(indices):
+    with pytest.raises(ValueError, match="step"):
+        NoiseSchedule.linear(1000).subset(indices)
+
+
+def test_schedules_tables_and_samplers_import_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import fastdiff as fd\n"
+        "d = fd.Diffusion(fd.NoiseSchedule.cosine(100))\n"
+        "print(len(fd.samplers.ddim(d, 10)), len(fd.samplers.ddpm(d)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["10", "100"]

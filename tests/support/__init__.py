@@ -1,0 +1,1 @@
+"""What several tests share: networks, exact answers, runs of tables, and the tolerances."""

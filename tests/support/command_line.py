@@ -1,0 +1,48 @@
+"""Run the command line in this process, and a small saved model for it."""
+
+import torch
+from typer.testing import CliRunner
+
+from fastdiff.cli.app import app
+from fastdiff.files.checkpoint import save_model
+from fastdiff.files.data import DataScaling
+from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.unet import UNet
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
+
+SMALL_UNET = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "norm_groups": 4, "dropout": 0.0}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def works(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def fails(*arguments):
+    """The one line that a failing command prints."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: "), result.output
+    assert "Traceback" not in result.output
+    return lines[-1]
+
+
+def small_model(folder, *, channels=3, size=16, scaling=256, num_classes=None, timesteps=8):
+    torch.manual_seed(0)
+    config = UNetConfig(
+        image_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        attention_resolutions=(),
+        num_classes=num_classes,
+        **SMALL_UNET,
+    )
+    save_model(folder, UNet(config), Diffusion(NoiseSchedule.cosine(timesteps)), DataScaling(scaling))
+    return folder

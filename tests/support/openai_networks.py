@@ -1,0 +1,228 @@
+"""A double of OpenAI's network, which cannot be installed: the module structure of improved- and guided-diffusion.
+
+Written after the published code's structure: names, order of calls, types. Only what `fd.accelerate` has to know.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class GroupNorm32(nn.GroupNorm):
+    def forward(self, x):
+        return super().forward(x.float()).type(x.dtype)
+
+
+class TimestepBlock(nn.Module):
+    pass
+
+
+class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
+    def forward(self, x, emb):
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
+        return x
+
+
+class Downsample(nn.Module):
+    def forward(self, x):
+        return F.avg_pool2d(x, 2)
+
+
+class ResBlock(TimestepBlock):
+    def __init__(self, channels, emb_channels, out_channels, use_scale_shift_norm=False, down=False):
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.in_layers = nn.Sequential(
+            GroupNorm32(4, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.updown = down
+        self.h_upd, self.x_upd = (Downsample(), Downsample()) if down else (nn.Identity(), nn.Identity())
+        width = 2 * out_channels if use_scale_shift_norm else out_channels
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, width))
+        self.out_layers = nn.Sequential(
+            GroupNorm32(4, out_channels),
+            nn.SiLU(),
+            nn.Dropout(0.1),
+            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x, emb):
+        return self._forward(x, emb)
+
+    def _forward(self, x, emb):
+        if self.updown:
+            in_rest, in_conv = self.in_layers[:-1], self.in_layers[-1]
+            h = in_rest(x)
+            h = self.h_upd(h)
+            x = self.x_upd(x)
+            h = in_conv(h)
+        else:
+            h = self.in_layers(x)
+        emb_out = self.emb_layers(emb).type(h.dtype)
+        while len(emb_out.shape) < len(h.shape):
+            emb_out = emb_out[..., None]
+        if self.use_scale_shift_norm:
+            out_norm, out_rest = self.out_layers[0], self.out_layers[1:]
+            scale, shift = torch.chunk(emb_out, 2, dim=1)
+            h = out_norm(h) * (1 + scale) + shift
+            h = out_rest(h)
+        else:
+            h = h + emb_out
+            h = self.out_layers(h)
+        return self.skip_connection(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """`attention` is one of the three below; improved-diffusion's sees heads as samples."""
+
+    def __init__(self, channels, num_heads, attention):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = GroupNorm32(4, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.attention = attention
+        self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x):
+        b, c, *spatial = x.shape
+        x = x.reshape(b, c, -1)
+        qkv = self.qkv(self.norm(x))
+        if not hasattr(self.attention, "n_heads"):
+            qkv = qkv.reshape(b * self.num_heads, -1, qkv.shape[2])
+        h = self.attention(qkv).reshape(b, c, -1)
+        return (x + self.proj_out(h)).reshape(b, c, *spatial)
+
+
+def attend(q, k, v):
+    scale = 1 / math.sqrt(math.sqrt(q.shape[1]))
+    weight = torch.einsum("bct,bcs->bts", q * scale, k * scale)
+    weight = torch.softmax(weight.float(), dim=-1).type(weight.dtype)
+    return torch.einsum("bts,bcs->bct", weight, v)
+
+
+class QKVAttentionLegacy(nn.Module):
+    def __init__(self, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+
+    def forward(self, qkv):
+        bs, width, length = qkv.shape
+        ch = width // (3 * self.n_heads)
+        q, k, v = qkv.reshape(bs * self.n_heads, ch * 3, length).split(ch, dim=1)
+        return attend(q, k, v).reshape(bs, -1, length)
+
+
+class QKVAttention(nn.Module):
+    def __init__(self, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+
+    def forward(self, qkv):
+        bs, width, length = qkv.shape
+        ch = width // (3 * self.n_heads)
+        q, k, v = (part.reshape(bs * self.n_heads, ch, length) for part in qkv.chunk(3, dim=1))
+        return attend(q, k, v).reshape(bs, -1, length)
+
+
+def _improved_forward(self, qkv):
+    return attend(*torch.split(qkv, qkv.shape[1] // 3, dim=1))
+
+
+ImprovedQKVAttention = type("QKVAttention", (nn.Module,), {"forward": _improved_forward, "__module__": __name__})
+# Pickled by name, so under a name that finds it.
+ImprovedQKVAttention.__qualname__ = "ImprovedQKVAttention"
+
+
+def zero_module(module):
+    for p in module.parameters():
+        p.detach().zero_()
+    return module
+
+
+class UNetModel(nn.Module):
+    def __init__(self, attention=None, use_scale_shift_norm=False, channels=8):
+        super().__init__()
+        emb = 16
+        self.time_embed = nn.Sequential(nn.Linear(1, emb), nn.SiLU(), nn.Linear(emb, emb))
+        wide, options = 2 * channels, {"use_scale_shift_norm": use_scale_shift_norm}
+        self.input_blocks = nn.ModuleList(
+            [
+                TimestepEmbedSequential(nn.Conv2d(3, channels, 3, padding=1)),
+                TimestepEmbedSequential(
+                    ResBlock(channels, emb, wide, **options),
+                    AttentionBlock(wide, 2, attention or QKVAttentionLegacy(2)),
+                ),
+                TimestepEmbedSequential(ResBlock(wide, emb, wide, down=True, **options)),
+            ]
+        )
+        self.middle_block = TimestepEmbedSequential(ResBlock(wide, emb, channels, **options))
+        self.out = nn.Sequential(GroupNorm32(4, channels), nn.SiLU(), zero_module(nn.Conv2d(channels, 3, 3, padding=1)))
+
+    def forward(self, x, timesteps):
+        emb = self.time_embed(timesteps[:, None].float() / 1000)
+        h = x
+        for block in self.input_blocks:
+            h = block(h, emb)
+        return self.out(self.middle_block(h, emb))
+
+
+def openai_names(config):
+    """Names in the state dict of improved- and guided-diffusion's UNetModel, listed as its constructor builds it."""
+
+    def both(name):
+        return [f"{name}.weight", f"{name}.bias"]
+
+    def res(name, changes):
+        parts = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3"]
+        parts += ["skip_connection"] if changes else []
+        return [key for part in parts for key in both(f"{name}.{part}")]
+
+    def attention(name):
+        return [key for part in ("norm", "qkv", "proj_out") for key in both(f"{name}.{part}")]
+
+    rates = {config.image_size // size for size in config.attention_resolutions}
+    names = both("time_embed.0") + both("time_embed.2")
+    names += ["label_emb.weight"] if config.num_classes else []
+    ch = int(config.channel_mult[0] * config.channels)
+    names += both("input_blocks.0.0")
+    widths, ds, i = [ch], 1, 1
+    for level, mult in enumerate(config.channel_mult):
+        for _ in range(config.num_res_blocks):
+            out = int(mult * config.channels)
+            names += res(f"input_blocks.{i}.0", ch != out)
+            names += attention(f"input_blocks.{i}.1") if ds in rates else []
+            ch = out
+            widths.append(ch)
+            i += 1
+        if level != len(config.channel_mult) - 1:
+            if config.resblock_updown:
+                names += res(f"input_blocks.{i}.0", False)
+            elif config.conv_resample:
+                names += both(f"input_blocks.{i}.0.op")
+            widths.append(ch)
+            ds *= 2
+            i += 1
+    names += res("middle_block.0", False) + attention("middle_block.1") + res("middle_block.2", False)
+    i = 0
+    for level, mult in reversed(list(enumerate(config.channel_mult))):
+        for j in range(config.num_res_blocks + 1):
+            out = int(mult * config.channels)
+            names += res(f"output_blocks.{i}.0", ch + widths.pop() != out)
+            ch = out
+            place = 1
+            if ds in rates:
+                names += attention(f"output_blocks.{i}.1")
+                place = 2
+            if level and j == config.num_res_blocks:
+                if config.resblock_updown:
+                    names += res(f"output_blocks.{i}.{place}", False)
+                elif config.conv_resample:
+                    names += both(f"output_blocks.{i}.{place}.conv")
+                ds //= 2
+            i += 1
+    return names + both("out.0") + both("out.2")

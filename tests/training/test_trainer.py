@@ -1,0 +1,590 @@
+"""Tests of fastdiff.training.trainer, with fastdiff.training.config and fastdiff.training.log.
+
+Independent oracle: a training loop of a dozen lines, with the noise contract in NumPy and PyTorch's Adam.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastdiff import ops
+from fastdiff.files import checkpoint
+from fastdiff.files.checkpoint import latest_checkpoint, load_model
+from fastdiff.files.data import (
+    DataScaling,
+    ImageData,
+    batch_indices,
+    flip_mask,
+)
+from fastdiff.nets.unet import UNet, UNetConfig
+from fastdiff.ops.reference import bound as losses
+from fastdiff.process import noise
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
+from fastdiff.training.log import TrainLog
+from fastdiff.training.trainer import TrainConfig, Trainer, TrainProgress
+
+TOLERANCE = {
+    # float32 through a network of about ten layers, in two orders of summation, and a few steps of Adam on top, whose
+    # first steps divide the gradient by its own size.
+    "loss": 1e-5,
+    "weights": 1e-4,
+}
+
+NETWORK = UNetConfig(
+    image_size=4,
+    in_channels=1,
+    out_channels=1,
+    channels=8,
+    channel_mult=(1,),
+    num_res_blocks=1,
+    attention_resolutions=(),
+    norm_groups=4,
+    dropout=0.2,
+)
+SCHEDULE = NoiseSchedule.cosine(20)
+SIMPLE = Diffusion(SCHEDULE, prediction="v")
+HYBRID = Diffusion(SCHEDULE, variance="learned_range")
+CONFIG = TrainConfig(steps=6, batch_size=5, learning_rate=1e-2, warmup_steps=4, seed=3, checkpoint_every=2, log_every=1)
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread: tiny networks on busy cores wait for each other. No TensorBoard: it is slow to import."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def images(num: int = 12, *, levels: int | None = 17, labels: bool = False, seed: int = 0) -> ImageData:
+    generator = torch.Generator().manual_seed(seed)
+    if levels is None:
+        values = torch.rand(num, 1, 4, 4, generator=generator) * 2 - 1
+    else:
+        values = torch.randint(levels, (num, 1, 4, 4), generator=generator).to(torch.uint8)
+    classes = torch.arange(num) % 3 if labels else None
+    return ImageData(values, classes, DataScaling(levels), "test")
+
+
+def network(**changes: Any) -> UNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet(dataclasses.replace(NETWORK, **changes))
+
+
+def trainer(folder: Path, **changes: Any) -> Trainer:
+    """A trainer of a fresh network; `changes` are those of the configuration."""
+    return Trainer(network(), SIMPLE, images(), dataclasses.replace(CONFIG, **changes), folder)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_config_round_trip() -> None:
+    config = TrainConfig(steps=7, betas=(0.8, 0.99), clip_norm=None, loss="hybrid")
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert TrainConfig.from_dict({"steps": 7}) == TrainConfig(steps=7)
+
+
+def test_config_refuses_unknown_keys() -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'learning_rat' .* did you mean 'learning_rate'"):
+        TrainConfig.from_dict({"steps": 1, "learning_rat": 1})
+    with pytest.raises(ValueError, match="needs the key 'steps'"):
+        TrainConfig.from_dict({})
+
+
+BAD_VALUES: dict[str, list[object]] = {
+    "steps": [0, 1.5, True, "10", 2**28 + 1],
+    "batch_size": [0],
+    "learning_rate": [0, -1e-4, math.nan, "fast"],
+    "weight_decay": [-1.0],
+    "betas": [(0.9,), (0.9, 1.0), 0.9],
+    "warmup_steps": [-1],
+    "clip_norm": [0.0],
+    "ema_decay": [1.0],
+    "precision": ["float16"],
+    "flip": [1],
+    "seed": [-1, 2**64],
+    "checkpoint_every": [0],
+    "keep": [0],
+    "log_every": [0],
+    "loss": ["mse"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values])
+def test_config_refuses_bad_values(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name):
+        TrainConfig.from_dict({"steps": 10, name: value})
+
+
+def reference_batch(data: ImageData, config: TrainConfig, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x_0, x_t, t and eps of a step from the formulas, in float32."""
+    index = batch_indices(len(data), config.batch_size, step, config.seed)
+    values = data.images.numpy()[index].astype(np.float64)
+    mirrored = flip_mask(config.batch_size, step, config.seed)
+    values[mirrored] = values[mirrored][..., ::-1]
+    x0 = values * 2 / 16 - 1
+    ids = np.arange(config.batch_size)
+    t = noise.integers(config.seed, ids, len(SCHEDULE), noise.Stream.TRAIN_TIME, step)
+    eps = noise.normals(config.seed, ids, x0[0].size, noise.Stream.TRAIN_NOISE, step).reshape(x0.shape)
+    abar = SCHEDULE.alphas_cumprod[t][:, None, None, None]
+    x_t = np.sqrt(abar) * x0 + np.sqrt(1 - abar) * eps
+    return torch.tensor(x0).float(), torch.tensor(x_t).float(), torch.tensor(t), torch.tensor(eps).float()
+
+
+def test_training_is_hos_algorithm_one(tmp_path: Path) -> None:
+    data, config = images(), dataclasses.replace(CONFIG, steps=4, clip_norm=0.5)
+    diffusion = Diffusion(SCHEDULE)
+    trained = network(dropout=0.0)
+    Trainer(trained, diffusion, data, config, tmp_path).run()
+
+    unet = network(dropout=0.0)
+    averages = [p.detach().clone() for p in unet.parameters()]
+    # Adam divides a gradient by its own size and 1e-8: of one near 1e-8 it makes a step of rounding errors.
+    steady = [torch.ones_like(p, dtype=torch.bool) for p in unet.parameters()]
+    optimizer = torch.optim.Adam(unet.parameters(), foreach=False)
+    for step in range(4):
+        _, x_t, t, eps = reference_batch(data, config, step)
+        loss = ((unet(x_t, t) - eps) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(float((p.grad**2).sum()) for p in unet.parameters() if p.grad is not None))
+        for p in unet.parameters():
+            assert p.grad is not None
+            p.grad *= min(1.0, 0.5 / norm)
+        steady = [s & ((p.grad == 0) | (p.grad.abs() > 1e-6)) for s, p in zip(steady, unet.parameters(), strict=True)]
+        optimizer.param_groups[0]["lr"] = 1e-2 * min(1, (step + 1) / 4)
+        optimizer.step()
+        decay = (1 + step) / (10 + step)
+        averages = [decay * a + (1 - decay) * p.detach() for a, p in zip(averages, unet.parameters(), strict=True)]
+        entry = metrics(tmp_path)[step]
+        assert entry["step"] == step + 1
+        assert entry["loss"] == pytest.approx(loss.item(), rel=TOLERANCE["loss"])
+        assert entry["grad_norm"] == pytest.approx(norm, rel=TOLERANCE["weights"])
+        assert entry["learning_rate"] == optimizer.param_groups[0]["lr"]
+    sampled = load_model(tmp_path).unet
+    assert sum(int(s.sum()) for s in steady) > 0.8 * sum(s.numel() for s in steady)
+    pairs = zip(trained.parameters(), unet.parameters(), sampled.parameters(), averages, steady, strict=True)
+    for a, b, c, d, s in pairs:
+        torch.testing.assert_close(a[s], b[s], rtol=0, atol=TOLERANCE["weights"])
+        torch.testing.assert_close(c[s], d[s], rtol=0, atol=TOLERANCE["weights"])
+
+
+def test_loss_falls(tmp_path: Path) -> None:
+    data = dataclasses.replace(
+        images(2), images=torch.tensor([0, 16], dtype=torch.uint8).repeat_interleave(16).view(2, 1, 4, 4)
+    )
+    config = dataclasses.replace(CONFIG, steps=120, batch_size=16, log_every=20, checkpoint_every=1000, flip=False)
+    Trainer(network(dropout=0.0), SIMPLE, data, config, tmp_path).run()
+    losses = [entry["loss"] for entry in metrics(tmp_path)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_hybrid_trains_both_halves(tmp_path: Path) -> None:
+    unet = network(out_channels=2)
+    config = dataclasses.replace(CONFIG, steps=1, loss="hybrid")
+    Trainer(unet, HYBRID, images(), config, tmp_path).run()
+    # The last layer starts at zero.
+    for half in unet.conv_out.weight.detach():
+        assert (half != 0).all()
+
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], Diffusion, dict[str, Any]]] = {
+    "simple": ({}, {}, SIMPLE, {}),
+    "hybrid": ({"out_channels": 2}, {"loss": "hybrid"}, HYBRID, {}),
+    "bfloat16": ({}, {"precision": "bfloat16"}, SIMPLE, {}),
+    "labels": ({"num_classes": 3}, {"flip": False}, SIMPLE, {"labels": True}),
+    "continuous": ({"out_channels": 2}, {"loss": "hybrid", "weight_decay": 0.1}, HYBRID, {"levels": None}),
+    "respaced": ({}, {"clip_norm": None, "warmup_steps": 0}, SIMPLE.respace(7), {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resumed_run_ends_with_the_same_bytes(tmp_path: Path, name: str) -> None:
+    changes, settings, diffusion, kind = CASES[name]
+    config = dataclasses.replace(CONFIG, **settings)
+
+    def start(folder: str) -> Trainer:
+        return Trainer(network(**changes), diffusion, images(**kind), config, tmp_path / folder)
+
+    whole = start("whole").run()
+    assert (whole.step, whole.resumed_from) == (6, 0)
+    first = start("parts").run(until=3)
+    assert (first.step, first.checkpoint.name) == (3, "step_00000003")
+    second = start("parts").run()
+    assert (second.step, second.resumed_from) == (6, 3)
+    assert digests(whole.checkpoint) == digests(second.checkpoint)
+    assert [e["loss"] for e in metrics(tmp_path / "whole")] == [e["loss"] for e in metrics(tmp_path / "parts")]
+    # Nothing of this comes from the random state around it.
+    torch.manual_seed(99)
+    third = start("again").run()
+    assert digests(third.checkpoint) == digests(whole.checkpoint)
+
+
+def test_labels_and_precision_reach_the_network(tmp_path: Path) -> None:
+    unet = network(num_classes=3)
+    assert unet.label_emb is not None
+    before = unet.label_emb.weight.detach().clone()
+    Trainer(unet, SIMPLE, images(labels=True), CONFIG, tmp_path / "labels").run()
+    assert (unet.label_emb.weight != before).any(dim=1).all()
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        config = dataclasses.replace(CONFIG, steps=6, precision=precision)
+        Trainer(network(), SIMPLE, images(), config, tmp_path / precision).run()
+        losses.append(metrics(tmp_path / precision)[-1]["loss"])
+    assert losses[0] != losses[1]
+    # Seven bits of mantissa over ten layers.
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+RUN = """
+    import sys, time
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    import torch
+    torch.set_num_threads(1)
+    from test_trainer import trainer
+
+    def progress(entry):
+        print(entry.step, flush=True)
+        if entry.step == int(sys.argv[3]):
+            time.sleep(600)
+
+    trainer(Path(sys.argv[2])).run(progress=progress)
+"""
+
+
+def start_run(folder: Path, wait_at: int) -> subprocess.Popen[str]:
+    """A training run in a process of its own that goes to sleep after step `wait_at`."""
+    here = Path(__file__).parent
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(RUN), str(here), str(folder), str(wait_at)],
+        env={**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here.parent}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) == step:
+            return
+    raise AssertionError(f"the run ended before step {step}")
+
+
+def test_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    with start_run(tmp_path / "killed", wait_at=5) as process:
+        read_until(process, 5)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    newest = latest_checkpoint(tmp_path / "killed")
+    assert newest is not None
+    assert newest.name == "step_00000004"
+    for folder in ("killed", "whole"):
+        with start_run(tmp_path / folder, wait_at=-1) as process:
+            read_until(process, 6)
+        assert process.returncode == 0
+    names = [path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()]
+    assert sorted(names) == ["step_00000004", "step_00000006"]
+    for name in names:
+        killed, whole = (digests(tmp_path / folder / "checkpoints" / name) for folder in ("killed", "whole"))
+        assert set(whole) == {"config.json", "model.safetensors", "training.safetensors"}
+        assert killed == whole
+    assert [e["loss"] for e in metrics(tmp_path / "killed")] == [e["loss"] for e in metrics(tmp_path / "whole")]
+
+
+def test_ctrl_c_saves_and_interrupts(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole").run()
+    handler = signal.getsignal(signal.SIGINT)
+
+    def press(entry: TrainProgress) -> None:
+        if entry.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 4 and was saved to .*step_00000004"):
+        trainer(tmp_path / "parts", checkpoint_every=100).run(progress=press)
+    assert signal.getsignal(signal.SIGINT) is handler
+    rest = trainer(tmp_path / "parts", checkpoint_every=2).run()
+    assert rest.resumed_from == 4
+    assert digests(rest.checkpoint) == digests(whole.checkpoint)
+
+
+def test_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
+    def press_twice(entry: TrainProgress) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        # Python runs handlers between instructions.
+        for _ in range(1000):
+            pass
+        raise AssertionError("not interrupted")
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, checkpoint_every=100).run(progress=press_twice)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_training_outside_the_main_thread_leaves_signals_alone(tmp_path: Path) -> None:
+    results: list[int] = []
+    thread = threading.Thread(target=lambda: results.append(trainer(tmp_path).run().step))
+    thread.start()
+    thread.join()
+    assert results == [6]
+
+
+def test_nothing_global_is_changed(tmp_path: Path) -> None:
+    unet = network().eval()
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    threads, dtype, grad = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    Trainer(unet, SIMPLE, images(), CONFIG, tmp_path).run()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == numpy_state  # type: ignore[index]  # noqa: NPY002
+    assert (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()) == (threads, dtype, grad)
+    assert not torch.is_autocast_enabled("cpu")
+    assert not unet.training
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+
+    def poison(entry: TrainProgress) -> None:
+        if entry.step == 5:
+            with torch.no_grad():
+                run.unet.conv_out.weight.fill_(math.inf)
+
+    expected = (
+        r"the loss is (nan|inf) at step 6, so training stopped; the checkpoint .*step_00000004 is intact\. Try a "
+    )
+    with pytest.raises(RuntimeError, match=expected + "learning_rate below 0.01, warmup_steps above 4, and"):
+        run.run(progress=poison)
+    assert all(bool(p.isfinite().all()) for p in load_model(tmp_path).unet.parameters())
+    assert trainer(tmp_path).step == 4
+
+
+def test_full_disk_stops_and_the_run_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trainer(tmp_path / "whole").run()
+    calls = 0
+
+    def full(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(*args)
+
+    save_file = checkpoint.save_file
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        expected = r"could not save checkpoint to .*step_00000004: No space left on device; the previous .*02 is intact"
+        with pytest.raises(RuntimeError, match=expected):
+            trainer(tmp_path / "parts").run()
+    rest = trainer(tmp_path / "parts").run()
+    assert rest.resumed_from == 2
+    assert digests(rest.checkpoint) == digests(whole.checkpoint)
+
+
+def test_log_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    monkeypatch.setattr(TrainLog, "_open_metrics", lambda _: open("/dev/full", "w"))  # noqa: SIM115
+    with pytest.raises(RuntimeError, match=r"could not write the log in .*: No space left on device; checkpoints are"):
+        trainer(tmp_path).run()
+
+
+def test_metrics_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
+    trainer(tmp_path).run(until=4)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "loss": 1.0}\n{"st')
+    trainer(tmp_path).run()
+    assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert set(metrics(tmp_path)[0]) == {"step", "loss", "grad_norm", "learning_rate", "images_per_second"}
+
+
+def test_log_entries_are_means_over_their_steps(tmp_path: Path) -> None:
+    trainer(tmp_path / "each").run()
+    entries: list[TrainProgress] = []
+    result = trainer(tmp_path / "some", log_every=4).run(progress=entries.append)
+    losses = [entry["loss"] for entry in metrics(tmp_path / "each")]
+    assert [entry.step for entry in entries] == [4, 6]
+    assert entries[0].loss == pytest.approx(np.mean(losses[:4]))
+    assert entries[1].loss == pytest.approx(np.mean(losses[4:]))
+    assert result.loss == entries[1].loss
+    assert entries[0].num_steps == 6
+    assert entries[0].images_per_second > 0
+    assert entries[0].seconds_left == pytest.approx(10 / entries[0].images_per_second)
+    assert entries[1].seconds_left == 0
+
+
+def test_tensorboard_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = trainer(tmp_path / "without").run()
+    assert len(result.notes) == 1
+    assert 'pip install "fastdiff-ddpm[log]"' in result.notes[0]
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard")
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert trainer(tmp_path / "with").run().notes == ()
+    events = EventAccumulator(str(tmp_path / "with" / "logs")).Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert logged == [(e["step"], pytest.approx(e["loss"])) for e in metrics(tmp_path / "with")]
+
+
+def test_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    first = trainer(tmp_path).run()
+    again = trainer(tmp_path)
+    result = again.run()
+    assert (result.step, result.resumed_from, result.loss, result.checkpoint) == (6, 6, None, first.checkpoint)
+    for shadow, sampled in zip(again.ema.state_dict().values(), load_model(tmp_path).unet.parameters(), strict=True):
+        assert torch.equal(shadow, sampled)
+    longer = trainer(tmp_path, steps=8, log_every=3, keep=1, checkpoint_every=5).run()
+    assert (longer.step, longer.resumed_from) == (8, 6)
+    with pytest.raises(ValueError, match="until must be at least 1"):
+        again.run(until=0)
+
+
+def test_one_trainer_can_run_in_parts(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole").run()
+    run = trainer(tmp_path / "parts")
+    assert [run.run(until=until).step for until in (1, 4, 100)] == [1, 4, 6]
+    assert digests(latest_checkpoint(tmp_path / "parts") or Path()) == digests(whole.checkpoint)
+
+
+def test_another_run_is_refused_with_its_differences(tmp_path: Path) -> None:
+    trainer(tmp_path).run(until=2)
+    with pytest.raises(ValueError, match="is of another run") as caught:
+        trainer(tmp_path, batch_size=6, betas=(0.5, 0.9))
+    lines = str(caught.value).split("\n  ")[1:]
+    assert lines == [
+        "training.batch_size: 5 in the checkpoint, 6 now",
+        "training.betas: [0.9, 0.999] in the checkpoint, [0.5, 0.9] now",
+    ]
+    others: list[tuple[UNet, Diffusion, ImageData, str]] = [
+        (network(dropout=0.0), SIMPLE, images(), r"unet\.dropout: 0\.2 in the checkpoint, 0\.0 now$"),
+        (network(), Diffusion(SCHEDULE), images(), r"diffusion\.prediction: 'v' in the checkpoint, 'eps' now$"),
+        (
+            network(),
+            Diffusion(NoiseSchedule.sigmoid(20), "v"),
+            images(),
+            r"diffusion\.schedule\.betas: 20 values in the checkpoint, 20 now, and they are not the same$",
+        ),
+        (network(), SIMPLE, images(levels=18), r"scaling\.levels: 17 in the checkpoint, 18 now\n"),
+        (network(), SIMPLE, images(seed=1), r"\n  data\.sha256: .*$"),
+    ]
+    for unet, diffusion, data, message in others:
+        with pytest.raises(ValueError, match=message):
+            Trainer(unet, diffusion, data, CONFIG, tmp_path)
+    # The same data may lie elsewhere, and a run may go on for longer.
+    moved = dataclasses.replace(images(), source="elsewhere")
+    longer = dataclasses.replace(CONFIG, steps=100, keep=1, log_every=7, checkpoint_every=9)
+    assert Trainer(network(), SIMPLE, moved, longer, tmp_path).step == 2
+
+
+def test_folder_in_use_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).run(until=1)
+    with open(tmp_path / "train.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="another process is training in"):
+            trainer(tmp_path).run()
+    assert trainer(tmp_path).run().step == 6
+
+
+MISFITS: dict[str, tuple[dict[str, Any], dict[str, Any], Diffusion, dict[str, Any], str]] = {
+    "simple for learned": ({"out_channels": 2}, {}, HYBRID, {}, "'learned_range' needs loss 'hybrid', got 'simple'"),
+    "hybrid for fixed": ({}, {"loss": "hybrid"}, SIMPLE, {}, "'fixed_small' needs loss 'simple', got 'hybrid'"),
+    "channels in": ({"in_channels": 3}, {}, SIMPLE, {}, "images have 1 channels, but the network takes 3"),
+    "channels out": ({}, {"loss": "hybrid"}, HYBRID, {}, "the network needs 2 out_channels for images of 1"),
+    "no labels": ({"num_classes": 3}, {}, SIMPLE, {}, "takes 3 classes, but the images have no labels"),
+    "labels": ({"num_classes": 2}, {}, SIMPLE, {"labels": True}, r"labels must be in 0\.\.1, got 0\.\.2"),
+    "size": ({"image_size": 8, "channel_mult": (1, 1, 1, 1)}, {}, SIMPLE, {}, "must be multiples of 8, got 4x4"),
+    "empty": ({}, {}, SIMPLE, {"num": 0}, "there are no images"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit_is_refused(tmp_path: Path, name: str) -> None:
+    changes, settings, diffusion, kind, message = MISFITS[name]
+    with pytest.raises(ValueError, match=message):
+        Trainer(network(**changes), diffusion, images(**kind), dataclasses.replace(CONFIG, **settings), tmp_path)
+
+
+def test_values_beyond_the_levels_are_refused(tmp_path: Path) -> None:
+    data = dataclasses.replace(images(levels=256), scaling=DataScaling(17))
+    with pytest.raises(ValueError, match=r"images with 17 levels must be in 0\.\.16, got"):
+        Trainer(network(), SIMPLE, data, CONFIG, tmp_path)
+    with pytest.raises(ValueError, match=r"must be float32 to be trained, got torch\.bfloat16"):
+        Trainer(network().bfloat16(), SIMPLE, images(), CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize("case", ["simple", "hybrid", "continuous"])
+def test_trainer_has_the_loss_of_plain_pytorch(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = case != "simple"
+    config = dataclasses.replace(CONFIG, loss="hybrid" if learned else "simple")
+    unet = network(out_channels=2 if learned else 1, dropout=0.0)
+    data = images(levels=None if case == "continuous" else 17)
+    subject = Trainer(unet, HYBRID if learned else SIMPLE, data, config, tmp_path)
+
+    def plain_hybrid(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        *given, rows = tensors
+        terms = losses.hybrid(*given, losses.BoundTable.from_rows(rows, True), **options)
+        return terms.mse, terms.vlb / rows.shape[0]
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        unet.zero_grad()
+        loss = subject._loss(3)
+        loss.backward()
+        return loss.detach(), [parameter.grad.clone() for parameter in unet.parameters() if parameter.grad is not None]
+
+    fused, fused_grads = run()
+    monkeypatch.setattr(ops, "hybrid_loss", plain_hybrid)
+    monkeypatch.setattr(ops, "mse", losses.mse)
+    plain, plain_grads = run()
+    assert torch.allclose(plain, fused, rtol=TOLERANCE["loss"])
+    for ours, theirs in zip(fused_grads, plain_grads, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_trainer_uses_fused_adamw_and_one_call_for_the_averages(tmp_path: Path) -> None:
+    """docs/performance.md says so, and why."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names: list[str] = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(func.overloadpacket._qualified_op_name)
+            return func(*args, **(kwargs or {}))
+
+    subject = trainer(tmp_path)
+    with Calls():
+        subject._train_step(0)
+    assert names.count("aten::_fused_adamw_") == 1
+    assert names.count("aten::_foreach_lerp_") == 1
