@@ -13,7 +13,7 @@ from fastdiff.ops._arguments import describe, is_unwatched, noise_arguments, sig
 from fastdiff.ops._dispatch import has_extension
 from fastdiff.ops._step import new_history, step, table_rows
 from fastdiff.process.table import CoefficientTable
-from fastdiff.tensors import FLOAT_DTYPES, memory_format
+from fastdiff.tensors import FLOAT_DTYPES, memory_format, time_tensor
 
 __all__ = ["TableState"]
 
@@ -75,8 +75,7 @@ class TableState:
         """[R] times as a network takes them: int64 where all are whole, else float32."""
         times = self._times.get(device)
         if times is None:
-            dtype = torch.int64 if self.table.integer_times else torch.float32
-            times = self._times[device] = torch.from_numpy(self.table["t"].copy()).to(device, dtype)
+            times = self._times[device] = time_tensor(self.table["t"], device)
         return times
 
     def network_input(self, row: int, x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from fastdiff.nets.model import Model, eval_mode, model_dtype, split_output
 from fastdiff.process.diffusion import Diffusion, x0_coefficients
 from fastdiff.process.schedule import Array
 from fastdiff.samplers.levels import position_of
-from fastdiff.tensors import compute_dtype, per_sample
+from fastdiff.tensors import compute_dtype, per_sample, time_tensor
 
 __all__ = ["Views"]
 
@@ -56,8 +56,7 @@ class Views:
         """
         times, alpha, sigma = self._levels(x, t)
         px, pm = (self._shaped(c, x) for c in x0_coefficients(self.diffusion.prediction, alpha, sigma))
-        whole = bool((times == np.round(times)).all())
-        network_t = torch.from_numpy(times).to(x.device, torch.int64 if whole else torch.float32)
+        network_t = time_tensor(times, x.device)
         with eval_mode(self.model):
             output = self.model(x.to(model_dtype(self.model, compute_dtype(x))), network_t, **self.model_kwargs)
         output = split_output(output, x, self.diffusion.learned_variance)[0]
