@@ -130,8 +130,14 @@ class TableState:
 
         Returns:
             The next state, and the prediction or None.
+
+        Raises:
+            IndexError: row out of range.
+            ValueError: see `fastdiff.ops.step`.
         """
         one_row = not isinstance(row, Tensor)
+        if isinstance(row, int) and not 0 <= row < len(self.t):
+            raise IndexError(f"row must be in [0, {len(self.t)}), got {row}")
         if learned_variance is None:
             learned_variance = self.table.learned_variance and (isinstance(row, Tensor) or self.evaluates[row])
         plain = one_row and not learned_variance and model_output is not None
@@ -182,8 +188,6 @@ class TableState:
         if self._dense_rows is None:
             self._dense_rows = self.rows(x)
         assert _step_dense is not None
-        if not 0 <= row < len(self.t):
-            raise IndexError(f"row must be in [0, {len(self.t)}), got {row}")
         _step_dense(
             x.data_ptr(),
             model_output.data_ptr(),
