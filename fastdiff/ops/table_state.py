@@ -34,8 +34,8 @@ class TableState:
             output = model(*state.network_input(row, x)) if state.evaluates[row] else None
             x, _ = state.step(row, x, output)
 
-    and differs in whose model it is, where noise comes from, and what is done between rows. The state x is the caller's,
-    who may change it between rows, its layout and type too.
+    and differs in whose model it is, where noise comes from, and what is done between rows. The state x is the
+    caller's, who may change it between rows, its layout and type too.
 
     Attributes:
         table: The table.
@@ -148,7 +148,8 @@ class TableState:
         if self._depth or self._uses_base:
             self.make_room(out)
         if dense:
-            assert isinstance(row, int) and model_output is not None
+            assert isinstance(row, int)
+            assert model_output is not None
             self._step_dense(row, x, model_output, pred, out)
         elif (
             plain
