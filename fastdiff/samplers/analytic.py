@@ -18,11 +18,13 @@ from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column, visited_levels
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.spacing import spaced_indices
 
 StepVariance = Literal["fixed_small", "fixed_large", "analytic"]
 
 
+@sampler
 def analytic_ddpm(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -60,6 +62,7 @@ def analytic_ddpm(
     return _analytic("analytic_ddpm", diffusion, steps, 1.0, eps_moment, spacing, timesteps, clip, data_bound)
 
 
+@sampler
 def analytic_ddim(
     diffusion: Diffusion,
     steps: int | None = None,

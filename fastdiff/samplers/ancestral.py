@@ -10,6 +10,7 @@ import numpy as np
 from fastdiff.process.diffusion import Diffusion, Variance
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.spacing import spaced_indices
 
 
@@ -28,6 +29,7 @@ def visited_levels(diffusion: Diffusion) -> tuple[Array, Array]:
     return np.concatenate([alpha[::-1], [1.0]]), np.concatenate([sigma[::-1], [0.0]])
 
 
+@sampler
 def ddpm(
     diffusion: Diffusion,
     steps: int | None = None,

@@ -24,11 +24,13 @@ from fastdiff.process.diffusion import Diffusion, Variance
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column, ddpm
 from fastdiff.samplers.levels import Levels, levels_at, table_from_rows, visited
+from fastdiff.samplers.registry import sampler
 
 # The default of score_sde, the code of Song et al. (2021).
 DEFAULT_SNR = 0.16
 
 
+@sampler
 def langevin(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -78,6 +80,7 @@ def langevin(
     return table_from_rows(levels, rows, "langevin", states=states, options=options)
 
 
+@sampler
 def annealed_langevin(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -143,6 +146,7 @@ def annealed_langevin(
     return table_from_rows(levels, rows, "annealed_langevin", states=states, options=options)
 
 
+@sampler(evaluations_per_step=2)
 def predictor_corrector(
     diffusion: Diffusion,
     steps: int | None = None,

@@ -14,6 +14,7 @@ from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column
 from fastdiff.samplers.exponential import data_moments, noise_moments, plain_moments, sde_moments, weights
 from fastdiff.samplers.levels import Final, Levels, table_from_rows, visited
+from fastdiff.samplers.registry import sampler
 
 SolverType = Literal["midpoint", "heun"]
 # Below so many steps the last ones fall to lower orders, as the papers' codes do.
@@ -64,6 +65,7 @@ def _rows(
     return rows
 
 
+@sampler
 def dpmpp(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -103,6 +105,7 @@ def dpmpp(
                 lower_order_final, clip, compat)  # fmt: skip
 
 
+@sampler
 def dpm_solver(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -126,6 +129,7 @@ def dpm_solver(
                 lower_order_final, None, compat)  # fmt: skip
 
 
+@sampler
 def dpmpp_sde(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -207,6 +211,7 @@ def transfer(
     return gain * math.exp(-h), sde_moments(count, h, float(alpha[end]))
 
 
+@sampler
 def dpmpp_2m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "trailing",
              timesteps: Sequence[float] | None = None, clip: float | None = 1.0) -> CoefficientTable:  # fmt: skip
     """DPM-Solver++(2M): `dpmpp` of order 2.
@@ -216,6 +221,7 @@ def dpmpp_2m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "
     return dpmpp(diffusion, steps, order=2, spacing=spacing, timesteps=timesteps, clip=clip)
 
 
+@sampler
 def dpmpp_3m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "trailing",
              timesteps: Sequence[float] | None = None, clip: float | None = 1.0) -> CoefficientTable:  # fmt: skip
     """DPM-Solver++(3M): `dpmpp` of order 3.
@@ -225,6 +231,7 @@ def dpmpp_3m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "
     return dpmpp(diffusion, steps, order=3, spacing=spacing, timesteps=timesteps, clip=clip)
 
 
+@sampler
 def deis(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -264,6 +271,7 @@ def deis(
     return table_from_rows(levels, rows, "deis", order=order, data_prediction=False, options=options)
 
 
+@sampler
 def lms(
     diffusion: Diffusion,
     steps: int | None = None,

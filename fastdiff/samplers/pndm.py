@@ -10,6 +10,7 @@ from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.levels import Final, Levels, levels_at, table_from_rows, visited
 from fastdiff.samplers.multistep import check_order
+from fastdiff.samplers.registry import sampler
 
 # Adams-Bashforth weights for equal steps, newest value first.
 ADAMS_BASHFORTH = (
@@ -20,6 +21,7 @@ ADAMS_BASHFORTH = (
 )
 
 
+@sampler
 def ipndm(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -51,6 +53,7 @@ def ipndm(
     return table_from_rows(levels, rows, "ipndm", order=min(order, 2), data_prediction=False, options=options)
 
 
+@sampler
 def plms(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -93,6 +96,7 @@ def plms(
     )
 
 
+@sampler
 def pndm(
     diffusion: Diffusion,
     steps: int | None = None,

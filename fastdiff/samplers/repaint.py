@@ -10,6 +10,7 @@ import numpy as np
 from fastdiff.process.diffusion import Diffusion, Variance
 from fastdiff.process.table import DEFAULTS, CoefficientTable
 from fastdiff.samplers.ancestral import ddpm
+from fastdiff.samplers.registry import build, sampler
 from fastdiff.samplers.spacing import spaced_indices
 
 
@@ -33,6 +34,7 @@ def jump_visits(num_levels: int, jump_length: int, jump_repeats: int) -> list[in
     return visits
 
 
+@sampler
 def repaint(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -104,6 +106,7 @@ def repaint(
     )  # fmt: skip
 
 
+@sampler
 def renoise(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -136,8 +139,6 @@ def renoise(
 
     Source: Meng et al. (2022), arXiv:2108.01073, algorithm 1 (SDEdit).
     """
-    from fastdiff.samplers.registry import build
-
     top = _start(diffusion.num_timesteps, strength, timestep)
     try:
         back = build(sampler, diffusion.subset(range(top + 1)), steps, **dict(options or {}))

@@ -13,8 +13,10 @@ from fastdiff.samplers.ancestral import clip_column
 from fastdiff.samplers.exponential import weights
 from fastdiff.samplers.levels import Final, table_from_rows, visited
 from fastdiff.samplers.multistep import SolverType, check_order, check_solver_type, transfer
+from fastdiff.samplers.registry import sampler
 
 
+@sampler(evaluations_per_step=2)
 def dpmpp_singlestep(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -55,6 +57,7 @@ def dpmpp_singlestep(
                        continuous, groups, clip)  # fmt: skip
 
 
+@sampler(evaluations_per_step=2)
 def dpm_solver_singlestep(
     diffusion: Diffusion,
     steps: int | None = None,

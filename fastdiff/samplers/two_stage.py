@@ -28,6 +28,7 @@ from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.ancestral import clip_column
 from fastdiff.samplers.levels import LEVEL_SPACINGS, Final, Levels, levels_at, position_of, visited
+from fastdiff.samplers.registry import sampler
 
 # Karras et al. (2022), arXiv:2206.00364, algorithm 2: a level is raised by this share at most.
 MAX_CHURN = math.sqrt(2) - 1
@@ -74,6 +75,7 @@ class _Path:
 _Solver = Callable[[Levels, Array], _Path]
 
 
+@sampler
 def euler(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -107,6 +109,7 @@ def euler(
     return _build("euler", diffusion, steps, solve, 1, spacing, timesteps, final, continuous, clip, {})
 
 
+@sampler
 def euler_ancestral(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -145,6 +148,7 @@ def euler_ancestral(
                   {"eta": eta})  # fmt: skip
 
 
+@sampler(evaluations_per_step=2)
 def heun(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -180,6 +184,7 @@ def heun(
     return _build("heun", diffusion, steps, _heun, 2, spacing, timesteps, final, continuous, clip, {})
 
 
+@sampler(evaluations_per_step=2)
 def dpm2(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -220,6 +225,7 @@ def dpm2(
     return _build("dpm2", diffusion, steps, solve, 2, spacing, timesteps, final, continuous, clip, {})
 
 
+@sampler(evaluations_per_step=2)
 def dpm2_ancestral(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -259,6 +265,7 @@ def dpm2_ancestral(
                   {"eta": eta})  # fmt: skip
 
 
+@sampler(evaluations_per_step=2)
 def edm(
     diffusion: Diffusion,
     steps: int | None = None,

@@ -14,8 +14,10 @@ from fastdiff.samplers.ancestral import clip_column
 from fastdiff.samplers.exponential import weights
 from fastdiff.samplers.levels import Final, Levels, table_from_rows, visited
 from fastdiff.samplers.multistep import check_order, row_order, transfer
+from fastdiff.samplers.registry import sampler
 
 
+@sampler
 def unipc(
     diffusion: Diffusion,
     steps: int | None = None,
