@@ -63,7 +63,7 @@ def test_samplers_hold_their_invariants(data):
 @pytest.mark.parametrize("name", ALL)
 def test_samplers_refuse_impossible_steps(name):
     diffusion = Diffusion(NoiseSchedule.cosine(10))
-    for steps in (0, -1, 2.5):
+    for steps in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="steps"):
             samplers.build(name, diffusion, steps, **statistics(name, diffusion))
 

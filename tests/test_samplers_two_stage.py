@@ -16,7 +16,8 @@ from tables import execute, toy_model
 from fastdiff import CoefficientTable, Diffusion, NoiseSchedule
 from fastdiff.process.diffusion import Prediction
 from fastdiff.samplers import LEVEL_SPACINGS, SPACINGS, ddim, ddpm, dpm_solver_singlestep
-from fastdiff.samplers.two_stage import MAX_CHURN, dpm2, dpm2_ancestral, edm, euler, euler_ancestral, heun
+from fastdiff.samplers.two_stage import dpm2, dpm2_ancestral, edm, euler, euler_ancestral, heun
+from fastdiff.samplers.two_stage_method import MAX_CHURN
 
 # diffusers gives torch tensors to NumPy in ways that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")

@@ -9,8 +9,7 @@ import numpy as np
 
 from fastdiff.process.diffusion import Diffusion, x0_coefficients
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.ancestral import clip_column, visited_levels
-from fastdiff.samplers.levels import visited
+from fastdiff.samplers.levels import clip_column, visited, visited_levels
 from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.spacing import spaced_indices
 
