@@ -16,6 +16,7 @@ from fastdiff.nets.model import (
     network_times,
     split_output,
 )
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
 from fastdiff.process.schedule import Array
@@ -111,8 +112,7 @@ def _mean_square(
         raise ValueError("images hold NaN or infinite values")
     if images.dtype == torch.uint8 and int(images.max()) >= levels:
         raise ValueError(f"uint8 images must be in [0, {levels}), got {int(images.max())}: give the data's own levels")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = whole_number("batch_size", batch_size, low=1)
     device = model_device(model, images, None)
     images = images.to(device)
     batch, num_timesteps = images.shape[0], diffusion.num_timesteps

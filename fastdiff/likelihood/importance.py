@@ -32,7 +32,7 @@ from fastdiff.ops.reference.bound import (
     discretized_gaussian_log_likelihood,
     gaussian_log_likelihood,
 )
-from fastdiff.process.checks import check_count
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import MAX_ROW, Stream
 from fastdiff.tensors import compute_dtype
@@ -130,10 +130,10 @@ def iwae(
     Source: Burda, Grosse, Salakhutdinov (2016), arXiv:1509.00519, eq. 8; the chain: Ho et al. (2020), eq. 3 and 7.
     """
     num_timesteps = diffusion.num_timesteps
-    check_count("trajectories", trajectories)
+    whole_number("trajectories", trajectories, low=1)
     if trajectories * (num_timesteps + 1) > MAX_ROW:
         raise ValueError(f"trajectories times T + 1 must be at most 2^28, got {trajectories} times {num_timesteps + 1}")
-    check_count("batch_size", batch_size)
+    whole_number("batch_size", batch_size, low=1)
     scoring = Scoring(clip, decoder, cdf, levels)
     batch = ImageBatch.build(model, x, scoring.grid_levels, levels, sample_ids, model_kwargs)
     images = batch.images

@@ -15,7 +15,7 @@ from fastdiff.likelihood.variational import Bound, ImageBatch, Scoring, TermEval
 from fastdiff.nets.model import Model
 from fastdiff.ops.reference.bound import Cdf, Decoder
 from fastdiff.process import noise
-from fastdiff.process.checks import check_count, nearest_name
+from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
 from fastdiff.process.schedule import Array
@@ -86,12 +86,11 @@ def bound_estimate(
         raise ValueError(f"unknown allocation {allocation!r}: {nearest_name(str(allocation), get_args(Allocation))}")
     if target_error is not None and not target_error > 0:
         raise ValueError(f"target_error must be positive, in bits/dim, or None for 1 % of the mean, got {target_error}")
-    check_count("draws", draws)
+    whole_number("draws", draws, low=1)
     if max_rounds is not None:
-        check_count("max_rounds", max_rounds)
-    if max_rounds == 1:
-        raise ValueError(f"max_rounds must be at least 2, since their spread gives the error, got {max_rounds}")
-    check_count("batch_size", batch_size)
+        # The spread of the rounds gives the error.
+        whole_number("max_rounds", max_rounds, low=2)
+    whole_number("batch_size", batch_size, low=1)
     scoring = Scoring(clip, decoder, cdf, levels)
     batch = ImageBatch.build(model, x, scoring.grid_levels, levels, sample_ids, model_kwargs)
     evaluator = TermEvaluator(model, diffusion, batch, scoring, seed, batch_size)

@@ -28,7 +28,7 @@ from fastdiff.ops.reference.bound import (
     mse,
     variational_terms,
 )
-from fastdiff.process.checks import check_count, nearest_name
+from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
 from fastdiff.sampling.runner import checked_ids
@@ -157,7 +157,7 @@ def bound(
 
     Source: Ho et al. (2020), arXiv:2006.11239, eq. 5; Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 4 to 7.
     """
-    check_count("batch_size", batch_size)
+    whole_number("batch_size", batch_size, low=1)
     scoring = Scoring(clip, decoder, cdf, levels)
     batch = ImageBatch.build(model, x, scoring.grid_levels, levels, sample_ids, model_kwargs)
     evaluator = TermEvaluator(model, diffusion, batch, scoring, seed, batch_size)
@@ -383,8 +383,7 @@ def checked_images(x: Tensor, grid_levels: int | None, levels: int) -> Tensor:
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x must be at least one image, [B, C, ...], got shape {list(x.shape)}")
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+    whole_number("levels", levels, low=2)
     if x.dtype == torch.uint8:
         if int(x.max()) >= levels:
             raise ValueError(f"uint8 images must be in [0, {levels}), got {int(x.max())}: give the data's own levels")

@@ -23,7 +23,7 @@ from fastdiff.process.table import (
     CoefficientTable,
 )
 from fastdiff.samplers.exponential import phi
-from fastdiff.samplers.two_stage import MAX_CHURN
+from fastdiff.samplers.two_stage_method import MAX_CHURN
 
 __all__ = [
     "Callback",
