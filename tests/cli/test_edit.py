@@ -1,30 +1,16 @@
 """`fastdiff edit` and the methods of `fastdiff likelihood`, on tiny things."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from support.command_line import fails, small_model, works
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return small_model(tmp_path_factory.mktemp("models") / "colour")
+from support.command_line import fails, works
 
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    path = tmp_path_factory.mktemp("arrays") / "a.npz"
-    np.savez(path, np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
     return path
 
 
@@ -97,35 +83,3 @@ def test_edit_refuses(model, picture, archive, tmp_path):
     assert "slerp" in fails("edit", "interpolate", model, picture, picture, "--mode", "slurp")
     np.savez(tmp_path / "grey.npz", np.zeros((2, 16, 16), np.uint8))
     assert "the model's images are 3x16x16" in fails("edit", "vary", model, tmp_path / "grey.npz")
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "said"),
-    [
-        ("estimate", ["--option", "target_error=0.5"], "evaluations"),
-        ("ode", ["--option", "tolerance=0.05"], "offset of the dequantisation"),
-        ("iwae", ["--option", "trajectories=2"], "with one trajectory"),
-        ("rate_distortion", [], "RMSE"),
-    ],
-)
-def test_likelihood_by_every_method(model, archive, tmp_path, method, options, said):
-    printed = works(
-        "likelihood", model, archive, "--layout", "NHWC", "-n", 2, "--method", method, *options, "--json",
-        tmp_path / "n.json",
-    )  # fmt: skip
-    assert said in printed
-    found = json.loads((tmp_path / "n.json").read_text())
-    assert found["num_images"] == 2
-    assert f"{found['bits_per_dim']:.4f}" in printed
-
-
-def test_likelihood_draws_rate_and_distortion(model, archive, tmp_path):
-    works("likelihood", model, archive, "-n", 2, "--method", "rate_distortion", "--figure", tmp_path / "r.png")
-    assert (tmp_path / "r.png").is_file()
-
-
-def test_likelihood_refuses_methods(model, archive):
-    assert "unknown method 'odd'" in fails("likelihood", model, archive, "--method", "odd")
-    assert "has no figure" in fails("likelihood", model, archive, "--method", "ode", "--figure", "x.png")
-    assert "probes" in fails("likelihood", model, archive, "--method", "ode", "--option", "probes=0")
-    assert "unknown key 'porbes'" in fails("likelihood", model, archive, "--method", "ode", "--option", "porbes=2")

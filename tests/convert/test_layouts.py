@@ -5,8 +5,6 @@ import torch
 
 import fastdiff as fd
 from fastdiff import convert
-from fastdiff.convert.infer import infer_ddim, infer_openai, recognise
-from fastdiff.convert.openai_flags import diffusion_from_flags, flags_from_model, parse_flags, unet_config_from_flags
 from fastdiff.nets.config import PRESETS, UNetConfig
 from support.networks import random_unet, small_preset
 from support.openai_networks import openai_names
@@ -115,100 +113,3 @@ def test_to_layout_refuses_what_a_layout_has_not():
         convert.layout_names(config, "ddim")
     with pytest.raises(ValueError, match="did you mean 'openai'"):
         convert.layout_names(config, "openia")
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        *((name, {}) for name in PRESETS),
-        ("iddpm-cifar10", {"conv_resample": False}),
-        ("iddpm-cifar10", {"channel_mult": (2,), "attention_resolutions": ()}),
-    ],
-    ids=str,
-)
-def test_infer_openai_reads_every_preset_off_its_shapes(name, change):
-    config = UNetConfig.preset(name, **change)
-    with torch.device("meta"):
-        state = fd.UNet(config).state_dict()
-    theirs = convert.to_layout(state, config, "openai")
-    assert recognise(theirs) == "openai"
-    inferred = infer_openai(theirs)
-    for field in ("in_channels", "out_channels", "channels", "channel_mult", "num_res_blocks", "num_classes"):
-        assert inferred.fields[field] == getattr(config, field), field
-    assert inferred.fields["scale_shift_norm"] == config.scale_shift_norm
-    assert inferred.fields["resblock_updown"] == config.resblock_updown
-    if not config.resblock_updown:
-        assert inferred.fields["conv_resample"] == config.conv_resample
-    assert [config.image_size >> level for level in inferred.attention_levels] == sorted(
-        config.attention_resolutions, reverse=True
-    )
-    assert inferred.learned_variance == (config.out_channels == 2 * config.in_channels)
-
-
-@pytest.mark.parametrize("name", ["ho-cifar10", "ho-256"])
-def test_infer_ddim_reads_hos_networks_off_their_shapes(name):
-    config = PRESETS[name]
-    with torch.device("meta"):
-        state = fd.UNet(config).state_dict()
-    theirs = convert.to_layout(state, config, "ddim")
-    assert recognise(theirs) == "ddim"
-    inferred = infer_ddim(theirs)
-    fields = {**inferred.fields, "image_size": config.image_size, "dropout": config.dropout}
-    fields["attention_resolutions"] = [config.image_size >> level for level in inferred.attention_levels]
-    assert UNetConfig.from_dict(fields) == config
-
-
-ADM64 = (
-    "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --dropout 0.1 --image_size 64 "
-    "--learn_sigma True --noise_schedule cosine --num_channels 192 --num_head_channels 64 --num_res_blocks 3 "
-    "--resblock_updown True --use_new_attention_order True --use_fp16 True --use_scale_shift_norm True"
-)
-IDDPM_CIFAR10 = (
-    "--image_size 32 --num_channels 128 --num_res_blocks 3 --learn_sigma True --dropout 0.3 --diffusion_steps 4000 "
-    "--noise_schedule cosine --rescale_timesteps True"
-)
-
-
-def test_unet_config_from_flags_gives_the_presets():
-    adm = unet_config_from_flags(parse_flags(ADM64))
-    # With head_channels the number of heads is not read.
-    assert adm == UNetConfig.preset("adm-imagenet64", num_heads=4)
-    assert unet_config_from_flags(parse_flags(IDDPM_CIFAR10)) == PRESETS["iddpm-cifar10"]
-
-
-def test_diffusion_from_flags_gives_the_network_the_times_it_was_trained_on():
-    diffusion = diffusion_from_flags(parse_flags(IDDPM_CIFAR10))
-    assert diffusion.num_timesteps == 4000
-    assert diffusion.variance == "learned_range"
-    assert diffusion.schedule.timesteps[[0, 1, 3999]].tolist() == [0, 0.25, 999.75]
-    assert diffusion.schedule.betas.tolist() == fd.NoiseSchedule.cosine(4000).betas.tolist()
-    plain = diffusion_from_flags(parse_flags("--sigma_small True --predict_xstart true"))
-    assert (plain.variance, plain.prediction) == ("fixed_small", "x0")
-    with pytest.raises(ValueError, match="rescale_timesteps"):
-        diffusion_from_flags(parse_flags("--diffusion_steps 4000"))
-
-
-@pytest.mark.parametrize("text", [ADM64, IDDPM_CIFAR10, "--image_size 32 --sigma_small True --channel_mult 1,2"])
-def test_flags_from_model_inverts(text):
-    flags = parse_flags(text)
-    config, diffusion = unet_config_from_flags(flags), diffusion_from_flags(flags)
-    written = flags_from_model(config, diffusion)
-    assert unet_config_from_flags(written) == config
-    assert diffusion_from_flags(written) == diffusion
-    assert parse_flags(" ".join(f"--{name} {value}" for name, value in written.items() if value != "")) == {
-        name: value for name, value in written.items() if value != ""
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("--image_sise 64", "did you mean 'image_size'"),
-        ("--image_size", "pairs"),
-        ("--learn_sigma maybe", "True or False"),
-        ("--image_size big", "a number"),
-    ],
-)
-def test_parse_flags_refuses_what_it_cannot_read(text, said):
-    with pytest.raises(ValueError, match=said):
-        parse_flags(text)

@@ -5,48 +5,10 @@ import pytest
 import torch
 
 import fastdiff as fd
-from fastdiff.compat.lucidrains import Unet
 from fastdiff.convert.lucidrains import infer_process
 from fastdiff.convert.save import save_as
 from support import peer_lucidrains
-from support.tolerances import PEER_NETWORK
-
-NETWORKS = {
-    "plain": {"dim": 8, "dim_mults": (1, 2)},
-    "deep_grey": {"dim": 8, "dim_mults": (1, 2, 4), "channels": 1, "attn_heads": 2, "attn_dim_head": 4},
-    "self_condition": {"dim": 8, "dim_mults": (1, 2), "self_condition": True},
-    "learned_variance": {"dim": 8, "dim_mults": (1, 2), "learned_variance": True},
-    "full_attention": {"dim": 8, "dim_mults": (1, 2), "full_attn": (True, False), "init_dim": 12, "attn_heads": (2, 3)},
-    "fourier": {"dim": 8, "dim_mults": (1, 2), "random_fourier_features": True},
-}
-
-
-def both(name):
-    peer = peer_lucidrains.load()
-    torch.manual_seed(0)
-    theirs = peer.Unet(**NETWORKS[name]).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    ours = Unet(**NETWORKS[name]).eval()
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
-
-
-@torch.no_grad()
-def assert_same(ours, theirs):
-    x = torch.randn(2, theirs.channels, 8, 8)
-    t = torch.tensor([0, 777])
-    condition = torch.randn_like(x) if theirs.self_condition else None
-    for args in ((x, t), (x, t, condition)):
-        expected = theirs(*args)
-        assert (ours(*args) - expected).abs().max() < PEER_NETWORK * expected.abs().max()
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_unet_gives_the_outputs_of_lucidrains(name):
-    theirs, ours = both(name)
-    assert_same(ours, theirs)
+from support.lucidrains_networks import assert_same, both
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])

@@ -11,6 +11,7 @@ import torch
 import fastdiff as fd
 from fastdiff.engine import loop as engine_loop
 from support.engine_networks import network
+from support.networks import redrawn
 
 
 def sampled(net, table, runner, **options):
@@ -37,8 +38,7 @@ def test_sample_native_fifty_steps_of_ddim():
 def test_sample_native_with_labels_and_a_learned_variance(monkeypatch):
     net = network("adm")
     wide = fd.UNet(dataclasses.replace(net.config, out_channels=6)).eval()
-    for parameter in wide.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
+    redrawn(wide, 0.05)
     diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(100), variance="learned_range")
     table = fd.samplers.ddpm(diffusion, 12)
     options = {"model_kwargs": {"y": torch.tensor([0, 3, 6])}}

@@ -9,6 +9,7 @@ import fastdiff as fd
 from fastdiff.engine import lower, run_plan
 from fastdiff.nets.config import PRESETS
 from support.engine_networks import double, inputs, relative
+from support.networks import redrawn
 from support.tolerances import ENGINE_NETWORK
 
 CHANNELS = 32
@@ -36,8 +37,7 @@ def shrunken(name):
 def preset(config, dtype=torch.float32):
     torch.manual_seed(0)
     net = fd.UNet(config).eval()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
+    redrawn(net, 0.05)
     return net.to(dtype)
 
 

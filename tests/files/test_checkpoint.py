@@ -28,69 +28,9 @@ from fastdiff.files.checkpoint import (
     load_model,
     load_tensors,
     read_config,
-    save_checkpoint,
     save_model,
 )
-from fastdiff.files.data import DataScaling
-from fastdiff.nets.unet import UNet, UNetConfig
-from fastdiff.process.diffusion import Diffusion
-from fastdiff.process.schedule import NoiseSchedule
-
-CONFIG = UNetConfig(
-    image_size=4,
-    in_channels=1,
-    out_channels=1,
-    channels=8,
-    channel_mult=(1,),
-    num_res_blocks=1,
-    attention_resolutions=(),
-    norm_groups=4,
-)
-DIFFUSION = Diffusion(NoiseSchedule.cosine(10), prediction="v")
-SCALING = DataScaling(17)
-
-
-def network(value: float | None = None) -> UNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet(CONFIG)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            if value is None:
-                parameter.copy_(torch.rand(parameter.shape))
-            else:
-                parameter.fill_(value)
-    return unet
-
-
-def save_step(run: Path, step: int, keep: int = 2) -> Path:
-    """A checkpoint whose average is `step` everywhere, and whose raw weights are -step."""
-    ema, raw = network(step).state_dict(), network(-step).state_dict()
-    return save_checkpoint(
-        run,
-        network(0),
-        DIFFUSION,
-        SCALING,
-        step=step,
-        ema=ema,
-        training={"batch_size": 4},
-        data={"source": "digits"},
-        training_tensors={f"raw.{name}": value for name, value in raw.items()},
-        keep=keep,
-    )
-
-
-def step_of(run: Path) -> int:
-    """The step that a run folder loads as, read from its weights as well."""
-    loaded = load_model(run)
-    step: int = loaded.metadata["step"]
-    assert all(bool((p == step).all()) for p in loaded.unet.parameters())
-    assert all(bool((p == -step).all()) for p in load_model(run, weights="raw").unet.parameters())
-    return step
-
-
-def leftovers(run: Path) -> list[str]:
-    return [path.name for path in run.rglob("*") if path.name.startswith(".")]
+from support.checkpoints import CONFIG, DIFFUSION, SCALING, leftovers, network, save_step, step_of
 
 
 def test_model_folder_round_trip(tmp_path: Path) -> None:
@@ -242,8 +182,8 @@ def test_full_disk_at_any_write_leaves_the_previous_checkpoint(tmp_path: Path, m
         assert message.startswith(f"could not save checkpoint to {run}/checkpoints/step_00000002: No space")
         # Only the last sync comes after the new name is in place.
         assert f"the previous checkpoint {run}/checkpoints/step_{step:08d} is intact" in message
-    files = ["write_text", "fsync", "save_file", "fsync", "save_file", "fsync"]
-    assert failed == ["mkdir", *files, "fsync", "rename", "fsync"]
+    # Three files and their folder are on the disk before the name is theirs, and then the name.
+    assert failed == ["mkdir", "write_text", "save_file", "save_file", *["fsync"] * 4, "rename", "fsync"]
 
 
 def test_full_disk_at_the_first_checkpoint_says_that_there_is_none(
@@ -291,11 +231,10 @@ def test_interrupted_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyt
 KILLS = """
     import os, shutil, signal, sys
     from pathlib import Path
-    sys.path.insert(0, sys.argv[2])
     import torch
     # Threads would not survive the fork.
     torch.set_num_threads(1)
-    from test_checkpoint import leftovers, save_step, step_of
+    from support.checkpoints import leftovers, save_step, step_of
 
     def die_at(count):
         remaining = count
@@ -339,10 +278,10 @@ KILLS = """
 
 
 def test_kill_at_any_point_leaves_a_checkpoint(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here.parent}"}
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}"}
     process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLS), str(tmp_path), str(here)],
+        [sys.executable, "-c", textwrap.dedent(KILLS), str(tmp_path)],
         env=environment,
         capture_output=True,
         text=True,

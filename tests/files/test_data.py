@@ -1,10 +1,8 @@
 """fastdiff.data: scaling, the three sources and their errors, the order of the data."""
 
 import json
-import pickle
 import re
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from fastdiff.files.data import (
     DataScaling,
@@ -21,27 +18,9 @@ from fastdiff.files.data import (
     digits,
     flip_mask,
     load,
-    load_array,
-    load_folder,
     to_uint8,
 )
-
-RNG = np.random.default_rng(20240229)
-
-
-def picture(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """Random pixels as Pillow takes them: [H, W] or [H, W, 3]."""
-    shape = (height, width) if channels == 1 else (height, width, channels)
-    return RNG.integers(0, 256, shape, dtype=np.uint8)
-
-
-def save(path: Path, pixels: np.ndarray, **options: object) -> np.ndarray:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **options)
-    return pixels
-
-
-# Scaling
+from support.pictures import RNG, picture, save
 
 
 @pytest.mark.parametrize("levels", [2, 3, 17, 255, 256, 257, 65536])
@@ -157,9 +136,6 @@ def test_data_scaling_refuses_bad_levels(levels: object, error: type[Exception])
         DataScaling(levels)  # type: ignore[arg-type]
 
 
-# ImageData
-
-
 def image_data(num_images: int = 6) -> ImageData:
     images = torch.arange(num_images * 3 * 2 * 4, dtype=torch.uint8).reshape(num_images, 3, 2, 4)
     return ImageData(images, torch.arange(num_images) % 2, DataScaling(256), "made up", ("even", "odd"))
@@ -224,9 +200,6 @@ def test_data_image_data_refuses_inconsistent_parts(
         ImageData(images, labels, DataScaling(levels), "made up")
 
 
-# The digits
-
-
 def test_data_digits_have_the_known_counts() -> None:
     data, train, test = digits("all"), digits("train"), digits("test")
     assert [len(data), len(train), len(test)] == [1797, 1437, 360]
@@ -277,399 +250,12 @@ def test_data_digits_without_sklearn_name_the_extra(monkeypatch: pytest.MonkeyPa
         digits()
 
 
-# A folder of images
-
-
-def test_data_folder_reads_pixels_in_path_order(tmp_path: Path) -> None:
-    made = {name: save(tmp_path / name, picture(5, 7)) for name in ("c.png", "a.BMP", "d/e.gif.png", "b.tif")}
-    (tmp_path / "notes.txt").write_text("not an image")
-    data = load_folder(tmp_path)
-    expected = [made[name] for name in ("a.BMP", "b.tif", "c.png", "d/e.gif.png")]
-    assert data.images.dtype == torch.uint8
-    assert data.images.is_contiguous()
-    assert np.array_equal(data.images.numpy(), np.stack(expected).transpose(0, 3, 1, 2))
-    assert data.labels is None
-    assert data.label_names is None
-    assert data.source == str(tmp_path)
-    assert data.scaling == DataScaling(256)
-
-
-def test_data_folder_order_ignores_creation_order(tmp_path: Path) -> None:
-    names = ["b/1.png", "b/10.png", "b/2.png", "a-x/1.png", "a/1.png", "Z/1.png"]
-    pixels = {name: picture(4, 4) for name in names}
-    for folder, order in (("one", names), ("two", names[::-1])):
-        for name in order:
-            save(tmp_path / folder / name, pixels[name])
-    one, two = load_folder(tmp_path / "one"), load_folder(str(tmp_path / "two"))
-    assert torch.equal(one.images, two.images)
-    assert np.array_equal(one.images.numpy(), np.stack([pixels[n] for n in sorted(names)]).transpose(0, 3, 1, 2))
-    assert one.label_names == ("Z", "a", "a-x", "b")
-    assert one.labels is not None
-    assert one.labels.tolist() == [0, 2, 1, 3, 3, 3]
-
-
-def test_data_folder_labels_first_level_folders_with_images(tmp_path: Path) -> None:
-    for name in ("cat/x/1.png", "cat/y/2.png", "dog/1.png"):
-        save(tmp_path / name, picture(4, 4))
-    (tmp_path / "ant").mkdir()
-    data = load_folder(tmp_path)
-    assert data.labels is not None
-    assert data.labels.dtype == torch.int64
-    assert data.labels.tolist() == [0, 0, 1]
-    assert data.label_names == ("cat", "dog")
-
-
-def test_data_folder_has_no_labels_when_an_image_has_no_folder(tmp_path: Path) -> None:
-    save(tmp_path / "cat/1.png", picture(4, 4))
-    save(tmp_path / "1.png", picture(4, 4))
-    assert load_folder(tmp_path).labels is None
-
-
-def test_data_folder_skips_hidden_names(tmp_path: Path) -> None:
-    save(tmp_path / "1.png", picture(4, 4))
-    (tmp_path / "._1.png").write_bytes(b"AppleDouble")
-    save(tmp_path / ".thumbnails/1.png", picture(2, 2))
-    assert len(load_folder(tmp_path)) == 1
-
-
-def test_data_folder_follows_links_without_looping(tmp_path: Path) -> None:
-    save(tmp_path / "elsewhere/1.png", picture(4, 4))
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "cat").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/loop").symlink_to(root)
-    data = load_folder(root)
-    assert len(data) == 1
-    assert data.label_names == ("cat",)
-
-
-def test_data_folder_of_grey_images_has_one_channel(tmp_path: Path) -> None:
-    made = [save(tmp_path / f"{i}.png", picture(4, 6, channels=1)) for i in range(3)]
-    assert np.array_equal(load_folder(tmp_path).images.numpy(), np.stack(made)[:, None])
-    assert np.array_equal(load_folder(tmp_path, channels=3).images.numpy(), np.stack([made] * 3, axis=1))
-
-
-def test_data_folder_of_grey_and_colour_becomes_colour(tmp_path: Path) -> None:
-    grey = [save(tmp_path / f"{i}.png", picture(4, 6, channels=1)) for i in (0, 1, 3)]
-    colour = save(tmp_path / "2.png", picture(4, 6))
-    images = load_folder(tmp_path).images.numpy()
-    assert images.shape == (4, 3, 4, 6)
-    assert np.array_equal(images[2], colour.transpose(2, 0, 1))
-    for channel in range(3):
-        assert np.array_equal(images[[0, 1, 3], channel], np.stack(grey))
-    luma = load_folder(tmp_path, channels=1).images.numpy()
-    assert np.array_equal(luma[2, 0], np.asarray(Image.fromarray(colour).convert("L")))
-
-
-def test_data_folder_resizes_mixed_sizes(tmp_path: Path) -> None:
-    for i, (height, width) in enumerate([(9, 30), (64, 64), (3, 5)]):
-        save(tmp_path / f"{i}.png", picture(height, width))
-    assert load_folder(tmp_path, size=16).images.shape == (3, 3, 16, 16)
-
-
-def test_data_folder_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gone: no such folder"):
-        load_folder(tmp_path / "gone")
-
-
-def test_data_folder_that_is_a_file(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", picture(4, 4))
-    with pytest.raises(ValueError, match=r"a\.png: not a folder"):
-        load_folder(tmp_path / "a.png")
-
-
-def test_data_folder_empty_says_what_it_looked_for(tmp_path: Path) -> None:
-    for name in ("a.txt", "b.mp4"):
-        (tmp_path / name).write_text("x")
-    with pytest.raises(ValueError, match=r"no images.*\.png.*\.webp.*saw 2 other files"):
-        load_folder(tmp_path)
-
-
-def test_data_folder_mixed_sizes_name_two_files(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", picture(4, 6))
-    save(tmp_path / "b.png", picture(4, 6))
-    save(tmp_path / "c.png", picture(6, 4))
-    with pytest.raises(ValueError, match=r"a\.png of 6x4 and c\.png of 4x6 pixels: pass size="):
-        load_folder(tmp_path)
-
-
-def test_data_folder_lists_unreadable_images_together(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", picture(40, 40))
-    (tmp_path / "text.png").write_text("this is text, renamed")
-    save(tmp_path / "cut.jpg", picture(40, 40))
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-300])
-    save(tmp_path / "half.png", picture(40, 40))
-    (tmp_path / "half.png").write_bytes((tmp_path / "half.png").read_bytes()[:1000])
-    (tmp_path / "nothing.webp").write_bytes(b"")
-    with pytest.raises(ValueError, match="4 images in") as caught:
-        load_folder(tmp_path)
-    message = str(caught.value)
-    for part in ("text.png: not an image", "cut.jpg: image file is truncated", "half.png: ", "nothing.webp: not an"):
-        assert part in message
-    assert "a.png" not in message.replace("half.png", "")
-
-
-def test_data_folder_stops_after_five_unreadable_images(tmp_path: Path) -> None:
-    for i in range(8):
-        (tmp_path / f"{i}.png").write_text("text")
-    with pytest.raises(ValueError, match=r"5 images in .*and maybe more") as caught:
-        load_folder(tmp_path)
-    assert str(caught.value).count("not an image") == 5
-
-
-@pytest.mark.parametrize("options", [{"size": 0}, {"size": 8.5}, {"channels": 2}], ids=str)
-def test_data_folder_refuses_bad_options(tmp_path: Path, options: dict[str, int]) -> None:
-    save(tmp_path / "a.png", picture(4, 4))
-    with pytest.raises(ValueError, match=next(iter(options))):
-        load_folder(tmp_path, **options)  # type: ignore[arg-type]
-
-
-# NumPy files
-
-
 def save_array(path: Path, array: np.ndarray) -> Path:
     np.save(path, array)
     return path
 
 
 NHWC = RNG.integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("array", "expected"),
-    [
-        (NHWC, NHWC.transpose(0, 3, 1, 2)),
-        (NHWC.transpose(0, 3, 1, 2), NHWC.transpose(0, 3, 1, 2)),
-        (np.asfortranarray(NHWC), NHWC.transpose(0, 3, 1, 2)),
-        (NHWC[..., :1], NHWC[..., 0][:, None]),
-        (NHWC[..., 0], NHWC[..., 0][:, None]),
-    ],
-    ids=["NHWC", "NCHW", "fortran", "NHW1", "NHW"],
-)
-def test_data_array_reads_every_layout(tmp_path: Path, array: np.ndarray, expected: np.ndarray) -> None:
-    data = load_array(save_array(tmp_path / "a.npy", array))
-    assert data.images.dtype == torch.uint8
-    assert data.images.is_contiguous()
-    assert np.array_equal(data.images.numpy(), expected)
-    assert data.scaling == DataScaling(256)
-    assert data.labels is None
-
-
-@pytest.mark.parametrize("keys", [("arr_0", "arr_1"), ("images", "labels")], ids=str)
-@pytest.mark.parametrize("saver", [np.savez, np.savez_compressed])
-def test_data_array_reads_npz_with_labels(tmp_path: Path, keys: tuple[str, str], saver: object) -> None:
-    labels = np.array([3, 0, 1, 1, 2], dtype=np.uint16)
-    saver(tmp_path / "a.npz", **{keys[0]: NHWC, keys[1]: labels, "mu": np.zeros(3)})  # type: ignore[operator]
-    data = load_array(tmp_path / "a.npz")
-    assert np.array_equal(data.images.numpy(), NHWC.transpose(0, 3, 1, 2))
-    assert data.labels is not None
-    assert data.labels.dtype == torch.int64
-    assert data.labels.tolist() == [3, 0, 1, 1, 2]
-
-
-def test_data_array_takes_labels_from_a_second_file(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", arr_0=NHWC, arr_1=np.zeros(5, dtype=np.int64))
-    path = save_array(tmp_path / "labels.npy", np.arange(5))
-    data = load_array(tmp_path / "a.npz", labels=path)
-    assert data.labels is not None
-    assert data.labels.tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4"])
-def test_data_array_keeps_floats_in_range(tmp_path: Path, dtype: str) -> None:
-    array = RNG.uniform(-1, 1, (4, 8, 6, 3)).astype(dtype)
-    array[0, 0, 0, 0], array[0, 0, 0, 1] = -1, 1
-    data = load_array(save_array(tmp_path / "a.npy", array))
-    assert data.images.dtype == torch.float32
-    assert data.scaling == DataScaling(None)
-    assert np.array_equal(data.images.numpy(), array.astype(np.float32).transpose(0, 3, 1, 2))
-
-
-def test_data_array_does_not_hold_on_to_the_file(tmp_path: Path) -> None:
-    array = np.ascontiguousarray(NHWC.transpose(0, 3, 1, 2))
-    path = save_array(tmp_path / "a.npy", array)
-    data = load_array(path)
-    with path.open("r+b") as file:
-        file.write(bytes(path.stat().st_size))
-    assert np.array_equal(data.images.numpy(), array)
-
-
-@pytest.mark.parametrize("shape", [(5, 3, 8, 3), (5, 1, 8, 1), (5, 3, 8, 1)], ids=str)
-def test_data_array_with_two_possible_layouts_asks(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    array = RNG.integers(0, 256, shape, dtype=np.uint8)
-    path = save_array(tmp_path / "a.npy", array)
-    with pytest.raises(ValueError, match=r'a\.npy.*pass layout="NHWC" or layout="NCHW"'):
-        load_array(path)
-    assert np.array_equal(load_array(path, layout="NCHW").images.numpy(), array)
-    assert np.array_equal(load_array(path, layout="NHWC").images.numpy(), array.transpose(0, 3, 1, 2))
-
-
-@pytest.mark.parametrize(
-    ("shape", "match"),
-    [
-        ((5, 8, 6, 2), "no 1 or 3 channels read as NHWC or as NCHW"),
-        ((5, 4, 8, 6), "no 1 or 3 channels"),
-        ((8, 6), "got shape"),
-        ((), "got shape"),
-        ((1, 5, 8, 6, 3), "got shape"),
-        ((0, 8, 6, 3), "empty"),
-        ((5, 0, 6, 3), "empty"),
-        ((0,), "got shape"),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_data_array_refuses_other_shapes(tmp_path: Path, shape: tuple[int, ...], match: str, dtype: type) -> None:
-    with pytest.raises(ValueError, match=rf"a\.npy.*{match}"):
-        load_array(save_array(tmp_path / "a.npy", np.zeros(shape, dtype)))
-
-
-def test_data_array_refuses_a_layout_that_does_not_fit(tmp_path: Path) -> None:
-    path = save_array(tmp_path / "a.npy", NHWC)
-    with pytest.raises(ValueError, match="read as NCHW"):
-        load_array(path, layout="NCHW")
-    with pytest.raises(ValueError, match="'NHWC', 'NCHW' or None, got 'CHW'"):
-        load_array(path, layout="CHW")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("dtype", ["int64", "uint16", "int8", "bool", "complex64", "U3", "M8[s]"])
-def test_data_array_refuses_other_types(tmp_path: Path, dtype: str) -> None:
-    with pytest.raises(ValueError, match=r"a\.npy: images must be uint8 .* or float"):
-        load_array(save_array(tmp_path / "a.npy", np.zeros((5, 8, 6, 3), dtype)))
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
-def test_data_array_counts_and_places_what_is_not_finite(tmp_path: Path, bad: float) -> None:
-    array = np.zeros((4, 8, 6, 3), np.float32) - 0.5
-    array[2, 7, 0, 1] = array[3, 0, 0, 0] = bad
-    with pytest.raises(
-        ValueError, match=re.escape("2 of 576 values are NaN or infinite, the first at index [2, 7, 0, 1]")
-    ):
-        load_array(save_array(tmp_path / "a.npy", array))
-
-
-@pytest.mark.parametrize("value", [1.0001, -1.5, 255.0], ids=str)
-def test_data_array_refuses_floats_out_of_range(tmp_path: Path, value: float) -> None:
-    array = np.zeros((4, 8, 6, 3), np.float32)
-    array[1, 1, 1, 1] = value
-    with pytest.raises(ValueError, match=r"must be in \[-1, 1\], got .*: store 0..255 as uint8"):
-        load_array(save_array(tmp_path / "a.npy", array))
-
-
-def test_data_array_warns_of_a_zero_to_one_range(tmp_path: Path) -> None:
-    path = save_array(tmp_path / "a.npy", RNG.random((4, 8, 6, 3), np.float32))
-    with pytest.warns(UserWarning, match=r"if they are in \[0, 1\]"):
-        load_array(path)
-
-
-def test_data_array_missing_key_lists_those_there(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", pictures=NHWC, classes=np.zeros(5))
-    with pytest.raises(ValueError, match=r"a\.npz: none of the keys arr_0, images.* only pictures, classes"):
-        load_array(tmp_path / "a.npz")
-    np.savez(tmp_path / "b.npz", labels=np.zeros(5, np.int64))
-    with pytest.raises(ValueError, match=r"b\.npz: images must be under the key .* got only labels"):
-        load_array(tmp_path / "b.npz")
-    np.savez(tmp_path / "c.npz")
-    with pytest.raises(ValueError, match=r"c\.npz: none of the keys .* only nothing"):
-        load_array(tmp_path / "c.npz")
-
-
-class Bomb:
-    """Fails the test if it is ever unpickled."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return pytest.fail, ("an object was unpickled",)
-
-
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_data_array_never_unpickles(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a.{suffix}"
-    objects = np.array([Bomb()] * 3, dtype=object)
-    if suffix == "npy":
-        np.save(path, objects, allow_pickle=True)
-    else:
-        np.savez(path, arr_0=objects)
-    with pytest.raises(ValueError, match=rf"a\.{suffix}: holds pickled Python objects"):
-        load_array(path)
-
-
-def test_data_array_refuses_a_bare_pickle(tmp_path: Path) -> None:
-    (tmp_path / "a.npy").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match=r"a\.npy: not a NumPy"):
-        load_array(tmp_path / "a.npy")
-
-
-@pytest.mark.parametrize("content", [b"", b"\x93NUM", b"hello, this is text", b"\x89PNG\r\n\x1a\n"], ids=repr)
-def test_data_array_refuses_foreign_files(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.npz: not a NumPy"):
-        load_array(tmp_path / "a.npz")
-
-
-def test_data_array_refuses_a_zip_of_something_else(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("images", "text")
-    with pytest.raises(ValueError, match=r"a\.npz: .*(images is not a NumPy array|damaged)"):
-        load_array(tmp_path / "a.npz")
-
-
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-@pytest.mark.parametrize("kept", [8, 60, 200, -1], ids=str)
-def test_data_array_refuses_truncated_files(tmp_path: Path, suffix: str, kept: int) -> None:
-    path = tmp_path / f"a.{suffix}"
-    if suffix == "npy":
-        np.save(path, NHWC)
-    else:
-        np.savez(path, NHWC)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=rf"a\.{suffix}: damaged"):
-        load_array(path)
-
-
-@settings(deadline=None, max_examples=80)
-@given(suffix=st.sampled_from(["npy", "npz"]), where=st.floats(0, 1), byte=st.integers(0, 255), cut=st.booleans())
-def test_data_array_meets_any_damage_with_a_value_error(
-    tmp_path_factory: pytest.TempPathFactory, suffix: str, where: float, byte: int, cut: bool
-) -> None:
-    path = tmp_path_factory.mktemp("damage") / f"a.{suffix}"
-    small = NHWC[:2, :2, :2]
-    if suffix == "npy":
-        np.save(path, small)
-    else:
-        np.savez_compressed(path, small)
-    content = bytearray(path.read_bytes())
-    position = min(int(where * len(content)), len(content) - 1)
-    content[position] = byte
-    path.write_bytes(content[: position + 1] if cut else content)
-    try:
-        outcome = str(load_array(path, layout="NHWC"))
-    except ValueError as error:
-        outcome = str(error)
-    assert f"a.{suffix}" in outcome
-
-
-def test_data_array_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"gone\.npz: no such file"):
-        load_array(tmp_path / "gone.npz")
-
-
-@pytest.mark.parametrize(
-    ("labels", "match"),
-    [
-        (np.zeros(4, np.int64), r"must be \[5\]"),
-        (np.zeros((5, 1), np.int64), r"must be \[5\]"),
-        (np.zeros(5, np.float32), "must be integers"),
-        (np.array([0, 1, -1, 0, 0]), "count from 0, got -1"),
-    ],
-    ids=["four", "column", "float", "negative"],
-)
-def test_data_array_refuses_bad_labels(tmp_path: Path, labels: np.ndarray, match: str) -> None:
-    np.savez(tmp_path / "a.npz", arr_0=NHWC, arr_1=labels)
-    with pytest.raises(ValueError, match=rf"a\.npz: labels .*{match}"):
-        load_array(tmp_path / "a.npz")
-
-
-# One entry for all
 
 
 def test_data_load_finds_the_source(tmp_path: Path) -> None:
@@ -711,9 +297,6 @@ def test_data_load_refuses_options_of_another_source(tmp_path: Path, source: str
     save_array(tmp_path / "a.npy", NHWC)
     with pytest.raises(ValueError, match=f"takes no {next(iter(options))}="):
         load(source if source == "digits" else tmp_path / source, **options)  # type: ignore[arg-type]
-
-
-# The order of the data
 
 
 @settings(deadline=None, max_examples=60)
@@ -776,9 +359,6 @@ def test_data_batches_of_late_steps_are_cheap() -> None:
 def test_data_batches_refuse_bad_arguments(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))}={next(iter(bad.values()))}"):
         batch_indices(**{"num_images": 8, "batch_size": 4, "step": 0, "seed": 0, **bad})
-
-
-# Flips
 
 
 def test_data_flips_are_pinned_to_seed_step_and_position() -> None:

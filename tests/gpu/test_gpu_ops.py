@@ -7,11 +7,10 @@ import torch.nn.functional as F
 import fastdiff as fd
 from fastdiff import Diffusion, NoiseSchedule, ops
 from fastdiff.ops.reference import bound as losses
+from support.networks import two_levels
 
 pytestmark = pytest.mark.gpu
-CONFIG = fd.UNetConfig(
-    image_size=8, channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), norm_groups=8
-)
+CONFIG = two_levels(in_channels=3, out_channels=3, channels=32, norm_groups=8)
 
 
 def network(device, dtype=torch.float32):

@@ -10,8 +10,8 @@ from torch import nn
 import fastdiff as fd
 from fastdiff import likelihood
 from fastdiff.likelihood.flow import dequantised
-from fastdiff.likelihood.runge_kutta import integrate
 from support.gaussian_networks import Mixture, gaussian_network
+from support.networks import one_level
 
 LN2 = math.log(2)
 
@@ -99,11 +99,7 @@ def test_ode_of_an_image_does_not_depend_on_its_batch():
 
 def test_ode_runs_a_network_with_labels():
     torch.manual_seed(0)
-    config = fd.UNetConfig(
-        image_size=8, in_channels=1, out_channels=1, channels=8, channel_mult=(1,), num_res_blocks=1,
-        attention_resolutions=(), norm_groups=4, num_classes=2,
-    )  # fmt: skip
-    net = fd.UNet(config).train()
+    net = fd.UNet(one_level(image_size=8, num_classes=2)).train()
     nn.init.normal_(net.conv_out.weight, std=0.1)
     diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(50), "v")
     x = (torch.arange(3 * 64).reshape(3, 1, 8, 8) % 17).to(torch.uint8)
@@ -140,22 +136,6 @@ def test_ode_of_8_bit_images_counts_bits_of_values():
     assert result.mean == pytest.approx(expected, abs=4 * result.standard_error)
     assert result.standard_error < 0.02
     assert result.summary()["bits_per_dim"] == result.mean
-
-
-def test_integrate_has_order_five_and_every_sample_its_own_steps():
-    rates = torch.tensor([0.1, 1.0, 30.0], dtype=torch.float64)
-    y = torch.ones(3, 1, dtype=torch.float64)
-
-    def slope(s, state, which):
-        return -rates[which, None] * state, rates[which, None] * torch.ones_like(state)
-
-    for tolerance in (1e-4, 1e-8):
-        found = integrate(slope, y, torch.zeros(3, 1, dtype=torch.float64), 2.0, 0.0, tolerance, 1000)
-        # Backwards in time, so the exponentials grow; the error is a share of them.
-        expected = torch.exp(2 * rates)[:, None]
-        assert float((found.state / expected - 1).abs().max()) < 2000 * tolerance
-        torch.testing.assert_close(found.integrals[:, 0], -2 * rates, rtol=1e-12, atol=1e-12)
-        assert found.steps[0] < found.steps[1] < found.steps[2]
 
 
 D = fd.Diffusion(fd.NoiseSchedule.cosine(10), "x0")

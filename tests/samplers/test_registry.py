@@ -100,3 +100,8 @@ def test_names_without_statistics_build_from_a_diffusion_alone():
         assert len(samplers.build(name, diffusion, 20)) >= 20
     with pytest.raises(ValueError, match="eps_moment"):
         samplers.build("analytic_ddpm", diffusion, 20)
+
+
+def test_samplers_unknown_name_suggests():
+    with pytest.raises(ValueError, match="did you mean 'ddim'"):
+        samplers.build("dimm", Diffusion(NoiseSchedule.cosine(10)))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import fastdiff as fd
 from fastdiff.process import noise
 from fastdiff.process.noise import Stream
+from support.networks import redrawn
 from support.tolerances import BATCH_SPLIT
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.linear(100, 1e-3, 0.2))
@@ -57,10 +57,7 @@ def test_sample_ddim_follows_the_closed_form():
 @pytest.fixture(scope="module")
 def unet():
     torch.manual_seed(0)
-    net = fd.UNet(fd.UNetConfig.preset("digits", dropout=0.5))
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.05)
-    return net
+    return redrawn(fd.UNet(fd.UNetConfig.preset("digits", dropout=0.5)), 0.05)
 
 
 @pytest.mark.parametrize("name", fd.samplers.names())

@@ -36,13 +36,15 @@ def fails(*arguments):
 
 def small_model(folder, *, channels=3, size=16, scaling=256, num_classes=None, timesteps=8):
     torch.manual_seed(0)
-    config = UNetConfig(
-        image_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        attention_resolutions=(),
-        num_classes=num_classes,
-        **SMALL_UNET,
-    )
+    sizes = {"image_size": size, "in_channels": channels, "out_channels": channels, "num_classes": num_classes}
+    config = UNetConfig(**sizes, **SMALL_UNET, attention_resolutions=())
     save_model(folder, UNet(config), Diffusion(NoiseSchedule.cosine(timesteps)), DataScaling(scaling))
     return folder
+
+
+def train_options(out, *more):
+    sets = [f"unet.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in SMALL_UNET.items()]
+    options = ["train", "--data", "digits", "--out", out, "--steps", 4, "--batch-size", 8, "-T", 10]
+    for text in [*sets, "unet.attention_resolutions=[]", "train.warmup_steps=0"]:
+        options += ["--set", text]
+    return [*options, *more]

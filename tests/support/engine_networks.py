@@ -3,6 +3,7 @@
 import torch
 
 import fastdiff as fd
+from support.networks import redrawn
 
 SMALL = {"channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "image_size": 16, "attention_resolutions": (8,)}
 CONFIGS = {
@@ -35,9 +36,7 @@ CONFIGS = {
 def network(case, dtype=torch.float32, seed=0):
     torch.manual_seed(seed)
     net = fd.UNet(fd.UNetConfig(**(SMALL | CONFIGS[case]))).eval()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.08)
-    return net.to(dtype)
+    return redrawn(net, 0.08).to(dtype)
 
 
 def double(net):

@@ -73,3 +73,24 @@ def convergence_order(build, diffusion, counts, data_variances=(0.1, 0.25, 0.6, 
             worst = max(worst, abs(gain / np.sqrt(spread[-1] / spread[0]) - 1))
         errors.append(worst)
     return -np.polyfit(np.log(counts), np.log(errors), 1)[0], errors
+
+
+def gaussian_moments(table, diffusion, data_variance):
+    """Variance of the state after each row when the network is exact for x0 ~ N(0, data_variance).
+
+    Every row is linear in the state then, so the variance propagates by arithmetic; clip must be off.
+    """
+    variance, seen = 1.0, []
+    abar = dict(zip(diffusion.schedule.timesteps, diffusion.schedule.alphas_cumprod, strict=True))
+    for row in range(len(table)):
+        a = abar[table["t"][row]]
+        total = a * data_variance + 1 - a
+        eps = np.sqrt(1 - a) / total
+        x0 = np.sqrt(a) * data_variance / total
+        outputs = {"eps": eps, "x0": x0, "v": np.sqrt(a) * eps - np.sqrt(1 - a) * x0, "score": -1 / total}
+        m = outputs[diffusion.prediction]
+        pred = table["px"][row] + table["pm"][row] * m
+        gain = table["cx"][row] + table["cm"][row] * m + table["c0"][row] * pred
+        variance = gain**2 * variance + table["s"][row] ** 2
+        seen.append(variance)
+    return np.array(seen)

@@ -3,6 +3,7 @@
 import torch
 
 from fastdiff.compat.guided_diffusion import script_util
+from support.networks import shaken
 
 FLAGS = {
     "num_channels": 32,
@@ -21,7 +22,4 @@ def tiny_model(**flags):
     model, diffusion = script_util.create_model_and_diffusion(
         **{**script_util.model_and_diffusion_defaults(), **FLAGS, **flags}
     )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval(), diffusion
+    return shaken(model, 0.05).eval(), diffusion

@@ -1,5 +1,6 @@
 """Run a table with given noise, in float64, through the op itself."""
 
+import numpy as np
 import torch
 
 from fastdiff import ops
@@ -23,3 +24,17 @@ def execute(table, model, x, noise=None):
         z = torch.zeros_like(x) if noise is None else noise[r].double()
         x = ops.step(x, m, rows, r, noise=z, base=base, history=history)
     return x
+
+
+def linear_row(table, row, x, m, z):
+    pred = np.clip(table["px"][row] * x + table["pm"][row] * m, -table["clip"][row], table["clip"][row])
+    return table["cx"][row] * x + table["cm"][row] * m + table["c0"][row] * pred + table["s"][row] * z
+
+
+# Two float64 runs that order their sums otherwise; coefficients reach 1e4 where alpha is small.
+SAME_RUN = 1e-9
+
+
+def close(a, b, tolerance=SAME_RUN):
+    scale = max(1.0, float(np.abs(np.asarray(b)).max()))
+    np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, rtol=0, atol=tolerance)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
-import hashlib
-import json
 import math
 import os
 import signal
@@ -17,7 +15,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +32,13 @@ from fastdiff.files.data import (
     batch_indices,
     flip_mask,
 )
-from fastdiff.nets.unet import UNet, UNetConfig
+from fastdiff.nets.unet import UNet
 from fastdiff.ops.reference import bound as losses
 from fastdiff.process import noise
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
-from fastdiff.training.log import TrainLog
 from fastdiff.training.trainer import TrainConfig, Trainer, TrainProgress
+from support.training_runs import CONFIG, HYBRID, SCHEDULE, SIMPLE, digests, images, metrics, network, trainer
 
 TOLERANCE = {
     # float32 through a network of about ten layers, in two orders of summation, and a few steps of Adam on top, whose
@@ -49,99 +46,6 @@ TOLERANCE = {
     "loss": 1e-5,
     "weights": 1e-4,
 }
-
-NETWORK = UNetConfig(
-    image_size=4,
-    in_channels=1,
-    out_channels=1,
-    channels=8,
-    channel_mult=(1,),
-    num_res_blocks=1,
-    attention_resolutions=(),
-    norm_groups=4,
-    dropout=0.2,
-)
-SCHEDULE = NoiseSchedule.cosine(20)
-SIMPLE = Diffusion(SCHEDULE, prediction="v")
-HYBRID = Diffusion(SCHEDULE, variance="learned_range")
-CONFIG = TrainConfig(steps=6, batch_size=5, learning_rate=1e-2, warmup_steps=4, seed=3, checkpoint_every=2, log_every=1)
-
-
-@pytest.fixture(autouse=True)
-def _light(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread: tiny networks on busy cores wait for each other. No TensorBoard: it is slow to import."""
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def images(num: int = 12, *, levels: int | None = 17, labels: bool = False, seed: int = 0) -> ImageData:
-    generator = torch.Generator().manual_seed(seed)
-    if levels is None:
-        values = torch.rand(num, 1, 4, 4, generator=generator) * 2 - 1
-    else:
-        values = torch.randint(levels, (num, 1, 4, 4), generator=generator).to(torch.uint8)
-    classes = torch.arange(num) % 3 if labels else None
-    return ImageData(values, classes, DataScaling(levels), "test")
-
-
-def network(**changes: Any) -> UNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return UNet(dataclasses.replace(NETWORK, **changes))
-
-
-def trainer(folder: Path, **changes: Any) -> Trainer:
-    """A trainer of a fresh network; `changes` are those of the configuration."""
-    return Trainer(network(), SIMPLE, images(), dataclasses.replace(CONFIG, **changes), folder)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_config_round_trip() -> None:
-    config = TrainConfig(steps=7, betas=(0.8, 0.99), clip_norm=None, loss="hybrid")
-    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert TrainConfig.from_dict({"steps": 7}) == TrainConfig(steps=7)
-
-
-def test_config_refuses_unknown_keys() -> None:
-    with pytest.raises(ValueError, match=r"unknown key 'learning_rat' .* did you mean 'learning_rate'"):
-        TrainConfig.from_dict({"steps": 1, "learning_rat": 1})
-    with pytest.raises(ValueError, match="needs the key 'steps'"):
-        TrainConfig.from_dict({})
-
-
-BAD_VALUES: dict[str, list[object]] = {
-    "steps": [0, 1.5, True, "10", 2**28 + 1],
-    "batch_size": [0],
-    "learning_rate": [0, -1e-4, math.nan, "fast"],
-    "weight_decay": [-1.0],
-    "betas": [(0.9,), (0.9, 1.0), 0.9],
-    "warmup_steps": [-1],
-    "clip_norm": [0.0],
-    "ema_decay": [1.0],
-    "precision": ["float16"],
-    "flip": [1],
-    "seed": [-1, 2**64],
-    "checkpoint_every": [0],
-    "keep": [0],
-    "log_every": [0],
-    "loss": ["mse"],
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values])
-def test_config_refuses_bad_values(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=name):
-        TrainConfig.from_dict({"steps": 10, name: value})
 
 
 def reference_batch(data: ImageData, config: TrainConfig, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -267,26 +171,25 @@ def test_labels_and_precision_reach_the_network(tmp_path: Path) -> None:
 RUN = """
     import sys, time
     from pathlib import Path
-    sys.path.insert(0, sys.argv[1])
     import torch
     torch.set_num_threads(1)
-    from test_trainer import trainer
+    from support.training_runs import trainer
 
     def progress(entry):
         print(entry.step, flush=True)
-        if entry.step == int(sys.argv[3]):
+        if entry.step == int(sys.argv[2]):
             time.sleep(600)
 
-    trainer(Path(sys.argv[2])).run(progress=progress)
+    trainer(Path(sys.argv[1])).run(progress=progress)
 """
 
 
 def start_run(folder: Path, wait_at: int) -> subprocess.Popen[str]:
     """A training run in a process of its own that goes to sleep after step `wait_at`."""
-    here = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(RUN), str(here), str(folder), str(wait_at)],
-        env={**os.environ, "PYTHONPATH": f"{here.parents[1]}:{here.parent}"},
+        [sys.executable, "-c", textwrap.dedent(RUN), str(folder), str(wait_at)],
+        env={**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}"},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -410,52 +313,6 @@ def test_full_disk_stops_and_the_run_goes_on_later(tmp_path: Path, monkeypatch: 
     rest = trainer(tmp_path / "parts").run()
     assert rest.resumed_from == 2
     assert digests(rest.checkpoint) == digests(whole.checkpoint)
-
-
-def test_log_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
-    monkeypatch.setattr(TrainLog, "_open_metrics", lambda _: open("/dev/full", "w"))  # noqa: SIM115
-    with pytest.raises(RuntimeError, match=r"could not write the log in .*: No space left on device; checkpoints are"):
-        trainer(tmp_path).run()
-
-
-def test_metrics_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
-    trainer(tmp_path).run(until=4)
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 5, "loss": 1.0}\n{"st')
-    trainer(tmp_path).run()
-    assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    assert set(metrics(tmp_path)[0]) == {"step", "loss", "grad_norm", "learning_rate", "images_per_second"}
-
-
-def test_log_entries_are_means_over_their_steps(tmp_path: Path) -> None:
-    trainer(tmp_path / "each").run()
-    entries: list[TrainProgress] = []
-    result = trainer(tmp_path / "some", log_every=4).run(progress=entries.append)
-    losses = [entry["loss"] for entry in metrics(tmp_path / "each")]
-    assert [entry.step for entry in entries] == [4, 6]
-    assert entries[0].loss == pytest.approx(np.mean(losses[:4]))
-    assert entries[1].loss == pytest.approx(np.mean(losses[4:]))
-    assert result.loss == entries[1].loss
-    assert entries[0].num_steps == 6
-    assert entries[0].images_per_second > 0
-    assert entries[0].seconds_left == pytest.approx(10 / entries[0].images_per_second)
-    assert entries[1].seconds_left == 0
-
-
-def test_tensorboard_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = trainer(tmp_path / "without").run()
-    assert len(result.notes) == 1
-    assert 'pip install "fastdiff-ddpm[log]"' in result.notes[0]
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard")
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    assert trainer(tmp_path / "with").run().notes == ()
-    events = EventAccumulator(str(tmp_path / "with" / "logs")).Reload()
-    logged = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert logged == [(e["step"], pytest.approx(e["loss"])) for e in metrics(tmp_path / "with")]
 
 
 def test_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from fastdiff.cli.demo.swiss_roll import (
     roll_points,
     run_swiss_roll,
 )
-from support.command_line import fails
 
 
 def test_roll_density_integrates_to_one_and_has_the_entropy_of_its_points():
@@ -58,7 +57,3 @@ def test_swiss_roll_writes_everything(tmp_path):
     assert math.isfinite(result["ode"]["bits_per_dim"])
     assert result["bound"]["bits_per_dim"] > result["data_bits_per_dim"]
     assert result["ode"]["bits_per_dim"] > result["data_bits_per_dim"]
-
-
-def test_demo_names_what_there_is():
-    assert "did you mean 'swiss-roll'" in fails("demo", "swissroll")

@@ -1,6 +1,5 @@
 """The OpenAI drop-in against formulas derived again in float64, their signatures, and their scripts' steps."""
 
-import argparse
 import inspect
 import math
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import fastdiff as fd
 from fastdiff.compat.guided_diffusion import (
     dist_util,
     fp16_util,
@@ -23,99 +21,10 @@ from fastdiff.compat.guided_diffusion import (
     unet,
 )
 from fastdiff.compat.guided_diffusion import gaussian_diffusion as gd
+from support.guided_process import ORACLE, T, images, is_learned, learned, network, process
 from support.tolerances import FLOAT64
 
 MEANS = (gd.ModelMeanType.EPSILON, gd.ModelMeanType.START_X, gd.ModelMeanType.PREVIOUS_X)
-T = 12
-BETAS = gd.get_named_beta_schedule("cosine", T)
-
-
-def process(mean=gd.ModelMeanType.EPSILON, var=gd.ModelVarType.FIXED_SMALL, loss=gd.LossType.MSE, **options):
-    return gd.GaussianDiffusion(betas=BETAS, model_mean_type=mean, model_var_type=var, loss_type=loss, **options)
-
-
-def network(x, t, scale=0.3):
-    """Some function of image and time with 2C outputs where `scale` is a pair."""
-    h = torch.tanh(x * (0.5 + 0.01 * t.view(-1, 1, 1, 1).to(x.dtype)))
-    return h if isinstance(scale, float) else torch.cat([h, scale[0] * torch.sin(3 * x)], dim=1)
-
-
-def learned(x, t):
-    return network(x, t, (0.8,))
-
-
-def is_learned(var):
-    return var in (gd.ModelVarType.LEARNED, gd.ModelVarType.LEARNED_RANGE)
-
-
-class Formulas:
-    """Ho et al. (2020) and Nichol and Dhariwal (2021), one scalar at a time, in plain float64 NumPy."""
-
-    def __init__(self, betas):
-        self.beta = np.asarray(betas, dtype=np.float64)
-        self.abar = np.cumprod(1 - self.beta)
-        self.prev = np.concatenate([[1.0], self.abar[:-1]])
-        self.small = self.beta * (1 - self.prev) / (1 - self.abar)
-
-    def log_small(self, t):
-        return np.log(self.small[max(t, 1)])
-
-    def posterior_mean(self, x0, xt, t):
-        c0 = self.beta[t] * np.sqrt(self.prev[t]) / (1 - self.abar[t])
-        return c0 * x0 + (1 - self.prev[t]) * np.sqrt(1 - self.beta[t]) / (1 - self.abar[t]) * xt
-
-    def x0(self, out, xt, t, mean):
-        if mean == gd.ModelMeanType.START_X:
-            return out
-        if mean == gd.ModelMeanType.EPSILON:
-            return (xt - np.sqrt(1 - self.abar[t]) * out) / np.sqrt(self.abar[t])
-        c0 = self.beta[t] * np.sqrt(self.prev[t]) / (1 - self.abar[t])
-        return (out - (self.posterior_mean(0.0, 1.0, t)) * xt) / c0
-
-    def eps(self, x0, xt, t):
-        return (xt - np.sqrt(self.abar[t]) * x0) / np.sqrt(1 - self.abar[t])
-
-    def reverse(self, out, xt, t, mean, var, clip):
-        values = None
-        if is_learned(var):
-            out, values = np.split(out, 2)
-        x0 = self.x0(out, xt, t, mean)
-        x0 = np.clip(x0, -1, 1) if clip else x0
-        centre = out if mean == gd.ModelMeanType.PREVIOUS_X else self.posterior_mean(x0, xt, t)
-        large = np.log(np.where(t > 0, self.beta[t], self.small[1]))
-        log = {
-            gd.ModelVarType.FIXED_SMALL: self.log_small(t),
-            gd.ModelVarType.FIXED_LARGE: large,
-            gd.ModelVarType.LEARNED: values,
-            gd.ModelVarType.LEARNED_RANGE: None,
-        }[var]
-        if var == gd.ModelVarType.LEARNED_RANGE:
-            v = (values + 1) / 2
-            log = v * np.log(self.beta[t]) + (1 - v) * self.log_small(t)
-        return centre, log + np.zeros_like(xt), x0
-
-    def bound_term(self, x0, xt, t, out, mean, var, clip):
-        centre, log, pred = self.reverse(out, xt, t, mean, var, clip)
-        if t == 0:
-
-            def cdf(z):
-                return 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-
-            std = np.exp(0.5 * log)
-            high, low = cdf((x0 - centre + 1 / 255) / std), cdf((x0 - centre - 1 / 255) / std)
-            share = np.where(x0 < -0.999, high, np.where(x0 > 0.999, 1 - low, high - low))
-            return np.mean(-np.log(np.maximum(share, 1e-12))) / math.log(2), pred
-        true, true_log = self.posterior_mean(x0, xt, t), self.log_small(t)
-        kl = 0.5 * (-1 + log - true_log + np.exp(true_log - log) + (true - centre) ** 2 * np.exp(-log))
-        return np.mean(kl) / math.log(2), pred
-
-
-ORACLE = Formulas(BETAS)
-
-
-def images(seed=0, batch=3, size=4):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (batch, 2, size, size), generator=generator).double() / 127.5 - 1
 
 
 @pytest.mark.parametrize("var", gd.ModelVarType)
@@ -299,59 +208,6 @@ def test_cond_fn_shifts_the_mean_by_variance_times_gradient_and_ddim_by_the_scor
     torch.testing.assert_close(out, expected)
 
 
-@pytest.mark.parametrize("rescale", [False, True])
-def test_spaced_diffusion_shows_the_network_the_original_times(rescale):
-    spaced = respace.SpacedDiffusion(
-        [0, 3, 7, 11],
-        betas=BETAS,
-        model_mean_type=gd.ModelMeanType.EPSILON,
-        model_var_type=gd.ModelVarType.FIXED_SMALL,
-        loss_type=gd.LossType.MSE,
-        rescale_timesteps=rescale,
-    )
-    np.testing.assert_allclose(spaced.alphas_cumprod, ORACLE.abar[[0, 3, 7, 11]], rtol=1e-12)
-    seen = []
-
-    def model(x, t):
-        seen.append(float(t[0]))
-        return network(x, t.float())
-
-    out = spaced.p_sample_loop(model, (1, 2, 4, 4), device="cpu")
-    assert out.shape == (1, 2, 4, 4)
-    expected = [t * (1000 / T if rescale else 1) for t in (11, 7, 3, 0)]
-    assert seen == pytest.approx(expected)
-    assert spaced.diffusion.schedule.timesteps[::-1].tolist() == pytest.approx(expected)
-    # The same loop by fastdiff's own sampler sees the same times.
-    seen.clear()
-    fd.sample(model, fd.samplers.ddpm(spaced.diffusion), shape=(1, 2, 4, 4), progress=False)
-    assert seen == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("spec", ["250", "100", "50", "27", "10,10,15,20", "90,60,60,20,20", [71], "ddim25", "ddim50"])
-def test_space_timesteps_keeps_what_theirs_keeps(spec):
-    if isinstance(spec, str) and spec.startswith("ddim"):
-        count = int(spec[4:])
-        expected = set(range(0, 1000, 1000 // count))
-    else:
-        counts = [int(part) for part in spec.split(",")] if isinstance(spec, str) else spec
-        expected, start = set(), 0
-        for i, count in enumerate(counts):
-            size = 1000 // len(counts) + (1 if i < 1000 % len(counts) else 0)
-            place = 0.0
-            for _ in range(count):
-                expected.add(start + round(place))
-                place += (size - 1) / (count - 1)
-            start += size
-    assert respace.space_timesteps(1000, spec) == expected
-    with pytest.raises(ValueError, match="cannot divide section"):
-        respace.space_timesteps(10, "11")
-
-
-def test_space_timesteps_takes_any_number_for_ddim():
-    for count in (7, 30, 600, 999):
-        assert len(respace.space_timesteps(1000, f"ddim{count}")) == count
-
-
 # Names, order and defaults of guided-diffusion's functions; what stands behind * is by keyword alone.
 LOOP = "model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, device=None, "
 STEP = "model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None"
@@ -447,46 +303,3 @@ def test_signatures_have_their_names_order_and_defaults(function):
     signature = inspect.signature(function)
     kept = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
     assert str(inspect.Signature(kept)) == f"({SIGNATURES[function]})"
-
-
-def test_flags_are_typed_by_their_defaults():
-    parser = argparse.ArgumentParser()
-    script_util.add_dict_to_argparser(parser, {"a": 1, "b": 0.5, "c": False, "d": None, "e": "x"})
-    args = parser.parse_args(["--a", "2", "--b", "3", "--c", "yes", "--d", "7"])
-    assert script_util.args_to_dict(args, "abcde") == {"a": 2, "b": 3.0, "c": True, "d": "7", "e": "x"}
-    assert [script_util.str2bool(v) for v in ("T", "1", True, "n", "false", False)] == [True] * 3 + [False] * 3
-    with pytest.raises(argparse.ArgumentTypeError, match="boolean value expected"):
-        script_util.str2bool("maybe")
-    assert script_util.NUM_CLASSES == 1000
-
-
-def test_losses_and_nn_follow_their_formulas():
-    a, b = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
-    kl = losses.normal_kl(a, 0.3, b, -0.2)
-    expected = 0.5 * (-1 - 0.2 - 0.3 + math.exp(0.5) + (a - b) ** 2 * math.exp(0.2))
-    torch.testing.assert_close(kl, expected)
-    with pytest.raises(ValueError, match="at least one argument"):
-        losses.normal_kl(0.0, 0.0, 0.0, 0.0)
-    waves = nn.timestep_embedding(torch.tensor([0.0, 10.0]), 6)
-    frequencies = np.exp(-np.log(1e4) * np.arange(3) / 3)
-    np.testing.assert_allclose(waves[1], [*np.cos(10 * frequencies), *np.sin(10 * frequencies)], atol=1e-5)
-    target = torch.ones(3)
-    nn.update_ema([target], [torch.zeros(3)], rate=0.9)
-    assert target.tolist() == pytest.approx([0.9] * 3)
-
-
-def test_loss_second_moment_resampler_weighs_by_root_mean_squares():
-    sampler = resample.create_named_schedule_sampler("loss-second-moment", process())
-    assert sampler.weights().tolist() == [1.0] * T
-    for repeat in range(11):
-        sampler.update_with_all_losses(list(range(T)), [t * (1 if repeat else 100) for t in range(T)])
-    expected = np.arange(T) / np.arange(T).sum() * 0.999 + 0.001 / T
-    np.testing.assert_allclose(sampler.weights(), expected)
-    np.random.seed(0)  # noqa: NPY002
-    t, weights = sampler.sample(4000, "cpu")
-    counts = torch.bincount(t, minlength=T) / 4000
-    # The standard deviation of a share is below 0.008.
-    np.testing.assert_allclose(counts, expected, atol=0.04)
-    np.testing.assert_allclose(weights, 1 / (T * expected[t.numpy()]), rtol=1e-6)
-    with pytest.raises(NotImplementedError, match="unknown schedule sampler"):
-        resample.create_named_schedule_sampler("fast", process())

@@ -1,0 +1,34 @@
+"""Small saved models, and a folder of pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.command_line import small_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return small_model(tmp_path_factory.mktemp("models") / "colour")
+
+
+@pytest.fixture(scope="session")
+def labelled_model(tmp_path_factory):
+    return small_model(tmp_path_factory.mktemp("models") / "labelled", num_classes=3)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of eight 16x16 colour pictures."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("arrays") / "a.npz"
+    np.savez(path, np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
+    return path

@@ -1,0 +1,36 @@
+"""`fastdiff convert`: it names what a file does not say."""
+
+import torch
+from typer.testing import CliRunner
+
+import fastdiff as fd
+from fastdiff.cli.app import app
+from support.converted_networks import assert_same_network, openai_state, tiny
+from support.networks import random_unet
+
+
+def test_cli_convert_names_what_the_file_does_not_say(tmp_path):
+    unet = random_unet(tiny())
+    torch.save(openai_state(unet), tmp_path / "model.pt")
+    run = CliRunner().invoke
+    failed = run(app, ["convert", str(tmp_path / "model.pt"), str(tmp_path / "out")])
+    assert failed.exit_code == 1
+    assert "does not say" in failed.output
+    options = ["--unet", "image_size=8", "--unet", "num_heads=2", "--unet", "qkv_layout=legacy"]
+    options += [
+        "--diffusion",
+        "schedule=cosine",
+        "--diffusion",
+        "timesteps=50",
+        "--diffusion",
+        "variance=learned_range",
+    ]
+    done = run(app, ["convert", str(tmp_path / "model.pt"), str(tmp_path / "out"), "--to", "fastdiff", *options])
+    assert done.exit_code == 0, done.output
+    assert "not in the file: qkv_layout, from unet=" in done.output
+    assert_same_network(fd.Pipeline.from_pretrained(tmp_path / "out"), unet)
+    done = run(app, ["convert", str(tmp_path / "out"), str(tmp_path / "back.pt"), "--to", "openai"])
+    assert done.exit_code == 0, done.output
+    before, after = (torch.load(tmp_path / name, weights_only=True) for name in ("model.pt", "back.pt"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)

@@ -1,0 +1,68 @@
+"""`fastdiff info`: versions, presets, schedules, tables, plans and models."""
+
+import re
+
+import numpy as np
+from PIL import Image
+
+import fastdiff
+from fastdiff.nets.config import PRESETS
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.schedule import NoiseSchedule
+from support.command_line import fails, works
+
+
+def test_info_tells_versions_and_the_machine():
+    printed = works("info")
+    for word in ("fastdiff", "python", "torch", "C++ extension", "threads", "GPU"):
+        assert word in printed
+
+
+def test_info_lists_presets_with_the_papers_sizes():
+    printed = works("info", "presets")
+    assert "35,746,307" in printed
+    assert "113,673,219" in printed
+    assert all(name in printed for name in PRESETS)
+
+
+def test_info_lists_schedules_and_samplers():
+    assert all(name in works("info", "schedules", "-T", 100) for name in NoiseSchedule.names())
+    assert all(name in works("info", "samplers") for name in fastdiff.samplers.names(with_statistics=True))
+
+
+def test_info_writes_a_table(tmp_path):
+    works("info", "table", "unipc", "--steps", 5, "--figure", tmp_path / "t.png", "--json", tmp_path / "t.json")
+    read = fastdiff.CoefficientTable.from_json((tmp_path / "t.json").read_text())
+    expected = fastdiff.samplers.unipc(Diffusion(NoiseSchedule.linear(1000)), 5)
+    np.testing.assert_array_equal(read.rows(), expected.rows())
+    assert Image.open(tmp_path / "t.png").size > (500, 200)
+
+
+def test_info_prints_a_table():
+    printed = works("info", "table", "ddim", "--steps", 4, "--schedule", "cosine", "-T", 100, "--option", "eta=0.5")
+    expected = fastdiff.samplers.ddim(Diffusion(NoiseSchedule.cosine(100)), 4, eta=0.5)
+    assert printed.strip() == str(expected).strip()
+    assert "did you mean" in fails("info", "table", "dimm")
+
+
+def test_info_prints_a_plan(model):
+    printed = works("info", "plan", "digits", "--batch", 2)
+    for expected in ("winograd4", "attention", "GFLOP", "MB", "predicted, ms", "measured, ms", "1x8x8 -> 32x8x8 3x3"):
+        assert expected in printed
+    assert re.search(r"arena \d+\.\d MiB, scratch \d+\.\d MiB, weights \d+\.\d MiB", printed)
+    rows = [line for line in printed.splitlines() if re.match(r" *\d+ +(stats|norm|conv|attention)", line)]
+    assert len(rows) == int(re.search(r"(\d+) instructions", printed)[1])
+    # Every instruction has both times.
+    assert all(re.search(r" \d+\.\d{3} +\d+\.\d{3} *$", row) for row in rows)
+    assert "winograd" not in works("info", "plan", "digits", "--strict")
+    assert "instructions" in works("info", "plan", model)
+    assert "for 1 images of 16x16" in works("info", "plan", "digits", "--size", 16)
+    assert "positive multiples of 2, got 7 x 7" in fails("info", "plan", "digits", "--size", 7)
+    assert "does not exist" in fails("info", "plan", "no-such-network")
+
+
+def test_info_describes_a_model(model, tmp_path):
+    printed = works("info", "model", model)
+    assert "raw, after 0 steps" in printed
+    assert "256 values" in printed
+    assert "does not exist" in fails("info", "model", tmp_path / "missing")

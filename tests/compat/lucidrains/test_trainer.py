@@ -1,0 +1,84 @@
+"""The lucidrains drop-in's trainer: its steps, files and average, against theirs."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastdiff as fd
+from fastdiff.compat import lucidrains
+from support import peer_lucidrains
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(100):
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_trainer_trains_saves_and_goes_on(folder, tmp_path):
+    def trainer(steps):
+        torch.manual_seed(0)
+        process = lucidrains.GaussianDiffusion(lucidrains.Unet(8, dim_mults=(1,)), image_size=8, timesteps=10)
+        return lucidrains.Trainer(
+            process,
+            folder,
+            train_num_steps=steps,
+            save_and_sample_every=2,
+            num_samples=4,
+            calculate_fid=False,
+            results_folder=tmp_path / "results",
+        )
+
+    first = trainer(4)
+    before = {key: value.clone() for key, value in first.model.state_dict().items()}
+    first.train()
+    assert any(not torch.equal(value, before[key]) for key, value in first.model.state_dict().items())
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        "model-1.pt",
+        "model-2.pt",
+        "sample-1.png",
+        "sample-2.png",
+    }
+    again = trainer(4)
+    again.load(2)
+    assert again.step == 4
+    for key, value in first.ema.state_dict().items():
+        assert torch.equal(again.ema.state_dict()[key], value), key
+    pipe = fd.Pipeline.from_pretrained(tmp_path / "results" / "model-2.pt", unet={"image_size": 8})
+    assert pipe.metadata["weights"] == "ema"
+    assert pipe.diffusion == first.model.diffusion
+    assert pipe.sample(1, steps=2).shape == (1, 3, 8, 8)
+
+
+def test_trainers_average_is_that_of_ema_pytorch():
+    peer_lucidrains.load()
+    from ema_pytorch import EMA
+
+    from fastdiff.compat.lucidrains.trainer import _Average
+
+    model = torch.nn.Linear(2, 2)
+    theirs, ours = EMA(model, beta=0.995, update_every=10), _Average(model, 0.995, 10)
+    for step in range(250):
+        with torch.no_grad():
+            model.weight.fill_(step)
+        theirs.update()
+        ours.update()
+        torch.testing.assert_close(ours.ema_model.weight, theirs.ema_model.weight, rtol=1e-4, atol=1e-3)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+
+
+def test_trainer_refuses_what_theirs_refuses(folder, tmp_path):
+    process = lucidrains.GaussianDiffusion(lucidrains.Unet(8, dim_mults=(1,)), image_size=8, timesteps=10)
+    options = {"results_folder": tmp_path / "r", "calculate_fid": False}
+    for change, said in (({"num_samples": 5}, "square root"), ({"train_batch_size": 8}, "at least 16")):
+        with pytest.raises(ValueError, match=said):
+            lucidrains.Trainer(process, folder, **options, **change)
+    with pytest.raises(ValueError, match="at least 100 images"):
+        lucidrains.Trainer(process, tmp_path / "none", **options)
+    with pytest.warns(UserWarning, match="does not compute FID"):
+        lucidrains.Trainer(process, folder, results_folder=tmp_path / "r")
