@@ -9,7 +9,6 @@ Rows are samplers, columns numbers of network evaluations, all from the same noi
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,8 @@ from fastdiff.files import data
 from fastdiff.files.checkpoint import LoadedModel
 from fastdiff.likelihood import estimate
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.registry import SAMPLERS, to_markdown
+from fastdiff.samplers.catalogue import to_markdown
+from fastdiff.samplers.registry import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 STEPS = (4, 8, 16, 32, 64)
@@ -113,7 +113,7 @@ class Gallery:
     def table(self, name: str, steps: int) -> CoefficientTable:
         """The sampler's table for that many evaluations."""
         options: dict[str, Any] = {}
-        known = inspect.signature(SAMPLERS[name]).parameters
+        known = SAMPLERS[name].parameters
         if "eps_moment" in known:
             options["eps_moment"] = self.eps_moment
         if name == "renoise":

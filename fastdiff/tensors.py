@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -82,3 +84,9 @@ def _empty_like(x: Tensor, channel_major: bool, dtype: torch.dtype | None) -> Te
         x = x.transpose(1, 2)
     new: Tensor = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     return new.transpose(1, 2) if channel_major else new
+
+
+def time_tensor(times: npt.NDArray[np.float64], device: torch.device) -> Tensor:
+    """Times as a network takes them: int64 where all of them are whole, else float32."""
+    whole = bool((times == np.round(times)).all())
+    return torch.from_numpy(times.copy()).to(device, torch.int64 if whole else torch.float32)

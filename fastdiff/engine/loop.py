@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdiff import ops
 from fastdiff.engine.native import NativeNetwork
 from fastdiff.engine.plan import place
-from fastdiff.process.table import CoefficientTable
+from fastdiff.ops._arguments import signed
+from fastdiff.ops.table_state import TableState
 
 __all__ = ["run_table"]
 
@@ -26,90 +26,81 @@ TIMES_NUMBERS = 1 << 24
 
 def run_table(
     network: NativeNetwork,
-    table: CoefficientTable,
+    state: TableState,
     x: Tensor,
+    rows: range,
+    *,
     ids: Tensor,
     seed: int,
-    y: Tensor | None,
-    start_row: int,
-    on_row: Callable[[int, Tensor | None], None] | None,
-    wanted: frozenset[int],
+    labels: Tensor | None,
     advance: Callable[[int], None],
-) -> Tensor:
-    """Run a coefficient table from `start_row` to its end.
+    stops: frozenset[int],
+    on_stop: Callable[[int, Tensor | None], None],
+) -> None:
+    """Run rows of a coefficient table.
 
     Args:
         network: The compiled network.
-        table: The sampler.
+        state: The table.
         x: State [B, C, H, W] float32, channels_last; updated in place.
+        rows: To be executed, one after the other.
         ids: Sample ids, int64 [B].
         seed: In [0, 2^64).
-        y: Labels [B], or None.
-        start_row: The first row.
-        on_row: Called after each wanted row with its number and the prediction [B, C, H, W] (None where the row does
-            not evaluate), or None.
-        wanted: Rows; a stretch ends with each.
+        labels: [B], or None.
         advance: Called with the number of rows done since the last call.
-
-    Returns:
-        x.
+        stops: Rows after which `on_stop` is called; a stretch ends with each.
+        on_stop: Given the row's number and its prediction [B, C, H, W], None where the row does not evaluate.
 
     Raises:
         ValueError: the network's output does not fit the table.
     """
-    batch, channels, height, width = x.shape
-    plan = network.plan(height, width)
-    made = plan.buffers[plan.output].channels
-    allowed = (2 * channels,) if table.learned_variance else (channels, 2 * channels)
-    if made not in allowed:
-        expected = " or ".join(str([batch, count, height, width]) for count in allowed)
-        raise ValueError(f"the model's output must have shape {expected}, got {[batch, made, height, width]}")
+    table, batch, size = state.table, x.shape[0], (x.shape[2], x.shape[3])
+    plan = network.plan(*size)
+    _check_output(plan.buffers[plan.output].channels, x, table.learned_variance)
     part = max(1, min(MAX_PART, batch, ARENA_BYTES // (4 * place(plan, 1).length)))
-    rows = ops.table_rows(table)
+    state.make_room(x)
+    base, history, coefficients = state.base, state.history, state.rows(x)
     numbers = torch.arange(len(table), device="cpu")
-    times = torch.from_numpy(table["t"].copy()).to(torch.int64 if table.integer_times else torch.float32)
-    base = torch.empty_like(x) if table.uses_base else None
-    history = ops.new_history(x, table.history_depth) if table.history_depth else None
-    pred = torch.empty_like(x) if on_row is not None else None
+    pred = torch.empty_like(x) if stops else None
     output = torch.empty(
-        (min(part, batch), network.unet.config.out_channels, height, width),
+        (min(part, batch), network.unet.config.out_channels, *size),
         dtype=x.dtype,
         device=x.device,
         memory_format=torch.channels_last,
     )
-    signed = seed - (1 << 64) if seed >= 1 << 63 else seed
-    per_row = plan.time_width * (1 if y is None else batch)
+    times = state.times(x.device)
+    per_row = plan.time_width * (1 if labels is None else batch)
     window = max(1, TIMES_NUMBERS // max(1, per_row))
-    row, stretch = start_row, 1
+    row, stretch = rows.start, 1
     first_known, generation = row - window, network.generation
-    while row < len(table):
+    while row < rows.stop:
         with network.lock:
             network.check()
             if row >= first_known + window or network.generation != generation:
-                known = _times(network, times[row : row + window], y, batch)
+                known = _times(network, times[row : row + window], labels, batch)
                 first_known, generation = row, network.generation
             # Not behind the rows whose times are known.
-            end = min(len(table), row + stretch, first_known + window)
-            end = next((number + 1 for number in range(row, end) if number in wanted), end)
+            end = min(rows.stop, row + stretch, first_known + window)
+            end = next((number + 1 for number in range(row, end) if number in stops), end)
             began = time.perf_counter()
             for first in range(0, batch, part):
                 some = slice(first, min(first + part, batch))
                 count = some.stop - some.start
-                prepared = network.prepare(count, height, width)
+                prepared = network.prepare(count, *size)
                 torch.ops.fastdiff.plan_sample(
                     x[some],
                     prepared.code,
                     network.packed(prepared.plan),
-                    known if y is None else known[:, some].contiguous(),
+                    known if labels is None else known[:, some].contiguous(),
                     *prepared.memory,
                     output[:count],
-                    rows,
+                    coefficients,
                     numbers,
                     row,
                     end,
                     first_known,
                     ids[some].contiguous(),
-                    signed,
+                    signed(seed),
                     table.learned_variance,
                     None if base is None else base[some],
                     None if history is None else history[:, some],
@@ -119,9 +110,15 @@ def run_table(
         stretch = max(1, min(2 * (end - row), int((end - row) * STRETCH_SECONDS / max(seconds, 1e-9))))
         advance(end - row)
         row = end
-        if on_row is not None and row - 1 in wanted:
-            on_row(row - 1, pred if table["evaluate"][row - 1] else None)
-    return x
+        if row - 1 in stops:
+            on_stop(row - 1, pred if state.evaluates[row - 1] else None)
+
+
+def _check_output(channels: int, x: Tensor, learned_variance: bool) -> None:
+    allowed = (2 * x.shape[1],) if learned_variance else (x.shape[1], 2 * x.shape[1])
+    if channels not in allowed:
+        expected = " or ".join(str([x.shape[0], count, *x.shape[2:]]) for count in allowed)
+        raise ValueError(f"the model's output must have shape {expected}, got {[x.shape[0], channels, *x.shape[2:]]}")
 
 
 def _times(network: NativeNetwork, t: Tensor, y: Tensor | None, batch: int) -> Tensor:

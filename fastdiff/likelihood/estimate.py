@@ -13,8 +13,10 @@ from fastdiff.nets.model import (
     eval_mode,
     model_device,
     model_dtype,
+    network_times,
     split_output,
 )
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
 from fastdiff.process.schedule import Array
@@ -58,7 +60,10 @@ def eps_moment(
 
     Source: Bao, Li, Zhu, Zhang (2022), arXiv:2201.06503, Gamma of theorem 1; sigma^2 |score|^2 = |eps|^2.
     """
-    return _estimate(model, diffusion, images, False, levels, seed, sample_ids, model_kwargs, batch_size, on_progress)
+    return _mean_square(
+        model, diffusion, images, of_error=False, levels=levels, seed=seed, sample_ids=sample_ids,
+        model_kwargs=model_kwargs, batch_size=batch_size, on_progress=on_progress,
+    )  # fmt: skip
 
 
 def eps_error(
@@ -80,13 +85,17 @@ def eps_error(
 
     Source: Ho et al. (2020), arXiv:2006.11239, eq. 14, for one t at a time.
     """
-    return _estimate(model, diffusion, images, True, levels, seed, sample_ids, model_kwargs, batch_size, on_progress)
+    return _mean_square(
+        model, diffusion, images, of_error=True, levels=levels, seed=seed, sample_ids=sample_ids,
+        model_kwargs=model_kwargs, batch_size=batch_size, on_progress=on_progress,
+    )  # fmt: skip
 
 
-def _estimate(
+def _mean_square(
     model: Model,
     diffusion: Diffusion,
     images: Tensor,
+    *,
     of_error: bool,
     levels: int,
     seed: int,
@@ -103,8 +112,7 @@ def _estimate(
         raise ValueError("images hold NaN or infinite values")
     if images.dtype == torch.uint8 and int(images.max()) >= levels:
         raise ValueError(f"uint8 images must be in [0, {levels}), got {int(images.max())}: give the data's own levels")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = whole_number("batch_size", batch_size, low=1)
     device = model_device(model, images, None)
     images = images.to(device)
     batch, num_timesteps = images.shape[0], diffusion.num_timesteps
@@ -113,8 +121,7 @@ def _estimate(
     dtype = compute_dtype(images)
     noising = torch.tensor(diffusion.noising_table(), dtype=dtype, device=device)
     ex, em = (torch.tensor(values, dtype=dtype, device=device) for values in diffusion.eps_coefficients())
-    times = torch.tensor(diffusion.schedule.timesteps, device=device)
-    times = times.to(torch.int64) if bool((times == times.round()).all()) else times.to(torch.float32)
+    times = network_times(diffusion, device)
     total = num_timesteps * batch
     squares = torch.empty(total, dtype=torch.float64)
     with torch.no_grad(), eval_mode(model):

@@ -25,8 +25,9 @@ from fastdiff.nets.model import (
     split_output,
 )
 from fastdiff.ops.reference.noise import torch_normals, torch_words
-from fastdiff.process.checks import check_count, nearest_name
+from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion, eps_coefficients
+from fastdiff.process.interpolation import time_at_position
 from fastdiff.process.noise import Stream, check_seed
 from fastdiff.samplers.levels import position_of
 from fastdiff.sampling.runner import checked_ids
@@ -149,8 +150,8 @@ def ode(
     """
     if divergence not in get_args(Divergence):
         raise ValueError(f"unknown divergence {divergence!r}: {nearest_name(str(divergence), get_args(Divergence))}")
-    for name, number in (("probes", probes), ("batch_size", batch_size), ("max_steps", max_steps)):
-        check_count(name, number)
+    for name, value in (("probes", probes), ("batch_size", batch_size), ("max_steps", max_steps)):
+        whole_number(name, value, low=1)
     if tolerance is None:
         tolerance = _TOLERANCE if model_dtype(model, torch.float64) == torch.float64 else _NETWORK_TOLERANCE
     if not tolerance > 0:
@@ -292,9 +293,8 @@ class Flow:
             torch.from_numpy(np.broadcast_to(c, host.shape).copy()).to(x.device)
             for c in eps_coefficients(diffusion.prediction, alpha, sigma)
         )
-        position = position_of(diffusion, host)
-        grid = np.arange(diffusion.num_timesteps)
-        t = torch.from_numpy(np.interp(position, grid, diffusion.schedule.timesteps)).to(x.device, torch.float32)
+        times = time_at_position(diffusion.schedule, position_of(diffusion, host))
+        t = torch.from_numpy(times).to(x.device, torch.float32)
         kwargs = {key: value[which] for key, value in self._kwargs.items()}
         with torch.enable_grad():
             leaf = x.detach().to(model_dtype(self._model, torch.float64)).requires_grad_(True)

@@ -13,15 +13,14 @@ from torch import Tensor
 from fastdiff import ops
 from fastdiff.engine.choose import native_network
 from fastdiff.likelihood.variational import (
-    check_scoring,
-    checked_images,
+    ImageBatch,
+    Scoring,
     parts,
     standard_error,
 )
 from fastdiff.nets.model import (
     Model,
     eval_mode,
-    model_device,
     model_dtype,
     network_times,
     split_output,
@@ -33,10 +32,9 @@ from fastdiff.ops.reference.bound import (
     discretized_gaussian_log_likelihood,
     gaussian_log_likelihood,
 )
-from fastdiff.process.checks import check_count
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import MAX_ROW, Stream
-from fastdiff.sampling.runner import checked_ids
 from fastdiff.tensors import compute_dtype
 
 _LN2 = math.log(2.0)
@@ -132,24 +130,21 @@ def iwae(
     Source: Burda, Grosse, Salakhutdinov (2016), arXiv:1509.00519, eq. 8; the chain: Ho et al. (2020), eq. 3 and 7.
     """
     num_timesteps = diffusion.num_timesteps
-    check_count("trajectories", trajectories)
+    whole_number("trajectories", trajectories, low=1)
     if trajectories * (num_timesteps + 1) > MAX_ROW:
         raise ValueError(f"trajectories times T + 1 must be at most 2^28, got {trajectories} times {num_timesteps + 1}")
-    check_scoring(clip, decoder, cdf, batch_size)
-    device = model_device(model, x, None)
-    images = checked_images(x, levels if decoder == "discrete" else None, levels).to(device)
-    ids = checked_ids(sample_ids, images.shape[0], device)
-    kwargs = {key: value.to(device) for key, value in (model_kwargs or {}).items()}
-    chain = _Chain(model, diffusion, clip, decoder, cdf, levels, seed, device, compute_dtype(images))
-    count = images.shape[0] * trajectories
+    whole_number("batch_size", batch_size, low=1)
+    scoring = Scoring(clip, decoder, cdf, levels)
+    batch = ImageBatch.build(model, x, scoring.grid_levels, levels, sample_ids, model_kwargs)
+    images = batch.images
+    chain = _Chain(model, diffusion, scoring, seed, images)
+    count = len(batch) * trajectories
     log_weights = torch.empty(count, dtype=torch.float64)
     with torch.no_grad(), eval_mode(model):
-        network = native_network(model, "auto", images, dict(kwargs), None) or model
+        network = native_network(model, "auto", images, dict(batch.model_kwargs)) or model
         for part in parts(count, batch_size):
-            pair = torch.arange(part.start, part.stop, device=device)
-            image, path = pair // trajectories, pair % trajectories
-            chosen = {key: value[image] for key, value in kwargs.items()}
-            log_weights[part] = chain.log_weights(network, images[image], ids[image], path, chosen).cpu()
+            pair = torch.arange(part.start, part.stop, device=images.device)
+            log_weights[part] = chain.log_weights(network, batch.take(pair // trajectories), pair % trajectories).cpu()
             if on_progress is not None:
                 on_progress(part.stop * num_timesteps, count * num_timesteps)
     weights = log_weights.reshape(-1, trajectories)
@@ -161,20 +156,9 @@ def iwae(
 class _Chain:
     """Draws trajectories from the forward process and weighs them."""
 
-    def __init__(
-        self,
-        model: Model,
-        diffusion: Diffusion,
-        clip: float | None,
-        decoder: Decoder,
-        cdf: Cdf,
-        levels: int,
-        seed: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self._clip, self._seed = clip, seed
-        self._decoder, self._cdf, self._levels = decoder, cdf, levels
+    def __init__(self, model: Model, diffusion: Diffusion, scoring: Scoring, seed: int, images: Tensor) -> None:
+        device, dtype = images.device, compute_dtype(images)
+        self._scoring, self._seed = scoring, seed
         self._input_dtype, self._learned = model_dtype(model, dtype), diffusion.learned_variance
         self._times = network_times(diffusion, device)
         self._table = BoundTable.build(diffusion, device, dtype)
@@ -188,21 +172,20 @@ class _Chain:
         self._of_x0, self._of_x = schedule.posterior_mean_coef1, schedule.posterior_mean_coef2
         self._alpha, self._variance = float(alpha[-1]), float(sigma[-1] ** 2)
 
-    def log_weights(
-        self, network: Model, x0: Tensor, ids: Tensor, path: Tensor, kwargs: Mapping[str, Tensor]
-    ) -> Tensor:
-        """[N] float64, in nats, for trajectories `path` [N] of images x0 [N, ...]."""
+    def log_weights(self, network: Model, batch: ImageBatch, path: Tensor) -> Tensor:
+        """[N] float64, in nats, for trajectories `path` [N] of N images."""
+        x0, ids, clip = batch.images, batch.ids, self._scoring.clip
         table, last = self._table, self._table.num_timesteps
         x = self._draw(x0, last, ids, path)
         of_forward = gaussian_log_likelihood(x, self._alpha * x0, torch.tensor(0.5 * math.log(self._variance)).to(x))
         total = _summed(gaussian_log_likelihood(x, torch.zeros_like(x), torch.zeros_like(x)) - of_forward)
         for step in range(last - 1, -1, -1):
             t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
-            output = network(x.to(self._input_dtype), self._times[t], **kwargs)
+            output = network(x.to(self._input_dtype), self._times[t], **batch.model_kwargs)
             output, values = split_output(output, x0, self._learned)
             x0_pred = table.x0(x, t, output)
-            if self._clip is not None:
-                x0_pred = x0_pred.clamp(-self._clip, self._clip)
+            if clip is not None:
+                x0_pred = x0_pred.clamp(-clip, clip)
             log_std = 0.5 * table.log_variance(t, x, values)
             if step == 0:
                 return total + _summed(self._decode(x0, x0_pred, log_std))
@@ -223,9 +206,10 @@ class _Chain:
         )[0]
 
     def _decode(self, x0: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-        if self._decoder == "gaussian":
+        scoring = self._scoring
+        if scoring.decoder == "gaussian":
             return gaussian_log_likelihood(x0, mean, log_std)
-        return discretized_gaussian_log_likelihood(x0, mean, log_std, levels=self._levels, cdf=self._cdf)
+        return discretized_gaussian_log_likelihood(x0, mean, log_std, levels=scoring.levels, cdf=scoring.cdf)
 
 
 def _summed(x: Tensor) -> Tensor:

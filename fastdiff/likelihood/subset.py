@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.likelihood.variational import Bound, TermEvaluator, prior_term
+from fastdiff.likelihood.variational import Bound, ImageBatch, Scoring, TermEvaluator, prior_term
 from fastdiff.nets.model import Model
 from fastdiff.ops.reference.bound import Cdf, Decoder
 from fastdiff.process import noise
-from fastdiff.process.checks import check_count, nearest_name
+from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
 from fastdiff.process.schedule import Array
@@ -85,32 +86,31 @@ def bound_estimate(
         raise ValueError(f"unknown allocation {allocation!r}: {nearest_name(str(allocation), get_args(Allocation))}")
     if target_error is not None and not target_error > 0:
         raise ValueError(f"target_error must be positive, in bits/dim, or None for 1 % of the mean, got {target_error}")
-    check_count("draws", draws)
+    whole_number("draws", draws, low=1)
     if max_rounds is not None:
-        check_count("max_rounds", max_rounds)
-    if max_rounds == 1:
-        raise ValueError(f"max_rounds must be at least 2, since their spread gives the error, got {max_rounds}")
-    evaluator = TermEvaluator.build(
-        model, diffusion, x, clip=clip, decoder=decoder, cdf=cdf, levels=levels, seed=seed, sample_ids=sample_ids,
-        model_kwargs=model_kwargs, batch_size=batch_size,
-    )  # fmt: skip
-    prior = prior_term(diffusion, evaluator.images).cpu()
-    batch, num_timesteps = evaluator.num_images, diffusion.num_timesteps
-    _evaluate(evaluator, torch.arange(batch), torch.zeros(batch, dtype=torch.int64))
+        # The spread of the rounds gives the error.
+        whole_number("max_rounds", max_rounds, low=2)
+    whole_number("batch_size", batch_size, low=1)
+    scoring = Scoring(clip, decoder, cdf, levels)
+    batch = ImageBatch.build(model, x, scoring.grid_levels, levels, sample_ids, model_kwargs)
+    evaluator = TermEvaluator(model, diffusion, batch, scoring, seed, batch_size)
+    prior = prior_term(diffusion, batch.images).cpu()
+    num_images, num_timesteps = len(batch), diffusion.num_timesteps
+    _evaluate(evaluator, torch.arange(num_images), torch.zeros(num_images, dtype=torch.int64))
     if allocation == "importance" and num_timesteps > 2:
         shares = _pilot_shares(evaluator)
     else:
         shares = _mixed(1 / np.arange(1, num_timesteps))
 
     rounds: list[Tensor] = []
-    fewest = max(2, 1 + math.ceil(_DEGREES_OF_FREEDOM / batch))
+    fewest = max(2, 1 + math.ceil(_DEGREES_OF_FREEDOM / num_images))
     wanted = fewest if max_rounds is None else min(fewest, max_rounds)
     while num_timesteps > 1 and not _complete(evaluator):
         rounds += _rounds(evaluator, shares, draws, range(len(rounds), wanted))
         result = _result(evaluator, prior, rounds)
         target = _DEFAULT_RELATIVE_ERROR * abs(result.mean) if target_error is None else target_error
         if on_progress is not None:
-            on_progress(result.evaluations, batch * num_timesteps)
+            on_progress(result.evaluations, num_images * num_timesteps)
         # Written so that NaN from a network ends it as well.
         if not result.mean_sampling_error > target or len(rounds) == max_rounds:
             return result
@@ -122,16 +122,13 @@ def bound_estimate(
 
 def _pilot_shares(evaluator: TermEvaluator) -> Array:
     """[T - 1] the share of the draws that each t > 0 gets, from a few images and timesteps."""
-    num_timesteps, batch = evaluator.diffusion.num_timesteps, evaluator.num_images
+    num_timesteps, batch = evaluator.diffusion.num_timesteps, len(evaluator.batch)
     # The terms vary by orders of magnitude near t = 0 and slowly after that.
     chosen = np.unique(np.geomspace(1, num_timesteps - 1, min(_PILOT_TIMESTEPS, num_timesteps - 1)).round().astype(int))
     images = np.unique(np.linspace(0, batch - 1, min(_PILOT_IMAGES, batch)).round().astype(int))
     image, t = (torch.from_numpy(a.ravel()) for a in np.meshgrid(images, chosen))
     # With a seed of its own, so that the draws know nothing of the terms' noise, which would bias the estimate.
-    pilot = TermEvaluator(
-        evaluator.model, evaluator.diffusion, evaluator.images, evaluator.ids, evaluator.model_kwargs, evaluator.clip,
-        evaluator.decoder, evaluator.cdf, evaluator.levels, evaluator.seed ^ 1 << 63, evaluator.batch_size,
-    )  # fmt: skip
+    pilot = replace(evaluator, seed=evaluator.seed ^ 1 << 63, evaluations=0)
     pilot(image, t)
     evaluator.evaluations += pilot.evaluations
     size = pilot.terms[:, torch.from_numpy(chosen)].square().nanmean(dim=0).sqrt().numpy()
@@ -148,8 +145,8 @@ def _mixed(density: Array) -> Array:
 
 def _rounds(evaluator: TermEvaluator, shares: Array, draws: int, numbers: range) -> Tensor:
     """[R, B] estimates of the sum of the terms t > 0, each from `draws` timesteps of each image, all in one go."""
-    batch, count = evaluator.num_images, len(numbers)
-    ids, number = np.tile(evaluator.ids.cpu().numpy(), count), np.repeat(np.asarray(numbers), batch)
+    batch, count = len(evaluator.batch), len(numbers)
+    ids, number = np.tile(evaluator.batch.ids.cpu().numpy(), count), np.repeat(np.asarray(numbers), batch)
     words = noise.words(evaluator.seed, ids, draws, Stream.LIKELIHOOD_TIME, number)
     # The middle of the interval that a word stands for, so in (0, 1).
     within = (words.astype(np.float64) + 0.5) * 2.0**-32
@@ -165,8 +162,8 @@ def _rounds(evaluator: TermEvaluator, shares: Array, draws: int, numbers: range)
 
 def _evaluate(evaluator: TermEvaluator, image: Tensor, t: Tensor) -> None:
     """Evaluate what is not known yet, the terms of one t together."""
-    pairs = torch.unique(t * evaluator.num_images + image)
-    image, t = pairs % evaluator.num_images, pairs // evaluator.num_images
+    pairs = torch.unique(t * len(evaluator.batch) + image)
+    image, t = pairs % len(evaluator.batch), pairs // len(evaluator.batch)
     unknown = torch.isnan(evaluator.terms[image, t])
     evaluator(image[unknown], t[unknown])
 
@@ -176,7 +173,7 @@ def _complete(evaluator: TermEvaluator) -> bool:
 
 
 def _result(evaluator: TermEvaluator, prior: Tensor, rounds: list[Tensor]) -> Bound:
-    terms, batch = evaluator.terms, evaluator.num_images
+    terms, batch = evaluator.terms, len(evaluator.batch)
     known = ~torch.isnan(terms).any(dim=1)
     estimate, error = terms[:, 1:].sum(dim=1), torch.zeros(batch, dtype=torch.float64)
     if rounds:

@@ -28,7 +28,7 @@ from fastdiff.ops.reference.bound import (
     mse,
     variational_terms,
 )
-from fastdiff.process.checks import check_count, nearest_name
+from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
 from fastdiff.sampling.runner import checked_ids
@@ -157,16 +157,16 @@ def bound(
 
     Source: Ho et al. (2020), arXiv:2006.11239, eq. 5; Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 4 to 7.
     """
-    evaluator = TermEvaluator.build(
-        model, diffusion, x, clip=clip, decoder=decoder, cdf=cdf, levels=levels, seed=seed, sample_ids=sample_ids,
-        model_kwargs=model_kwargs, batch_size=batch_size,
-    )  # fmt: skip
+    whole_number("batch_size", batch_size, low=1)
+    scoring = Scoring(clip, decoder, cdf, levels)
+    batch = ImageBatch.build(model, x, scoring.grid_levels, levels, sample_ids, model_kwargs)
+    evaluator = TermEvaluator(model, diffusion, batch, scoring, seed, batch_size)
     chosen = checked_timesteps(timesteps, diffusion.num_timesteps)
-    batch, num_timesteps = evaluator.num_images, diffusion.num_timesteps
+    num_images, num_timesteps = len(batch), diffusion.num_timesteps
     # All images of one t lie together, so that the decoder's formula is needed in few calls.
-    t = torch.from_numpy(chosen).repeat_interleave(batch)
-    evaluator(torch.arange(batch).repeat(len(chosen)), t, on_progress)
-    terms, prior = evaluator.terms, prior_term(diffusion, evaluator.images).cpu()
+    t = torch.from_numpy(chosen).repeat_interleave(num_images)
+    evaluator(torch.arange(num_images).repeat(len(chosen)), t, on_progress)
+    terms, prior = evaluator.terms, prior_term(diffusion, batch.images).cpu()
     if len(chosen) == num_timesteps:
         total, error = prior + terms.sum(dim=1), torch.zeros_like(prior)
     else:
@@ -178,12 +178,79 @@ def bound(
     return Bound(total, prior, terms, evaluator.evaluations, evaluator.x0_mse, error)
 
 
-@dataclass(eq=False)
-class TermEvaluator:
-    """Terms of the bound for any pairs of an image and a timestep, many of them in one batch.
+@dataclass(frozen=True)
+class Scoring:
+    """How a network's output is scored.
 
     Attributes:
-        images: [B, C, ...] in [-1, 1], checked, on the model's device.
+        clip, decoder, cdf, levels: See `bound`.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    clip: float | None
+    decoder: Decoder
+    cdf: Cdf
+    levels: int
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be positive, or None for no bound, got {self.clip!r}")
+        for name, value, known in (("decoder", self.decoder, get_args(Decoder)), ("cdf", self.cdf, get_args(Cdf))):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: {nearest_name(str(value), known)}")
+
+    @property
+    def grid_levels(self) -> int | None:
+        """Levels of the grid on which the data must lie; None for continuous data."""
+        return self.levels if self.decoder == "discrete" else None
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """Images with what belongs to each of them, on the model's device.
+
+    Attributes:
+        images: [B, C, ...] in [-1, 1], checked.
+        ids: Sample ids, int64 [B].
+        model_kwargs: Tensors of B entries, passed to the model.
+    """
+
+    images: Tensor
+    ids: Tensor
+    model_kwargs: Mapping[str, Tensor]
+
+    @classmethod
+    def build(
+        cls,
+        model: Model,
+        x: Tensor,
+        grid_levels: int | None,
+        levels: int,
+        sample_ids: Tensor | Iterable[int] | None,
+        model_kwargs: Mapping[str, Tensor] | None,
+    ) -> ImageBatch:
+        """Checked and on the model's device; `grid_levels` and `levels` as in `checked_images`, the rest as `bound`."""
+        device = model_device(model, x, None)
+        images = checked_images(x, grid_levels, levels).to(device)
+        ids = checked_ids(sample_ids, images.shape[0], device)
+        return cls(images, ids, {key: value.to(device) for key, value in (model_kwargs or {}).items()})
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def take(self, index: Tensor) -> ImageBatch:
+        """The images of these numbers, int64 [N], repeated ones too."""
+        chosen = {key: value[index] for key, value in self.model_kwargs.items()}
+        return ImageBatch(self.images[index], self.ids[index], chosen)
+
+
+@dataclass(eq=False)
+class TermEvaluator:
+    """Terms of the bound for any pairs of an image and a timestep, many of them in one call of the model.
+
+    Attributes:
         terms: [B, T] float64 on the CPU; NaN until evaluated.
         x0_mse: Likewise, the squared error of the predicted x_0.
         evaluations: Network evaluations so far.
@@ -191,45 +258,17 @@ class TermEvaluator:
 
     model: Model
     diffusion: Diffusion
-    images: Tensor
-    ids: Tensor
-    model_kwargs: Mapping[str, Tensor]
-    clip: float | None
-    decoder: Decoder
-    cdf: Cdf
-    levels: int
+    batch: ImageBatch
+    scoring: Scoring
     seed: int
     batch_size: int
     evaluations: int = 0
     terms: Tensor = field(init=False)
     x0_mse: Tensor = field(init=False)
 
-    @classmethod
-    def build(
-        cls,
-        model: Model,
-        diffusion: Diffusion,
-        x: Tensor,
-        *,
-        clip: float | None,
-        decoder: Decoder,
-        cdf: Cdf,
-        levels: int,
-        seed: int,
-        sample_ids: Tensor | Iterable[int] | None,
-        model_kwargs: Mapping[str, Tensor] | None,
-        batch_size: int,
-    ) -> TermEvaluator:
-        """Checked and on the model's device; arguments and errors as those of `bound`."""
-        device = model_device(model, x, None)
-        images = checked_images(x, levels if decoder == "discrete" else None, levels).to(device)
-        check_scoring(clip, decoder, cdf, batch_size)
-        ids = checked_ids(sample_ids, images.shape[0], device)
-        kwargs = {key: value.to(device) for key, value in (model_kwargs or {}).items()}
-        return cls(model, diffusion, images, ids, kwargs, clip, decoder, cdf, levels, seed, batch_size)
-
     def __post_init__(self) -> None:
-        shape, device, dtype = (self.num_images, self.diffusion.num_timesteps), self.images.device, self.dtype
+        images = self.batch.images
+        shape, device, dtype = (len(images), self.diffusion.num_timesteps), images.device, self.dtype
         self.terms = torch.full(shape, math.nan, dtype=torch.float64)
         self.x0_mse = self.terms.clone()
         self._noising = torch.tensor(self.diffusion.noising_table(), dtype=dtype, device=device)
@@ -237,19 +276,14 @@ class TermEvaluator:
         self._table = BoundTable.build(self.diffusion, device, dtype)
 
     @property
-    def num_images(self) -> int:
-        """B."""
-        return self.images.shape[0]
-
-    @property
     def dtype(self) -> torch.dtype:
         """What the terms are computed in."""
-        return compute_dtype(self.images)
+        return compute_dtype(self.batch.images)
 
     def __call__(self, image: Tensor, t: Tensor, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Evaluate the terms of images `image` [N] at timesteps `t` [N], int64, on the CPU; distinct pairs."""
         with torch.no_grad(), eval_mode(self.model):
-            native = native_network(self.model, "auto", self.images, dict(self.model_kwargs), None)
+            native = native_network(self.model, "auto", self.batch.images, dict(self.batch.model_kwargs))
             if native is not None:
                 native.check(thorough=True)
             network = self.model if native is None else native.evaluate
@@ -259,47 +293,35 @@ class TermEvaluator:
                     on_progress(part.stop, len(t))
 
     def _evaluate(self, network: Model, image: Tensor, t: Tensor) -> None:
-        device, table = self.images.device, self._table
-        image_there, at = image.to(device), t.to(device)
-        x0 = self.images[image_there]
+        device = self.batch.images.device
+        chosen, at = self.batch.take(image.to(device)), t.to(device)
         x_t, _ = ops.diffuse(
-            x0, at, self._noising, seed=self.seed, sample_ids=self.ids[image_there], row=at,
+            chosen.images, at, self._noising, seed=self.seed, sample_ids=chosen.ids, row=at,
             stream=Stream.LIKELIHOOD, target=False,
         )  # fmt: skip
-        kwargs = {key: value[image_there] for key, value in self.model_kwargs.items()}
-        output = network(x_t.to(model_dtype(self.model, self.dtype)), self._times[at], **kwargs)
-        terms, x0_mse = score_output(
-            output, x0, x_t, at, table, clip=self.clip, decoder=self.decoder, levels=self.levels, cdf=self.cdf
-        )
+        output = network(x_t.to(model_dtype(self.model, self.dtype)), self._times[at], **chosen.model_kwargs)
+        terms, x0_mse = score_output(output, chosen.images, x_t, at, self._table, self.scoring)
         self.terms[image, t] = terms.cpu().double()
         self.x0_mse[image, t] = x0_mse.cpu().double()
         self.evaluations += len(t)
 
 
 def score_output(
-    output: Tensor,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: BoundTable,
-    *,
-    clip: float | None,
-    decoder: Decoder,
-    levels: int,
-    cdf: Cdf,
+    output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, table: BoundTable, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """One term of the bound in bits per dimension and the squared error of the predicted x_0, each [B].
 
     Args:
         output: The network's, [B, C or 2C, ...], of any floating type; taken in the type of x0.
-        x0, x_t, t, table, decoder, levels, cdf: As in `fastdiff.ops.reference.bound.variational_terms`.
-        clip: Bound on the predicted x_0; None for none.
+        x0, x_t, t, table: As in `fastdiff.ops.reference.bound.variational_terms`.
+        scoring: How it is scored.
 
     Raises:
         ValueError: the output's shape is not what the table says.
     """
     prediction, values = split_output(output, x0, table.learned_variance)
-    if cdf == "exact":
+    clip, decoder, levels = scoring.clip, scoring.decoder, scoring.levels
+    if scoring.cdf == "exact":
         return ops.bound_terms(
             output.to(x0.dtype), x0, x_t, t, table.rows(), learned_variance=table.learned_variance,
             clip=None if clip == math.inf else clip, decoder=decoder, levels=levels,
@@ -308,7 +330,7 @@ def score_output(
     x0_pred = table.x0(x_t, t, prediction)
     x0_pred = x0_pred if clip is None else x0_pred.clamp(-clip, clip)
     log_variance = table.log_variance(t, x0, values)
-    terms = variational_terms(x0, t, x0_pred, log_variance, table, decoder=decoder, levels=levels, cdf=cdf)
+    terms = variational_terms(x0, t, x0_pred, log_variance, table, decoder=decoder, levels=levels, cdf=scoring.cdf)
     return terms, mse(x0_pred, x0)
 
 
@@ -361,8 +383,7 @@ def checked_images(x: Tensor, grid_levels: int | None, levels: int) -> Tensor:
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x must be at least one image, [B, C, ...], got shape {list(x.shape)}")
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+    whole_number("levels", levels, low=2)
     if x.dtype == torch.uint8:
         if int(x.max()) >= levels:
             raise ValueError(f"uint8 images must be in [0, {levels}), got {int(x.max())}: give the data's own levels")
@@ -382,16 +403,6 @@ def checked_images(x: Tensor, grid_levels: int | None, levels: int) -> Tensor:
                 "data's own levels, or, for continuous data, decoder='gaussian' (for the ODE: levels=None)"
             )
     return x
-
-
-def check_scoring(clip: float | None, decoder: Decoder, cdf: Cdf, batch_size: int) -> None:
-    """Raise ValueError for what the bounds do not take, before anything is evaluated."""
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be positive, or None for no bound, got {clip!r}")
-    for name, value, known in (("decoder", decoder, get_args(Decoder)), ("cdf", cdf, get_args(Cdf))):
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: {nearest_name(str(value), known)}")
-    check_count("batch_size", batch_size)
 
 
 def parts(total: int, size: int) -> Iterator[slice]:

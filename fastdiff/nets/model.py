@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.process.diffusion import Diffusion
+from fastdiff.tensors import time_tensor
 
 
 def network_times(diffusion: Diffusion, device: torch.device) -> Tensor:
     """[T] the times that the network is given: int64 where all of them are whole, else float32."""
-    times = torch.tensor(diffusion.schedule.timesteps, device=device)
-    return times.to(torch.int64 if bool((times == times.round()).all()) else torch.float32)
+    return time_tensor(diffusion.schedule.timesteps, device)
 
 
 def split_output(output: Tensor, x: Tensor, learned_variance: bool) -> tuple[Tensor, Tensor | None]:

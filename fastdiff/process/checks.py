@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 
@@ -24,7 +23,39 @@ def check_keys(data: dict[str, Any], known: Iterable[str], what: str) -> None:
             raise ValueError(f"unknown key {key!r} in {what}: {nearest_name(str(key), known)}")
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise ValueError where the value is not a whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not float(value) >= 1 or float(value) % 1 != 0:
-        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+def whole_number(name: str, value: Any, *, low: int | None = None, high: int | None = None) -> int:
+    """The value as an int.
+
+    Args:
+        name: What it is called.
+        value: Of any numeric type, a float such as 2.0 included; True and False are no numbers.
+        low: The least it may be; None for no limit, as for `high`.
+        high: The largest.
+
+    Raises:
+        ValueError: it is not a whole number, or out of range.
+    """
+    try:
+        number = int(value)
+        fits = not isinstance(value, bool) and bool(number == value)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits or (low is not None and number < low) or (high is not None and number > high):
+        raise ValueError(f"{name} must be a whole number{_range(low, high)}, got {value!r}")
+    return number
+
+
+def _range(low: int | None, high: int | None) -> str:
+    if low is not None and high is not None:
+        return f" from {low} to {_written(high)}"
+    if low is not None:
+        return f", at least {low}"
+    return "" if high is None else f", at most {_written(high)}"
+
+
+def _written(number: int) -> str:
+    """The number, a large one near a power of two as such."""
+    for text, power in (("", number), (" - 1", number + 1)):
+        if power >= 1 << 20 and power.bit_count() == 1:
+            return f"2^{power.bit_length() - 1}{text}"
+    return str(number)

@@ -22,6 +22,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from fastdiff.process.checks import whole_number
+
 M0, M1 = 0xD2511F53, 0xCD9E8D57
 W0, W1 = 0x9E3779B9, 0xBB67AE85
 NUM_ROUNDS = 10
@@ -52,9 +54,7 @@ class Stream(IntEnum):
 
 def check_seed(seed: int) -> int:
     """Return the seed; raise ValueError unless it is a whole number in [0, 2^64)."""
-    if isinstance(seed, bool) or int(seed) != seed or not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed must be a whole number in [0, 2^64), got {seed!r}")
-    return int(seed)
+    return whole_number("seed", seed, low=0, high=(1 << 64) - 1)
 
 
 def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> Words:
@@ -119,7 +119,6 @@ def integers(
     seed: int, sample_ids: npt.ArrayLike, bound: int, stream: int, row: npt.ArrayLike
 ) -> npt.NDArray[np.int64]:
     """Whole numbers in [0, bound), one per sample: int64 [B]."""
-    if not 1 <= bound <= 1 << 32:
-        raise ValueError(f"bound must be in [1, 2^32], got {bound}")
+    bound = whole_number("bound", bound, low=1, high=1 << 32)
     bits = words(seed, sample_ids, 1, stream, row)[:, 0].astype(np.uint64)
     return ((bits * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)

@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.process.checks import check_keys, nearest_name
+from fastdiff.process.checks import check_keys, nearest_name, whole_number
 
 Array = npt.NDArray[np.float64]
 
 
 def check_num_timesteps(num_timesteps: int) -> int:
     """Return `num_timesteps` as an int; raise ValueError unless it is a whole number of at least 1."""
-    if isinstance(num_timesteps, bool) or int(num_timesteps) != num_timesteps or num_timesteps < 1:
-        raise ValueError(f"the number of timesteps T must be a whole number of at least 1, got {num_timesteps!r}")
-    return int(num_timesteps)
+    return whole_number("the number of timesteps T", num_timesteps, low=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,7 +301,7 @@ _NAMED: dict[str, Callable[[int], NoiseSchedule]] = {
 def respaced_indices(num_timesteps: int, spec: str | int | Iterable[int]) -> list[int]:
     """The steps that a respacing keeps; see `NoiseSchedule.respace`."""
     if isinstance(spec, str) and spec.startswith("ddim"):
-        count = _whole_number(spec[4:], spec)
+        count = _count_in(spec[4:], spec)
         if not 1 <= count <= num_timesteps:
             raise ValueError(f"ddimN keeps N of the T = {num_timesteps} timesteps, so N must be in [1, T], got {count}")
         # OpenAI's rule is the stride that gives exactly N; most N have none, and then floor(T / N) is taken.
@@ -311,7 +309,7 @@ def respaced_indices(num_timesteps: int, spec: str | int | Iterable[int]) -> lis
         stride = next(exact, num_timesteps // count)
         return list(range(0, num_timesteps, stride))[:count]
     if isinstance(spec, str):
-        counts = [_whole_number(part, spec) for part in spec.split(",")]
+        counts = [_count_in(part, spec) for part in spec.split(",")]
     elif isinstance(spec, int | np.integer):
         counts = [int(spec)]
     else:
@@ -333,7 +331,7 @@ def respaced_indices(num_timesteps: int, spec: str | int | Iterable[int]) -> lis
     return chosen
 
 
-def _whole_number(text: str, spec: str) -> int:
+def _count_in(text: str, spec: str) -> int:
     try:
         return int(text)
     except ValueError:

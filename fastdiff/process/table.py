@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.process.checks import check_keys
+from fastdiff.process.checks import check_keys, whole_number
 from fastdiff.process.schedule import Array
 
 if TYPE_CHECKING:
@@ -179,8 +179,7 @@ class CoefficientTable:
 
     def check_start(self, row: int) -> None:
         """Raise ValueError unless sampling can start at `row` from a state alone (no base, no history)."""
-        if not 0 <= row <= len(self):
-            raise ValueError(f"start_row must be in [0, {len(self)}], got {row}")
+        row = whole_number("start_row", row, low=0, high=len(self))
         if row < len(self):
             tail = {name: values[row:] for name, values in self._columns.items()}
             try:

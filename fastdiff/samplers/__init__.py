@@ -8,12 +8,13 @@ from fastdiff.samplers.analytic import (
     optimal_timesteps,
 )
 from fastdiff.samplers.ancestral import ddpm
+from fastdiff.samplers.catalogue import SamplerInfo, describe
 from fastdiff.samplers.ddim import ddim, ddim_encode
 from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_corrector
 from fastdiff.samplers.levels import LEVEL_SPACINGS, Levels, levels_at, visited
 from fastdiff.samplers.multistep import deis, dpm_solver, dpmpp, dpmpp_2m, dpmpp_3m, dpmpp_sde, lms
 from fastdiff.samplers.pndm import ipndm, plms, pndm
-from fastdiff.samplers.registry import SamplerInfo, build, describe, names
+from fastdiff.samplers.registry import build, names
 from fastdiff.samplers.repaint import renoise, repaint
 from fastdiff.samplers.singlestep import dpm_solver_singlestep, dpmpp_singlestep
 from fastdiff.samplers.spacing import SPACINGS, spaced_indices

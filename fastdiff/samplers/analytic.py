@@ -13,16 +13,18 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.process.checks import nearest_name
+from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.ancestral import clip_column, visited_levels
+from fastdiff.samplers.levels import clip_column, visited_levels
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.spacing import spaced_indices
 
 StepVariance = Literal["fixed_small", "fixed_large", "analytic"]
 
 
+@sampler
 def analytic_ddpm(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -60,6 +62,7 @@ def analytic_ddpm(
     return _analytic("analytic_ddpm", diffusion, steps, 1.0, eps_moment, spacing, timesteps, clip, data_bound)
 
 
+@sampler
 def analytic_ddim(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -198,8 +201,8 @@ def step_costs(
         raise ValueError(f"unknown variance {variance!r}: {nearest_name(str(variance), get_args(StepVariance))}")
     error = _checked_statistic("eps_error", eps_error, diffusion.num_timesteps)
     _check_bound(data_bound)
-    if levels is not None and (isinstance(levels, bool) or int(levels) != levels or levels < 2):
-        raise ValueError(f"levels must be a whole number, at least 2, got {levels!r}")
+    if levels is not None:
+        levels = whole_number("levels", levels, low=2)
     unknown = _x0_variance(error, *diffusion.signal_noise(), data_bound)
     log_abar = diffusion.schedule.log_alphas_cumprod
     noise = diffusion.schedule.one_minus_alphas_cumprod
@@ -262,9 +265,7 @@ def optimal_timesteps(
 
     Source: Watson et al. (2021), arXiv:2106.03802, algorithm 1.
     """
-    num_timesteps = diffusion.num_timesteps
-    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= num_timesteps:
-        raise ValueError(f"steps must be a whole number from 1 to T = {num_timesteps}, got {steps!r}")
+    steps = whole_number("steps", steps, low=1, high=diffusion.num_timesteps)
     return least_path(*step_costs(diffusion, eps_error, variance=variance, levels=levels, data_bound=data_bound), steps)
 
 

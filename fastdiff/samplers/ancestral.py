@@ -8,26 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from fastdiff.process.diffusion import Diffusion, Variance
-from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
+from fastdiff.samplers.levels import clip_column, visited_levels
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.spacing import spaced_indices
 
 
-def clip_column(clip: float | None) -> float:
-    """The table's clip: inf for None. Raises ValueError unless positive."""
-    if clip is None:
-        return np.inf
-    if not clip > 0:
-        raise ValueError(f"clip must be a positive bound on the predicted x0, or None for no bound, got {clip!r}")
-    return float(clip)
-
-
-def visited_levels(diffusion: Diffusion) -> tuple[Array, Array]:
-    """Arrays (alphas, sigmas) of the states from the noisiest step down to the image: length T + 1."""
-    alpha, sigma = diffusion.signal_noise()
-    return np.concatenate([alpha[::-1], [1.0]]), np.concatenate([sigma[::-1], [0.0]])
-
-
+@sampler
 def ddpm(
     diffusion: Diffusion,
     steps: int | None = None,

@@ -9,11 +9,12 @@ import numpy as np
 
 from fastdiff.process.diffusion import Diffusion, x0_coefficients
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.ancestral import clip_column, visited_levels
-from fastdiff.samplers.levels import visited
+from fastdiff.samplers.levels import clip_column, visited, visited_levels
+from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.spacing import spaced_indices
 
 
+@sampler
 def ddim(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -72,6 +73,7 @@ def ddim(
     )
 
 
+@sampler
 def ddim_encode(
     diffusion: Diffusion,
     steps: int | None = None,

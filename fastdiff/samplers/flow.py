@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion, eps_coefficients
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
@@ -75,15 +76,13 @@ def flow_decode(diffusion: Diffusion, steps: int | None = None, *, order: int = 
 
 
 def _flow(diffusion: Diffusion, steps: int | None, order: int, name: str) -> CoefficientTable:
-    if order not in TABLEAUS:
-        raise ValueError(f"order must be 1, 2, 3 or 4, got {order!r}")
-    count = diffusion.num_timesteps if steps is None else steps
-    if isinstance(count, bool) or int(count) != count or count < 1:
-        raise ValueError(f"steps must be a whole number, at least 1, got {steps!r}")
+    order = whole_number("order", order, low=1, high=max(TABLEAUS))
+    count = diffusion.num_timesteps if steps is None else whole_number("steps", steps, low=1)
     half_log_snr = 0.5 * diffusion.schedule.log_snr
     if np.isinf(half_log_snr[-1]):
         raise ValueError("the flow needs some signal at t = T-1, and this schedule leaves none")
-    count = int(count) if len(half_log_snr) > 1 else 0
+    if len(half_log_snr) == 1:
+        count = 0
     nodes = np.exp(-np.linspace(half_log_snr[0], half_log_snr[-1], count + 1))
     encoding = name == "flow_encode"
     if not encoding:

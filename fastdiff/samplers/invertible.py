@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion, eps_coefficients, x0_coefficients
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
@@ -68,13 +69,12 @@ def invertible_encode(diffusion: Diffusion, steps: int | None = None, *, iterati
     Source: Pan et al. (2023), arXiv:2309.04907, for the iteration; Richardson (1911) and Varga (1962), Matrix iterative
     analysis, section 5.1, for the divisors.
     """
-    if isinstance(iterations, bool) or int(iterations) != iterations or iterations < 1:
-        raise ValueError(f"iterations must be a whole number, at least 1, got {iterations!r}")
+    iterations = whole_number("iterations", iterations, low=1)
     levels, links = _chain(diffusion, steps)
     rows: list[dict[str, float]] = []
     states: list[int] = []
     for level, link in enumerate(links, start=1):
-        for k, d in enumerate(_divisors(link.least, link.largest, int(iterations))):
+        for k, d in enumerate(_divisors(link.least, link.largest, iterations)):
             row = {"t": link.t, "px": link.px, "pm": link.pm, "cx": 1 - link.gain / d, "c0": -link.slope / d}
             # The first iteration begins at y itself, which the later ones need as well.
             row |= {"cb": 1 / d} if k else {"save_base": 1.0, "bx": 1.0, "cx": row["cx"] + 1 / d}
@@ -82,7 +82,7 @@ def invertible_encode(diffusion: Diffusion, steps: int | None = None, *, iterati
             states.append(level)
     return table_from_rows(
         levels, rows, "invertible_encode", states=states, init_scale=0.0, data_prediction=False,
-        options={"steps": steps, "iterations": int(iterations)},
+        options={"steps": steps, "iterations": iterations},
     )  # fmt: skip
 
 

@@ -20,15 +20,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion, Variance
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.ancestral import clip_column, ddpm
-from fastdiff.samplers.levels import Levels, levels_at, table_from_rows, visited
+from fastdiff.samplers.ancestral import ddpm
+from fastdiff.samplers.levels import Levels, clip_column, levels_at, table_from_rows, visited
+from fastdiff.samplers.registry import sampler
 
 # The default of score_sde, the code of Song et al. (2021).
 DEFAULT_SNR = 0.16
 
 
+@sampler
 def langevin(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -63,9 +66,8 @@ def langevin(
     num_timesteps = diffusion.num_timesteps
     if timestep is None:
         timestep = int(np.argmin(np.abs(diffusion.schedule.log_snr)))
-    if isinstance(timestep, bool) or int(timestep) != timestep or not 0 <= timestep < num_timesteps:
-        raise ValueError(f"timestep must be a whole number from 0 to T - 1 = {num_timesteps - 1}, got {timestep!r}")
-    count = _checked_steps(steps, num_timesteps)
+    timestep = whole_number("timestep", timestep, low=0, high=num_timesteps - 1)
+    count = num_timesteps if steps is None else whole_number("steps", steps, low=1)
     levels = levels_at(diffusion, np.array([timestep], dtype=np.float64))
     ratio = _step_ratio(snr, step_size, float(levels.sigma[0]))
     corrections = count - 1 if denoise else count
@@ -73,11 +75,12 @@ def langevin(
     if denoise:
         rows.append(_denoise_row(levels, 0, clip))
     states = [0] * corrections + [1] * denoise
-    options = {"steps": count, "timestep": int(timestep), "denoise": denoise, "clip": clip}
+    options = {"steps": count, "timestep": timestep, "denoise": denoise, "clip": clip}
     options |= {"step_size": step_size} if snr is None and step_size is not None else {"snr": math.sqrt(ratio / 2)}
     return table_from_rows(levels, rows, "langevin", states=states, options=options)
 
 
+@sampler
 def annealed_langevin(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -113,7 +116,7 @@ def annealed_langevin(
     arXiv:2009.05475, the expected denoised sample.
     """
     ratio = _step_ratio(snr, None, 1.0)
-    count = _checked_steps(steps, diffusion.num_timesteps)
+    count = diffusion.num_timesteps if steps is None else whole_number("steps", steps, low=1)
     num_rows = count - 1
     if timesteps is not None:
         if num_levels is not None:
@@ -127,7 +130,7 @@ def annealed_langevin(
     else:
         if num_levels is None:
             num_levels = min(math.isqrt(max(num_rows - 1, 0)) + 1, diffusion.num_timesteps)
-        _check_count("num_levels", num_levels, diffusion.num_timesteps)
+        num_levels = whole_number("num_levels", num_levels, low=1, high=diffusion.num_timesteps)
         levels = visited(diffusion, max(min(num_levels, num_rows), 1), spacing=spacing)
     base, extra = divmod(num_rows, len(levels))
     rows: list[dict[str, float]] = []
@@ -143,6 +146,7 @@ def annealed_langevin(
     return table_from_rows(levels, rows, "annealed_langevin", states=states, options=options)
 
 
+@sampler(evaluations_per_step=2)
 def predictor_corrector(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -179,17 +183,16 @@ def predictor_corrector(
     Source: Song et al. (2021), arXiv:2011.13456, algorithms 1, 3 and 5, appendix G.
     """
     ratio = _step_ratio(snr, None, 1.0)
-    if isinstance(corrections, bool) or int(corrections) != corrections or corrections < 0:
-        raise ValueError(f"corrections must be a whole number, at least 0, got {corrections!r}")
-    per_level = 1 + int(corrections)
+    corrections = whole_number("corrections", corrections, low=0)
+    per_level = 1 + corrections
     num_levels = diffusion.num_timesteps if timesteps is None else len(timesteps)
     most, least = num_levels * per_level, num_levels * per_level - corrections
-    count = _checked_steps(steps, least)
-    if count > most or (timesteps is not None and count < least):
-        kind = "timesteps given" if timesteps is not None else "timesteps of the schedule"
-        lowest = least if timesteps is not None else 1
+    count = least if steps is None else whole_number("steps", steps, low=1)
+    lowest, whose = (1, "of the schedule") if timesteps is None else (least, "given")
+    if not lowest <= count <= most:
         raise ValueError(
-            f"with corrections = {corrections} the {num_levels} {kind} allow steps from {lowest} to {most}, got {count}"
+            f"with corrections = {corrections} the {num_levels} timesteps {whose} allow steps from {lowest} to {most}, "
+            f"got {count}"
         )
     used = num_levels if timesteps is not None else (count + corrections) // per_level
     predictor = ddpm(
@@ -242,16 +245,3 @@ def _step_ratio(snr: float | None, step_size: float | None, sigma: float) -> flo
     if not 0 < snr < 1:
         raise ValueError(f"snr must be in (0, 1): from 1 on the chain diverges; got {snr!r}")
     return 2 * snr**2
-
-
-def _checked_steps(steps: int | None, default: int) -> int:
-    if steps is None:
-        return default
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
-        raise ValueError(f"steps must be a whole number, at least 1, got {steps!r}")
-    return int(steps)
-
-
-def _check_count(name: str, value: int, highest: int) -> None:
-    if isinstance(value, bool) or int(value) != value or not 1 <= value <= highest:
-        raise ValueError(f"{name} must be a whole number from 1 to {highest}, got {value!r}")

@@ -9,15 +9,16 @@ from typing import Literal
 
 import numpy as np
 
-from fastdiff.process.checks import nearest_name
-from fastdiff.process.diffusion import (
-    Diffusion,
-    Prediction,
-    eps_coefficients,
-    x0_coefficients,
+from fastdiff.process.checks import nearest_name, whole_number
+from fastdiff.process.diffusion import Diffusion, Prediction, eps_coefficients, x0_coefficients
+from fastdiff.process.interpolation import (
+    log_abar_at_position,
+    position_at_log_abar,
+    signal_noise_at,
+    time_at_position,
 )
 from fastdiff.process.schedule import Array
-from fastdiff.process.table import CoefficientTable
+from fastdiff.process.table import DEFAULTS, CoefficientTable
 from fastdiff.samplers.spacing import SPACINGS, spaced_indices, strictly_increasing
 
 Final = Literal["zero", "sigma_min"]
@@ -55,8 +56,9 @@ class Levels:
 
     @cached_property
     def rho(self) -> Array:
-        """[N + 1] sigma / alpha: the noise level of x / alpha, the variance-exploding form of the state."""
-        return np.asarray(self.sigma / self.alpha)
+        """[N + 1] sigma / alpha: the noise level of x / alpha, the variance-exploding form; inf where no signal is."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(self.sigma / self.alpha)
 
     def x0(self) -> tuple[Array, Array]:
         """(px, pm), [N] each; see `x0_coefficients`."""
@@ -79,10 +81,8 @@ def levels_at(diffusion: Diffusion, positions: Array, end: tuple[float, float] =
         positions: [N], 0-based positions in the schedule, whole or not.
         end: alpha and sigma of the result.
     """
-    grid = np.arange(diffusion.num_timesteps, dtype=np.float64)
-    log_abar = np.interp(positions, grid, diffusion.schedule.log_alphas_cumprod)
-    t = np.interp(positions, grid, diffusion.schedule.timesteps)
-    alpha, sigma = np.exp(0.5 * log_abar), np.sqrt(-np.expm1(log_abar))
+    alpha, sigma = signal_noise_at(log_abar_at_position(diffusion.schedule, positions))
+    t = time_at_position(diffusion.schedule, positions)
     return Levels(diffusion.prediction, t, np.append(alpha, end[0]), np.append(sigma, end[1]))
 
 
@@ -113,91 +113,129 @@ def visited(
 
     Source: Karras et al. (2022), arXiv:2206.00364, eq. 5; Lu et al. (2022), arXiv:2206.00927, appendix D.4.
     """
-    if final not in ("zero", "sigma_min"):
-        raise ValueError(f"final must be 'zero' or 'sigma_min', got {final!r}")
-    num_timesteps = diffusion.num_timesteps
-    extra = 1 if final == "sigma_min" else 0
-    if timesteps is not None:
-        positions = _explicit(num_timesteps, steps, timesteps, continuous)
-    elif spacing in LEVEL_SPACINGS:
-        positions = _spaced_levels(diffusion, steps, spacing, continuous, extra)
-    elif spacing in SPACINGS:
-        if continuous:
-            raise ValueError(f"spacing {spacing!r} is one of whole timesteps: continuous needs one of {LEVEL_SPACINGS}")
-        wanted = num_timesteps - extra if steps is None else steps
-        if extra and wanted >= num_timesteps:
+    return Ladder(steps, spacing, timesteps, final, continuous).levels(diffusion)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What a sampler is asked about its levels, as one value; see `visited`."""
+
+    steps: int | None = None
+    spacing: str = "trailing"
+    timesteps: Sequence[float] | None = None
+    final: Final = "zero"
+    continuous: bool = False
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What a table's options say of it, besides the number of steps."""
+        return {"spacing": self.spacing, "final": self.final}
+
+    def levels(self, diffusion: Diffusion) -> Levels:
+        """The levels that were asked for. Raises ValueError as `visited`."""
+        if self.final not in ("zero", "sigma_min"):
+            raise ValueError(f"final must be 'zero' or 'sigma_min', got {self.final!r}")
+        positions = self._positions(diffusion)
+        if self.final == "zero":
+            return levels_at(diffusion, positions)
+        if positions[-1] <= 0:
+            raise ValueError("final='sigma_min' ends at the level of t = 0, so t = 0 cannot be evaluated before it")
+        alpha, sigma = diffusion.signal_noise()
+        return levels_at(diffusion, positions, (float(alpha[0]), float(sigma[0])))
+
+    def _positions(self, diffusion: Diffusion) -> Array:
+        if self.timesteps is not None:
+            return self._given_positions(self.timesteps, diffusion.num_timesteps)
+        if self.spacing in LEVEL_SPACINGS:
+            return self._positions_over_levels(diffusion)
+        if self.spacing not in SPACINGS:
+            known = [*SPACINGS, *LEVEL_SPACINGS]
+            raise ValueError(f"unknown spacing {self.spacing!r}: {nearest_name(self.spacing, known)}")
+        if self.continuous:
+            raise ValueError(
+                f"spacing {self.spacing!r} is one of whole timesteps: continuous needs one of {LEVEL_SPACINGS}"
+            )
+        return self._positions_over_timesteps(diffusion.num_timesteps)
+
+    def _given_positions(self, timesteps: Sequence[float], num_timesteps: int) -> Array:
+        if not self.continuous:
+            return np.array(spaced_indices(num_timesteps, self.steps, timesteps=timesteps)[::-1], dtype=np.float64)
+        chosen = np.array(timesteps, dtype=np.float64)
+        if chosen.ndim != 1 or chosen.size == 0 or (self.steps is not None and self.steps != chosen.size):
+            raise ValueError(
+                f"timesteps must be a list of numbers, as many as steps, got {chosen.size} for {self.steps}"
+            )
+        if chosen.size > 1 and chosen[0] < chosen[-1]:
+            chosen = chosen[::-1]
+        falls = not (np.diff(chosen) >= 0).any()
+        if not np.isfinite(chosen).all() or not falls or chosen[-1] < 0 or chosen[0] > num_timesteps - 1:
+            raise ValueError(f"timesteps must be strictly monotone and in [0, {num_timesteps - 1}]")
+        return chosen
+
+    def _positions_over_timesteps(self, num_timesteps: int) -> Array:
+        wanted = num_timesteps - self._num_unevaluated if self.steps is None else self.steps
+        if self._num_unevaluated and wanted >= num_timesteps:
             raise ValueError(f"final='sigma_min' allows at most T - 1 = {num_timesteps - 1} steps, got {wanted}")
-        whole = spaced_indices(num_timesteps, wanted + (extra if spacing != "trailing" else 0), spacing)
-        positions = np.array(whole[::-1], dtype=np.float64)
-        if extra and spacing != "trailing":
-            positions = positions[:-1]
-    else:
-        raise ValueError(f"unknown spacing {spacing!r}: {nearest_name(spacing, [*SPACINGS, *LEVEL_SPACINGS])}")
-    if not extra:
-        return levels_at(diffusion, positions)
-    if positions[-1] <= 0:
-        raise ValueError("final='sigma_min' ends at the level of t = 0, so t = 0 cannot be evaluated before it")
-    alpha, sigma = diffusion.signal_noise()
-    return levels_at(diffusion, positions, (float(alpha[0]), float(sigma[0])))
+        # All but "trailing" begin with t = 0, which is left out.
+        takes_end = self._num_unevaluated and self.spacing != "trailing"
+        indices = spaced_indices(num_timesteps, wanted + 1 if takes_end else wanted, self.spacing)
+        return np.array(indices[:0:-1] if takes_end else indices[::-1], dtype=np.float64)
+
+    def _positions_over_levels(self, diffusion: Diffusion) -> Array:
+        most = diffusion.num_timesteps - self._num_unevaluated
+        steps = most if self.steps is None else self.steps
+        steps = whole_number("steps", steps, low=1, high=None if self.continuous else most)
+        log_snr = diffusion.schedule.log_snr
+        if np.isinf(log_snr[-1]):
+            raise ValueError(f"spacing {self.spacing!r} needs some signal at t = T-1, and this schedule leaves none")
+        count = steps + self._num_unevaluated
+        first, last = 0.5 * log_snr[-1], 0.5 * log_snr[0]
+        ramp = np.linspace(0, 1, count) if count > 1 else np.zeros(1)
+        if self.spacing == "karras":
+            # Karras et al. (2022), eq. 5.
+            noisiest, cleanest = np.exp(-first / KARRAS_RHO), np.exp(-last / KARRAS_RHO)
+            lam = -KARRAS_RHO * np.log(noisiest + ramp * (cleanest - noisiest))
+        else:
+            lam = first + ramp * (last - first)
+        positions = position_of(diffusion, lam)
+        if not self.continuous:
+            nearest = np.round(positions[::-1]).astype(np.int64)
+            positions = strictly_increasing(nearest, diffusion.num_timesteps)[::-1].astype(np.float64)
+        return positions[:steps]
+
+    @property
+    def _num_unevaluated(self) -> int:
+        """Levels at the end of the ladder, 0 or 1, where the network is not asked."""
+        return 1 if self.final == "sigma_min" else 0
 
 
 def position_of(diffusion: Diffusion, lam: Array) -> Array:
     """Positions in the schedule, whole or not, of half log-SNRs within its range."""
-    # log alpha = -log(1 + exp(-2 lam)) / 2, and log alpha is linear between timesteps.
-    log_abar = -np.logaddexp(0.0, -2 * lam)
-    grid = np.arange(diffusion.num_timesteps, dtype=np.float64)
-    return np.asarray(np.interp(-log_abar, -diffusion.schedule.log_alphas_cumprod, grid))
+    # log abar = 2 log alpha = -log(1 + exp(-2 lam)).
+    return position_at_log_abar(diffusion.schedule, -np.logaddexp(0.0, -2 * lam))
 
 
-def _spaced_levels(diffusion: Diffusion, steps: int | None, spacing: str, continuous: bool, extra: int) -> Array:
-    num_timesteps = diffusion.num_timesteps
-    steps = num_timesteps - extra if steps is None else steps
-    limit = None if continuous else num_timesteps - extra
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1 or (limit is not None and steps > limit):
-        raise ValueError(f"steps must be a whole number from 1 to {limit or 'any'}, got {steps!r}")
-    log_snr = diffusion.schedule.log_snr
-    if np.isinf(log_snr[-1]):
-        raise ValueError(f"spacing {spacing!r} needs some signal at t = T-1, and this schedule leaves none")
-    count = int(steps) + extra
-    first, last = 0.5 * log_snr[-1], 0.5 * log_snr[0]
-    ramp = np.linspace(0, 1, count) if count > 1 else np.zeros(1)
-    if spacing == "karras":
-        noisiest, cleanest = np.exp(-first / KARRAS_RHO), np.exp(-last / KARRAS_RHO)
-        lam = -KARRAS_RHO * np.log(noisiest + ramp * (cleanest - noisiest))
-    else:
-        lam = first + ramp * (last - first)
-    positions = position_of(diffusion, lam)
-    if not continuous:
-        whole = strictly_increasing(np.round(positions[::-1]).astype(np.int64), num_timesteps)
-        positions = whole[::-1].astype(np.float64)
-    return positions[: int(steps)]
+def visited_levels(diffusion: Diffusion) -> tuple[Array, Array]:
+    """Arrays (alphas, sigmas) of the states from the noisiest step down to the image: length T + 1."""
+    alpha, sigma = diffusion.signal_noise()
+    return np.concatenate([alpha[::-1], [1.0]]), np.concatenate([sigma[::-1], [0.0]])
 
 
-def _explicit(num_timesteps: int, steps: int | None, timesteps: Sequence[float], continuous: bool) -> Array:
-    if not continuous:
-        return np.array(spaced_indices(num_timesteps, steps, timesteps=timesteps)[::-1], dtype=np.float64)
-    chosen = np.array(timesteps, dtype=np.float64)
-    if chosen.ndim != 1 or chosen.size == 0 or (steps is not None and steps != chosen.size):
-        raise ValueError(f"timesteps must be a list of numbers, as many as steps, got {chosen.size} for {steps}")
-    if chosen.size > 1 and chosen[0] < chosen[-1]:
-        chosen = chosen[::-1]
-    if not np.isfinite(chosen).all() or (np.diff(chosen) >= 0).any() or chosen[-1] < 0 or chosen[0] > num_timesteps - 1:
-        raise ValueError(f"timesteps must be strictly monotone and in [0, {num_timesteps - 1}]")
-    return chosen
+def clip_column(clip: float | None) -> float:
+    """The table's clip: inf for None. Raises ValueError unless positive."""
+    if clip is None:
+        return np.inf
+    if not clip > 0:
+        raise ValueError(f"clip must be a positive bound on the predicted x0, or None for no bound, got {clip!r}")
+    return float(clip)
 
 
 def table_from_rows(
     levels: Levels, rows: list[dict[str, float]], name: str, *, states: Sequence[int] | None = None, **fields: object
 ) -> CoefficientTable:
     """A table of rows that name only the columns they use; `states` says at which level each row leaves the state."""
-    columns = {key: np.array([row.get(key, _DEFAULT.get(key, 0.0)) for row in rows]) for key in _used(rows)}
+    names = dict.fromkeys(key for row in rows for key in row)
+    columns = {key: np.array([row.get(key, DEFAULTS[key]) for row in rows]) for key in names}
     reached = list(range(1, len(rows) + 1)) if states is None else list(states)
     at = np.array([0, *reached])
     return CoefficientTable(columns, name, alphas=levels.alpha[at], sigmas=levels.sigma[at], **fields)  # type: ignore[arg-type]
-
-
-_DEFAULT = {"ci": 1.0, "clip": np.inf, "evaluate": 1.0}
-
-
-def _used(rows: list[dict[str, float]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import numpy as np
-
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
-from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.ancestral import clip_column
-from fastdiff.samplers.exponential import data_moments, noise_moments, plain_moments, sde_moments, weights
-from fastdiff.samplers.levels import Final, Levels, table_from_rows, visited
+from fastdiff.samplers.levels import Final, Ladder, table_from_rows
+from fastdiff.samplers.method import (
+    IMAGE,
+    NOISE,
+    NOISE_IN_RHO,
+    REVERSE_SDE,
+    Method,
+    SolverType,
+    Step,
+    noise_in_time,
+    with_solver_type,
+)
+from fastdiff.samplers.registry import sampler
 
-SolverType = Literal["midpoint", "heun"]
 # Below so many steps the last ones fall to lower orders, as the papers' codes do.
 FEW_STEPS = 15
-
-
-def check_order(order: int, highest: int) -> None:
-    """Raise ValueError unless order is 1 to `highest`."""
-    if isinstance(order, bool) or order not in range(1, highest + 1):
-        raise ValueError(f"order must be 1 to {highest}, got {order!r}")
-
-
-def check_solver_type(solver_type: str) -> None:
-    """Raise ValueError unless it is "midpoint" or "heun"."""
-    if solver_type not in ("midpoint", "heun"):
-        raise ValueError(f"solver_type must be 'midpoint' or 'heun', got {solver_type!r}")
 
 
 def row_order(i: int, num_rows: int, order: int, lower_order_final: bool | None, ends_clean: bool) -> int:
@@ -37,33 +31,14 @@ def row_order(i: int, num_rows: int, order: int, lower_order_final: bool | None,
 
     The last row to a level without noise is of order 1, since log-SNR is infinite there.
     """
-    falls = num_rows < FEW_STEPS if lower_order_final is None else lower_order_final
+    lowers = num_rows < FEW_STEPS if lower_order_final is None else lower_order_final
     limit = min(order, i + 1)
-    if falls:
+    if lowers:
         limit = min(limit, num_rows - i)
     return 1 if ends_clean and i == num_rows - 1 else limit
 
 
-def _rows(
-    levels: Levels,
-    order: int,
-    lower_order_final: bool | None,
-    step: Callable[[int, int], tuple[float, Array, float]],
-    prediction: tuple[Array, Array],
-    clip: float,
-) -> list[dict[str, float]]:
-    """Rows x' = A x + sum_k w_k f_k + s z, where `step(i, k)` gives (A, w, s) of row i at order k."""
-    px, pm = prediction
-    rows = []
-    count = len(levels)
-    for i in range(count):
-        k = row_order(i, count, order, lower_order_final, levels.ends_clean())
-        gain, w, s = step(i, k)
-        row = {"t": levels.t[i], "px": px[i], "pm": pm[i], "clip": clip, "cx": gain, "s": s, "push": 1.0}
-        rows.append(row | {f"c{age}": value for age, value in enumerate(w)})
-    return rows
-
-
+@sampler
 def dpmpp(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -99,10 +74,15 @@ def dpmpp(
 
     Source: Lu et al. (2022), arXiv:2211.01095, algorithm 2 and appendix B.
     """
-    return _dpm("dpmpp", "data", diffusion, steps, order, solver_type, spacing, timesteps, final, continuous,
-                lower_order_final, clip, compat)  # fmt: skip
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    method = _dpm_method(IMAGE, solver_type, compat)
+    return _multistep(
+        "dpmpp", method, diffusion, ladder, order=order, lower_order_final=lower_order_final, clip=clip,
+        own_options={"solver_type": solver_type},
+    )  # fmt: skip
 
 
+@sampler
 def dpm_solver(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -122,10 +102,15 @@ def dpm_solver(
 
     Source: Lu et al. (2022), arXiv:2206.00927; the multistep form: arXiv:2211.01095, appendix B.
     """
-    return _dpm("dpm_solver", "noise", diffusion, steps, order, solver_type, spacing, timesteps, final, continuous,
-                lower_order_final, None, compat)  # fmt: skip
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    method = _dpm_method(NOISE, solver_type, compat)
+    return _multistep(
+        "dpm_solver", method, diffusion, ladder, order=order, lower_order_final=lower_order_final,
+        own_options={"solver_type": solver_type},
+    )  # fmt: skip
 
 
+@sampler
 def dpmpp_sde(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -146,67 +131,15 @@ def dpmpp_sde(
 
     Source: Lu et al. (2022), arXiv:2211.01095, eq. 18 and 19.
     """
-    return _dpm("dpmpp_sde", "sde", diffusion, steps, order, solver_type, spacing, timesteps, final, continuous,
-                lower_order_final, clip, compat)  # fmt: skip
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    method = _dpm_method(REVERSE_SDE, solver_type, compat)
+    return _multistep(
+        "dpmpp_sde", method, diffusion, ladder, order=order, lower_order_final=lower_order_final, clip=clip,
+        own_options={"solver_type": solver_type},
+    )  # fmt: skip
 
 
-def _dpm(
-    name: str,
-    kind: Literal["data", "noise", "sde"],
-    diffusion: Diffusion,
-    steps: int | None,
-    order: int,
-    solver_type: SolverType,
-    spacing: str,
-    timesteps: Sequence[float] | None,
-    final: Final,
-    continuous: bool,
-    lower_order_final: bool | None,
-    clip: float | None,
-    compat: Literal["diffusers"] | None,
-) -> CoefficientTable:
-    check_order(order, 3)
-    check_solver_type(solver_type)
-    if compat not in (None, "diffusers"):
-        raise ValueError(f"compat must be None or 'diffusers', got {compat!r}")
-    levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
-    alpha, sigma, lam = levels.alpha, levels.sigma, levels.lam
-
-    def step(i: int, k: int) -> tuple[float, Array, float]:
-        h = lam[i + 1] - lam[i]
-        gain, moments = transfer(kind, levels, i, i + 1, k)
-        nodes = [(lam[i - age] - lam[i]) / h for age in range(k)] if k > 1 else [0.0]
-        if k == 2 and solver_type == "midpoint":
-            moments[1] = 0.5 * moments[0]
-        if k == 3 and compat == "diffusers":
-            # Their last term is the second derivative's, times half of it; in the SDE its constant has the wrong sign.
-            moments[2] = 0.5 * moments[2] if kind != "sde" else 0.5 * moments[2] - alpha[i + 1]
-        noise = sigma[i + 1] * math.sqrt(-math.expm1(-2 * h)) if kind == "sde" else 0.0
-        return gain, weights(nodes, moments), noise
-
-    prediction = levels.eps() if kind == "noise" else levels.x0()
-    rows = _rows(levels, order, lower_order_final, step, prediction, clip_column(clip))
-    options = {"order": order, "solver_type": solver_type, "spacing": spacing, "final": final, "steps": len(levels)}
-    return table_from_rows(
-        levels, rows, name, order=0 if kind == "sde" else order, data_prediction=kind != "noise", options=options
-    )
-
-
-def transfer(
-    kind: Literal["data", "noise", "sde"], levels: Levels, start: int, end: int, count: int
-) -> tuple[float, list[float]]:
-    """(A, M) of the step from one level to another, for the first `count` moments."""
-    alpha, sigma = levels.alpha, levels.sigma
-    h = float(levels.lam[end] - levels.lam[start])
-    if kind == "noise":
-        moments = noise_moments(count, h, alpha[start], sigma[start], alpha[end], sigma[end])
-        return float(alpha[end] / alpha[start]), moments
-    gain = float(sigma[end] / sigma[start])
-    if kind == "data":
-        return gain, data_moments(count, h, float(alpha[end]))
-    return gain * math.exp(-h), sde_moments(count, h, float(alpha[end]))
-
-
+@sampler
 def dpmpp_2m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "trailing",
              timesteps: Sequence[float] | None = None, clip: float | None = 1.0) -> CoefficientTable:  # fmt: skip
     """DPM-Solver++(2M): `dpmpp` of order 2.
@@ -216,6 +149,7 @@ def dpmpp_2m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "
     return dpmpp(diffusion, steps, order=2, spacing=spacing, timesteps=timesteps, clip=clip)
 
 
+@sampler
 def dpmpp_3m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "trailing",
              timesteps: Sequence[float] | None = None, clip: float | None = 1.0) -> CoefficientTable:  # fmt: skip
     """DPM-Solver++(3M): `dpmpp` of order 3.
@@ -225,6 +159,7 @@ def dpmpp_3m(diffusion: Diffusion, steps: int | None = None, *, spacing: str = "
     return dpmpp(diffusion, steps, order=3, spacing=spacing, timesteps=timesteps, clip=clip)
 
 
+@sampler
 def deis(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -255,15 +190,17 @@ def deis(
 
     Source: Zhang and Chen (2023), arXiv:2204.13902, eq. 13 to 15 and table 1.
     """
-    check_order(order, 4)
-    levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
     if variable not in ("log_rho", "t", "rho"):
         raise ValueError(f"variable must be 'log_rho', 't' or 'rho', got {variable!r}")
-    rows = _adams_bashforth(diffusion, levels, order, variable, lower_order_final)
-    options = {"order": order, "variable": variable, "spacing": spacing, "final": final, "steps": len(levels)}
-    return table_from_rows(levels, rows, "deis", order=order, data_prediction=False, options=options)
+    methods = {"log_rho": NOISE, "t": noise_in_time(diffusion.schedule), "rho": NOISE_IN_RHO}
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    return _multistep(
+        "deis", methods[variable], diffusion, ladder, order=order, highest_order=4,
+        lower_order_final=lower_order_final, own_options={"variable": variable},
+    )  # fmt: skip
 
 
+@sampler
 def lms(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -280,56 +217,54 @@ def lms(
 
     Source: Crowson, k-diffusion, `sample_lms`; Karras et al. (2022), arXiv:2206.00364, eq. 3.
     """
-    check_order(order, 4)
-    levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
-    rows = _adams_bashforth(diffusion, levels, order, "rho", False)
-    options = {"order": order, "spacing": spacing, "final": final, "steps": len(levels)}
-    return table_from_rows(levels, rows, "lms", order=order, data_prediction=False, options=options)
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    return _multistep("lms", NOISE_IN_RHO, diffusion, ladder, order=order, highest_order=4, lower_order_final=False)
 
 
-def _adams_bashforth(
-    diffusion: Diffusion, levels: Levels, order: int, variable: str, lower_order_final: bool | None
-) -> list[dict[str, float]]:
-    alpha, rho, lam = levels.alpha, levels.rho, levels.lam
+def _dpm_method(method: Method, solver_type: SolverType, compat: Literal["diffusers"] | None) -> Method:
+    """The method with a solver type's formula of order 2, and that library's of order 3 where asked for."""
+    if compat not in (None, "diffusers"):
+        raise ValueError(f"compat must be None or 'diffusers', got {compat!r}")
+    method = with_solver_type(method, solver_type)
+    if compat is None:
+        return method
+    return method.replacing(3, _diffusers_moment if method.noise is None else _diffusers_sde_moment)
 
-    def step(i: int, k: int) -> tuple[float, Array, float]:
-        gain = alpha[i + 1] / alpha[i]
-        if variable == "log_rho" or k == 1:
-            _, moments = transfer("noise", levels, i, i + 1, k)
-            places = -lam
-        elif variable == "rho":
-            moments = plain_moments(k, alpha[i + 1] * (rho[i + 1] - rho[i]))
-            places = rho
-        else:
-            places = np.append(levels.t, diffusion.schedule.timesteps[0])
-            moments = _time_moments(diffusion, alpha[i + 1], places[i], places[i + 1], k)
-        width = places[i + 1] - places[i]
-        nodes = [(places[i - age] - places[i]) / width for age in range(k)] if k > 1 else [0.0]
-        return gain, weights(nodes, moments), 0.0
 
-    # In rho nothing is infinite at a clean end, so the order need not fall there.
-    clean = levels.ends_clean() and variable != "rho"
-    px, pm = levels.eps()
+def _diffusers_moment(step: Step, moments: Sequence[float]) -> float:
+    """Their last term is the second derivative's, times half of it."""
+    return 0.5 * moments[2]
+
+
+def _diffusers_sde_moment(step: Step, moments: Sequence[float]) -> float:
+    """In the SDE the constant of that term has the wrong sign."""
+    return 0.5 * moments[2] - step.alpha_next
+
+
+def _multistep(
+    name: str,
+    method: Method,
+    diffusion: Diffusion,
+    ladder: Ladder,
+    *,
+    order: int,
+    highest_order: int = 3,
+    lower_order_final: bool | None,
+    clip: float | None = None,
+    own_options: Mapping[str, object] = {},
+) -> CoefficientTable:
+    """Rows x' = A x + sum_k w_k f_k + s z through the value at each level and those before it."""
+    order = whole_number("order", order, low=1, high=highest_order)
+    levels = ladder.levels(diffusion)
+    count = len(levels)
+    ends_clean = levels.ends_clean() and not method.reaches_zero
     rows = []
-    for i in range(len(levels)):
-        k = row_order(i, len(levels), order, lower_order_final, clean)
-        gain, w, _ = step(i, k)
-        row = {"t": levels.t[i], "px": px[i], "pm": pm[i], "cx": gain, "push": 1.0}
-        rows.append(row | {f"c{age}": value for age, value in enumerate(w)})
-    return rows
-
-
-def _time_moments(diffusion: Diffusion, alpha_next: float, start: float, end: float, count: int) -> list[float]:
-    """Integral of r^j d(rho) over a step, with r the share of the timestep gone: Gauss-Legendre between timesteps."""
-    times, schedule = diffusion.schedule.timesteps, diffusion.schedule
-    inside = times[(times < start) & (times > end)]
-    edges = np.concatenate([[end], inside, [start]])
-    x, w = np.polynomial.legendre.leggauss(6)
-    middle, half = 0.5 * (edges[1:] + edges[:-1])[:, None], 0.5 * np.diff(edges)[:, None]
-    t = middle + half * x
-    log_abar = np.interp(t, times, schedule.log_alphas_cumprod)
-    slope = (np.diff(np.interp(edges, times, schedule.log_alphas_cumprod)) / np.diff(edges))[:, None]
-    # rho^2 = exp(-log_abar) - 1.
-    rate = -0.5 * np.exp(-log_abar) * slope / np.sqrt(np.expm1(-log_abar))
-    r = (t - start) / (end - start)
-    return [-float(alpha_next * np.sum(w * half * rate * r**j)) for j in range(count)]
+    for i, evaluation in enumerate(method.evaluations(levels, clip)):
+        step, num_values = Step(levels, i, i + 1), row_order(i, count, order, lower_order_final, ends_clean)
+        gain, weights = method.formula(step, range(i, i - num_values, -1))
+        row = evaluation | {"cx": gain, "s": method.noise(step) if method.noise else 0.0}
+        rows.append(row | {f"c{age}": weight for age, weight in enumerate(weights)})
+    return table_from_rows(
+        levels, rows, name, order=0 if method.noise else order, data_prediction=method.predicts == "x0",
+        options={"order": order, **own_options, **ladder.options, "steps": count},
+    )  # fmt: skip

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.levels import Final, Levels, levels_at, table_from_rows, visited
-from fastdiff.samplers.multistep import check_order
+from fastdiff.samplers.levels import Final, Ladder, Levels, levels_at, table_from_rows
+from fastdiff.samplers.registry import sampler
 
 # Adams-Bashforth weights for equal steps, newest value first.
 ADAMS_BASHFORTH = (
@@ -20,6 +21,7 @@ ADAMS_BASHFORTH = (
 )
 
 
+@sampler
 def ipndm(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -44,13 +46,15 @@ def ipndm(
 
     Source: Zhang and Chen (2023), arXiv:2204.13902, appendix H.2; Liu et al. (2022), arXiv:2202.09778.
     """
-    check_order(order, 4)
-    levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
+    order = whole_number("order", order, low=1, high=4)
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    levels = ladder.levels(diffusion)
     rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
-    options = {"order": order, "spacing": spacing, "final": final, "steps": len(levels)}
+    options = {"order": order, **ladder.options, "steps": len(levels)}
     return table_from_rows(levels, rows, "ipndm", order=min(order, 2), data_prediction=False, options=options)
 
 
+@sampler
 def plms(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -75,10 +79,13 @@ def plms(
 
     Source: Liu et al. (2022), arXiv:2202.09778, eq. 12 and 13, as in latent diffusion's and diffusers' code.
     """
-    check_order(order, 4)
+    order = whole_number("order", order, low=1, high=4)
+    if steps is not None:
+        steps = whole_number("steps", steps, low=1)
     improved = steps is None or steps > 2
     num_levels = steps - 1 if steps is not None and improved else steps
-    levels = visited(diffusion, num_levels, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
+    ladder = Ladder(num_levels, spacing, timesteps, final, continuous)
+    levels = ladder.levels(diffusion)
     rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
     reached = list(range(1, len(levels) + 1))
     if improved and len(levels) > 1:
@@ -87,12 +94,13 @@ def plms(
         # At level 1 already: again from level 0, with the mean of both values.
         rows.insert(1, _evaluation(levels, 1) | {"cb": gain, "c0": 0.5 * scale, "c1": 0.5 * scale})
         reached.insert(0, 1)
-    options = {"order": order, "spacing": spacing, "final": final, "steps": len(rows)}
+    options = {"order": order, **ladder.options, "steps": len(rows)}
     return table_from_rows(
         levels, rows, "plms", states=reached, order=min(order, 2), data_prediction=False, options=options
     )
 
 
+@sampler
 def pndm(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -115,9 +123,12 @@ def pndm(
 
     Source: Liu et al. (2022), arXiv:2202.09778, algorithm 2, eq. 11 to 13.
     """
-    num_runge_kutta = 3 if steps is None else min(3, max(0, (steps - 1) // 4))
+    if steps is not None:
+        steps = whole_number("steps", steps, low=1)
+    num_runge_kutta = 3 if steps is None else min(3, (steps - 1) // 4)
     num_levels = None if steps is None else steps - 3 * num_runge_kutta
-    levels = visited(diffusion, num_levels, spacing=spacing, timesteps=timesteps, final=final)
+    ladder = Ladder(num_levels, spacing, timesteps, final)
+    levels = ladder.levels(diffusion)
     num_runge_kutta = min(num_runge_kutta, len(levels) - 1)
     rows, reached = [], []
     for i in range(len(levels)):
@@ -128,7 +139,7 @@ def pndm(
         else:
             rows.append(_multistep_row(levels, i, min(4, i + 1)))
             reached.append(i + 1)
-    options = {"spacing": spacing, "final": final, "steps": len(rows)}
+    options = {**ladder.options, "steps": len(rows)}
     return table_from_rows(levels, rows, "pndm", states=reached, order=2, data_prediction=False, options=options)
 
 

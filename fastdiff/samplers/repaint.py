@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion, Variance
 from fastdiff.process.table import DEFAULTS, CoefficientTable
 from fastdiff.samplers.ancestral import ddpm
+from fastdiff.samplers.registry import build, sampler
 from fastdiff.samplers.spacing import spaced_indices
 
 
@@ -33,6 +35,7 @@ def jump_visits(num_levels: int, jump_length: int, jump_repeats: int) -> list[in
     return visits
 
 
+@sampler
 def repaint(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -70,14 +73,13 @@ def repaint(
     Source: Lugmayr et al. (2022), arXiv:2201.09865, algorithm 1 and appendix; a jump is the forward process, Ho
     et al. (2020), eq. 2.
     """
-    for name, value in (("jump_length", jump_length), ("jump_repeats", jump_repeats)):
-        if isinstance(value, bool) or int(value) != value or value < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+    jump_length = whole_number("jump_length", jump_length, low=1)
+    jump_repeats = whole_number("jump_repeats", jump_repeats, low=1)
     reverse = ddpm(diffusion, steps, spacing=spacing, timesteps=timesteps, clip=clip, variance=variance)
     chosen = spaced_indices(diffusion.num_timesteps, steps, spacing, timesteps)
     log_abar = diffusion.schedule.log_alphas_cumprod[chosen]
     count = len(chosen)
-    visits = np.array(jump_visits(count, int(jump_length), int(jump_repeats)))
+    visits = np.array(jump_visits(count, jump_length, jump_repeats))
     here, there = visits[:-1], visits[1:]
     # The tables count rows from the noisiest level, and levels count from the cleanest.
     source = count - 1 - here
@@ -98,12 +100,13 @@ def repaint(
         alphas=np.asarray(reverse.alphas)[states],
         sigmas=np.asarray(reverse.sigmas)[states],
         options={
-            "steps": count, "jump_length": int(jump_length), "jump_repeats": int(jump_repeats), "spacing": spacing,
+            "steps": count, "jump_length": jump_length, "jump_repeats": jump_repeats, "spacing": spacing,
             "clip": clip, "variance": reverse.options["variance"],
         },
     )  # fmt: skip
 
 
+@sampler
 def renoise(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -136,8 +139,6 @@ def renoise(
 
     Source: Meng et al. (2022), arXiv:2108.01073, algorithm 1 (SDEdit).
     """
-    from fastdiff.samplers.registry import build
-
     top = _start(diffusion.num_timesteps, strength, timestep)
     try:
         back = build(sampler, diffusion.subset(range(top + 1)), steps, **dict(options or {}))
@@ -165,9 +166,7 @@ def _start(num_timesteps: int, strength: float | None, timestep: int | None) -> 
     if timestep is not None:
         if strength is not None:
             raise ValueError("give strength or timestep, not both")
-        if isinstance(timestep, bool) or int(timestep) != timestep or not 0 <= timestep < num_timesteps:
-            raise ValueError(f"timestep must be a whole number from 0 to T - 1 = {num_timesteps - 1}, got {timestep!r}")
-        return int(timestep)
+        return whole_number("timestep", timestep, low=0, high=num_timesteps - 1)
     strength = 0.5 if strength is None else strength
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be in (0, 1], got {strength!r}")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
-import numpy as np
-
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.ancestral import clip_column
-from fastdiff.samplers.exponential import weights
-from fastdiff.samplers.levels import Final, table_from_rows, visited
-from fastdiff.samplers.multistep import SolverType, check_order, check_solver_type, transfer
+from fastdiff.samplers.levels import Final, Ladder, table_from_rows
+from fastdiff.samplers.method import IMAGE, NOISE, Method, SolverType, Step, with_solver_type
+from fastdiff.samplers.registry import sampler
 
 
+@sampler(evaluations_per_step=2)
 def dpmpp_singlestep(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -51,10 +49,11 @@ def dpmpp_singlestep(
 
     Source: Lu et al. (2022), arXiv:2211.01095, algorithm 1; arXiv:2206.00927, algorithms 1 and 2 and appendix D.1.
     """
-    return _singlestep("dpmpp_singlestep", "data", diffusion, steps, order, solver_type, spacing, timesteps, final,
-                       continuous, groups, clip)  # fmt: skip
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    return _singlestep("dpmpp_singlestep", IMAGE, diffusion, ladder, order, solver_type, groups, clip)
 
 
+@sampler(evaluations_per_step=2)
 def dpm_solver_singlestep(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -73,59 +72,48 @@ def dpm_solver_singlestep(
 
     Source: Lu et al. (2022), arXiv:2206.00927, algorithms 1 and 2 and appendix D.1.
     """
-    return _singlestep("dpm_solver_singlestep", "noise", diffusion, steps, order, solver_type, spacing, timesteps,
-                       final, continuous, groups, None)  # fmt: skip
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    return _singlestep("dpm_solver_singlestep", NOISE, diffusion, ladder, order, solver_type, groups)
 
 
 def group_sizes(steps: int, order: int, ends_clean: bool) -> list[int]:
     """Sizes of the groups: `order` each, what is left over as one smaller group, and one of 1 last if it ends clean."""
-    whole = steps - 1 if ends_clean else steps
-    sizes = [order] * (whole // order) + ([whole % order] if whole % order else [])
-    return sizes + ([1] if ends_clean else [])
+    num_full, rest = divmod(steps - 1 if ends_clean else steps, order)
+    return [order] * num_full + [rest] * (rest > 0) + [1] * ends_clean
 
 
 def _singlestep(
     name: str,
-    kind: Literal["data", "noise"],
+    method: Method,
     diffusion: Diffusion,
-    steps: int | None,
+    ladder: Ladder,
     order: int,
     solver_type: SolverType,
-    spacing: str,
-    timesteps: Sequence[float] | None,
-    final: Final,
-    continuous: bool,
     groups: Sequence[int] | None,
-    clip: float | None,
+    clip: float | None = None,
 ) -> CoefficientTable:
-    check_order(order, 3)
-    check_solver_type(solver_type)
-    levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
-    px, pm = levels.x0() if kind == "data" else levels.eps()
-    bound = clip_column(clip) if kind == "data" else np.inf
-    lam, rows, start = levels.lam, [], 0
-    sizes = group_sizes(len(levels), order, levels.ends_clean()) if groups is None else list(groups)
-    if sum(sizes) != len(levels) or min(sizes) < 1 or max(sizes) > order or (levels.ends_clean() and sizes[-1] != 1):
+    """Rows x' = A base + sum_k w_k f_k, where base is the state at the start of a group of rows."""
+    order = whole_number("order", order, low=1, high=3)
+    method = with_solver_type(method, solver_type)
+    levels = ladder.levels(diffusion)
+    count, ends_clean = len(levels), levels.ends_clean()
+    evaluations = method.evaluations(levels, clip)
+    sizes = group_sizes(count, order, ends_clean) if groups is None else list(groups)
+    if sum(sizes) != count or min(sizes) < 1 or max(sizes) > order or (ends_clean and sizes[-1] != 1):
         raise ValueError(
-            f"groups must be of 1 to {order} levels, {len(levels)} in all, and the last of 1 where sampling ends "
+            f"groups must be of 1 to {order} levels, {count} in all, and the last of 1 where sampling ends "
             f"without noise, got {sizes}"
         )
+    rows: list[dict[str, float]] = []
     for size in sizes:
-        for inside in range(size):
-            i = start + inside
-            k = inside + 1
-            gain, moments = transfer(kind, levels, start, i + 1, k)
-            h = lam[i + 1] - lam[start]
+        start = len(rows)
+        for i in range(start, start + size):
             # Newest value first, as the history has them.
-            nodes = [(lam[i - age] - lam[start]) / h for age in range(k)] if k > 1 else [0.0]
-            if k == 2 and solver_type == "midpoint":
-                moments[1] = 0.5 * moments[0]
-            w = weights(nodes, moments)
-            row = {"t": levels.t[i], "px": px[i], "pm": pm[i], "clip": bound, "push": 1.0}
-            row |= {f"c{age}": value for age, value in enumerate(w)}
+            gain, weights = method.formula(Step(levels, start, i + 1), range(i, start - 1, -1))
             # The first row of a group starts from x and saves it; the others start from what was saved.
-            row |= {"cx": gain, "save_base": 1.0, "bx": 1.0} if inside == 0 else {"cb": gain}
-            rows.append(row)
-        start += size
-    options = {"order": order, "solver_type": solver_type, "spacing": spacing, "final": final, "steps": len(levels)}
-    return table_from_rows(levels, rows, name, order=order, data_prediction=kind == "data", options=options)
+            state = {"cx": gain, "save_base": 1.0, "bx": 1.0} if i == start else {"cb": gain}
+            rows.append(evaluations[i] | state | {f"c{age}": weight for age, weight in enumerate(weights)})
+    return table_from_rows(
+        levels, rows, name, order=order, data_prediction=method.predicts == "x0",
+        options={"order": order, "solver_type": solver_type, **ladder.options, "steps": count},
+    )  # fmt: skip

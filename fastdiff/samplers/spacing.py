@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.process.checks import nearest_name
+from fastdiff.process.checks import nearest_name, whole_number
 
 Spacing = Literal["leading", "trailing", "linspace", "quad"]
 SPACINGS: tuple[str, ...] = get_args(Spacing)
@@ -38,9 +38,7 @@ def spaced_indices(
     if timesteps is not None:
         return _explicit(num_timesteps, steps, timesteps)
     steps = num_timesteps if steps is None else steps
-    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= num_timesteps:
-        raise ValueError(f"steps must be a whole number from 1 to T = {num_timesteps}, got {steps!r}")
-    steps = int(steps)
+    steps = whole_number("steps", steps, low=1, high=num_timesteps)
     if spacing == "trailing":
         # Rounded half to even, as diffusers does.
         chosen = np.round(np.arange(steps, 0, -1) * (num_timesteps / steps)).astype(np.int64)[::-1] - 1

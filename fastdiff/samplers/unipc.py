@@ -7,15 +7,17 @@ from typing import Literal
 
 import numpy as np
 
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.ancestral import clip_column
-from fastdiff.samplers.exponential import weights
-from fastdiff.samplers.levels import Final, Levels, table_from_rows, visited
-from fastdiff.samplers.multistep import check_order, row_order, transfer
+from fastdiff.samplers.levels import Final, Ladder, table_from_rows
+from fastdiff.samplers.method import IMAGE, NOISE, Step, halved
+from fastdiff.samplers.multistep import row_order
+from fastdiff.samplers.registry import sampler
 
 
+@sampler
 def unipc(
     diffusion: Diffusion,
     steps: int | None = None,
@@ -58,44 +60,47 @@ def unipc(
 
     Source: Zhao et al. (2023), arXiv:2302.04867, algorithms 1 and 2, eq. 3 to 9.
     """
-    check_order(order, 3)
+    order = whole_number("order", order, low=1, high=3)
     if variant not in ("bh1", "bh2"):
         raise ValueError(f"variant must be 'bh1' or 'bh2', got {variant!r}")
-    levels = visited(diffusion, steps, spacing=spacing, timesteps=timesteps, final=final, continuous=continuous)
+    # B(h) enters where one value meets one unknown: in formulas through two values.
+    method, bh1 = (IMAGE, _half_image_kernel) if predict_x0 else (NOISE, _half_noise_kernel)
+    method = method.replacing(2, bh1 if variant == "bh1" else halved)
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    levels = ladder.levels(diffusion)
     count = len(levels)
-    px, pm = levels.x0() if predict_x0 else levels.eps()
-    bound = clip_column(clip) if predict_x0 else np.inf
     orders = [row_order(i, count, order, lower_order_final, levels.ends_clean()) for i in range(count)]
     rows = []
-    for i in range(count):
-        # The corrected state: its coefficients of base, x, pred, p1, p2, p3.
-        state = np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    for i, evaluation in enumerate(method.evaluations(levels, clip)):
+        corrected = _combination(x=1.0)
         if corrector and i > 0 and i not in no_corrector_rows:
-            gain, w = _formula(levels, predict_x0, variant, i - 1, orders[i - 1], with_end=True)
-            # w runs over the value at the end (pred) and those at and before the start (p1, p2, ...).
-            state = np.array([gain, 0.0, *w, *[0.0] * (4 - len(w))])
-        gain, w = _formula(levels, predict_x0, variant, i, orders[i], with_end=False)
-        nxt = gain * state + np.array([0.0, 0.0, *w, *[0.0] * (4 - len(w))])
-        row = {"t": levels.t[i], "px": px[i], "pm": pm[i], "clip": bound, "push": 1.0, "save_base": 1.0}
-        row |= dict(zip(("cb", "cx", "c0", "c1", "c2", "c3"), nxt.tolist(), strict=True))
-        row |= dict(zip(("bb", "bx", "b0", "b1", "b2", "b3"), state.tolist(), strict=True))
+            # Zhao et al. (2023), algorithm 1: the step that led here again, with the value at its end.
+            gain, weights = method.formula(Step(levels, i - 1, i), range(i, i - 1 - orders[i - 1], -1))
+            corrected = _combination(base=gain, values=weights)
+        # Zhao et al. (2023), algorithm 2.
+        gain, weights = method.formula(Step(levels, i, i + 1), range(i, i - orders[i], -1))
+        predicted = gain * corrected + _combination(values=weights)
+        row = evaluation | {"save_base": 1.0}
+        row |= dict(zip(("cb", "cx", "c0", "c1", "c2", "c3"), predicted.tolist(), strict=True))
+        row |= dict(zip(("bb", "bx", "b0", "b1", "b2", "b3"), corrected.tolist(), strict=True))
         rows.append(row)
-    options: dict[str, object] = {"order": order, "variant": variant, "predict_x0": predict_x0, "corrector": corrector}
-    options |= {"spacing": spacing, "final": final, "steps": count}
-    return table_from_rows(levels, rows, "unipc", order=order + corrector, data_prediction=predict_x0, options=options)
+    options = {"order": order, "variant": variant, "predict_x0": predict_x0, "corrector": corrector}
+    return table_from_rows(
+        levels, rows, "unipc", order=order + corrector, data_prediction=predict_x0,
+        options={**options, **ladder.options, "steps": count},
+    )  # fmt: skip
 
 
-def _formula(
-    levels: Levels, predict_x0: bool, variant: str, start: int, order: int, *, with_end: bool
-) -> tuple[float, Array]:
-    """(A, w) of the step from a level to the next through `order` past values and, if asked, that at its end, first."""
-    kind: Literal["data", "noise"] = "data" if predict_x0 else "noise"
-    h = levels.lam[start + 1] - levels.lam[start]
-    nodes = [(levels.lam[start - age] - levels.lam[start]) / h for age in range(order)] if order > 1 else [0.0]
-    if with_end:
-        nodes = [1.0, *nodes]
-    gain, moments = transfer(kind, levels, start, start + 1, len(nodes))
-    if len(nodes) == 2:
-        scale = levels.alpha[start + 1] if predict_x0 else -levels.sigma[start + 1]
-        moments[1] = 0.5 * (scale * h if variant == "bh1" else moments[0])
-    return gain, weights(nodes, moments)
+def _half_image_kernel(step: Step, moments: Sequence[float]) -> float:
+    """With B(h) = h: half of the kernel at the end of the step."""
+    return 0.5 * (step.alpha_next * step.h)
+
+
+def _half_noise_kernel(step: Step, moments: Sequence[float]) -> float:
+    """As for the image."""
+    return 0.5 * (-step.sigma_next * step.h)
+
+
+def _combination(base: float = 0.0, x: float = 0.0, values: Sequence[float] | Array = ()) -> Array:
+    """A state as its coefficients of base, x, pred, p1, p2 and p3."""
+    return np.array([base, x, *values, *[0.0] * (4 - len(values))])

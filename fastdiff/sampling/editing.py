@@ -88,7 +88,7 @@ def encode(
         table = samplers.ddim_encode(process, _few(steps, process))
     else:
         table = flow_encode(process, steps, order=order)
-    return _run(model, table, x, 0, None, model_kwargs, runner)
+    return _run(model, table, x, model_kwargs=model_kwargs, runner=runner)
 
 
 def decode(
@@ -130,7 +130,7 @@ def decode(
         table = samplers.ddim(process, _few(steps, process), clip=None)
     else:
         table = flow_decode(process, steps, order=order)
-    return _run(model, table, latent, 0, None, model_kwargs, runner)
+    return _run(model, table, latent, model_kwargs=model_kwargs, runner=runner)
 
 
 def round_trip_error(
@@ -209,7 +209,10 @@ def vary(
         if share < 1:
             left = max(1, min(round(steps * share), round(diffusion.num_timesteps * share)))
             table = samplers.renoise(diffusion, left, strength=share, sampler=sampler)
-        found.append(_run(model, table, x, seed, ids, model_kwargs, runner, fresh=share == 1))
+        made = _run(
+            model, table, x, seed=seed, sample_ids=ids, model_kwargs=model_kwargs, runner=runner, fresh=share == 1
+        )
+        found.append(made)
     return found[0] if is_single else torch.stack(found)
 
 
@@ -276,7 +279,10 @@ def interpolate(
 
         def noised(x: Tensor) -> Tensor:
             if stochastic:
-                return _run(model, _noising(process), x, seed, sample_ids, model_kwargs, runner)
+                noising = _noising(process)
+                return _run(
+                    model, noising, x, seed=seed, sample_ids=sample_ids, model_kwargs=model_kwargs, runner=runner
+                )
             return encode(model, process, x, steps=steps, order=order, model_kwargs=model_kwargs, runner=runner)
 
         ends = noised(a), noised(b)
@@ -352,7 +358,10 @@ def inpaint(
     steps = min(50, diffusion.num_timesteps) if steps is None else steps
     table = samplers.repaint(diffusion, steps, jump_length=jump_length, jump_repeats=jump_repeats)
     known = Known(x, keep)
-    filled = _run(model, table, x, seed, sample_ids, model_kwargs, runner, fresh=True, known=known)
+    filled = _run(
+        model, table, x, seed=seed, sample_ids=sample_ids, model_kwargs=model_kwargs, runner=runner, fresh=True,
+        known=known,
+    )  # fmt: skip
     return torch.where(keep.to(filled.device), x.to(filled.device), filled)
 
 
@@ -441,11 +450,11 @@ def _run(
     model: Model,
     table: CoefficientTable,
     x: Tensor,
-    seed: int,
-    sample_ids: Tensor | Iterable[int] | None,
+    *,
     model_kwargs: Mapping[str, Any] | None,
     runner: Runner,
-    *,
+    seed: int = 0,
+    sample_ids: Tensor | Iterable[int] | None = None,
     fresh: bool = False,
     known: Known | None = None,
 ) -> Tensor:

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastdiff.nets.model import Model, model_device
 from fastdiff.ops.reference.noise import torch_normals
-from fastdiff.process.checks import check_count
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.interpolation import log_abar_at_time
 from fastdiff.process.noise import Stream, check_seed
 from fastdiff.samplers.langevin import DEFAULT_SNR
 from fastdiff.sampling.runner import checked_ids, initial_noise
@@ -80,7 +80,7 @@ def langevin(
     levels = [float(t) for t in timesteps]
     if not levels or any(late >= early for early, late in pairwise(levels)):
         raise ValueError(f"timesteps must fall, from the noisiest level to the cleanest, got {levels}")
-    check_count("steps_per_level", steps_per_level)
+    steps_per_level = whole_number("steps_per_level", steps_per_level, low=1)
     if not 0 < snr < 1:
         raise ValueError(f"snr must be in (0, 1), got {snr!r}")
     if x_init is not None and tuple(x_init.shape) != tuple(shape):
@@ -92,9 +92,8 @@ def langevin(
     number = 0
     with torch.no_grad():
         for t in levels:
-            log_abar = np.interp(t, diffusion.schedule.timesteps, diffusion.schedule.log_alphas_cumprod)
-            largest = _LARGEST_STEP * -math.expm1(log_abar)
-            for _ in range(int(steps_per_level)):
+            largest = _LARGEST_STEP * -math.expm1(log_abar_at_time(diffusion.schedule, t))
+            for _ in range(steps_per_level):
                 row = torch.tensor([number], device=ids.device)
                 z = torch_normals(seed, ids, tuple(x.shape[1:]), Stream.LANGEVIN, row).to(x.dtype)
                 score = views.score(x, t)

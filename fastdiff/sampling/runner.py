@@ -15,6 +15,7 @@ from fastdiff.engine.choose import RUNNERS, Runner, native_network
 from fastdiff.engine.loop import run_table
 from fastdiff.engine.native import NativeNetwork
 from fastdiff.nets.model import Model, eval_mode, model_device, model_dtype
+from fastdiff.ops.table_state import TableState
 from fastdiff.process.checks import nearest_name
 from fastdiff.process.noise import Stream, check_seed
 from fastdiff.process.table import CoefficientTable
@@ -116,95 +117,86 @@ def sample(
             model, runner, x, kwargs, None if threshold is None else "it has no dynamic thresholding"
         )
         pixels = None if known is None else KnownPixels(known, table, x, ids, seed)
-        if network is not None:
-            x = _run_native(
-                network, table, x, ids, seed, kwargs.get("y"), start_row, progress, callback, wanted, pixels
-            )
-        else:
-            x = _run_eager(model, table, x, ids, seed, kwargs, start_row, progress, callback, wanted, threshold, pixels)
+        run = _Run(TableState(table), x, ids, seed, range(start_row, len(table)), callback, wanted, pixels)
+        with _bar(table.name, len(run.rows), progress) as advance:
+            if network is None:
+                _run_eager(run, model, kwargs, threshold, advance)
+            elif len(x) > 0:
+                _run_native(run, network, kwargs.get("y"), advance)
     return x if dtype is None else x.to(dtype)
 
 
-def _run_native(
-    network: NativeNetwork,
-    table: CoefficientTable,
-    x: Tensor,
-    ids: Tensor,
-    seed: int,
-    y: Tensor | None,
-    start_row: int,
-    progress: bool,
-    callback: Callable[[SamplingStep], None] | None,
-    wanted: frozenset[int],
-    pixels: KnownPixels | None,
-) -> Tensor:
-    def on_row(row: int, prediction: Tensor | None) -> None:
-        if pixels is not None:
-            pixels.put_back(x, row)
-        if callback is not None and row in wanted:
-            callback(SamplingStep(row, len(table), float(table["t"][row]), x, prediction))
+@dataclass(frozen=True)
+class _Run:
+    """What is run, whoever runs it: a table on a state, which is updated in place.
 
-    if len(x) == 0:
-        return x
-    with _bar(table, start_row, progress) as advance:
-        every = wanted if pixels is None else frozenset(range(len(table)))
-        return run_table(network, table, x, ids, seed, y, start_row, on_row if every else None, every, advance)
+    Attributes:
+        state: The table.
+        x: The state [B, C, ...].
+        ids: Sample ids, int64 [B].
+        seed: In [0, 2^64).
+        rows: To be executed.
+        callback: Told of the rows in `wanted`.
+        wanted: See there.
+        pixels: Put back after each row, or None.
+    """
+
+    state: TableState
+    x: Tensor
+    ids: Tensor
+    seed: int
+    rows: range
+    callback: Callable[[SamplingStep], None] | None
+    wanted: frozenset[int]
+    pixels: KnownPixels | None
+
+    def after_row(self, row: int, prediction: Tensor | None) -> None:
+        """What happens between two rows."""
+        if self.pixels is not None:
+            self.pixels.put_back(self.x, row)
+        if self.callback is not None and row in self.wanted:
+            self.callback(SamplingStep(row, len(self.state.table), self.state.t[row], self.x, prediction))
+
+
+def _run_native(run: _Run, network: NativeNetwork, labels: Tensor | None, advance: Callable[[int], None]) -> None:
+    stops = run.wanted if run.pixels is None else frozenset(run.rows)
+    run_table(
+        network,
+        run.state,
+        run.x,
+        run.rows,
+        ids=run.ids,
+        seed=run.seed,
+        labels=labels,
+        advance=advance,
+        stops=stops,
+        on_stop=run.after_row,
+    )
 
 
 def _run_eager(
+    run: _Run,
     model: Model,
-    table: CoefficientTable,
-    x: Tensor,
-    ids: Tensor,
-    seed: int,
     model_kwargs: dict[str, Any],
-    start_row: int,
-    progress: bool,
-    callback: Callable[[SamplingStep], None] | None,
-    wanted: frozenset[int],
     threshold: DynamicThreshold | None,
-    pixels: KnownPixels | None,
-) -> Tensor:
-    rows = ops.table_rows(table, x.device, x.dtype)
-    times = torch.from_numpy(table["t"].copy()).to(x.device, torch.int64 if table.integer_times else torch.float32)
+    advance: Callable[[int], None],
+) -> None:
+    state, x = run.state, run.x
     input_dtype = model_dtype(model, x.dtype)
-    base = torch.empty_like(x) if table.uses_base else None
-    history = ops.new_history(x, table.history_depth) if table.history_depth else None
-    pred = torch.empty_like(x) if callback is not None else None
-    with _bar(table, start_row, progress) as advance:
-        for row in range(start_row, len(table)):
-            evaluates = bool(table["evaluate"][row])
-            output = None
-            if evaluates:
-                scale = float(table["ci"][row])
-                output = model(
-                    (x if scale == 1 else x * scale).to(input_dtype), times[row].expand(x.shape[0]), **model_kwargs
+    prediction = torch.empty_like(x) if run.callback is not None else None
+    for row in run.rows:
+        output = None
+        if state.evaluates[row]:
+            output = model(*state.network_input(row, x, input_dtype), **model_kwargs)
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    f"the model must return a tensor, got {type(output).__name__}; wrap it to pick its sample"
                 )
-                if not isinstance(output, Tensor):
-                    raise ValueError(
-                        f"the model must return a tensor, got {type(output).__name__}; wrap it to pick its sample"
-                    )
-                if threshold is not None:
-                    output = threshold.apply(table, row, x, output)
-            ops.step(
-                x,
-                output,
-                rows,
-                row,
-                seed=seed,
-                sample_ids=ids,
-                learned_variance=table.learned_variance and evaluates,
-                base=base,
-                history=history,
-                pred_out=pred,
-                out=x,
-            )
-            advance(1)
-            if pixels is not None:
-                pixels.put_back(x, row)
-            if callback is not None and row in wanted:
-                callback(SamplingStep(row, len(table), float(table["t"][row]), x, pred if evaluates else None))
-    return x
+            if threshold is not None:
+                output = threshold.apply(state.table, row, x, output)
+        state.step(row, x, output, seed=run.seed, sample_ids=run.ids, prediction=prediction, out=x)
+        advance(1)
+        run.after_row(row, None if output is None else prediction)
 
 
 def initial_noise(
@@ -275,7 +267,7 @@ def checked_ids(sample_ids: Tensor | Iterable[int] | None, batch: int, device: t
 
 
 @contextlib.contextmanager
-def _bar(table: CoefficientTable, start_row: int, progress: bool) -> Iterator[Callable[[int], None]]:
+def _bar(name: str, num_rows: int, progress: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar over rows, which is told how many were done since; or nothing."""
     if not progress:
         yield lambda count: None
@@ -283,5 +275,5 @@ def _bar(table: CoefficientTable, start_row: int, progress: bool) -> Iterator[Ca
     from rich.progress import Progress
 
     with Progress(transient=True) as bar:
-        task = bar.add_task(table.name, total=len(table) - start_row)
+        task = bar.add_task(name, total=num_rows)
         yield lambda count: bar.advance(task, count)

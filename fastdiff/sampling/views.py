@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fastdiff.nets.model import Model, eval_mode, model_dtype, split_output
 from fastdiff.process.diffusion import Diffusion, x0_coefficients
+from fastdiff.process.interpolation import log_abar_at_time, signal_noise_at, time_at_position
 from fastdiff.process.schedule import Array
 from fastdiff.samplers.levels import position_of
-from fastdiff.tensors import compute_dtype, per_sample
+from fastdiff.tensors import compute_dtype, per_sample, time_tensor
 
 __all__ = ["Views"]
 
@@ -56,8 +57,7 @@ class Views:
         """
         times, alpha, sigma = self._levels(x, t)
         px, pm = (self._shaped(c, x) for c in x0_coefficients(self.diffusion.prediction, alpha, sigma))
-        whole = bool((times == np.round(times)).all())
-        network_t = torch.from_numpy(times).to(x.device, torch.int64 if whole else torch.float32)
+        network_t = time_tensor(times, x.device)
         with eval_mode(self.model):
             output = self.model(x.to(model_dtype(self.model, compute_dtype(x))), network_t, **self.model_kwargs)
         output = split_output(output, x, self.diffusion.learned_variance)[0]
@@ -103,7 +103,7 @@ class Views:
                 f"sigma must be within the schedule's {low:.4g} to {high:.4g}, got {rho.min():.4g} to {rho.max():.4g}"
             )
         position = position_of(self.diffusion, -np.log(np.clip(rho, low, high)))
-        times = np.interp(position, np.arange(len(self.diffusion.schedule)), self.diffusion.schedule.timesteps)
+        times = time_at_position(self.diffusion.schedule, position)
         # A whole time stays whole through the rounding of the way back.
         times = np.where(np.abs(times - np.round(times)) < 1e-9 * max(1.0, times.max()), np.round(times), times)
         alpha = self._shaped(1 / np.sqrt(1 + rho**2), y)
@@ -118,8 +118,7 @@ class Views:
             raise ValueError(
                 f"t must be within the schedule's {low:g} to {high:g}, got {times.min():g} to {times.max():g}"
             )
-        log_abar = np.interp(times, schedule.timesteps, schedule.log_alphas_cumprod)
-        return times, np.exp(0.5 * log_abar), np.sqrt(-np.expm1(log_abar))
+        return times, *signal_noise_at(log_abar_at_time(schedule, times))
 
     def _per_sample_numbers(self, name: str, value: Tensor | float, x: Tensor) -> Array:
         if x.ndim < 2 or not x.is_floating_point():

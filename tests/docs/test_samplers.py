@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import fastdiff as fd
-from fastdiff.samplers.registry import to_markdown
+from fastdiff.samplers.catalogue import to_markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -242,7 +242,7 @@ BAD = {
     "no snr": (langevin, {"snr": 0.0}, "snr must be"),
     "snr and step": (langevin, {"snr": 0.1, "step_size": 0.1}, "not both"),
     "step": (langevin, {"step_size": 5.0}, "the chain diverges, got 5.0"),
-    "timestep": (langevin, {"timestep": 10}, "from 0 to T - 1 = 9"),
+    "timestep": (langevin, {"timestep": 10}, "from 0 to 9"),
     "fraction": (langevin, {"timestep": 1.5}, "whole number"),
     "clip": (langevin, {"clip": -1.0}, "clip must be"),
     "levels": (annealed_langevin, {"num_levels": 0}, "num_levels must be"),

@@ -201,8 +201,8 @@ def test_lms_equals_diffusers(prediction):
 
 
 BAD = {
-    "order": (dpmpp, {"order": 4}, "order must be 1 to 3"),
-    "deis order": (deis, {"order": 0}, "order must be 1 to 4"),
+    "order": (dpmpp, {"order": 4}, "order must be a whole number from 1 to 3"),
+    "deis order": (deis, {"order": 0}, "order must be a whole number from 1 to 4"),
     "solver type": (dpmpp, {"solver_type": "euler"}, "solver_type"),
     "compat": (dpmpp, {"compat": "openai"}, "compat"),
     "variable": (deis, {"variable": "sigma"}, "variable"),

@@ -266,7 +266,7 @@ BAD = {
     "variance": (repaint, {"variance": "learned"}, "cannot be sampled"),
     "strength": (renoise, {"strength": 0.0}, r"strength must be in \(0, 1\]"),
     "much strength": (renoise, {"strength": 1.1}, "strength must be"),
-    "timestep": (renoise, {"timestep": 10}, "from 0 to T - 1 = 9"),
+    "timestep": (renoise, {"timestep": 10}, "from 0 to 9"),
     "both": (renoise, {"timestep": 1, "strength": 0.5}, "not both"),
     "few timesteps": (renoise, {"steps": 6, "strength": 0.5}, "steps must be.*the 5 timesteps from t = 4 down"),
     "sampler": (renoise, {"sampler": "dimm"}, "did you mean 'ddim'"),

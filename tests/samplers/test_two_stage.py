@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from fastdiff import CoefficientTable, Diffusion, NoiseSchedule
 from fastdiff.process.diffusion import Prediction
 from fastdiff.samplers import LEVEL_SPACINGS, SPACINGS, ddim, ddpm, dpm_solver_singlestep
-from fastdiff.samplers.two_stage import MAX_CHURN, dpm2, dpm2_ancestral, edm, euler, euler_ancestral, heun
+from fastdiff.samplers.two_stage import dpm2, dpm2_ancestral, edm, euler, euler_ancestral, heun
+from fastdiff.samplers.two_stage_method import MAX_CHURN
 from support.gaussian_tables import convergence_order, run_table
 from support.table_runs import close, execute, toy_model
 

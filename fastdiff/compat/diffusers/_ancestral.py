@@ -166,11 +166,11 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
             # Their "learned" is the variance itself, and ours its log.
             model_output = torch.cat([model_output[:, :channels], model_output[:, channels:].log()], dim=1)
         noise, seed = None, 0
-        if run.times[row] > 0:
+        if run.t[row] > 0:
             like = model_output[:, :channels] if learned else model_output
             noise, seed = self._noise(like, generator, None, run.noisy[row])
-        out, pred = run.execute(
-            row, model_output, sample, noise=noise, seed=seed, sample_ids=self.sample_ids, learned=learned,
+        out, pred = run.step(
+            row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, learned_variance=learned,
             prediction=True,
         )  # fmt: skip
         if not return_dict:
@@ -224,8 +224,8 @@ class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
             if variance_noise is not None and generator is not None:
                 raise ValueError("give generator or variance_noise, not both")
             noise, seed = self._noise(model_output, generator, variance_noise, run.noisy[row])
-        out, pred = run.execute(
-            row, model_output, sample, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=True
+        out, pred = run.step(
+            row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=True
         )
         if not return_dict:
             return out, pred
@@ -278,7 +278,7 @@ class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type
             return super().step(model_output, timestep, sample, return_dict)
         sample = _same_type(sample, model_output)
         run, row = self._find(timestep, None)
-        out, pred = run.execute(row, model_output, sample, prediction=True)
+        out, pred = run.step(row, sample, model_output, prediction=True)
         if not return_dict:
             return out, pred
         return output_of(DDIMSchedulerOutput, prev_sample=out, pred_original_sample=pred)
@@ -329,9 +329,9 @@ class RePaintScheduler(_ByTimestep, diffusers.RePaintScheduler):  # type: ignore
         known_run, known_row = self._find(timestep, "known")
         noise, seed = self._noise(model_output, generator, None, run.noisy[row] or known_run.noisy[known_row])
         shared: dict[str, Any] = {"noise": noise, "seed": seed, "sample_ids": self.sample_ids}
-        unknown, pred = run.execute(row, model_output, sample, prediction=True, **shared)
+        unknown, pred = run.step(row, sample, model_output, prediction=True, **shared)
         original = original_image.to(sample.device, sample.dtype).expand_as(sample).contiguous()
-        known, _ = known_run.execute(known_row, None, original, **shared)
+        known, _ = known_run.step(known_row, original, None, **shared)
         out = torch.lerp(unknown, known, mask.to(unknown.device, unknown.dtype))
         if not return_dict:
             return out, pred

@@ -160,7 +160,7 @@ class FusedScheduler:
         generator: Generators = None,
         noise: Tensor | None = None,
         draws: bool = False,
-        prediction: bool = False,
+        prediction: Literal[True] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """One row of a scheduler that counts its steps; the result has the model output's type, as theirs."""
         if self._step_index is None:
@@ -172,8 +172,8 @@ class FusedScheduler:
         seed = 0
         if draws:
             noise, seed = self._noise(model_output, generator, noise, run.noisy[row], torch.float32)
-        out, pred = run.execute(
-            row, model_output, sample, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=prediction
+        out, pred = run.step(
+            row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=prediction
         )
         self._step_index = index + 1
         if out.dtype != model_output.dtype:

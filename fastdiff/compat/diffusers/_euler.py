@@ -113,8 +113,8 @@ class EulerAncestralDiscreteScheduler(_Exploding, diffusers.EulerAncestralDiscre
         run = self._begin(index)
         row = index - run.start
         noise, seed = self._noise(model_output, generator, None, run.noisy[row])
-        out, pred = run.execute(
-            row, model_output, sample, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=True
+        out, pred = run.step(
+            row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=True
         )
         self._step_index = index + 1
         out = out.to(model_output.dtype)
@@ -142,7 +142,7 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
         # `state_in_first_order` reads it: a step is half done.
         run = self._run
         assert run is not None
-        self.dt = run.times[run.next - 1] if run.pushes[run.next - 1] else None
+        self.dt = run.t[run.next - 1] if run.pushes[run.next - 1] else None
         if not return_dict:
             return out, pred
         return output_of(HeunDiscreteSchedulerOutput, prev_sample=out, pred_original_sample=pred)

@@ -246,6 +246,6 @@ class PNDMScheduler(FusedScheduler, diffusers.PNDMScheduler):  # type: ignore[mi
         if self.num_inference_steps is None or self._peer_steps(model_output, sample):
             return super().step(model_output, timestep, sample, return_dict)
         run = self._begin(self.counter)
-        out, _ = run.execute(self.counter - run.start, model_output, sample)
+        out, _ = run.step(self.counter - run.start, sample, model_output)
         self.counter += 1
         return _output(out, return_dict)

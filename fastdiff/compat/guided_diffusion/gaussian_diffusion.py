@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastdiff import ops, samplers
+from fastdiff import samplers
 from fastdiff.compat.guided_diffusion.enums import (
     Array,
     LossType,
@@ -37,7 +37,7 @@ from fastdiff.compat.guided_diffusion.posterior import (
     Terms,
     extract,
 )
-from fastdiff.process.table import CoefficientTable
+from fastdiff.ops.table_state import TableState
 
 __all__ = [
     "Array",
@@ -64,8 +64,8 @@ class GaussianDiffusion(GaussianMoments):
     """
 
     @cached_property
-    def _tables(self) -> dict[tuple[Any, ...], tuple[CoefficientTable, Tensor]]:
-        """Tables by sampler and options, and their rows on a device."""
+    def _tables(self) -> dict[tuple[Any, ...], TableState]:
+        """Tables by sampler and options."""
         return {}
 
     def p_sample(
@@ -261,26 +261,24 @@ class GaussianDiffusion(GaussianMoments):
     ) -> Terms:
         """One row of fastdiff's table of the sampler, with noise from PyTorch's generator."""
         output = self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
-        table, rows = self._rows(sampler, clip, eta, x)
+        state = self._state(sampler, clip, eta)
         x = x.contiguous(memory_format=torch.contiguous_format)
-        noise, pred = torch.randn_like(x), torch.empty_like(x)
-        learned = table.learned_variance
-        channels = x.shape[1]
-        if self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE) and not learned:
+        noise = torch.randn_like(x)
+        learns = self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+        if learns and not state.table.learned_variance:
             # DDIM does not read the variance.
-            output = output[:, :channels]
+            output = output[:, : x.shape[1]]
         row = self.num_timesteps - 1 - t
-        sample = ops.step(x, output.contiguous(), rows, row, noise=noise, learned_variance=learned, pred_out=pred)
+        sample, pred = state.step(row, x, output.contiguous(), noise=noise, prediction=True)
+        assert pred is not None
         return {"sample": sample, "pred_xstart": pred}
 
-    def _rows(self, sampler: str, clip: bool, eta: float, x: Tensor) -> tuple[CoefficientTable, Tensor]:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        key = (sampler, clip, eta, x.device, wide)
+    def _state(self, sampler: str, clip: bool, eta: float) -> TableState:
+        key = (sampler, clip, eta)
         if key not in self._tables:
             options: dict[str, Any] = {"clip": 1.0 if clip else None}
             options |= {"eta": eta} if sampler == "ddim" else {}
-            table = samplers.build(sampler, self.diffusion, self.num_timesteps, **options)
-            self._tables[key] = table, ops.table_rows(table, x.device, wide)
+            self._tables[key] = TableState(samplers.build(sampler, self.diffusion, self.num_timesteps, **options))
         return self._tables[key]
 
     # Training and scoring.

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff import ops, samplers
+from fastdiff import samplers
 from fastdiff.compat.k_diffusion.sigmas import get_ancestral_step
 from fastdiff.compat.levels import ladder_of_sigmas, variance_exploding
+from fastdiff.ops.table_state import TableState
 from fastdiff.process.table import (
     COEFFICIENTS,
     DEFAULTS,
@@ -22,7 +23,7 @@ from fastdiff.process.table import (
     CoefficientTable,
 )
 from fastdiff.samplers.exponential import phi
-from fastdiff.samplers.two_stage import MAX_CHURN
+from fastdiff.samplers.two_stage_method import MAX_CHURN
 
 __all__ = [
     "Callback",
@@ -161,9 +162,7 @@ def run(
         if name != "t"
     }
     table = CoefficientTable(columns | {"t": np.zeros(len(columns["cx"]))}, "k_diffusion")
-    rows = ops.table_rows(table, x.device, x.dtype)
-    history = ops.new_history(x, table.history_depth) if table.history_depth else None
-    base = torch.empty_like(x) if table.uses_base else None
+    state = TableState(table)
     ones = x.new_ones(x.shape[0])
     draw = default_noise_sampler(x) if noise_sampler is None else noise_sampler
     row = 0
@@ -173,7 +172,7 @@ def run(
             level = sigmas.new_tensor(part.sigma)
             for place, (at, end) in enumerate(zip(part.at, part.ends, strict=True)):
                 output = None
-                if table["evaluate"][row]:
+                if state.evaluates[row]:
                     output = model(x, at * ones, **dict(extra_args or {}))
                     if callback is not None and not reported:
                         info: dict[str, Any] = {"x": x, "i": part.step, "sigma": sigmas[part.step],
@@ -182,11 +181,11 @@ def run(
                             info |= {"t": -info["sigma"].log(), "t_up": -info["sigma_hat"].log()}
                         callback(info)
                         reported = True
-                noise = draw(level, sigmas.new_tensor(end)) if table["s"][row] > 0 else None
+                noise = draw(level, sigmas.new_tensor(end)) if state.noisy[row] else None
                 if place == len(part.at) - 1:
                     for _ in range(part.wasted):
                         draw(level, sigmas.new_tensor(end))
-                x = ops.step(x, output, rows, row, noise=noise, base=base, history=history)
+                x, _ = state.step(row, x, output, noise=noise)
                 row += 1
     return x
 

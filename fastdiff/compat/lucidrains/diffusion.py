@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff import ops, samplers
+from fastdiff import samplers
+from fastdiff.ops.table_state import TableState
 from fastdiff.process.checks import check_keys
 from fastdiff.process.diffusion import Diffusion, Prediction
 from fastdiff.process.schedule import NoiseSchedule
-from fastdiff.process.table import CoefficientTable
 
 __all__ = ["GaussianDiffusion", "ModelPrediction"]
 
@@ -104,7 +104,7 @@ class GaussianDiffusion(nn.Module):
         self.auto_normalize = auto_normalize
         for name, values in _buffers(self.schedule, objective, min_snr_gamma if min_snr_loss_weight else None).items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
-        self._tables: dict[tuple[Any, ...], Tensor] = {}
+        self._tables: dict[tuple[Any, ...], TableState] = {}
 
     betas: Tensor
 
@@ -270,20 +270,18 @@ class GaussianDiffusion(nn.Module):
         times = torch.full((x.shape[0],), t, device=x.device, dtype=torch.int64)
         out = self.model(x, times, x_self_cond).contiguous()
         noise = torch.randn_like(x) if draw else torch.zeros_like(x)
-        pred = torch.empty_like(x)
-        sample = ops.step(x.contiguous(), out, self._rows(key, x.device), row, noise=noise, pred_out=pred)
+        sample, pred = self._state(key).step(row, x.contiguous(), out, noise=noise, prediction=True)
+        assert pred is not None
         return sample, pred
 
-    def _rows(self, key: tuple[Any, ...], device: torch.device) -> Tensor:
-        place = (*key, device)
-        if place not in self._tables:
-            table: CoefficientTable
+    def _state(self, key: tuple[Any, ...]) -> TableState:
+        if key not in self._tables:
             if key[0] == "ddpm":
                 table = samplers.ddpm(self.diffusion)
             else:
                 table = samplers.ddim(self.diffusion, timesteps=list(key[1]), eta=key[2])
-            self._tables[place] = ops.table_rows(table, device)
-        return self._tables[place]
+            self._tables[key] = TableState(table)
+        return self._tables[key]
 
     def noise_assignment(self, x_start: Tensor, noise: Tensor) -> Tensor:
         """Which noise goes to which image so that the sum of distances is least, int64 [B]."""

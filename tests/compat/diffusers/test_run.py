@@ -11,7 +11,8 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is in the test ex
 
 from fastdiff import ops  # noqa: E402
 from fastdiff.compat import diffusers as ours  # noqa: E402
-from fastdiff.compat.diffusers import _run  # noqa: E402
+from fastdiff.compat.diffusers._run import output_of  # noqa: E402
+from fastdiff.ops import table_state  # noqa: E402
 
 NAMES = [
     name for name in ours.__all__ if name.endswith("Scheduler") and name not in ("FusedScheduler", "RePaintScheduler")
@@ -48,13 +49,13 @@ def outputs_of(name, shape=(2, 3, 4, 4), *, laid_out=lambda x: x):
 def dense_calls(monkeypatch):
     """Rows that went past the dispatcher."""
     calls = []
-    real = _run._step_dense
+    real = table_state._step_dense
 
     def counting(*numbers):
         calls.append(numbers)
         return real(*numbers)
 
-    monkeypatch.setattr(_run, "_step_dense", counting)
+    monkeypatch.setattr(table_state, "_step_dense", counting)
     return calls
 
 
@@ -63,7 +64,7 @@ def dense_calls(monkeypatch):
 def test_run_past_the_dispatcher_equals_the_op_to_the_bit(name, shape, monkeypatch, dense_calls):
     short = outputs_of(name, shape)
     assert dense_calls
-    monkeypatch.setattr(_run, "_is_dense", lambda x, m: False)
+    monkeypatch.setattr(table_state, "_is_dense", lambda x, m: False)
     through_the_op = outputs_of(name, shape)
     for a, b in zip(short, through_the_op, strict=True):
         assert a.keys() == b.keys()
@@ -168,7 +169,7 @@ def test_run_refuses_a_row_that_draws_noise():
     rows = torch.zeros(1, 32)
     rows[0, 12] = 1.0
     with pytest.raises(RuntimeError, match="draws noise"):
-        _run._step_dense(x.data_ptr(), x.data_ptr(), x.data_ptr(), 0, 0, 0, 0, 4, rows.data_ptr(), 0)
+        table_state._step_dense(x.data_ptr(), x.data_ptr(), x.data_ptr(), 0, 0, 0, 0, 4, rows.data_ptr(), 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -200,7 +201,7 @@ def test_output_of_an_unknown_kind_is_constructed():
             super().__init__(values)
             self.extra = True
 
-    assert _run.output_of(Odd, prev_sample=torch.zeros(1)).extra
+    assert output_of(Odd, prev_sample=torch.zeros(1)).extra
 
 
 @pytest.mark.parametrize("name", NAMES)
