@@ -1,11 +1,11 @@
 // The elementwise kernels for avx512; run only where dispatch.cpp has found it.
 #include <cstdint>
 
-#include "conv.h"
+#include "conv3x3.h"
 #include "elementwise.h"
 #include "engine.h"
 #include "noise_layout.h"
-#include "norm.h"
+#include "group_norm_act.h"
 #include "row_layout.h"
 
 #if defined(__x86_64__)
@@ -25,8 +25,8 @@ namespace avx512 {
 #include "losses_impl.h"
 #include "engine_impl.h"
 #include "engine_rest_impl.h"
-#include "conv_impl.h"
-#include "norm_impl.h"
+#include "conv3x3_impl.h"
+#include "group_norm_act_impl.h"
 
 }  // namespace avx512
 

@@ -1,11 +1,11 @@
 // The elementwise kernels for any CPU.
 #include <cstdint>
 
-#include "conv.h"
+#include "conv3x3.h"
 #include "elementwise.h"
 #include "engine.h"
 #include "noise_layout.h"
-#include "norm.h"
+#include "group_norm_act.h"
 #include "row_layout.h"
 
 
@@ -19,8 +19,8 @@ namespace generic {
 #include "losses_impl.h"
 #include "engine_impl.h"
 #include "engine_rest_impl.h"
-#include "conv_impl.h"
-#include "norm_impl.h"
+#include "conv3x3_impl.h"
+#include "group_norm_act_impl.h"
 
 }  // namespace generic
 

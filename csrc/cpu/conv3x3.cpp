@@ -1,5 +1,5 @@
 // 3x3 convolutions of training: the plan's Winograd with weights packed at every call, and the gradient of the weights.
-#include "conv.h"
+#include "conv3x3.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,5 +1,5 @@
 // Launchers of group norm: fastdiff/ops/_group_norm_act.py.
-#include "norm.h"
+#include "group_norm_act.h"
 
 #include "run.h"
 #include "variants.h"
