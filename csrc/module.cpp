@@ -5,7 +5,8 @@
 #include <exception>
 #include <string>
 
-#include "cpu/elementwise.h"
+#include "kernels.h"
+#include "step.h"
 
 static PyObject* cpu_isa(PyObject*, PyObject*) {
   try {

@@ -1,8 +1,12 @@
-// Terms of the variational bound, elementwise, with their derivatives. Included inside the namespace of one instruction
-// set, after vec.h. The formulas are those of fastdiff/losses.py and reference_losses.py.
+// Terms of the variational bound, elementwise, with their derivatives. The formulas are those of fastdiff/losses.py and reference_losses.py.
 //
 // Phi and phi are the normal distribution and its density. The bins' terms exist in float64 alone: a bin's edges are
 // differences of nearly equal numbers, and one timestep in T has bins.
+#pragma once
+
+#include "vec_impl.h"
+
+namespace fastdiff::FD_VARIANT {
 
 constexpr double SQRT_HALF = 0.70710678118654752440, LN_2 = 0.69314718055994530942;
 constexpr double SQRT_2_BY_PI = 0.79788456080286535588, INV_SQRT_2_PI = 0.39894228040143267794;
@@ -179,3 +183,5 @@ FD_INLINE Slopes density_slopes(f64x8 x, f64x8 mean, f64x8 log_std) {
   const f64x8 inverse_std = exp_v(-log_std), z = (x - mean) * inverse_std;
   return {z * inverse_std, z * z - 1.0};
 }
+
+}  // namespace fastdiff::FD_VARIANT

@@ -4,15 +4,17 @@
 #include <algorithm>
 #include <cstring>
 
-#include "run.h"
-#include "variants.h"
+#include "instructions.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "plan_layout.h"
+#include "rounding.h"
+#include "tensors.h"
 #include "workspace.h"
 
 namespace fastdiff {
 
 namespace {
-
-int64_t round_up(int64_t n) { return ceil_div(n, 16) * 16; }
 
 const float* image(const char* name, const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && in_layout(x, true).data_ptr() == x.data_ptr(),
@@ -24,11 +26,6 @@ const float* image(const char* name, const Tensor& x) {
 int64_t tile_size(const Tensor& x) { return x.size(2) >= 8 && x.size(3) >= 8 ? 4 : 2; }
 
 }  // namespace
-
-static const ConvKernels& conv_kernels() {
-  static const ConvKernels& chosen = variant_of<ConvKernels>(FD_VARIANTS(conv));
-  return chosen;
-}
 
 // y = conv(x, weight) + bias; `transposed`: x is the gradient of the result, and y that of the input.
 void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool transposed, Tensor out) {
@@ -73,8 +70,8 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
   i.target = to - from;
   const int64_t points = (pack.size + 2) * (pack.size + 2), panels = panels_of(columns);
   i.bias = points * panels * rows * PANEL;
-  const int64_t packed = i.bias + round_up(columns + 16);
-  const int64_t shared = round_up(shared_scratch(i, batch, threads)), own = round_up(thread_scratch(i, batch, threads));
+  const int64_t packed = i.bias + round_up(columns + 16, 16);
+  const int64_t shared = round_up(shared_scratch(i, batch, threads), 16), own = round_up(thread_scratch(i, batch, threads), 16);
   float* memory = workspace(packed + shared + threads * own + 16);
   pack.packed = memory;
   std::fill(memory + i.bias, memory + packed, 0.0f);
@@ -84,7 +81,7 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
     std::memcpy(memory + i.bias, bias->data_ptr(), sizeof(float) * static_cast<size_t>(columns));
   }
   torch::stable::parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1, [&](int64_t first, int64_t last) {
-    conv_kernels().pack(pack, first, last);
+    kernels().conv3x3_pack(pack, first, last);
   });
   const Work work{i, batch, const_cast<float*>(from), memory, nullptr, 0, memory + packed, 0};
   run_instruction(work, threads, memory + packed + shared, own);
@@ -107,13 +104,13 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
                   "out must be [C_out, C_in, 3, 3]");
   a.size = tile_size(x);
   // Two units or more for each thread; the sums of an element are the same whatever the blocks.
-  a.block_in = std::min<int64_t>(64, round_up(a.channels_in));
-  a.block_out = std::min<int64_t>(64, round_up(a.channels_out));
-  while (grad_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2);
-  const int64_t own = round_up(grad_scratch(a));
+  a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
+  a.block_out = std::min<int64_t>(64, round_up(a.channels_out, 16));
+  while (grad_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2, 16);
+  const int64_t own = round_up(grad_scratch(a), 16);
   float* memory = workspace(threads * own);
-  const ConvKernels& variant = conv_kernels();
-  run_units(grad_units(a), threads, [&](int64_t unit, int64_t worker) { variant.grad(a, unit, memory + worker * own); });
+  const Kernels& variant = kernels();
+  run_units(grad_units(a), threads, [&](int64_t unit, int64_t worker) { variant.conv3x3_weight_grad(a, unit, memory + worker * own); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

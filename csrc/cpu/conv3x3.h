@@ -1,8 +1,10 @@
 // What the 3x3 convolutions of training are given: packing of weights that change at every step, and their gradient.
-// Plain data, as in elementwise.h. The convolution itself is the plan's.
+// Plain data, as in kernels.h. The convolution itself is the plan's.
 #pragma once
 
 #include <cstdint>
+
+#include "rounding.h"
 
 namespace fastdiff {
 
@@ -30,21 +32,13 @@ constexpr int64_t GRAD_TILES = 24;
 
 static inline int64_t grad_points(const ConvGradArgs& a) { return (a.size + 2) * (a.size + 2); }
 static inline int64_t grad_units(const ConvGradArgs& a) {
-  return ((a.channels_in + a.block_in - 1) / a.block_in) * ((a.channels_out + a.block_out - 1) / a.block_out);
+  return ceil_div(a.channels_in, a.block_in) * ceil_div(a.channels_out, a.block_out);
 }
-// One cache line more than a point holds, as point_stride in engine.h.
+// One cache line more than a point holds, as point_stride in instructions.h.
 static inline int64_t grad_stride(int64_t rows, int64_t columns) { return rows * columns + 16; }
 static inline int64_t grad_scratch(const ConvGradArgs& a) {
   return grad_points(a) * (grad_stride(GRAD_TILES, a.block_in) + grad_stride(GRAD_TILES, a.block_out) +
                            grad_stride(a.block_out, a.block_in));
 }
-
-struct ConvKernels {
-  const char* name;
-  void (*pack)(const PackArgs&, int64_t first_unit, int64_t last_unit);
-  void (*grad)(const ConvGradArgs&, int64_t unit, float* scratch);
-};
-
-extern const ConvKernels conv_generic, conv_avx2, conv_avx512;
 
 }  // namespace fastdiff

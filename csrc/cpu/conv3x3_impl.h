@@ -1,6 +1,19 @@
-// Packing and weight gradient of 3x3 convolutions by Winograd's F(4x4, 3x3) and F(2x2, 3x3); included after engine_impl.h.
+// Packing and weight gradient of 3x3 convolutions by Winograd's F(4x4, 3x3) and F(2x2, 3x3).
 // With V = B^T d B of a tile of pixels and y = A^T [(G g G^T) * V] A of its results, the gradient of g is the adjoint:
 // G^T [sum over the tiles of (A dy A^T) * V] G. Source: Lavin and Gray (2016), arXiv:1509.09308, section 4.
+#pragma once
+
+#include <cstdint>
+
+#include "conv3x3.h"
+#include "gemm_impl.h"
+#include "instructions.h"
+#include "plan_layout.h"
+#include "rounding.h"
+#include "vec_impl.h"
+#include "winograd_impl.h"
+
+namespace fastdiff::FD_VARIANT {
 
 // G w: one dimension of the weights' transform, three values to six, or four.
 FD_INLINE void winograd_weights(const f32x16 (&w)[3], f32x16 (&u)[6]) {
@@ -203,3 +216,5 @@ static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
 static void run_conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
   a.size == 4 ? conv_grad<4>(a, unit, scratch) : conv_grad<2>(a, unit, scratch);
 }
+
+}  // namespace fastdiff::FD_VARIANT

@@ -1,5 +1,13 @@
+#include "diffuse.h"
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "kernels.h"
 #include "noise_layout.h"
 #include "tensors.h"
+#include "tiling.h"
 
 namespace fastdiff {
 

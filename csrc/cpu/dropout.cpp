@@ -1,3 +1,8 @@
+#include "dropout.h"
+
+#include <cstdint>
+
+#include "kernels.h"
 #include "tensors.h"
 
 namespace fastdiff {

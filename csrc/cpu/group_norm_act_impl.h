@@ -1,9 +1,21 @@
-// Group norm, scale and shift, SiLU, and their gradient; included after engine_impl.h. A unit is some whole groups of one
+// Group norm, scale and shift, SiLU, and their gradient. A unit is some whole groups of one
 // sample; it goes over them twice, tile by tile. fastdiff/reference_norm.py has the formulas.
 //
 // Both memory formats are the same loops. Of [B, pixels, C] a tile is some pixels of the unit's channels, and a vector is
 // 16 channels; of [B, C, pixels] (PLANAR) it is a piece of one channel, and a vector is 16 pixels. float32 rows of whole
 // vectors are read and written where they lie, all others through a buffer.
+#pragma once
+
+#include <cstdint>
+
+#include "convert_impl.h"
+#include "gemm_impl.h"
+#include "group_norm_act.h"
+#include "matrix.h"
+#include "rounding.h"
+#include "vec_impl.h"
+
+namespace fastdiff::FD_VARIANT {
 
 struct NormUnit {
   int64_t sample, first, channels, width;  // width: channels rounded up to whole vectors
@@ -50,8 +62,6 @@ struct Rows {
   int64_t stride;
 };
 
-FD_INLINE int64_t rounded(int64_t cols) { return ceil_div(cols, 16) * 16; }
-
 FD_INLINE float* place_of(const Matrix& m, int64_t sample, int64_t row, int64_t col) {
   return (float*)m.data + sample * m.sample_stride + row * m.row_stride + col;
 }
@@ -59,13 +69,13 @@ FD_INLINE float* place_of(const Matrix& m, int64_t sample, int64_t row, int64_t 
 FD_INLINE bool in_place(const Matrix& m, const NormTile& t) { return m.dtype == Dtype::F32 && t.cols % 16 == 0; }
 
 FD_INLINE void load_rows(const Matrix& m, int64_t sample, const NormTile& t, int64_t col, int64_t cols, float* to) {
-  const int64_t width = rounded(t.cols);
+  const int64_t width = round_up(t.cols, 16);
   for (int64_t r = 0; r < t.rows; ++r)
     load_run(to + r * width, m, sample * m.sample_stride + (t.row + r) * m.row_stride + col, cols);
 }
 
 FD_INLINE void store_rows(const Matrix& m, int64_t sample, const NormTile& t, int64_t col, int64_t cols, const float* from) {
-  const int64_t width = rounded(t.cols);
+  const int64_t width = round_up(t.cols, 16);
   for (int64_t r = 0; r < t.rows; ++r)
     store_run(from + r * width, m, sample * m.sample_stride + (t.row + r) * m.row_stride + col, cols);
 }
@@ -73,13 +83,13 @@ FD_INLINE void store_rows(const Matrix& m, int64_t sample, const NormTile& t, in
 FD_INLINE Rows rows_of(const Matrix& m, int64_t sample, const NormTile& t, float* buffer) {
   if (in_place(m, t)) return {place_of(m, sample, t.row, t.col), m.row_stride};
   load_rows(m, sample, t, t.col, t.cols, buffer);
-  return {buffer, rounded(t.cols)};
+  return {buffer, round_up(t.cols, 16)};
 }
 
 // Where a tile of results is made: its own place, or the buffer, for `finish_rows` to take from.
 FD_INLINE Rows result_rows(const Matrix& m, int64_t sample, const NormTile& t, float* buffer) {
   if (in_place(m, t)) return {place_of(m, sample, t.row, t.col), m.row_stride};
-  return {buffer, rounded(t.cols)};
+  return {buffer, round_up(t.cols, 16)};
 }
 
 FD_INLINE void finish_rows(const Matrix& m, int64_t sample, const NormTile& t, const Rows& from) {
@@ -110,7 +120,7 @@ template <bool PLANAR>
 FD_INLINE Rows load_h(const NormArgs& a, const NormUnit& u, const NormTile& t, bool written, float* buffer, float* other) {
   if (written) return rows_of(a.total, u.sample, t, buffer);
   const int64_t head = in_first<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
-  Rows h = {buffer, rounded(t.cols)};
+  Rows h = {buffer, round_up(t.cols, 16)};
   if (head == count) {
     h = rows_of(a.x, u.sample, t, buffer);
   } else if (head == 0) {
@@ -121,7 +131,7 @@ FD_INLINE Rows load_h(const NormArgs& a, const NormUnit& u, const NormTile& t, b
   }
   if (a.residual.data == nullptr) return h;
   const Rows residual = rows_of(a.residual, u.sample, t, other);
-  const int64_t width = rounded(t.cols);
+  const int64_t width = round_up(t.cols, 16);
   for (int64_t r = 0; r < t.rows; ++r)
     for (int64_t c = 0; c < t.cols; ++c)
       buffer[r * width + c] = h.at[r * h.stride + c] + added_to(a, u.sample, PLANAR ? t.row : t.col + c) +
@@ -192,7 +202,7 @@ FD_INLINE void add_moments(const NormUnit& u, const NormTile& t, const Rows& h, 
       m.pivot[t.row - u.first] = sum / (float)some;
     } else {
       const int64_t some = t.rows < 4 ? t.rows : 4;
-      for (int64_t c = 0; c < rounded(t.cols); c += 16) {
+      for (int64_t c = 0; c < round_up(t.cols, 16); c += 16) {
         f32x16 sum = {};
         for (int64_t r = 0; r < some; ++r) sum += load16(h.at + r * h.stride + c);
         store16(m.pivot + c, sum / (float)some);
@@ -356,7 +366,7 @@ FD_INLINE Rows gradient_rows(const NormGradArgs& grad, const NormUnit& u, const 
   const int64_t head = in_first<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
   if (head == count) return result_rows(grad.dx, u.sample, t, buffer);
   if (head == 0) return result_rows(grad.dx2, u.sample, in_second<PLANAR>(a, t), buffer);
-  return {buffer, rounded(t.cols)};
+  return {buffer, round_up(t.cols, 16)};
 }
 
 template <bool PLANAR>
@@ -404,11 +414,11 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
       const NormSlopes<PLANAR, ACT, U> s = slopes.template operator()<U>(first);
       f32x16 sum[U] = {}, products[U] = {};
       const float *at = h.at + place, *at_dy = dy.at + place;
-      for (int64_t k = 0; k < count; ++k, at += step_of<PLANAR, U>(h), at_dy += step_of<PLANAR, U>(dy))
+      for (int64_t i = 0; i < count; ++i, at += step_of<PLANAR, U>(h), at_dy += step_of<PLANAR, U>(dy))
         for (int j = 0; j < U; ++j) {
           const f32x16 about = load16(at + 16 * j) - s.mean[j];
           f32x16 du = s.du(j, about, load16(at_dy + 16 * j)), product = du * about;
-          if (U == 1) du = cut<PLANAR>(du, place + 16 * k, t), product = cut<PLANAR>(product, place + 16 * k, t);
+          if (U == 1) du = cut<PLANAR>(du, place + 16 * i, t), product = cut<PLANAR>(product, place + 16 * i, t);
           sum[j] += du;
           products[j] += product;
         }
@@ -445,15 +455,15 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
       f32x16 less[U], by[U], sum[U] = {};
       coefficients_of<PLANAR, U>(constant + first, less);
       coefficients_of<PLANAR, U>(slope + first, by);
-      for (int64_t k = 0; k < count; ++k)
+      for (int64_t i = 0; i < count; ++i)
         for (int j = 0; j < U; ++j) {
           const int64_t along = place + 16 * j;
-          const f32x16 about = load16(h.at + k * step_of<PLANAR, U>(h) + along) - s.mean[j];
-          const f32x16 du = s.du(j, about, load16(dy.at + k * step_of<PLANAR, U>(dy) + along));
+          const f32x16 about = load16(h.at + i * step_of<PLANAR, U>(h) + along) - s.mean[j];
+          const f32x16 du = s.du(j, about, load16(dy.at + i * step_of<PLANAR, U>(dy) + along));
           f32x16 dh = du * s.factor[j] - less[j] - about * by[j];
-          if (has_total) dh += load16(dtotal.at + k * step_of<PLANAR, U>(dtotal) + along);
-          store16(dx.at + k * step_of<PLANAR, U>(dx) + along, dh);
-          sum[j] += U == 1 ? cut<PLANAR>(dh, place + 16 * k, t) : dh;
+          if (has_total) dh += load16(dtotal.at + i * step_of<PLANAR, U>(dtotal) + along);
+          store16(dx.at + i * step_of<PLANAR, U>(dx) + along, dh);
+          sum[j] += U == 1 ? cut<PLANAR>(dh, place + 16 * i, t) : dh;
         }
       add_sums<PLANAR, U>(total + first, sum);
     };
@@ -470,3 +480,5 @@ static void norm_backward(const NormGradArgs& grad, int64_t unit, float* scratch
   else
     grad.forward.act ? norm_backward_of<false, true>(grad, unit, scratch) : norm_backward_of<false, false>(grad, unit, scratch);
 }
+
+}  // namespace fastdiff::FD_VARIANT

@@ -1,7 +1,15 @@
+#include "losses.h"
+
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "kernels.h"
+#include "matrix.h"
 #include "tensors.h"
+#include "tiling.h"
 
 namespace fastdiff {
 

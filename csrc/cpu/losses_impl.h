@@ -1,11 +1,22 @@
-// The losses and the gradient of the network's output over a range of work units. Included inside the namespace of one
-// instruction set, after convert.h and bound_terms_impl.h.
+// The losses and the gradient of the network's output over a range of work units.
 //
 //   mu  = clamp(px x_t + pm m, -clip, clip),  logvar = v log_max + (1 - v) log_min, v = (second half + 1) / 2
 //   t>0:  KL(N(coef1 x_0, exp(log_q)) || N(coef1 mu, exp(logvar)))
 //   t=0:  -log P(bin of x_0) under N(mu, exp(logvar)), or -log of the density
 //
 // Each tensor is read once. Samples at t = 0 are computed in float64 whatever their type.
+#pragma once
+
+#include <cstdint>
+
+#include "bound_terms_impl.h"
+#include "convert_impl.h"
+#include "losses.h"
+#include "matrix.h"
+#include "tiling.h"
+#include "vec_impl.h"
+
+namespace fastdiff::FD_VARIANT {
 
 // The next vector of a run of which `left` values remain; 0 where it has ended.
 template <typename A>
@@ -33,13 +44,6 @@ FD_INLINE void add_lanes(typename Lanes<A>::Vector& total, typename Lanes<A>::Ve
     total += v;
   else
     for (int64_t i = 0; i < left; ++i) total[i] += v[i];
-}
-
-template <typename V>
-FD_INLINE double sum_of(V v) {
-  double total = 0;
-  for (int i = 0; i < (int)(sizeof(V) / sizeof(v[0])); ++i) total += (double)v[i];
-  return total;
 }
 
 // One number per sample, or of the table, in the type of the arithmetic.
@@ -210,3 +214,5 @@ static void run_losses(const LossArgs& args, int64_t first_unit, int64_t last_un
   else
     (gradient ? loss_units<false, true> : loss_units<false, false>)(args, first_unit, last_unit);
 }
+
+}  // namespace fastdiff::FD_VARIANT

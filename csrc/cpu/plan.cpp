@@ -1,13 +1,15 @@
 // Runs a plan: one evaluation of a network, or that and a row of a coefficient table, again and again.
-#include "plan_layout.h"
-
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
-#include <vector>
+#include <optional>
 
-#include "engine.h"
+#include "instructions.h"
+#include "parallel.h"
+#include "plan_layout.h"
+#include "rounding.h"
 #include "row_layout.h"
-#include "run.h"
+#include "tensors.h"
 
 namespace fastdiff {
 
@@ -36,8 +38,6 @@ const float* floats(const char* name, const Tensor& x) {
   return static_cast<const float*>(x.data_ptr());
 }
 
-int64_t round_up(int64_t n) { return ceil_div(n, ALIGNMENT) * ALIGNMENT; }
-
 const Instruction* instructions_of(const Tensor& code) {
   STD_TORCH_CHECK(code.scalar_type() == ScalarType::Long && code.dim() == 2 && code.is_contiguous() &&
                       code.size(1) == PLAN_WIDTH,
@@ -48,8 +48,8 @@ const Instruction* instructions_of(const Tensor& code) {
 // Floats of scratch that instructions need for a batch at most: what is shared, and each thread's own.
 void scratch_sizes(const Instruction* code, int64_t length, int64_t batch, int64_t threads, int64_t& shared, int64_t& own) {
   for (int64_t n = 0; n < length; ++n) {
-    shared = std::max(shared, round_up(shared_scratch(code[n], batch, threads)));
-    own = std::max(own, round_up(thread_scratch(code[n], batch, threads)));
+    shared = std::max(shared, round_up(shared_scratch(code[n], batch, threads), ALIGNMENT));
+    own = std::max(own, round_up(thread_scratch(code[n], batch, threads), ALIGNMENT));
   }
 }
 

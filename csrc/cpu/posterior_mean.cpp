@@ -1,8 +1,13 @@
+#include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
+#include "kernels.h"
 #include "row_layout.h"
+#include "step.h"
 #include "tensors.h"
+#include "tiling.h"
 
 namespace fastdiff {
 

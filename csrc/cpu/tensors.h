@@ -1,14 +1,16 @@
-// Views of tensors for the elementwise kernels. Launchers only: this header is not for the kernels' own files.
+// Views of tensors for the kernels. Launchers only: this header is not for the kernels' own files.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <optional>
-#include <tuple>
 
-#include "elementwise.h"
+#include "matrix.h"
+#include "noise.h"
+#include "tiling.h"
 
 namespace fastdiff {
 

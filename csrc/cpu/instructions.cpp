@@ -1,10 +1,8 @@
 // How instructions are cut into units of work. No unit's arithmetic depends on the batch or the number of threads: an
 // element of a result is the same sum in the same order wherever it is computed.
-#include "engine.h"
+#include "instructions.h"
 
 #include <algorithm>
-
-#include "variants.h"
 
 namespace fastdiff {
 
@@ -95,11 +93,6 @@ int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads) {
   const int64_t rows = (t.size + 2) * (t.size * t.per_row + 2) * channels_in(i);
   if (t.phased) return rows;
   return rows + t.points * transformed(i, t.block_rows * t.per_row, PANEL);
-}
-
-const Engine& engine() {
-  static const Engine& chosen = variant_of<Engine>(FD_VARIANTS(engine));
-  return chosen;
 }
 
 }  // namespace fastdiff

@@ -1,9 +1,10 @@
-// What the plan's kernels are given. Plain data, as in elementwise.h.
+// What an instruction of the plan is given, and how it is cut into units of work. Plain data, as in kernels.h.
 #pragma once
 
 #include <cstdint>
 
 #include "plan_layout.h"
+#include "rounding.h"
 
 namespace fastdiff {
 
@@ -22,7 +23,6 @@ struct Work {
 // Rows of the micro-kernel, and tiles that a thread transforms before it multiplies.
 constexpr int64_t GEMM_ROWS = 6;
 
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
 
 // Winograd: tiles of `size` x `size` results, from (size + 2)^2 pixels.
@@ -61,13 +61,5 @@ int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t 
 // Floats of scratch: of the instruction, and of each thread.
 int64_t shared_scratch(const Instruction& i, int64_t batch, int64_t threads);
 int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads);
-
-struct Engine {
-  const char* name;
-  void (*run)(const Work& work, int64_t threads, int64_t unit, float* scratch);
-};
-
-extern const Engine engine_generic, engine_avx2, engine_avx512;
-const Engine& engine();
 
 }  // namespace fastdiff

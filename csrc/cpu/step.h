@@ -1,0 +1,35 @@
+// What `step` is given. Plain data, as in kernels.h.
+#pragma once
+
+#include <cstdint>
+
+#include "matrix.h"
+#include "noise.h"
+#include "tiling.h"
+
+namespace fastdiff {
+
+struct StepArgs {
+  Shape shape;
+  Matrix x, out;
+  Matrix model_output, variance_output;  // variance_output.data == nullptr: the variance is not learned
+  Matrix base, pred_out;                 // data == nullptr: absent
+  Matrix history[3];
+  int history_depth;
+  Noise noise;
+  const int64_t* row;
+  int64_t row_stride;
+  const void* rows;  // [R, ROW_WIDTH], float, or double when x is
+};
+
+// One row that draws no noise, over float32 tensors that are all dense and of one layout; nullptr where absent.
+struct DenseStep {
+  float *x, *model_output, *out, *pred_out, *base, *history;
+  int history_depth;
+  int64_t numel;
+  const float* rows;
+  int64_t row;
+};
+void step_dense(const DenseStep& call);
+
+}  // namespace fastdiff
