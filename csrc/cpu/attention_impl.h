@@ -29,7 +29,8 @@ static void attention_keys(const Work& w, int64_t unit) {
   float* to = w.shared + unit * panels_of(keys) * PANEL * d;
   for (int64_t panel = 0; panel < panels_of(keys); ++panel)
     for (int64_t k = 0; k < d; ++k) {
-      const float factor = factors == nullptr ? 1.0f : factors[k], offset = factors == nullptr ? 0.0f : factors[width + k];
+      const float factor = factors == nullptr ? 1.0f : factors[k],
+                  offset = factors == nullptr ? 0.0f : factors[width + k];
       for (int64_t j = 0; j < keys_of(keys, panel); ++j) {
         const int64_t key = panel * PANEL + j;
         to[(panel * d + k) * PANEL + j] = key < keys ? from[key * stride + k] * factor + offset : 0.0f;
@@ -74,9 +75,9 @@ static void attention_queries(const Work& w, int64_t unit, float* scores) {
     const int64_t rows = count - q < GEMM_ROWS ? count - q : GEMM_ROWS;
     for (int64_t m = 0; m < rows; ++m) a[m] = qkv + (first + q + m) * i.channels + head * d;
     for (int64_t panel = 0; panel < panels; ++panel)
-      multiply_panel(rows, a, &none, 1, d, packed + panel * d * PANEL, PANEL, keys_of(keys, panel), [&](int m, int64_t v, f32x16 sum) {
-        store16(scores + (q + m) * stride + panel * PANEL + 16 * v, sum);
-      });
+      multiply_panel(
+          rows, a, &none, 1, d, packed + panel * d * PANEL, PANEL, keys_of(keys, panel),
+          [&](int m, int64_t v, f32x16 sum) { store16(scores + (q + m) * stride + panel * PANEL + 16 * v, sum); });
     for (int64_t m = 0; m < rows; ++m) softmax(scores + (q + m) * stride, keys);
     for (int64_t m = 0; m < rows; ++m) a[m] = scores + (q + m) * stride;
     for (int64_t c = 0; c < d; c += PANEL)

@@ -1,4 +1,5 @@
-// Terms of the variational bound, elementwise, with their derivatives. The formulas are those of fastdiff/losses.py and reference_losses.py.
+// Terms of the variational bound, elementwise, with their derivatives. The formulas are those of fastdiff/losses.py and
+// reference_losses.py.
 //
 // Phi and phi are the normal distribution and its density. The bins' terms exist in float64 alone: a bin's edges are
 // differences of nearly equal numbers, and one timestep in T has bins.
@@ -11,10 +12,12 @@ namespace fastdiff::FD_VARIANT {
 constexpr double SQRT_HALF = 0.70710678118654752440, LN_2 = 0.69314718055994530942;
 constexpr double SQRT_2_BY_PI = 0.79788456080286535588, INV_SQRT_2_PI = 0.39894228040143267794;
 constexpr double HALF_LOG_2_PI = 0.91893853320467274178;
-// Bins of a width h at a distance c, in standard deviations, are integrated by a series where h and h |c| are below this.
+// Bins of a width h at a distance c, in standard deviations, are integrated by a series where h and h |c| are below
+// this.
 constexpr double SERIES_LIMIT = 0.03;
 
-// What the KL of two normals needs of their log-variances. exp(d) is a product, so that one exponential serves for both.
+// What the KL of two normals needs of their log-variances. exp(d) is a product, so that one exponential serves for
+// both.
 template <typename V>
 struct Ratio {
   V precision;  // exp(-log_variance)
@@ -48,9 +51,7 @@ FD_INLINE f64x8 log1p_v(f64x8 x) {
   return log_v(whole) + (x - (whole - 1.0)) / whole;
 }
 
-FD_INLINE f64x8 expm1_v(f64x8 x) {
-  return select(abs_v(x) < 0.5, exp_rest(x) + x, exp_v(x) - 1.0);
-}
+FD_INLINE f64x8 expm1_v(f64x8 x) { return select(abs_v(x) < 0.5, exp_rest(x) + x, exp_v(x) - 1.0); }
 
 // log erfcx(z) = log(exp(z^2) erfc(z)) for z >= 0, to 1e-15: log t + P(2 t - 1) with t = 2 / (2 + z) and P in Chebyshev
 // polynomials, as in Press et al., Numerical Recipes, 3rd ed., section 6.2.2; coefficients from 60 digits.

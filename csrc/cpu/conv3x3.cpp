@@ -34,7 +34,8 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
                       weight.size(3) == 3 && weight.size(transposed ? 0 : 1) == rows &&
                       weight.size(transposed ? 1 : 0) == columns,
                   "weight must be float32 [C_out, C_in, 3, 3]");
-  STD_TORCH_CHECK(rows % 16 == 0 && columns % 16 == 0, "channels must be multiples of 16, got ", rows, " and ", columns);
+  STD_TORCH_CHECK(rows % 16 == 0 && columns % 16 == 0, "channels must be multiples of 16, got ", rows, " and ",
+                  columns);
   const float *from = image("x", x), *to = image("out", out);
   STD_TORCH_CHECK(out.size(0) == batch && out.size(2) == x.size(2) && out.size(3) == x.size(3),
                   "out must have x's batch and size");
@@ -71,7 +72,8 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
   const int64_t points = (pack.size + 2) * (pack.size + 2), panels = panels_of(columns);
   i.bias = points * panels * rows * PANEL;
   const int64_t packed = i.bias + round_up(columns + 16, 16);
-  const int64_t shared = round_up(shared_scratch(i, batch, threads), 16), own = round_up(thread_scratch(i, batch, threads), 16);
+  const int64_t shared = round_up(shared_scratch(i, batch, threads), 16),
+                own = round_up(thread_scratch(i, batch, threads), 16);
   float* memory = workspace(packed + shared + threads * own + 16);
   pack.packed = memory;
   std::fill(memory + i.bias, memory + packed, 0.0f);
@@ -80,9 +82,8 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
                     "bias must be float32 [C_out]");
     std::memcpy(memory + i.bias, bias->data_ptr(), sizeof(float) * static_cast<size_t>(columns));
   }
-  torch::stable::parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1, [&](int64_t first, int64_t last) {
-    kernels().conv3x3_pack(pack, first, last);
-  });
+  torch::stable::parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1,
+                              [&](int64_t first, int64_t last) { kernels().conv3x3_pack(pack, first, last); });
   const Work work{i, batch, const_cast<float*>(from), memory, nullptr, 0, memory + packed, 0};
   run_instruction(work, threads, memory + packed + shared, own);
 }
@@ -110,7 +111,8 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   const int64_t own = round_up(grad_scratch(a), 16);
   float* memory = workspace(threads * own);
   const Kernels& variant = kernels();
-  run_units(grad_units(a), threads, [&](int64_t unit, int64_t worker) { variant.conv3x3_weight_grad(a, unit, memory + worker * own); });
+  run_units(grad_units(a), threads,
+            [&](int64_t unit, int64_t worker) { variant.conv3x3_weight_grad(a, unit, memory + worker * own); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

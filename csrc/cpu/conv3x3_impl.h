@@ -91,8 +91,8 @@ static void run_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) {
 }
 
 // The pixel's channels [c, c + 16), zero outside of the image.
-FD_INLINE f32x16 pixel_or_zero(const float* image, int64_t y, int64_t x, int64_t height, int64_t width, int64_t channels,
-                               int64_t c) {
+FD_INLINE f32x16 pixel_or_zero(const float* image, int64_t y, int64_t x, int64_t height, int64_t width,
+                               int64_t channels, int64_t c) {
   if (y < 0 || y >= height || x < 0 || x >= width || c >= channels) return (f32x16){};
   return load_some(image + (y * width + x) * channels + c, channels - c);
 }
@@ -123,8 +123,8 @@ FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, con
 
 // sum[m][n] += sum over k of z[k][m] v[k][n] for ROWS values of m and 16 VECTORS of n.
 template <int ROWS, int VECTORS>
-FD_INLINE void add_products(const float* z, int64_t z_stride, const float* v, int64_t v_stride, int64_t length, float* sum,
-                            int64_t sum_stride) {
+FD_INLINE void add_products(const float* z, int64_t z_stride, const float* v, int64_t v_stride, int64_t length,
+                            float* sum, int64_t sum_stride) {
   f32x16 acc[ROWS][VECTORS];
 #pragma GCC unroll 6
   for (int m = 0; m < ROWS; ++m)
@@ -176,14 +176,15 @@ static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
       const int64_t sample = (start + k) / per_image, tile = (start + k) % per_image;
       const int64_t top = tile / per_row * SIZE, left = tile % per_row * SIZE, pixels = a.height * a.width;
       transform_tile<SPAN, SPAN>(a.x + sample * pixels * a.channels_in, top - 1, left - 1, a, a.channels_in, first_in,
-                                 a.block_in, v + k * a.block_in, v_stride, [](const f32x16 (&from)[SPAN], f32x16 (&to)[SPAN]) {
+                                 a.block_in, v + k * a.block_in, v_stride,
+                                 [](const f32x16 (&from)[SPAN], f32x16 (&to)[SPAN]) {
                                    for (int n = 0; n < SPAN; ++n) to[n] = from[n];
                                    winograd_in(to);
                                  });
-      transform_tile<SIZE, SPAN>(a.dy + sample * pixels * a.channels_out, top, left, a, a.channels_out, first_out,
-                                 a.block_out, z + k * a.block_out, z_stride, [](const f32x16 (&from)[SIZE], f32x16 (&to)[SPAN]) {
-                                   winograd_out_adjoint(from, to);
-                                 });
+      transform_tile<SIZE, SPAN>(
+          a.dy + sample * pixels * a.channels_out, top, left, a, a.channels_out, first_out, a.block_out,
+          z + k * a.block_out, z_stride,
+          [](const f32x16 (&from)[SIZE], f32x16 (&to)[SPAN]) { winograd_out_adjoint(from, to); });
     }
     for (int64_t p = 0; p < POINTS; ++p)
       for (int64_t n = 0; n < a.block_in;) {

@@ -11,7 +11,10 @@ namespace fastdiff::FD_VARIANT {
 FD_INLINE float half_to_float(uint16_t h) {
   const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
   uint32_t magnitude = h & 0x7FFFu;
-  union { uint32_t u; float f; } v;
+  union {
+    uint32_t u;
+    float f;
+  } v;
   if (magnitude >= 0x7C00u) {
     v.u = sign | 0x7F800000u | ((magnitude & 0x3FFu) << 13);
   } else {
@@ -24,7 +27,10 @@ FD_INLINE float half_to_float(uint16_t h) {
 }
 
 FD_INLINE uint16_t float_to_half(float f) {
-  union { float f; uint32_t u; } v = {f};
+  union {
+    float f;
+    uint32_t u;
+  } v = {f};
   const uint16_t sign = (uint16_t)((v.u >> 16) & 0x8000u);
   v.u &= 0x7FFFFFFFu;
   if (v.u > 0x7F800000u) return sign | 0x7E00u;
@@ -38,7 +44,10 @@ FD_INLINE uint16_t float_to_half(float f) {
 }
 
 FD_INLINE uint16_t float_to_bfloat(float f) {
-  union { float f; uint32_t u; } v = {f};
+  union {
+    float f;
+    uint32_t u;
+  } v = {f};
   return f != f ? (uint16_t)((v.u >> 16) | 0x40u) : (uint16_t)((v.u + 0x7FFFu + ((v.u >> 16) & 1u)) >> 16);
 }
 
@@ -58,7 +67,10 @@ FD_INLINE void load_run(A* __restrict to, const Matrix& m, int64_t offset, int64
     case Dtype::BF16: {
       const uint16_t* from = (const uint16_t*)m.data + offset;
       for (int64_t i = 0; i < n; ++i) {
-        union { uint32_t u; float f; } v = {(uint32_t)from[i] << 16};
+        union {
+          uint32_t u;
+          float f;
+        } v = {(uint32_t)from[i] << 16};
         to[i] = (A)v.f;
       }
       break;
@@ -99,8 +111,7 @@ FD_INLINE void store_run(const A* __restrict from, const Matrix& m, int64_t offs
       for (int64_t i = 0; i < n; ++i) to[i] = float_to_half((float)from[i]);
       break;
     }
-    case Dtype::U8:
-      break;  // no op writes uint8
+    case Dtype::U8: break;  // no op writes uint8
   }
 }
 

@@ -1,5 +1,5 @@
-// `diffuse` over a range of work units. Passes over a tile read and write the first-level cache; each tensor crosses memory
-// once.
+// `diffuse` over a range of work units. Passes over a tile read and write the first-level cache; each tensor crosses
+// memory once.
 #pragma once
 
 #include <cstdint>

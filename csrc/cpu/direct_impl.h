@@ -65,7 +65,8 @@ static void direct_multiply(const Work& w, int64_t unit, float* scratch) {
   for (int64_t ky = 0; ky < i.kernel; ++ky)
     for (int64_t kx = 0; kx < i.kernel; ++kx) taps[ky * i.kernel + kx] = (ky * padded.width + kx) * channels;
   if (by_dots(i)) return direct_dots(w, padded, taps, first, last, scratch);
-  const int64_t first_panel = padded.pointwise ? 0 : unit / blocks, last_panel = padded.pointwise ? panels : first_panel + 1;
+  const int64_t first_panel = padded.pointwise ? 0 : unit / blocks,
+                last_panel = padded.pointwise ? panels : first_panel + 1;
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
     const float* packed = w.weights + i.weight + panel * i.kernel * i.kernel * channels * PANEL;
     const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
@@ -80,10 +81,9 @@ static void direct_multiply(const Work& w, int64_t unit, float* scratch) {
                    ? input + (p + m) * channels
                    : input + ((sample * padded.height + y * i.stride) * padded.width + x * i.stride) * channels;
       }
-      multiply_panel(rows, a, taps, i.kernel * i.kernel, channels, packed, PANEL, columns,
-                     [&](int m, int64_t v, f32x16 sum) {
-                       writers[m].write((p + m) % pixels, panel * PANEL + 16 * v, sum);
-                     });
+      multiply_panel(
+          rows, a, taps, i.kernel * i.kernel, channels, packed, PANEL, columns,
+          [&](int m, int64_t v, f32x16 sum) { writers[m].write((p + m) % pixels, panel * PANEL + 16 * v, sum); });
     }
   }
 }

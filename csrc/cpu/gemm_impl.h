@@ -57,12 +57,17 @@ FD_INLINE void multiply_exactly(const float* const* a, const int64_t* taps, int6
 template <int VECTORS, typename Finish>
 static inline void multiply_rows(int64_t num_rows, const float* const* a, const int64_t* taps, int64_t num_taps,
                                  int64_t length, const float* b, int64_t b_stride, Ahead ahead, const Finish& finish) {
-#define FD_ROWS(ROWS)                                                        \
-  case ROWS: {                                                               \
-    multiply_exactly<ROWS, VECTORS>(a, taps, num_taps, length, b, b_stride, ahead, finish); \
-    break;                                                                   \
+#define FD_ROWS(ROWS) \
+  case ROWS: multiply_exactly<ROWS, VECTORS>(a, taps, num_taps, length, b, b_stride, ahead, finish); break;
+  switch (num_rows) {
+    FD_ROWS(1)
+    FD_ROWS(2)
+    FD_ROWS(3)
+    FD_ROWS(4)
+    FD_ROWS(5)
+    FD_ROWS(6)
+    default: break;
   }
-  switch (num_rows) { FD_ROWS(1) FD_ROWS(2) FD_ROWS(3) FD_ROWS(4) FD_ROWS(5) FD_ROWS(6) default: break; }
 #undef FD_ROWS
 }
 
@@ -76,8 +81,8 @@ constexpr int WIDE = 1;
 // Columns [0, columns) of a panel, in steps of WIDE vectors.
 template <typename Finish>
 static inline void multiply_panel(int64_t num_rows, const float* const* a, const int64_t* taps, int64_t num_taps,
-                                  int64_t length, const float* b, int64_t b_stride, int64_t columns, const Finish& finish,
-                                  Ahead ahead = {}) {
+                                  int64_t length, const float* b, int64_t b_stride, int64_t columns,
+                                  const Finish& finish, Ahead ahead = {}) {
   const int64_t vectors = (columns + 15) / 16;
   int64_t v = 0;
   for (; v + WIDE <= vectors; v += WIDE)

@@ -22,11 +22,11 @@ struct NormArgs {
   const float *weight, *bias;            // [C]
   const float *scale, *shift;            // [B, C] or nullptr
   Matrix y;
-  float *mean, *rstd;                    // [B, groups]
+  float *mean, *rstd;  // [B, groups]
 };
 
 struct NormGradArgs {
-  NormArgs forward;             // y is not used; with a residual x is the written sum
+  NormArgs forward;  // y is not used; with a residual x is the written sum
   Matrix dy, dtotal, dx, dx2;
   float *du_sum, *du_xhat_sum;  // [B, C]: sums over the pixels of du and du * xhat
   float* dh_sum;                // [B, C], or nullptr
@@ -36,8 +36,12 @@ static inline int64_t norm_units(const NormArgs& a) { return a.batch * ceil_div(
 static inline int64_t norm_width(const NormArgs& a) { return round_up(a.block, 16); }
 // Values at a time, so that they stay in the first-level cache: pixels of all channels, or a piece of one channel.
 constexpr int64_t NORM_TILE = 4096;
-static inline int64_t norm_tile(const NormArgs& a) { return !a.planar && norm_width(a) > NORM_TILE ? norm_width(a) : NORM_TILE; }
+static inline int64_t norm_tile(const NormArgs& a) {
+  return !a.planar && norm_width(a) > NORM_TILE ? norm_width(a) : NORM_TILE;
+}
 constexpr int64_t NORM_TILES = 3, NORM_VECTORS = 9;
-static inline int64_t norm_scratch(const NormArgs& a) { return NORM_TILES * norm_tile(a) + NORM_VECTORS * norm_width(a); }
+static inline int64_t norm_scratch(const NormArgs& a) {
+  return NORM_TILES * norm_tile(a) + NORM_VECTORS * norm_width(a);
+}
 
 }  // namespace fastdiff

@@ -1,9 +1,9 @@
 // Group norm, scale and shift, SiLU, and their gradient. A unit is some whole groups of one
 // sample; it goes over them twice, tile by tile. fastdiff/reference_norm.py has the formulas.
 //
-// Both memory formats are the same loops. Of [B, pixels, C] a tile is some pixels of the unit's channels, and a vector is
-// 16 channels; of [B, C, pixels] (PLANAR) it is a piece of one channel, and a vector is 16 pixels. float32 rows of whole
-// vectors are read and written where they lie, all others through a buffer.
+// Both memory formats are the same loops. Of [B, pixels, C] a tile is some pixels of the unit's channels, and a vector
+// is 16 channels; of [B, C, pixels] (PLANAR) it is a piece of one channel, and a vector is 16 pixels. float32 rows of
+// whole vectors are read and written where they lie, all others through a buffer.
 #pragma once
 
 #include <cstdint>
@@ -74,7 +74,8 @@ FD_INLINE void load_rows(const Matrix& m, int64_t sample, const NormTile& t, int
     load_run(to + r * width, m, sample * m.sample_stride + (t.row + r) * m.row_stride + col, cols);
 }
 
-FD_INLINE void store_rows(const Matrix& m, int64_t sample, const NormTile& t, int64_t col, int64_t cols, const float* from) {
+FD_INLINE void store_rows(const Matrix& m, int64_t sample, const NormTile& t, int64_t col, int64_t cols,
+                          const float* from) {
   const int64_t width = round_up(t.cols, 16);
   for (int64_t r = 0; r < t.rows; ++r)
     store_run(from + r * width, m, sample * m.sample_stride + (t.row + r) * m.row_stride + col, cols);
@@ -114,10 +115,11 @@ FD_INLINE float added_to(const NormArgs& a, int64_t sample, int64_t channel) {
          (a.added_time == nullptr ? 0.0f : a.added_time[sample * a.channels + channel]);
 }
 
-// (x, x2) of a tile, without what is added to each channel; with a residual h itself, which is written to `total` unless
-// `written` says that it has been. What lies behind the last column is whatever was there.
+// (x, x2) of a tile, without what is added to each channel; with a residual h itself, which is written to `total`
+// unless `written` says that it has been. What lies behind the last column is whatever was there.
 template <bool PLANAR>
-FD_INLINE Rows load_h(const NormArgs& a, const NormUnit& u, const NormTile& t, bool written, float* buffer, float* other) {
+FD_INLINE Rows load_h(const NormArgs& a, const NormUnit& u, const NormTile& t, bool written, float* buffer,
+                      float* other) {
   if (written) return rows_of(a.total, u.sample, t, buffer);
   const int64_t head = in_first<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
   Rows h = {buffer, round_up(t.cols, 16)};
@@ -142,8 +144,8 @@ FD_INLINE Rows load_h(const NormArgs& a, const NormUnit& u, const NormTile& t, b
   return {buffer, width};
 }
 
-// body<U>(place, count, first): U neighbouring vectors from `place` of a row on, and `count` times so, on the next rows,
-// or (PLANAR) behind one another. `first` is the place of their coefficients.
+// body<U>(place, count, first): U neighbouring vectors from `place` of a row on, and `count` times so, on the next
+// rows, or (PLANAR) behind one another. `first` is the place of their coefficients.
 template <bool PLANAR, typename Body>
 FD_INLINE void each_strip(const NormUnit& u, const NormTile& t, const Body& body) {
   const int64_t vectors = ceil_div(t.cols, 16);
@@ -160,7 +162,9 @@ FD_INLINE void each_strip(const NormUnit& u, const NormTile& t, const Body& body
 }
 
 template <bool PLANAR, int U>
-FD_INLINE int64_t step_of(const Rows& rows) { return PLANAR ? 16 * U : rows.stride; }
+FD_INLINE int64_t step_of(const Rows& rows) {
+  return PLANAR ? 16 * U : rows.stride;
+}
 
 // The U coefficients of a strip: vectors of channels, or one channel's.
 template <bool PLANAR, int U>
@@ -212,8 +216,9 @@ FD_INLINE void add_moments(const NormUnit& u, const NormTile& t, const Rows& h, 
   float plane_sum = 0, plane_products = 0;
   const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
     f32x16 from[U], sum[U] = {}, products[U] = {};
-    for (int j = 0; j < U; ++j) from[j] = PLANAR ? splat(m.pivot[first] + m.mean[first])
-                                                 : load16(m.pivot + first + 16 * j) + load16(m.mean + first + 16 * j);
+    for (int j = 0; j < U; ++j)
+      from[j] = PLANAR ? splat(m.pivot[first] + m.mean[first])
+                       : load16(m.pivot + first + 16 * j) + load16(m.mean + first + 16 * j);
     const int64_t step = step_of<PLANAR, U>(h);
     const float* at = h.at + place;
     for (int64_t k = 0; k < count; ++k, at += step)
@@ -476,9 +481,11 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
 
 static void norm_backward(const NormGradArgs& grad, int64_t unit, float* scratch) {
   if (grad.forward.planar)
-    grad.forward.act ? norm_backward_of<true, true>(grad, unit, scratch) : norm_backward_of<true, false>(grad, unit, scratch);
+    grad.forward.act ? norm_backward_of<true, true>(grad, unit, scratch)
+                     : norm_backward_of<true, false>(grad, unit, scratch);
   else
-    grad.forward.act ? norm_backward_of<false, true>(grad, unit, scratch) : norm_backward_of<false, false>(grad, unit, scratch);
+    grad.forward.act ? norm_backward_of<false, true>(grad, unit, scratch)
+                     : norm_backward_of<false, false>(grad, unit, scratch);
 }
 
 }  // namespace fastdiff::FD_VARIANT

@@ -9,13 +9,16 @@
 
 namespace fastdiff::FD_VARIANT {
 
-FD_INLINE float* at(const Work& w, int64_t place, int64_t sample, int64_t size) { return w.arena + place + sample * size; }
+FD_INLINE float* at(const Work& w, int64_t place, int64_t sample, int64_t size) {
+  return w.arena + place + sample * size;
+}
 
 FD_INLINE const float* time_of(const Work& w, int64_t sample) { return w.times + w.i.time + sample * w.times_stride; }
 
 // act(factor * x + offset) of the channels of one pixel.
 template <bool NORM, bool ACT>
-FD_INLINE void read_channels(const float* from, const float* factors, const float* offsets, int64_t channels, float* to) {
+FD_INLINE void read_channels(const float* from, const float* factors, const float* offsets, int64_t channels,
+                             float* to) {
   int64_t c = 0;
   for (; c + 16 <= channels; c += 16) {
     f32x16 v = load16(from + c);

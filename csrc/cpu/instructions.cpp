@@ -55,8 +55,7 @@ int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t 
     case PLAN_NORM: return batch;
     case PLAN_POOL:
     case PLAN_REPEAT: return batch * i.height;
-    case PLAN_ATTENTION:
-      return batch * i.heads * (phase == 0 ? 1 : ceil_div(i.height * i.width, QUERY_BLOCK));
+    case PLAN_ATTENTION: return batch * i.heads * (phase == 0 ? 1 : ceil_div(i.height * i.width, QUERY_BLOCK));
     default: break;
   }
   if (i.algorithm == PLAN_DIRECT) {

@@ -32,8 +32,8 @@ struct Tiles {
   bool phased;                                 // too few tiles to give each thread its own
 };
 Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads);
-// Floats from one point's matrix of transformed tiles to the next. A cache line more than it holds: the transforms touch
-// the same place in all of them, which otherwise would compete for one set of the first-level cache.
+// Floats from one point's matrix of transformed tiles to the next. A cache line more than it holds: the transforms
+// touch the same place in all of them, which otherwise would compete for one set of the first-level cache.
 static inline int64_t point_stride(int64_t tiles, int64_t columns) { return tiles * columns + 16; }
 
 // A convolution to so few channels that a vector of outputs would be mostly empty: vectors run along the inputs.

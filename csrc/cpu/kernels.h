@@ -1,6 +1,6 @@
-// All kernels of one instruction set, and which are in use. Plain data only, here and in what it includes: the variants are
-// compiled for several instruction sets, and nothing they share may hold inline code that the linker could pick from one of
-// them.
+// All kernels of one instruction set, and which are in use. Plain data only, here and in what it includes: the variants
+// are compiled for several instruction sets, and nothing they share may hold inline code that the linker could pick
+// from one of them.
 #pragma once
 
 #include <cstdint>

@@ -54,7 +54,8 @@ FD_INLINE A number_at(const void* values, bool is_double, int64_t i) {
 
 template <typename A>
 struct LossBuffers {
-  alignas(64) A m[TILE], values[TILE], target[TILE], x0[TILE], x_t[TILE], grad_m[TILE], grad_values[TILE], both[2 * TILE];
+  alignas(64) A m[TILE], values[TILE], target[TILE], x0[TILE], x_t[TILE], grad_m[TILE],
+      grad_values[TILE], both[2 * TILE];
 };
 
 // Element i of the first half lies at places[i] where the halves alternate, and of the second `channels` behind.
@@ -136,7 +137,8 @@ static void loss_unit(const LossArgs& args, int64_t unit, const int32_t* places)
   V log_variance = splat(row[2]);
   Ratio<V> ratio = ratio_of(log_variance, log_q, exp_log_q);
   A mse_scale = 0, bound_scale = 0;
-  if (GRADIENT && args.grad_mse != nullptr) mse_scale = number_at<A>(args.grad_mse, is_double, sample) * (A)(2.0 / size);
+  if (GRADIENT && args.grad_mse != nullptr)
+    mse_scale = number_at<A>(args.grad_mse, is_double, sample) * (A)(2.0 / size);
   if (GRADIENT && args.grad_bound != nullptr)
     bound_scale = number_at<A>(args.grad_bound, is_double, sample) * (A)(1 / (LN_2 * size));
 
@@ -179,7 +181,8 @@ static void loss_unit(const LossArgs& args, int64_t unit, const int32_t* places)
     }
   }
   if (!GRADIENT) {
-    args.sums[3 * unit] = sum_of(squares), args.sums[3 * unit + 1] = sum_of(nats), args.sums[3 * unit + 2] = sum_of(misses);
+    args.sums[3 * unit] = sum_of(squares), args.sums[3 * unit + 1] = sum_of(nats),
+                  args.sums[3 * unit + 2] = sum_of(misses);
   } else if (alternate) {
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) {

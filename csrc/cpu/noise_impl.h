@@ -17,7 +17,8 @@ namespace fastdiff::FD_VARIANT {
 constexpr int64_t SLACK = 2 * NOISE_CHUNK;
 
 // Normals of the elements [first, first + count) of a sample, at the returned place in the buffer.
-FD_INLINE const float* normals_run(float* buffer, int64_t first, int64_t count, uint64_t id, uint32_t last, uint64_t seed) {
+FD_INLINE const float* normals_run(float* buffer, int64_t first, int64_t count, uint64_t id, uint32_t last,
+                                   uint64_t seed) {
   const int64_t skipped = first % 4;
   const int64_t first_block = first / 4;
   for (int64_t done = 0; done < skipped + count; done += NOISE_CHUNK)
@@ -35,7 +36,8 @@ FD_INLINE void interleave_three(float* out, const float* const runs[3], int64_t 
                          {0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15},
                          {26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31}};
   for (int64_t r = 0; r < count; r += 16) {
-    const f32x16 a = *(const f32x16u*)(runs[0] + r), b = *(const f32x16u*)(runs[1] + r), c = *(const f32x16u*)(runs[2] + r);
+    const f32x16 a = *(const f32x16u*)(runs[0] + r), b = *(const f32x16u*)(runs[1] + r),
+                 c = *(const f32x16u*)(runs[2] + r);
     for (int part = 0; part < 3; ++part)
       *(f32x16u*)(out + 3 * r + 16 * part) = __builtin_shuffle(__builtin_shuffle(a, b, pairs[part]), c, all[part]);
   }

@@ -13,7 +13,10 @@ FD_INLINE u64x8 mul_low(u64x8 a, u64x8 b) {
 #if defined(FD_AVX512)
   return (u64x8)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 #elif defined(FD_AVX2)
-  union { u64x8 v; __m256i h[2]; } x = {a}, y = {b}, z;
+  union {
+    u64x8 v;
+    __m256i h[2];
+  } x = {a}, y = {b}, z;
   z.h[0] = _mm256_mul_epu32(x.h[0], y.h[0]);
   z.h[1] = _mm256_mul_epu32(x.h[1], y.h[1]);
   return z.v;
@@ -42,7 +45,10 @@ FD_INLINE f32x16 sqrt_v(f32x16 x) {
 #if defined(FD_AVX512)
   return (f32x16)_mm512_sqrt_ps((__m512)x);
 #elif defined(FD_AVX2)
-  union { f32x16 v; __m256 h[2]; } u = {x};
+  union {
+    f32x16 v;
+    __m256 h[2];
+  } u = {x};
   u.h[0] = _mm256_sqrt_ps(u.h[0]);
   u.h[1] = _mm256_sqrt_ps(u.h[1]);
   return u.v;
@@ -75,7 +81,8 @@ FD_INLINE f32x16 minus_two_log(f32x16 x) {
   return -2.0f * (k * 0.693359375f + (f + y));
 }
 
-// cos and sin of 2 pi a for a in [-1/2, 1/2]: the quarter turn nearest to a comes off exactly, then Cephes' polynomials.
+// cos and sin of 2 pi a for a in [-1/2, 1/2]: the quarter turn nearest to a comes off exactly, then Cephes'
+// polynomials.
 FD_INLINE void cos_sin_turns(f32x16 a, f32x16& cosine, f32x16& sine) {
   const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
   const f32x16 shifted = a * 4.0f + magic;
@@ -99,7 +106,8 @@ FD_INLINE void cos_sin_turns(f32x16 a, f32x16& cosine, f32x16& sine) {
 }
 
 // Words of blocks first_block .. first_block + 15 of one sample: c[j] holds word j of each.
-FD_INLINE void words_chunk(u32x16 (&c)[4], uint32_t first_block, uint64_t sample_id, uint32_t last_word, uint64_t seed) {
+FD_INLINE void words_chunk(u32x16 (&c)[4], uint32_t first_block, uint64_t sample_id, uint32_t last_word,
+                           uint64_t seed) {
   const u64x8 lane = {0, 2, 4, 6, 8, 10, 12, 14};
   const u64x8 id_low = (sample_id & 0xFFFFFFFFu) - (u64x8){}, id_high = (sample_id >> 32) - (u64x8){};
   const u64x8 last = (uint64_t)last_word - (u64x8){};

@@ -39,14 +39,15 @@ const float* floats(const char* name, const Tensor& x) {
 }
 
 const Instruction* instructions_of(const Tensor& code) {
-  STD_TORCH_CHECK(code.scalar_type() == ScalarType::Long && code.dim() == 2 && code.is_contiguous() &&
-                      code.size(1) == PLAN_WIDTH,
-                  "a plan's code must be int64 [N, ", PLAN_WIDTH, "]");
+  STD_TORCH_CHECK(
+      code.scalar_type() == ScalarType::Long && code.dim() == 2 && code.is_contiguous() && code.size(1) == PLAN_WIDTH,
+      "a plan's code must be int64 [N, ", PLAN_WIDTH, "]");
   return static_cast<const Instruction*>(code.data_ptr());
 }
 
 // Floats of scratch that instructions need for a batch at most: what is shared, and each thread's own.
-void scratch_sizes(const Instruction* code, int64_t length, int64_t batch, int64_t threads, int64_t& shared, int64_t& own) {
+void scratch_sizes(const Instruction* code, int64_t length, int64_t batch, int64_t threads, int64_t& shared,
+                   int64_t& own) {
   for (int64_t n = 0; n < length; ++n) {
     shared = std::max(shared, round_up(shared_scratch(code[n], batch, threads), ALIGNMENT));
     own = std::max(own, round_up(thread_scratch(code[n], batch, threads), ALIGNMENT));
@@ -62,7 +63,9 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
     const Instruction& i = code[n];
     const int64_t read = i.height_in * i.width_in, total = i.channels + i.channels2;
     const int64_t width = i.op == PLAN_ATTENTION ? attention_width(i) : i.channels_out;
-    const int64_t written = i.op == PLAN_STATS ? 2 * i.channels : i.op == PLAN_NORM ? 2 * total : i.height * i.width * width;
+    const int64_t written = i.op == PLAN_STATS  ? 2 * i.channels
+                            : i.op == PLAN_NORM ? 2 * total
+                                                : i.height * i.width * width;
     const int64_t taps = i.algorithm == PLAN_DIRECT ? i.kernel * i.kernel : i.algorithm == PLAN_WINOGRAD4 ? 36 : 16;
     const bool conv = i.op == PLAN_CONV, norm = i.op == PLAN_NORM;
     const int64_t packed = conv ? panels_of(i.channels_out) * taps * total * PANEL : norm ? total : 0;
@@ -90,7 +93,8 @@ Scratch scratch_of(const Tensor& code, int64_t batch, int64_t part, int64_t lane
   STD_TORCH_CHECK(batch >= 1, "a plan runs for at least one sample");
   STD_TORCH_CHECK(lanes >= 0 && (lanes == 0 || part >= 1), "lanes take parts of at least one sample");
   const Instruction* instructions = instructions_of(code);
-  Scratch s = {0, 0, lanes > 0 ? 1 : static_cast<int64_t>(torch::stable::get_num_threads()), std::max<int64_t>(1, lanes)};
+  Scratch s = {0, 0, lanes > 0 ? 1 : static_cast<int64_t>(torch::stable::get_num_threads()),
+               std::max<int64_t>(1, lanes)};
   scratch_sizes(instructions, code.size(0), lanes > 0 ? std::min(part, batch) : batch, s.threads, s.shared, s.own);
   // The last part may be smaller, and smaller ones may be cut into larger units.
   if (lanes > 0 && batch % part > 0)
@@ -144,8 +148,9 @@ void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, int
     float *arena = p.arena + lane * p.arena_stride, *shared = p.shared + lane * p.scratch_stride;
     copy_scaled(from + first * size_in, scale, count * size_in, arena + input);
     for (int64_t n = 0; n < p.length; ++n)
-      run_instruction_alone({p.instructions[n], count, arena, p.weights, times + first * times_stride, times_stride, shared, 0},
-                            p.scratch + lane * p.scratch_stride);
+      run_instruction_alone(
+          {p.instructions[n], count, arena, p.weights, times + first * times_stride, times_stride, shared, 0},
+          p.scratch + lane * p.scratch_stride);
     std::memcpy(to + first * size_out, arena + output, sizeof(float) * static_cast<size_t>(count * size_out));
   });
 }
@@ -184,9 +189,10 @@ void plan_forward_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64
 }
 
 void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_t input, int64_t output, Tensor arena,
-                     Tensor scratch, int64_t part, int64_t lanes, Tensor model_output, Tensor rows, Tensor row_numbers, int64_t first_row,
-                     int64_t last_row, int64_t first_time, Tensor sample_ids, int64_t seed, bool learned_variance, std::optional<Tensor> base,
-                     std::optional<Tensor> history, std::optional<Tensor> pred_out) {
+                     Tensor scratch, int64_t part, int64_t lanes, Tensor model_output, Tensor rows, Tensor row_numbers,
+                     int64_t first_row, int64_t last_row, int64_t first_time, Tensor sample_ids, int64_t seed,
+                     bool learned_variance, std::optional<Tensor> base, std::optional<Tensor> history,
+                     std::optional<Tensor> pred_out) {
   check_image("x", x);
   check_image("model_output", model_output);
   const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(-1));
@@ -201,7 +207,8 @@ void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_
   for (int64_t r = first_row; r < last_row; ++r) {
     const float* row = table + r * ROW_WIDTH;
     if (row[ROW_EVALUATE] != 0.0f)
-      evaluate(p, x, row[ROW_CI], input, output, floats("times", times) + (r - first_time) * per_row, stride, model_output);
+      evaluate(p, x, row[ROW_CI], input, output, floats("times", times) + (r - first_time) * per_row, stride,
+               model_output);
     step_cpu(x, model_output, rows, torch::stable::narrow(row_numbers, 0, r, 1), std::nullopt, sample_ids, seed,
              learned_variance, base, history, pred_out, x);
   }

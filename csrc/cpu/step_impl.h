@@ -1,4 +1,5 @@
-// `step` over a range of work units. Passes over a tile read and write the first-level cache; each tensor crosses memory once.
+// `step` over a range of work units. Passes over a tile read and write the first-level cache; each tensor crosses
+// memory once.
 #pragma once
 
 #include <cstdint>
@@ -27,18 +28,19 @@ FD_INLINE void scale_by_variance(float* z, const float* output, int64_t n, float
 }
 
 FD_INLINE void scale_by_variance(double* z, const double* output, int64_t n, double log_min, double log_max) {
-  for (int64_t i = 0; i < n; ++i)
-    z[i] *= __builtin_exp(0.25 * ((log_max - log_min) * output[i] + log_max + log_min));
+  for (int64_t i = 0; i < n; ++i) z[i] *= __builtin_exp(0.25 * ((log_max - log_min) * output[i] + log_max + log_min));
 }
 
-// Where one run of elements of `step` lies. Results may lie where the row reads: each element is read before it is written.
+// Where one run of elements of `step` lies. Results may lie where the row reads: each element is read before it is
+// written.
 template <typename A>
 struct StepRun {
   const A *x, *m, *z, *base, *past[3];
   A *pred, *out, *saved;
 };
 
-// A row over a run of at most BUFFER elements. What has a coefficient of 0 or is absent is not read: `zeros` stands for it.
+// A row over a run of at most BUFFER elements. What has a coefficient of 0 or is absent is not read: `zeros` stands for
+// it.
 template <typename A, bool NOISE, bool PAST, bool BASE>
 static void combine(const A* k, const StepRun<A>& run, const A* zeros, int64_t n) {
   const auto used = [&](const A* values, int coefficient) {
@@ -72,7 +74,8 @@ static void combine(const A* k, const StepRun<A>& run, const A* zeros, int64_t n
     }
     return;
   }
-  const A bx = k[ROW_BX], bm = k[ROW_BM], b0 = k[ROW_B0], bb = k[ROW_BB], b1 = k[ROW_B1], b2 = k[ROW_B2], b3 = k[ROW_B3];
+  const A bx = k[ROW_BX], bm = k[ROW_BM], b0 = k[ROW_B0], bb = k[ROW_BB], b1 = k[ROW_B1], b2 = k[ROW_B2],
+          b3 = k[ROW_B3];
   const A *x_base = used(run.x, ROW_BX), *m_base = used(run.m, ROW_BM), *base_base = used(run.base, ROW_BB);
   const A *q1 = used(run.past[0], ROW_B1), *q2 = used(run.past[1], ROW_B2), *q3 = used(run.past[2], ROW_B3);
   const bool save_pred = b0 != A(0);
@@ -104,10 +107,10 @@ static void combine(const A* k, const StepRun<A>& run, const A* zeros, int64_t n
 template <typename A>
 FD_INLINE void combine_run(const A* k, const StepRun<A>& run, const A* zeros, int64_t n) {
   using Combine = void (*)(const A*, const StepRun<A>&, const A*, int64_t);
-  static constexpr Combine variants[8] = {
-      combine<A, false, false, false>, combine<A, true, false, false>, combine<A, false, true, false>,
-      combine<A, true, true, false>,   combine<A, false, false, true>, combine<A, true, false, true>,
-      combine<A, false, true, true>,   combine<A, true, true, true>};
+  static constexpr Combine variants[8] = {combine<A, false, false, false>, combine<A, true, false, false>,
+                                          combine<A, false, true, false>,  combine<A, true, true, false>,
+                                          combine<A, false, false, true>,  combine<A, true, false, true>,
+                                          combine<A, false, true, true>,   combine<A, true, true, true>};
   const bool save = run.saved != nullptr;
   bool past = false;
   for (int i = 0; i < 3; ++i) past |= k[ROW_C1 + i] != A(0) || (save && k[ROW_B1 + i] != A(0));
@@ -148,12 +151,20 @@ static void step_flat(const StepArgs& args, const A* k, int64_t first_unit, int6
   const int slot = (int)k[ROW_SLOT];
   const bool push = args.history_depth > 0 && k[ROW_PUSH] != A(0);
   const bool has_output = args.model_output.data != nullptr && k[ROW_EVALUATE] != A(0);
-  const auto at = [](const Matrix* m, int64_t i) { return m == nullptr || m->data == nullptr ? nullptr : (A*)m->data + i; };
+  const auto at = [](const Matrix* m, int64_t i) {
+    return m == nullptr || m->data == nullptr ? nullptr : (A*)m->data + i;
+  };
   for (int64_t i = begin(first_unit), end = begin(last_unit); i < end; i += TILE) {
     const int64_t n = end - i < TILE ? end - i : TILE;
     A* pushed = push ? at(&args.history[slot % args.history_depth], i) : nullptr;
-    StepRun<A> run = {at(&args.x, i), has_output ? at(&args.model_output, i) : zeros, at(&args.noise.given, i),
-                      at(&args.base, i), {}, at(&args.pred_out, i), at(&args.out, i), nullptr};
+    StepRun<A> run = {at(&args.x, i),
+                      has_output ? at(&args.model_output, i) : zeros,
+                      at(&args.noise.given, i),
+                      at(&args.base, i),
+                      {},
+                      at(&args.pred_out, i),
+                      at(&args.out, i),
+                      nullptr};
     for (int age = 1; age <= 3; ++age) run.past[age - 1] = at(past_slot(args, slot, age), i);
     const bool both = run.pred != nullptr && pushed != nullptr;
     if (run.pred == nullptr) run.pred = pushed != nullptr ? pushed : unused;

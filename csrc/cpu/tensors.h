@@ -14,9 +14,9 @@
 
 namespace fastdiff {
 
-using torch::stable::Tensor;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 inline Dtype dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -46,8 +46,9 @@ inline MemoryFormat format_of(bool channels_last) {
 
 // x itself where it has the layout, else a copy that has.
 inline Tensor in_layout(const Tensor& x, bool channels_last) {
-  const bool fits = channels_last ? is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1))
-                                  : x.is_contiguous();
+  const bool fits = channels_last
+                        ? is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1))
+                        : x.is_contiguous();
   return fits ? x : torch::stable::contiguous(x, format_of(channels_last));
 }
 

@@ -1,4 +1,5 @@
-// How the images of the elementwise kernels are cut into tiles, which are their units of work. Plain data, as in kernels.h.
+// How the images of the elementwise kernels are cut into tiles, which are their units of work. Plain data, as in
+// kernels.h.
 #pragma once
 
 #include <cstdint>

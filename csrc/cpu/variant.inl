@@ -1,5 +1,5 @@
-// Every kernel for one instruction set, and the table of them. Who includes this has set the compiler's target and named
-// the variant (FD_VARIANT), after including all that the variants share.
+// Every kernel for one instruction set, and the table of them. Who includes this has set the compiler's target and
+// named the variant (FD_VARIANT), after including all that the variants share.
 #include "conv3x3_impl.h"
 #include "diffuse_impl.h"
 #include "dropout_impl.h"

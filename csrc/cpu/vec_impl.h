@@ -76,7 +76,6 @@ template <typename V> FD_INLINE V abs_v(V x) { return select(x < 0, -x, x); }
 template <typename V> FD_INLINE V min_v(V a, V b) { return select(a > b, b, a); }  // a where it is NaN
 template <typename V> FD_INLINE V max_v(V a, V b) { return select(a < b, b, a); }  // likewise
 
-
 // exp for |x| < 80 or so; beyond, it saturates to the ends of the float range. NaN stays NaN.
 FD_INLINE f32x16 exp_v(f32x16 x) {
   const f32x16 top = splat(88.0f), bottom = splat(-87.0f);
@@ -100,8 +99,9 @@ FD_INLINE f32x16 exp_v(f32x16 x) {
 template <typename V>
 FD_INLINE V exp_rest(V x) {
   constexpr double COEFFICIENTS[] = {
-      1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
-      1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800, 1.0 / 87178291200, 1.0 / 1307674368000};
+      1.0 / 2,         1.0 / 6,          1.0 / 24,          1.0 / 120,          1.0 / 720,
+      1.0 / 5040,      1.0 / 40320,      1.0 / 362880,      1.0 / 3628800,      1.0 / 39916800,
+      1.0 / 479001600, 1.0 / 6227020800, 1.0 / 87178291200, 1.0 / 1307674368000};
   typedef decltype(+x[0]) A;
   constexpr int LAST = sizeof(A) == 8 ? 13 : 7;
   V p = splat((A)COEFFICIENTS[LAST]);
@@ -144,11 +144,10 @@ FD_INLINE f32x16 exp_minus_plus_one(f32x16 x) {
   // 2^t as 2^floor(s) 2^(i / 32) 2^r, with s the multiple of 1 / 32 nearest to t and |r| <= 1 / 64: a table in two
   // registers, indexed by the last bits of the shifted s, and a minimax polynomial of 5e-8 relative.
   alignas(64) static const float roots[32] = {
-      1.000000000f, 1.021897149f, 1.044273782f, 1.067140401f, 1.090507733f, 1.114386743f, 1.138788635f,
-      1.163724859f, 1.189207115f, 1.215247360f, 1.241857812f, 1.269050957f, 1.296839555f, 1.325236643f,
-      1.354255547f, 1.383909882f, 1.414213562f, 1.445180807f, 1.476826146f, 1.509164428f, 1.542210825f,
-      1.575980845f, 1.610490332f, 1.645755478f, 1.681792831f, 1.718619298f, 1.756252160f, 1.794709075f,
-      1.834008086f, 1.874167634f, 1.915206561f, 1.957144124f};
+      1.000000000f, 1.021897149f, 1.044273782f, 1.067140401f, 1.090507733f, 1.114386743f, 1.138788635f, 1.163724859f,
+      1.189207115f, 1.215247360f, 1.241857812f, 1.269050957f, 1.296839555f, 1.325236643f, 1.354255547f, 1.383909882f,
+      1.414213562f, 1.445180807f, 1.476826146f, 1.509164428f, 1.542210825f, 1.575980845f, 1.610490332f, 1.645755478f,
+      1.681792831f, 1.718619298f, 1.756252160f, 1.794709075f, 1.834008086f, 1.874167634f, 1.915206561f, 1.957144124f};
   const f32x16 t = (f32x16)_mm512_range_ps((__m512)(x * -1.44269504088896341f), _mm512_set1_ps(126.0f), 2);
   const f32x16 magic = splat(393216.0f);  // 1.5 * 2^18
   const f32x16 shifted = t + magic, s = shifted - magic, r = t - s;
@@ -165,10 +164,10 @@ FD_INLINE f32x16 sigmoid_v(f32x16 x) { return 1.0f / exp_minus_plus_one(x); }
 
 FD_INLINE f32x16 silu_v(f32x16 x) { return x / exp_minus_plus_one(x); }
 
-// Moments of a channel: a value near its mean (`pivot`), the mean less that, and the sum of squares about the mean, with
-// `before` pixels seen. Those of `pixels` more join them, as the sum of their differences from `from` and of its squares.
-// `from` is pivot + mean as it was rounded, so no digits are lost where the mean is many deviations from zero. Chan,
-// Golub, LeVeque (1983), eq. 2.1.
+// Moments of a channel: a value near its mean (`pivot`), the mean less that, and the sum of squares about the mean,
+// with `before` pixels seen. Those of `pixels` more join them, as the sum of their differences from `from` and of its
+// squares. `from` is pivot + mean as it was rounded, so no digits are lost where the mean is many deviations from zero.
+// Chan, Golub, LeVeque (1983), eq. 2.1.
 template <typename V>
 FD_INLINE void merge(V sum, V products, float pixels, float before, V from, V pivot, V& mean, V& squares) {
   const V tile_mean = sum / pixels, difference = tile_mean + (from - pivot) - mean;

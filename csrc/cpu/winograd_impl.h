@@ -63,7 +63,8 @@ static void winograd_read(const Work& w, const Tiles& t, int64_t first, int64_t 
         for (int y = 0; y < SPAN; ++y) {
           winograd_in(d[y]);
 #pragma GCC unroll 6
-          for (int k = 0; k < SPAN; ++k) store16(v + (y * SPAN + k) * point_stride(tiles, channels) + tile * channels + c, d[y][k]);
+          for (int k = 0; k < SPAN; ++k)
+            store16(v + (y * SPAN + k) * point_stride(tiles, channels) + tile * channels + c, d[y][k]);
         }
       }
     }
@@ -88,9 +89,9 @@ FD_INLINE void winograd_multiply(const Work& w, int64_t point, int64_t panel, in
     const Ahead ahead = {next + (PANEL - 16 * left) * channels, left > 0 ? lines : 0};
     const float* a[GEMM_ROWS];
     for (int64_t r = 0; r < rows; ++r) a[r] = from + (t + r) * channels;
-    multiply_panel(rows, a, &none, 1, channels, packed, PANEL, columns, [&](int r, int64_t u, f32x16 sum) {
-      store16(to + (t + r) * width + 16 * u, sum);
-    }, ahead);
+    multiply_panel(
+        rows, a, &none, 1, channels, packed, PANEL, columns,
+        [&](int r, int64_t u, f32x16 sum) { store16(to + (t + r) * width + 16 * u, sum); }, ahead);
   }
 }
 
@@ -110,7 +111,8 @@ static void winograd_write(const Work& w, const Tiles& t, int64_t first, int64_t
         for (int k = 0; k < SPAN; ++k) {
           f32x16 column[SPAN];
 #pragma GCC unroll 6
-          for (int y = 0; y < SPAN; ++y) column[y] = load16(m + (y * SPAN + k) * point_stride(tiles, width) + tile * width + c - first_channel);
+          for (int y = 0; y < SPAN; ++y)
+            column[y] = load16(m + (y * SPAN + k) * point_stride(tiles, width) + tile * width + c - first_channel);
           winograd_out(column);
 #pragma GCC unroll 4
           for (int y = 0; y < SIZE; ++y) d[y][k] = column[y];
