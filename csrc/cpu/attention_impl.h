@@ -18,7 +18,8 @@ FD_INLINE int64_t keys_of(int64_t keys, int64_t panel) {
   return left < PANEL ? left : PANEL;
 }
 
-// k^T of one head in panels of keys, [keys / PANEL][d][PANEL], zero behind the last key as far as vectors reach.
+// k^T of one head of one sample, to w.shared: [B * heads][panels of keys, d, PANEL], zero behind the last key as far as
+// vectors reach. Keys: columns of q, k, v [keys, 3 * width], or of the second source [keys, width].
 static void attention_keys(const Work& w, int64_t unit) {
   const Instruction& i = w.i;
   const int64_t keys = i.height * i.width, width = attention_width(i), d = width / i.heads;
@@ -38,7 +39,7 @@ static void attention_keys(const Work& w, int64_t unit) {
     }
 }
 
-// Whole vectors: what lies behind the last key, up to a vector's end, becomes zero.
+// row: [count], with room for whole vectors; what lies behind the last key, up to a vector's end, becomes zero.
 static void softmax(float* row, int64_t count) {
   const float lowest = -__builtin_inff();
   for (int64_t j = count; j % 16 != 0; ++j) row[j] = lowest;
@@ -59,7 +60,8 @@ static void softmax(float* row, int64_t count) {
   for (int64_t j = 0; j < count; j += 16) store16(row + j, load16(row + j) * scale);
 }
 
-// Rows of softmax(q k^T) v, plus the residual; q comes scaled.
+// Rows of softmax(q k^T) v, plus the residual; q comes scaled. scores: [QUERY_BLOCK, panels of keys * PANEL]; q and v:
+// columns of the source [keys, C]; target and residual: [keys, width].
 static void attention_queries(const Work& w, int64_t unit, float* scores) {
   const Instruction& i = w.i;
   const int64_t keys = i.height * i.width, width = attention_width(i), d = width / i.heads;

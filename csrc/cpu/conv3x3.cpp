@@ -73,8 +73,8 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
   i.bias = points * panels * rows * PANEL;
   const int64_t packed = i.bias + round_up(columns + 16, 16);
   const int64_t shared = round_up(shared_scratch(i, batch, threads), 16),
-                own = round_up(thread_scratch(i, batch, threads), 16);
-  float* memory = workspace(packed + shared + threads * own + 16);
+                per_thread = round_up(thread_scratch(i, batch, threads), 16);
+  float* memory = workspace(packed + shared + threads * per_thread + 16);
   pack.packed = memory;
   std::fill(memory + i.bias, memory + packed, 0.0f);
   if (bias) {
@@ -85,7 +85,7 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
   torch::stable::parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1,
                               [&](int64_t first, int64_t last) { kernels().conv3x3_pack(pack, first, last); });
   const Work work{i, batch, const_cast<float*>(from), memory, nullptr, 0, memory + packed, 0};
-  run_instruction(work, threads, memory + packed + shared, own);
+  run_instruction(work, threads, memory + packed + shared, per_thread);
 }
 
 void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
@@ -108,11 +108,11 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
   a.block_out = std::min<int64_t>(64, round_up(a.channels_out, 16));
   while (grad_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2, 16);
-  const int64_t own = round_up(grad_scratch(a), 16);
-  float* memory = workspace(threads * own);
+  const int64_t per_thread = round_up(grad_scratch(a), 16);
+  float* memory = workspace(threads * per_thread);
   const Kernels& variant = kernels();
   run_units(grad_units(a), threads,
-            [&](int64_t unit, int64_t worker) { variant.conv3x3_weight_grad(a, unit, memory + worker * own); });
+            [&](int64_t unit, int64_t worker) { variant.conv3x3_weight_grad(a, unit, memory + worker * per_thread); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

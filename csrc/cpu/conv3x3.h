@@ -8,7 +8,7 @@
 
 namespace fastdiff {
 
-// Weights [columns][rows][3][3] by strides, into panels for Winograd: [points][panels][rows][PANEL].
+// Weights [columns, rows, 3, 3] by strides, into panels for Winograd: [points, panels, rows, PANEL].
 struct PackArgs {
   const float* weight;
   int64_t rows, columns;
@@ -30,12 +30,15 @@ struct ConvGradArgs {
 // Tiles that are transformed before they are multiplied.
 constexpr int64_t GRAD_TILES = 24;
 
+// Points of Winograd's transform.
 static inline int64_t grad_points(const ConvGradArgs& a) { return (a.size + 2) * (a.size + 2); }
+// Pairs of a block of each side.
 static inline int64_t grad_units(const ConvGradArgs& a) {
   return ceil_div(a.channels_in, a.block_in) * ceil_div(a.channels_out, a.block_out);
 }
 // One cache line more than a point holds, as point_stride in instructions.h.
 static inline int64_t grad_stride(int64_t rows, int64_t columns) { return rows * columns + 16; }
+// Floats of scratch of a thread.
 static inline int64_t grad_scratch(const ConvGradArgs& a) {
   return grad_points(a) * (grad_stride(GRAD_TILES, a.block_in) + grad_stride(GRAD_TILES, a.block_out) +
                            grad_stride(a.block_out, a.block_in));

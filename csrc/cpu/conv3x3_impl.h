@@ -50,6 +50,7 @@ FD_INLINE void winograd_out_adjoint(const f32x16 (&d)[2], f32x16 (&z)[4]) {
   z[0] = d[0], z[1] = d[0] + d[1], z[2] = d[0] - d[1], z[3] = -d[1];
 }
 
+// U = G w G^T for some rows of a panel of columns; PackArgs has the shapes.
 template <int SIZE>
 static void pack_rows(const PackArgs& a, int64_t unit) {
   constexpr int SPAN = SIZE + 2;
@@ -90,14 +91,15 @@ static void run_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) {
   for (int64_t unit = first_unit; unit < last_unit; ++unit) a.size == 4 ? pack_rows<4>(a, unit) : pack_rows<2>(a, unit);
 }
 
-// The pixel's channels [c, c + 16), zero outside of the image.
+// The pixel's channels [c, c + 16), zero outside of the image [H, W, C].
 FD_INLINE f32x16 pixel_or_zero(const float* image, int64_t y, int64_t x, int64_t height, int64_t width,
                                int64_t channels, int64_t c) {
   if (y < 0 || y >= height || x < 0 || x >= width || c >= channels) return (f32x16){};
   return load_some(image + (y * width + x) * channels + c, channels - c);
 }
 
-// SPAN pixels of both dimensions from FROM: the transform of one tile, for channels [first, first + block).
+// The transform of one tile, FROM x FROM pixels to SPAN x SPAN points, for channels [first, first + block).
+// image: [H, W, C]; to: [points][block], `stride` apart.
 template <int FROM, int SPAN, typename Transform>
 FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, const ConvGradArgs& a, int64_t channels,
                               int64_t first, int64_t block, float* to, int64_t stride, const Transform& transform) {
@@ -121,7 +123,8 @@ FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, con
   }
 }
 
-// sum[m][n] += sum over k of z[k][m] v[k][n] for ROWS values of m and 16 VECTORS of n.
+// sum[m][n] += sum over k of z[k][m] v[k][n] for ROWS values of m and 16 VECTORS of n. z: [length, z_stride]; v:
+// [length, v_stride]; sum: [ROWS, sum_stride].
 template <int ROWS, int VECTORS>
 FD_INLINE void add_products(const float* z, int64_t z_stride, const float* v, int64_t v_stride, int64_t length,
                             float* sum, int64_t sum_stride) {
@@ -147,6 +150,7 @@ FD_INLINE void add_products(const float* z, int64_t z_stride, const float* v, in
     for (int n = 0; n < VECTORS; ++n) store16(sum + m * sum_stride + 16 * n, acc[m][n]);
 }
 
+// sum += z^T v for 16 VECTORS columns of v. z: [length, block_out]; v: [length, block_in]; sum: [block_out, block_in].
 template <int VECTORS>
 static void add_product_columns(const float* z, const float* v, const ConvGradArgs& a, int64_t length, float* sum) {
   int64_t m = 0;
@@ -159,6 +163,8 @@ static void add_product_columns(const float* z, const float* v, const ConvGradAr
     add_products<2, VECTORS>(z + m, a.block_out, v, a.block_in, length, sum + m * a.block_in, a.block_in);
 }
 
+// The gradient for a block of input and one of output channels. scratch: V [points][GRAD_TILES, block_in], A dy A^T
+// [points][GRAD_TILES, block_out] and their products [points][block_out, block_in], grad_stride apart.
 template <int SIZE>
 static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
   constexpr int SPAN = SIZE + 2, POINTS = SPAN * SPAN;

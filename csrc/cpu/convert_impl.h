@@ -8,6 +8,7 @@
 
 namespace fastdiff::FD_VARIANT {
 
+// From the bits of a float16.
 FD_INLINE float half_to_float(uint16_t h) {
   const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
   uint32_t magnitude = h & 0x7FFFu;
@@ -26,6 +27,7 @@ FD_INLINE float half_to_float(uint16_t h) {
   return v.f;
 }
 
+// The bits of the float16 that is nearest, ties to even.
 FD_INLINE uint16_t float_to_half(float f) {
   union {
     float f;
@@ -43,6 +45,7 @@ FD_INLINE uint16_t float_to_half(float f) {
   return sign | (uint16_t)((v.u - 0x38000000u + 0xFFFu + ((v.u >> 13) & 1u)) >> 13);
 }
 
+// The same of bfloat16.
 FD_INLINE uint16_t float_to_bfloat(float f) {
   union {
     float f;
@@ -51,6 +54,7 @@ FD_INLINE uint16_t float_to_bfloat(float f) {
   return f != f ? (uint16_t)((v.u >> 16) | 0x40u) : (uint16_t)((v.u + 0x7FFFu + ((v.u >> 16) & 1u)) >> 16);
 }
 
+// to: [n], elements [offset, offset + n) of m.
 template <typename A>
 FD_INLINE void load_run(A* __restrict to, const Matrix& m, int64_t offset, int64_t n) {
   switch (m.dtype) {
@@ -88,6 +92,7 @@ FD_INLINE void load_run(A* __restrict to, const Matrix& m, int64_t offset, int64
   }
 }
 
+// from: [n], to elements [offset, offset + n) of m.
 template <typename A>
 FD_INLINE void store_run(const A* __restrict from, const Matrix& m, int64_t offset, int64_t n) {
   switch (m.dtype) {
@@ -115,11 +120,12 @@ FD_INLINE void store_run(const A* __restrict from, const Matrix& m, int64_t offs
   }
 }
 
+// The type of a tensor that needs no conversion.
 template <typename A> constexpr Dtype dtype_of();
 template <> constexpr Dtype dtype_of<float>() { return Dtype::F32; }
 template <> constexpr Dtype dtype_of<double>() { return Dtype::F64; }
 
-// n values that lie together: in place where they have the type, else converted into the buffer.
+// n values that lie together: in place where they have the type, else converted into the buffer [n].
 template <typename A>
 FD_INLINE const A* run_at(const Matrix& m, int64_t offset, int64_t n, A* buffer) {
   if (m.dtype == dtype_of<A>()) return (const A*)m.data + offset;

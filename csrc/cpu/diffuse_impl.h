@@ -1,5 +1,4 @@
-// `diffuse` over a range of work units. Passes over a tile read and write the first-level cache; each tensor crosses
-// memory once.
+// The op `diffuse`. Passes over a tile read and write the first-level cache; each tensor crosses memory once.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +11,7 @@
 
 namespace fastdiff::FD_VARIANT {
 
+// x_t = c0 x0 + c1 z and target = c2 x0 + c3 z, with c the row [4] of the table that the sample's t names.
 template <typename A>
 static void diffuse_tiles(const DiffuseArgs& args, int64_t first_unit, int64_t last_unit) {
   alignas(64) A x_buffer[BUFFER], z_buffer[BUFFER], x_t_buffer[BUFFER], target_buffer[BUFFER];

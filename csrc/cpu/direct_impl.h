@@ -12,7 +12,8 @@
 
 namespace fastdiff::FD_VARIANT {
 
-// Pixels [first, last) of a convolution to OUTPUTS channels; `weights` is [outputs, taps, channels].
+// Pixels [first, last) of a convolution to OUTPUTS channels. taps: [num_taps], where each begins, in floats from the
+// first; weights: [OUTPUTS, num_taps, C]; w.shared: [B, padded.height, padded.width, C].
 template <int OUTPUTS>
 static void multiply_dots(const Work& w, const Padded& padded, const int64_t* taps, const float* weights, int64_t first,
                           int64_t last) {
@@ -34,6 +35,7 @@ static void multiply_dots(const Work& w, const Padded& padded, const int64_t* ta
   }
 }
 
+// weights: room for [channels_out, num_taps, C], which are taken from the panel [num_taps, C, PANEL].
 static void direct_dots(const Work& w, const Padded& padded, const int64_t* taps, int64_t first, int64_t last,
                         float* weights) {
   const int64_t rows = w.i.kernel * w.i.kernel * (w.i.channels + w.i.channels2);
@@ -47,6 +49,8 @@ static void direct_dots(const Work& w, const Padded& padded, const int64_t* taps
   }
 }
 
+// A block of pixels. Weights: [panels, num_taps, C, PANEL]. Input: [B, padded.height, padded.width, C] in w.shared, the
+// source itself, or a block [pixels, C] that is copied to scratch.
 static void direct_multiply(const Work& w, int64_t unit, float* scratch) {
   const Instruction& i = w.i;
   const Padded padded = padded_of(i);

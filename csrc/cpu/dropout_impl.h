@@ -1,4 +1,4 @@
-// `dropout` over a range of work units.
+// The op `dropout`.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace fastdiff::FD_VARIANT {
 
-// Of the 64 elements from `first`, those that are kept hold `scale`, the others 0.
+// out: [64], of the elements from `first` on: `scale` where one is kept, else 0.
 FD_INLINE void dropout_factors(const DropoutArgs& args, int64_t first, float* out) {
   u32x16 c[4];
   words_chunk(c, (uint32_t)(first / 4), 0, args.stream << STREAM_SHIFT, args.seed);

@@ -1,12 +1,19 @@
 // Products of a few rows with a panel of columns, the sums in registers.
+//
+// Row m of the left side is a[m] + taps[tap], [length] floats for each tap: the pixels under a convolution's kernel,
+// or, with one tap of 0, a row of a matrix. The right side, b, is [num_taps, length, b_stride], of which the first
+// columns are used.
 #pragma once
 
 #include <cstdint>
 
-#include "instructions.h"
+#include "rounding.h"
 #include "vec_impl.h"
 
 namespace fastdiff::FD_VARIANT {
+
+// Rows at a time.
+constexpr int64_t GEMM_ROWS = 6;
 
 // Weights that are wanted next, fetched into the second-level cache while others are used: `lines` cache lines with
 // every row of b.
@@ -15,7 +22,7 @@ struct Ahead {
   int64_t lines = 0;
 };
 
-// acc[m][v] += sum over the taps and k of a[m][tap + k] * b[k][16 v ...]; b runs on from tap to tap.
+// acc[m][v] += sum over tap and k of a[m][taps[tap] + k] * b[tap][k][16 v, 16 v + 16).
 template <int ROWS, int VECTORS>
 FD_INLINE void multiply(const float* const* a, const int64_t* taps, int64_t num_taps, int64_t length, const float* b,
                         int64_t b_stride, Ahead ahead, f32x16 (&acc)[ROWS][VECTORS]) {
@@ -37,7 +44,7 @@ FD_INLINE void multiply(const float* const* a, const int64_t* taps, int64_t num_
   }
 }
 
-// `finish(m, v, sum)` is given each vector of the result. Unrolled, so that no sum ever lies in memory.
+// `finish(m, v, sum)` gets columns [16 v, 16 v + 16) of row m. Unrolled, so that no sum ever lies in memory.
 template <int ROWS, int VECTORS, typename Finish>
 FD_INLINE void multiply_exactly(const float* const* a, const int64_t* taps, int64_t num_taps, int64_t length,
                                 const float* b, int64_t b_stride, Ahead ahead, const Finish& finish) {
@@ -53,7 +60,7 @@ FD_INLINE void multiply_exactly(const float* const* a, const int64_t* taps, int6
     for (int v = 0; v < VECTORS; ++v) finish(m, v, acc[m][v]);
 }
 
-// The same for any number of rows.
+// The same for 1 to GEMM_ROWS rows.
 template <int VECTORS, typename Finish>
 static inline void multiply_rows(int64_t num_rows, const float* const* a, const int64_t* taps, int64_t num_taps,
                                  int64_t length, const float* b, int64_t b_stride, Ahead ahead, const Finish& finish) {
@@ -71,6 +78,7 @@ static inline void multiply_rows(int64_t num_rows, const float* const* a, const 
 #undef FD_ROWS
 }
 
+// Vectors that GEMM_ROWS rows of sums are wide.
 #if defined(FD_AVX512)
 constexpr int WIDE = 4;
 #else
@@ -83,7 +91,7 @@ template <typename Finish>
 static inline void multiply_panel(int64_t num_rows, const float* const* a, const int64_t* taps, int64_t num_taps,
                                   int64_t length, const float* b, int64_t b_stride, int64_t columns,
                                   const Finish& finish, Ahead ahead = {}) {
-  const int64_t vectors = (columns + 15) / 16;
+  const int64_t vectors = ceil_div(columns, 16);
   int64_t v = 0;
   for (; v + WIDE <= vectors; v += WIDE)
     multiply_rows<WIDE>(num_rows, a, taps, num_taps, length, b + 16 * v, b_stride, ahead,

@@ -1,4 +1,4 @@
-// Launchers of group norm: fastdiff/ops/_group_norm_act.py.
+// The op `group_norm_act` and its gradient.
 #include "group_norm_act.h"
 
 #include <optional>
@@ -94,9 +94,9 @@ NormArgs arguments(const Layout& layout, const Tensor& x, const std::optional<Te
 
 template <typename F>
 void run(const NormArgs& a, const F& unit_of) {
-  const int64_t threads = torch::stable::get_num_threads(), own = norm_scratch(a);
-  float* memory = workspace(threads * own);
-  run_units(norm_units(a), threads, [&](int64_t unit, int64_t worker) { unit_of(unit, memory + worker * own); });
+  const int64_t threads = torch::stable::get_num_threads(), per_thread = norm_scratch(a);
+  float* memory = workspace(threads * per_thread);
+  run_units(norm_units(a), threads, [&](int64_t unit, int64_t worker) { unit_of(unit, memory + worker * per_thread); });
 }
 
 }  // namespace

@@ -1,185 +1,17 @@
-// Group norm, scale and shift, SiLU, and their gradient. A unit is some whole groups of one
-// sample; it goes over them twice, tile by tile. fastdiff/reference_norm.py has the formulas.
-//
-// Both memory formats are the same loops. Of [B, pixels, C] a tile is some pixels of the unit's channels, and a vector
-// is 16 channels; of [B, C, pixels] (PLANAR) it is a piece of one channel, and a vector is 16 pixels. float32 rows of
-// whole vectors are read and written where they lie, all others through a buffer.
+// Group norm, scale and shift, SiLU, and their gradient. A unit is some whole groups of one sample; it goes over them
+// twice, tile by tile. The reference of the op has the formulas.
 #pragma once
 
 #include <cstdint>
 
-#include "convert_impl.h"
-#include "gemm_impl.h"
 #include "group_norm_act.h"
-#include "matrix.h"
+#include "group_norm_act_tiles_impl.h"
 #include "rounding.h"
 #include "vec_impl.h"
 
 namespace fastdiff::FD_VARIANT {
 
-struct NormUnit {
-  int64_t sample, first, channels, width;  // width: channels rounded up to whole vectors
-};
-
-FD_INLINE NormUnit norm_unit(const NormArgs& a, int64_t unit) {
-  const int64_t blocks = ceil_div(a.channels, a.block), first = unit % blocks * a.block;
-  return {unit / blocks, first, first + a.block < a.channels ? a.block : a.channels - first, norm_width(a)};
-}
-
-// Rows and columns of the image's matrix.
-struct NormTile {
-  int64_t row, rows, col, cols;
-};
-
-// A unit's tiles: `pieces` of `most` pixels for all of its channels at once, or for each.
-struct NormTiles {
-  int64_t most, pieces, total;
-};
-
-template <bool PLANAR>
-FD_INLINE NormTiles norm_tiles(const NormArgs& a, const NormUnit& u) {
-  NormTiles t;
-  t.most = !PLANAR ? norm_tile(a) / u.width : a.pixels < NORM_TILE ? a.pixels : NORM_TILE;
-  t.pieces = ceil_div(a.pixels, t.most);
-  t.total = t.pieces * (PLANAR ? u.channels : 1);
-  return t;
-}
-
-template <bool PLANAR>
-FD_INLINE NormTile norm_tile_of(const NormArgs& a, const NormUnit& u, const NormTiles& tiles, int64_t tile) {
-  if (!PLANAR) {
-    const int64_t first = tile * tiles.most;
-    return {first, a.pixels - first < tiles.most ? a.pixels - first : tiles.most, u.first, u.channels};
-  }
-  if (tiles.pieces == 1) return {u.first + tile, 1, 0, a.pixels};
-  const int64_t first = tile % tiles.pieces * tiles.most;
-  return {u.first + tile / tiles.pieces, 1, first, a.pixels - first < tiles.most ? a.pixels - first : tiles.most};
-}
-
-// Values of a tile: rows that begin `stride` apart.
-struct Rows {
-  float* at;
-  int64_t stride;
-};
-
-FD_INLINE float* place_of(const Matrix& m, int64_t sample, int64_t row, int64_t col) {
-  return (float*)m.data + sample * m.sample_stride + row * m.row_stride + col;
-}
-
-FD_INLINE bool in_place(const Matrix& m, const NormTile& t) { return m.dtype == Dtype::F32 && t.cols % 16 == 0; }
-
-FD_INLINE void load_rows(const Matrix& m, int64_t sample, const NormTile& t, int64_t col, int64_t cols, float* to) {
-  const int64_t width = round_up(t.cols, 16);
-  for (int64_t r = 0; r < t.rows; ++r)
-    load_run(to + r * width, m, sample * m.sample_stride + (t.row + r) * m.row_stride + col, cols);
-}
-
-FD_INLINE void store_rows(const Matrix& m, int64_t sample, const NormTile& t, int64_t col, int64_t cols,
-                          const float* from) {
-  const int64_t width = round_up(t.cols, 16);
-  for (int64_t r = 0; r < t.rows; ++r)
-    store_run(from + r * width, m, sample * m.sample_stride + (t.row + r) * m.row_stride + col, cols);
-}
-
-FD_INLINE Rows rows_of(const Matrix& m, int64_t sample, const NormTile& t, float* buffer) {
-  if (in_place(m, t)) return {place_of(m, sample, t.row, t.col), m.row_stride};
-  load_rows(m, sample, t, t.col, t.cols, buffer);
-  return {buffer, round_up(t.cols, 16)};
-}
-
-// Where a tile of results is made: its own place, or the buffer, for `finish_rows` to take from.
-FD_INLINE Rows result_rows(const Matrix& m, int64_t sample, const NormTile& t, float* buffer) {
-  if (in_place(m, t)) return {place_of(m, sample, t.row, t.col), m.row_stride};
-  return {buffer, round_up(t.cols, 16)};
-}
-
-FD_INLINE void finish_rows(const Matrix& m, int64_t sample, const NormTile& t, const Rows& from) {
-  if (!in_place(m, t)) store_rows(m, sample, t, t.col, t.cols, from.at);
-}
-
-// The tile as it lies in x, in x2, or in both: how many of its channels are x's, and the tile as x2 counts.
-template <bool PLANAR>
-FD_INLINE int64_t in_first(const NormArgs& a, const NormTile& t) {
-  const int64_t first = PLANAR ? t.row : t.col, count = PLANAR ? t.rows : t.cols, left = a.channels1 - first;
-  return left < 0 ? 0 : left < count ? left : count;
-}
-
-template <bool PLANAR>
-FD_INLINE NormTile in_second(const NormArgs& a, NormTile t) {
-  (PLANAR ? t.row : t.col) -= a.channels1;
-  return t;
-}
-
-FD_INLINE float added_to(const NormArgs& a, int64_t sample, int64_t channel) {
-  return (a.added_bias == nullptr ? 0.0f : a.added_bias[channel]) +
-         (a.added_time == nullptr ? 0.0f : a.added_time[sample * a.channels + channel]);
-}
-
-// (x, x2) of a tile, without what is added to each channel; with a residual h itself, which is written to `total`
-// unless `written` says that it has been. What lies behind the last column is whatever was there.
-template <bool PLANAR>
-FD_INLINE Rows load_h(const NormArgs& a, const NormUnit& u, const NormTile& t, bool written, float* buffer,
-                      float* other) {
-  if (written) return rows_of(a.total, u.sample, t, buffer);
-  const int64_t head = in_first<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
-  Rows h = {buffer, round_up(t.cols, 16)};
-  if (head == count) {
-    h = rows_of(a.x, u.sample, t, buffer);
-  } else if (head == 0) {
-    h = rows_of(a.x2, u.sample, in_second<PLANAR>(a, t), buffer);
-  } else {
-    load_rows(a.x, u.sample, t, t.col, head, buffer);
-    load_rows(a.x2, u.sample, t, 0, count - head, buffer + head);
-  }
-  if (a.residual.data == nullptr) return h;
-  const Rows residual = rows_of(a.residual, u.sample, t, other);
-  const int64_t width = round_up(t.cols, 16);
-  for (int64_t r = 0; r < t.rows; ++r)
-    for (int64_t c = 0; c < t.cols; ++c)
-      buffer[r * width + c] = h.at[r * h.stride + c] + added_to(a, u.sample, PLANAR ? t.row : t.col + c) +
-                              residual.at[r * residual.stride + c];
-  store_rows(a.total, u.sample, t, t.col, t.cols, buffer);
-  // As it was rounded.
-  load_rows(a.total, u.sample, t, t.col, t.cols, buffer);
-  return {buffer, width};
-}
-
-// body<U>(place, count, first): U neighbouring vectors from `place` of a row on, and `count` times so, on the next
-// rows, or (PLANAR) behind one another. `first` is the place of their coefficients.
-template <bool PLANAR, typename Body>
-FD_INLINE void each_strip(const NormUnit& u, const NormTile& t, const Body& body) {
-  const int64_t vectors = ceil_div(t.cols, 16);
-  if (PLANAR) {
-    // The last vector may be cut, which one by one they are.
-    const int64_t strips = WIDE > 1 ? t.cols / (16 * WIDE) : 0, rest = vectors - strips * WIDE;
-    if (strips > 0) body.template operator()<WIDE>(0, strips, t.row - u.first);
-    if (rest > 0) body.template operator()<1>(strips * WIDE * 16, rest, t.row - u.first);
-    return;
-  }
-  int64_t v = 0;
-  for (; v + WIDE <= vectors; v += WIDE) body.template operator()<WIDE>(16 * v, t.rows, 16 * v);
-  for (; v < vectors; ++v) body.template operator()<1>(16 * v, t.rows, 16 * v);
-}
-
-template <bool PLANAR, int U>
-FD_INLINE int64_t step_of(const Rows& rows) {
-  return PLANAR ? 16 * U : rows.stride;
-}
-
-// The U coefficients of a strip: vectors of channels, or one channel's.
-template <bool PLANAR, int U>
-FD_INLINE void coefficients_of(const float* from, f32x16 (&to)[U]) {
-  for (int j = 0; j < U; ++j) to[j] = PLANAR ? splat(*from) : load16(from + 16 * j);
-}
-
-// What lies behind a row's last value is no part of a sum over the row.
-template <bool PLANAR>
-FD_INLINE f32x16 cut(f32x16 v, int64_t place, const NormTile& t) {
-  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return PLANAR && place + 16 > t.cols ? select(lane < (int32_t)(t.cols - place), v, (f32x16){}) : v;
-}
-
-// Sums over a strip, to each channel's place.
+// Sums over a strip, to each channel's place: [16 * U], or [1] of one channel.
 template <bool PLANAR, int U>
 FD_INLINE void add_sums(float* to, const f32x16 (&sums)[U]) {
   if (PLANAR) {
@@ -189,27 +21,28 @@ FD_INLINE void add_sums(float* to, const f32x16 (&sums)[U]) {
   for (int j = 0; j < U; ++j) store16(to + 16 * j, load16(to + 16 * j) + sums[j]);
 }
 
-// Of each channel, as `merge` keeps them.
+// Of each channel, as `merge_moments` keeps them: [u.width] each.
 struct Moments {
   float *pivot, *mean, *squares;
 };
 
+// Those of a tile join those of the unit.
 template <bool PLANAR>
 FD_INLINE void add_moments(const NormUnit& u, const NormTile& t, const Rows& h, const Moments& m) {
   const int64_t before = PLANAR ? t.col : t.row;
   if (before == 0) {
     // A mean over the first few.
     if (PLANAR) {
-      const int64_t some = t.cols < 64 ? t.cols : 64;
+      const int64_t num_pivot = t.cols < 64 ? t.cols : 64;
       float sum = 0;
-      for (int64_t c = 0; c < some; ++c) sum += h.at[c];
-      m.pivot[t.row - u.first] = sum / (float)some;
+      for (int64_t c = 0; c < num_pivot; ++c) sum += h.at[c];
+      m.pivot[t.row - u.first] = sum / (float)num_pivot;
     } else {
-      const int64_t some = t.rows < 4 ? t.rows : 4;
+      const int64_t num_pivot = t.rows < 4 ? t.rows : 4;
       for (int64_t c = 0; c < round_up(t.cols, 16); c += 16) {
         f32x16 sum = {};
-        for (int64_t r = 0; r < some; ++r) sum += load16(h.at + r * h.stride + c);
-        store16(m.pivot + c, sum / (float)some);
+        for (int64_t r = 0; r < num_pivot; ++r) sum += load16(h.at + r * h.stride + c);
+        store16(m.pivot + c, sum / (float)num_pivot);
       }
     }
   }
@@ -224,7 +57,7 @@ FD_INLINE void add_moments(const NormUnit& u, const NormTile& t, const Rows& h, 
     for (int64_t k = 0; k < count; ++k, at += step)
       for (int j = 0; j < U; ++j) {
         f32x16 d = load16(at + 16 * j) - from[j];
-        if (U == 1) d = cut<PLANAR>(d, place + k * 16, t);
+        if (U == 1) d = zero_behind_end<PLANAR>(d, place + k * 16, t);
         sum[j] += d;
         products[j] += d * d;
       }
@@ -236,7 +69,7 @@ FD_INLINE void add_moments(const NormUnit& u, const NormTile& t, const Rows& h, 
     for (int j = 0; j < U; ++j) {
       const int64_t c = first + 16 * j;
       f32x16 mean = load16(m.mean + c), squares = load16(m.squares + c);
-      merge(sum[j], products[j], (float)t.rows, (float)before, from[j], load16(m.pivot + c), mean, squares);
+      merge_moments(sum[j], products[j], (float)t.rows, (float)before, from[j], load16(m.pivot + c), mean, squares);
       store16(m.mean + c, mean);
       store16(m.squares + c, squares);
     }
@@ -244,12 +77,13 @@ FD_INLINE void add_moments(const NormUnit& u, const NormTile& t, const Rows& h, 
   each_strip<PLANAR>(u, t, strip);
   if (PLANAR) {
     const int64_t c = t.row - u.first;
-    merge(plane_sum, plane_products, (float)t.cols, (float)before, m.pivot[c] + m.mean[c], m.pivot[c], m.mean[c],
-          m.squares[c]);
+    merge_moments(plane_sum, plane_products, (float)t.cols, (float)before, m.pivot[c] + m.mean[c], m.pivot[c],
+                  m.mean[c], m.squares[c]);
   }
 }
 
 // Per channel, u = (h - mean) * factor + offset, where h lacks what is added to the channel unless `complete`.
+// mean, factor, offset: [u.width].
 FD_INLINE void norm_coefficients(const NormArgs& a, const NormUnit& u, bool complete, float* mean, float* factor,
                                  float* offset) {
   const int64_t size = a.channels / a.groups;
@@ -264,9 +98,10 @@ FD_INLINE void norm_coefficients(const NormArgs& a, const NormUnit& u, bool comp
     }
 }
 
-// Mean and rstd of the unit's groups from the moments of their channels; `rest` is what the rounding of the mean took
-// away, of each channel.
-FD_INLINE void group_moments(const NormArgs& a, const NormUnit& u, bool complete, const Moments& m, float* rest) {
+// Mean and rstd of the unit's groups from the moments of their channels. mean_rounding: [u.width], what the rounding of
+// the mean took away, for each channel.
+FD_INLINE void group_moments(const NormArgs& a, const NormUnit& u, bool complete, const Moments& m,
+                             float* mean_rounding) {
   const int64_t size = a.channels / a.groups;
   int64_t group = u.sample * a.groups + u.first / size;
   for (int64_t first = 0; first < u.channels; first += size, ++group) {
@@ -283,10 +118,11 @@ FD_INLINE void group_moments(const NormArgs& a, const NormUnit& u, bool complete
     }
     a.mean[group] = (float)mean;
     a.rstd[group] = (float)(1 / __builtin_sqrt((within / (double)a.pixels + between) / (double)size + a.eps));
-    for (int64_t k = first; k < first + size; ++k) rest[k] = (float)(mean - (double)a.mean[group]);
+    for (int64_t k = first; k < first + size; ++k) mean_rounding[k] = (float)(mean - (double)a.mean[group]);
   }
 }
 
+// y of a tile. mean, factor, offset: [u.width].
 template <bool PLANAR, bool ACT>
 FD_INLINE void apply_tile(const NormUnit& u, const NormTile& t, const Rows& h, const Rows& y, const float* mean,
                           const float* factor, const float* offset) {
@@ -306,24 +142,26 @@ FD_INLINE void apply_tile(const NormUnit& u, const NormTile& t, const Rows& h, c
   each_strip<PLANAR>(u, t, strip);
 }
 
-// Moments of every channel of a unit.
+// Moments of every channel of a unit. h_buffer, second_buffer: [norm_tile(a)].
 template <bool PLANAR>
-FD_INLINE void moments_of(const NormArgs& a, const NormUnit& u, float* h_buffer, float* other, const Moments& m) {
+FD_INLINE void moments_of(const NormArgs& a, const NormUnit& u, float* h_buffer, float* second_buffer,
+                          const Moments& m) {
   const NormTiles tiles = norm_tiles<PLANAR>(a, u);
   for (int64_t k = 0; k < tiles.total; ++k) {
     const NormTile t = norm_tile_of<PLANAR>(a, u, tiles, k);
-    add_moments<PLANAR>(u, t, load_h<PLANAR>(a, u, t, false, h_buffer, other), m);
+    add_moments<PLANAR>(u, t, load_h<PLANAR>(a, u, t, false, h_buffer, second_buffer), m);
   }
 }
 
+// scratch: NORM_TILES tiles, NORM_VECTORS vectors [u.width].
 template <bool PLANAR>
 static void norm_forward_of(const NormArgs& a, int64_t unit, float* scratch) {
   const NormUnit u = norm_unit(a, unit);
   const NormTiles tiles = norm_tiles<PLANAR>(a, u);
   const int64_t size = a.channels / a.groups;
-  float *h_buffer = scratch, *other = h_buffer + norm_tile(a), *vectors = other + 2 * norm_tile(a);
-  float *mean = vectors, *factor = mean + u.width, *offset = factor + u.width, *rest = offset + u.width;
-  const Moments m = {rest + u.width, rest + 2 * u.width, rest + 3 * u.width};
+  float *h_buffer = scratch, *second_buffer = h_buffer + norm_tile(a), *vectors = second_buffer + 2 * norm_tile(a);
+  float *mean = vectors, *factor = mean + u.width, *offset = factor + u.width, *mean_rounding = offset + u.width;
+  const Moments m = {mean_rounding + u.width, mean_rounding + 2 * u.width, mean_rounding + 3 * u.width};
   for (int64_t k = 0; k < NORM_VECTORS * u.width; ++k) vectors[k] = 0.0f;
   const bool has_total = a.residual.data != nullptr;
   if (PLANAR && !has_total && a.x2.data == nullptr && a.added_bias == nullptr && a.added_time == nullptr) {
@@ -333,21 +171,22 @@ static void norm_forward_of(const NormArgs& a, int64_t unit, float* scratch) {
     merged.pixels = a.pixels * size;
     merged.x.row_stride = merged.pixels;
     const NormUnit groups = {u.sample, u.first / size, u.channels / size, u.width};
-    moments_of<PLANAR>(merged, groups, h_buffer, other, m);
-    group_moments(merged, groups, false, m, rest);
+    moments_of<PLANAR>(merged, groups, h_buffer, second_buffer, m);
+    group_moments(merged, groups, false, m, mean_rounding);
     for (int64_t g = groups.channels; g-- > 0;)
-      for (int64_t k = g * size; k < (g + 1) * size; ++k) rest[k] = rest[g];
+      for (int64_t k = g * size; k < (g + 1) * size; ++k) mean_rounding[k] = mean_rounding[g];
   } else {
-    moments_of<PLANAR>(a, u, h_buffer, other, m);
-    group_moments(a, u, has_total, m, rest);
+    moments_of<PLANAR>(a, u, h_buffer, second_buffer, m);
+    group_moments(a, u, has_total, m, mean_rounding);
   }
   norm_coefficients(a, u, has_total, mean, factor, offset);
   // What the rounding of the mean took away.
-  for (int64_t c = 0; c < u.channels; ++c) offset[c] -= rest[c] * factor[c];
+  for (int64_t c = 0; c < u.channels; ++c) offset[c] -= mean_rounding[c] * factor[c];
   // The last tiles first: they are still in the cache.
   for (int64_t k = tiles.total; k-- > 0;) {
     const NormTile t = norm_tile_of<PLANAR>(a, u, tiles, k);
-    const Rows h = load_h<PLANAR>(a, u, t, has_total, h_buffer, other), y = result_rows(a.y, u.sample, t, other);
+    const Rows h = load_h<PLANAR>(a, u, t, has_total, h_buffer, second_buffer),
+               y = result_rows(a.y, u.sample, t, second_buffer);
     a.act ? apply_tile<PLANAR, true>(u, t, h, y, mean, factor, offset)
           : apply_tile<PLANAR, false>(u, t, h, y, mean, factor, offset);
     finish_rows(a.y, u.sample, t, y);
@@ -368,18 +207,19 @@ FD_INLINE f32x16 silu_slope(f32x16 u) {
 template <bool PLANAR>
 FD_INLINE Rows gradient_rows(const NormGradArgs& grad, const NormUnit& u, const NormTile& t, float* buffer) {
   const NormArgs& a = grad.forward;
-  const int64_t head = in_first<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
+  const int64_t head = num_from_x<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
   if (head == count) return result_rows(grad.dx, u.sample, t, buffer);
-  if (head == 0) return result_rows(grad.dx2, u.sample, in_second<PLANAR>(a, t), buffer);
+  if (head == 0) return result_rows(grad.dx2, u.sample, tile_in_x2<PLANAR>(a, t), buffer);
   return {buffer, round_up(t.cols, 16)};
 }
 
+// Write them unless they were made in place.
 template <bool PLANAR>
 FD_INLINE void finish_gradient(const NormGradArgs& grad, const NormUnit& u, const NormTile& t, const Rows& from) {
   const NormArgs& a = grad.forward;
-  const int64_t head = in_first<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
+  const int64_t head = num_from_x<PLANAR>(a, t), count = PLANAR ? t.rows : t.cols;
   if (head == count) return finish_rows(grad.dx, u.sample, t, from);
-  if (head == 0) return finish_rows(grad.dx2, u.sample, in_second<PLANAR>(a, t), from);
+  if (head == 0) return finish_rows(grad.dx2, u.sample, tile_in_x2<PLANAR>(a, t), from);
   store_rows(grad.dx, u.sample, t, t.col, head, from.at);
   store_rows(grad.dx2, u.sample, t, 0, count - head, from.at + head);
 }
@@ -393,14 +233,15 @@ struct NormSlopes {
   }
 };
 
+// scratch: NORM_TILES tiles, NORM_VECTORS vectors [u.width].
 template <bool PLANAR, bool ACT>
 static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scratch) {
   const NormArgs& a = grad.forward;
   const NormUnit u = norm_unit(a, unit);
   const NormTiles tiles = norm_tiles<PLANAR>(a, u);
   const int64_t size = a.channels / a.groups;
-  float *h_buffer = scratch, *dy_buffer = h_buffer + norm_tile(a), *other = dy_buffer + norm_tile(a);
-  float *vectors = other + norm_tile(a), *mean = vectors, *factor = mean + u.width, *offset = factor + u.width;
+  float *h_buffer = scratch, *dy_buffer = h_buffer + norm_tile(a), *second_buffer = dy_buffer + norm_tile(a);
+  float *vectors = second_buffer + norm_tile(a), *mean = vectors, *factor = mean + u.width, *offset = factor + u.width;
   float *du_sum = offset + u.width, *du_h_sum = du_sum + u.width, *constant = du_h_sum + u.width;
   float *slope = constant + u.width, *total = slope + u.width;
   for (int64_t k = 0; k < NORM_VECTORS * u.width; ++k) vectors[k] = 0.0f;
@@ -414,7 +255,8 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
   };
   for (int64_t k = 0; k < tiles.total; ++k) {
     const NormTile t = norm_tile_of<PLANAR>(a, u, tiles, k);
-    const Rows h = load_h<PLANAR>(a, u, t, false, h_buffer, other), dy = rows_of(grad.dy, u.sample, t, dy_buffer);
+    const Rows h = load_h<PLANAR>(a, u, t, false, h_buffer, second_buffer),
+               dy = rows_of(grad.dy, u.sample, t, dy_buffer);
     const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
       const NormSlopes<PLANAR, ACT, U> s = slopes.template operator()<U>(first);
       f32x16 sum[U] = {}, products[U] = {};
@@ -423,7 +265,9 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
         for (int j = 0; j < U; ++j) {
           const f32x16 about = load16(at + 16 * j) - s.mean[j];
           f32x16 du = s.du(j, about, load16(at_dy + 16 * j)), product = du * about;
-          if (U == 1) du = cut<PLANAR>(du, place + 16 * i, t), product = cut<PLANAR>(product, place + 16 * i, t);
+          if (U == 1)
+            du = zero_behind_end<PLANAR>(du, place + 16 * i, t),
+            product = zero_behind_end<PLANAR>(product, place + 16 * i, t);
           sum[j] += du;
           products[j] += product;
         }
@@ -450,9 +294,10 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
   }
   for (int64_t k = tiles.total; k-- > 0;) {
     const NormTile t = norm_tile_of<PLANAR>(a, u, tiles, k);
-    const Rows h = load_h<PLANAR>(a, u, t, false, h_buffer, other), dy = rows_of(grad.dy, u.sample, t, dy_buffer);
+    const Rows h = load_h<PLANAR>(a, u, t, false, h_buffer, second_buffer),
+               dy = rows_of(grad.dy, u.sample, t, dy_buffer);
     const bool has_total = grad.dtotal.data != nullptr;
-    const Rows dtotal = has_total ? rows_of(grad.dtotal, u.sample, t, other) : Rows{};
+    const Rows dtotal = has_total ? rows_of(grad.dtotal, u.sample, t, second_buffer) : Rows{};
     // A result may take the place of what was read for it, vector by vector.
     const Rows dx = gradient_rows<PLANAR>(grad, u, t, dy_buffer);
     const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
@@ -468,7 +313,7 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
           f32x16 dh = du * s.factor[j] - less[j] - about * by[j];
           if (has_total) dh += load16(dtotal.at + i * step_of<PLANAR, U>(dtotal) + along);
           store16(dx.at + i * step_of<PLANAR, U>(dx) + along, dh);
-          sum[j] += U == 1 ? cut<PLANAR>(dh, place + 16 * i, t) : dh;
+          sum[j] += U == 1 ? zero_behind_end<PLANAR>(dh, place + 16 * i, t) : dh;
         }
       add_sums<PLANAR, U>(total + first, sum);
     };

@@ -9,13 +9,15 @@
 
 namespace fastdiff::FD_VARIANT {
 
+// A sample's image of `size` floats in the arena.
 FD_INLINE float* at(const Work& w, int64_t place, int64_t sample, int64_t size) {
   return w.arena + place + sample * size;
 }
 
+// [C], or [2, C] of a norm: what a sample's time adds, or its scale and shift.
 FD_INLINE const float* time_of(const Work& w, int64_t sample) { return w.times + w.i.time + sample * w.times_stride; }
 
-// act(factor * x + offset) of the channels of one pixel.
+// act(factor * x + offset) of one pixel. from, factors, offsets, to: [channels].
 template <bool NORM, bool ACT>
 FD_INLINE void read_channels(const float* from, const float* factors, const float* offsets, int64_t channels,
                              float* to) {
@@ -35,7 +37,7 @@ FD_INLINE void read_channels(const float* from, const float* factors, const floa
   }
 }
 
-// What a convolution reads of one pixel: both sources, normalised and activated.
+// What a convolution reads of one pixel: both sources, normalised and activated. to: [channels + channels2].
 FD_INLINE void read_pixel(const Work& w, int64_t sample, int64_t y, int64_t x, float* to) {
   const Instruction& i = w.i;
   const int64_t pixels = i.height_in * i.width_in, total = i.channels + i.channels2;
@@ -54,7 +56,7 @@ FD_INLINE void read_pixel(const Work& w, int64_t sample, int64_t y, int64_t x, f
   }
 }
 
-// Row y of the padded input: pixels [-pad, width - pad) of row y, zero outside of the image.
+// Row y of the padded input: pixels [-pad, width - pad) of row y, zero outside of the image. to: [width, C].
 FD_INLINE void read_row(const Work& w, int64_t sample, int64_t y, int64_t width, float* to) {
   const Instruction& i = w.i;
   const int64_t channels = i.channels + i.channels2, scale = i.upsample ? 2 : 1;
@@ -72,10 +74,13 @@ FD_INLINE void read_row(const Work& w, int64_t sample, int64_t y, int64_t width,
 
 // Where the results of one sample go, and what is added to them.
 struct Writer {
-  float* target;
-  const float *bias, *time, *residual;
+  float* target;          // [H * W, C]
+  const float* bias;      // [C]
+  const float* time;      // [C] or nullptr
+  const float* residual;  // [H * W, C] or nullptr
   int64_t channels;
 
+  // Channels [c, c + 16) of a pixel, as far as there are so many.
   inline __attribute__((always_inline)) void write(int64_t pixel, int64_t c, f32x16 v) const {
     const int64_t place = pixel * channels + c, count = channels - c;
     if (count >= 16) {

@@ -12,17 +12,15 @@ namespace fastdiff {
 struct Work {
   Instruction i;
   int64_t batch;
-  float* arena;
-  const float* weights;
-  const float* times;    // one vector, or one per sample
-  int64_t times_stride;  // 0: one for all samples
-  float* shared;         // scratch of this instruction
-  int64_t phase;
+  float* arena;          // what the instruction's places count from
+  const float* weights;  // likewise
+  const float* times;    // [1 or B, times_stride]: what the blocks need of the time
+  int64_t times_stride;  // 0: one vector for all samples
+  float* shared;         // [shared_scratch(...)], of all threads
+  int64_t phase;         // units of one need all of the phase before
 };
 
-// Rows of the micro-kernel, and tiles that a thread transforms before it multiplies.
-constexpr int64_t GEMM_ROWS = 6;
-
+// Panels of so many columns.
 static inline int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
 
 // Winograd: tiles of `size` x `size` results, from (size + 2)^2 pixels.
@@ -50,9 +48,10 @@ struct Padded {
   int64_t block;  // pixels of a unit
 };
 Padded padded_of(const Instruction& i);
-constexpr int64_t QUERY_BLOCK = 24;
 
-// Attention: q, k and v packed, or q and v with keys of the second source. Channels of each, and where v begins.
+// Attention: rows of queries of a unit.
+constexpr int64_t QUERY_BLOCK = 24;
+// q, k and v are packed, or q and v with keys of the second source. Channels of each, and where v begins.
 static inline int64_t attention_width(const Instruction& i) { return i.source2 < 0 ? i.channels / 3 : i.channels2; }
 static inline int64_t attention_values(const Instruction& i) { return (i.source2 < 0 ? 2 : 1) * attention_width(i); }
 

@@ -13,19 +13,19 @@
 
 namespace fastdiff::FD_VARIANT {
 
-// Mean and sum of squares about it, per channel, over all pixels.
+// Mean and sum of squares about it, per channel, over all pixels: source [pixels, C], target [2, C].
 static void channel_stats(const Work& w, int64_t unit) {
   const Instruction& i = w.i;
   const int64_t panels = panels_of(i.channels), sample = unit / panels, first = unit % panels * PANEL;
   const int64_t last = first + PANEL < i.channels ? first + PANEL : i.channels, pixels = i.height_in * i.width_in;
   const float* source = at(w, i.source, sample, pixels * i.channels);
   float* to = at(w, i.target, sample, 2 * i.channels);
-  constexpr int64_t CHUNK = 64, SOME = 4;
+  constexpr int64_t CHUNK = 64, PIVOT_PIXELS = 4;
   for (int64_t c = first; c < last; c += 16) {
-    const int64_t count = last - c, some = pixels < SOME ? pixels : SOME;
+    const int64_t count = last - c, num_pivot = pixels < PIVOT_PIXELS ? pixels : PIVOT_PIXELS;
     f32x16 pivot = {}, mean = {}, squares = {};
-    for (int64_t k = 0; k < some; ++k) pivot += load_some(source + k * i.channels + c, count);
-    pivot /= (float)some;
+    for (int64_t k = 0; k < num_pivot; ++k) pivot += load_some(source + k * i.channels + c, count);
+    pivot /= (float)num_pivot;
     for (int64_t start = 0; start < pixels; start += CHUNK) {
       const int64_t n = pixels - start < CHUNK ? pixels - start : CHUNK;
       const float* p = source + start * i.channels + c;
@@ -36,14 +36,15 @@ static void channel_stats(const Work& w, int64_t unit) {
         sum += d;
         products += d * d;
       }
-      merge(sum, products, (float)n, (float)start, from, pivot, mean, squares);
+      merge_moments(sum, products, (float)n, (float)start, from, pivot, mean, squares);
     }
     store_some(to + c, mean + pivot, count);
     store_some(to + i.channels + c, squares, count);
   }
 }
 
-// Factor and offset of each channel: act(norm(x)) is then one multiplication and addition away.
+// Factor and offset of each channel: act(norm(x)) is then one multiplication and addition away. stats: [2, C] of each
+// source; gamma, beta: [C]; scale: [2, C] with the shift, or nullptr; target: [2, C].
 static void norm_factors(const Work& w, int64_t sample) {
   const Instruction& i = w.i;
   const int64_t total = i.channels + i.channels2, size = total / i.groups;
@@ -55,17 +56,17 @@ static void norm_factors(const Work& w, int64_t sample) {
   float* to = at(w, i.target, sample, 2 * total);
   const double epsilon = w.weights[i.epsilon];
   for (int64_t g = 0; g < i.groups; ++g) {
-    // Of channels of both sources, in a group that straddles them.
-    const auto each = [&](const auto& visit) __attribute__((always_inline)) {
+    // A group may straddle both sources.
+    const auto for_each_channel = [&](const auto& visit) __attribute__((always_inline)) {
       const int64_t first = g * size, last = first + size, inside = i.channels < last ? i.channels : last;
       const int64_t middle = inside < first ? first : inside;
       for (int64_t c = first; c < middle; ++c) visit(stats[0] + c, i.channels);
       for (int64_t c = middle; c < last; ++c) visit(stats[1] + c - i.channels, i.channels2);
     };
     double total_mean = 0, within = 0, between = 0;
-    each([&](const float* s, int64_t count) { total_mean += s[0], within += s[count]; });
+    for_each_channel([&](const float* s, int64_t count) { total_mean += s[0], within += s[count]; });
     const double mean = total_mean / (double)size;
-    each([&](const float* s, int64_t) { between += (s[0] - mean) * (s[0] - mean); });
+    for_each_channel([&](const float* s, int64_t) { between += (s[0] - mean) * (s[0] - mean); });
     const double rstd = 1 / __builtin_sqrt((within / pixels + between) / (double)size + epsilon);
     for (int64_t c = g * size; c < (g + 1) * size; ++c) {
       double factor = rstd * gamma[c], offset = beta[c] - mean * factor;
@@ -79,7 +80,7 @@ static void norm_factors(const Work& w, int64_t sample) {
   }
 }
 
-// A row of the mean of 2x2 pixels, or of each pixel twice, behind norm and activation. One source.
+// A row of the mean of 2x2 pixels, or of each pixel twice, behind norm and activation. One source [H, W, C].
 static void resample_row(const Work& w, int64_t unit, bool down) {
   const Instruction& i = w.i;
   const int64_t sample = unit / i.height, y = unit % i.height;
@@ -105,6 +106,7 @@ static void resample_row(const Work& w, int64_t unit, bool down) {
   }
 }
 
+// scratch: [thread_scratch(...)].
 static void run_instruction_unit(const Work& w, int64_t threads, int64_t unit, float* scratch) {
   const Instruction& i = w.i;
   switch (i.op) {

@@ -16,7 +16,7 @@ namespace fastdiff::FD_VARIANT {
 // Noise is made in chunks of 64 from a multiple of 4, so a run may be longer than what is asked for.
 constexpr int64_t SLACK = 2 * NOISE_CHUNK;
 
-// Normals of the elements [first, first + count) of a sample, at the returned place in the buffer.
+// Normals of the elements [first, first + count) of a sample, at the returned place in buffer [count + SLACK].
 FD_INLINE const float* normals_run(float* buffer, int64_t first, int64_t count, uint64_t id, uint32_t last,
                                    uint64_t seed) {
   const int64_t skipped = first % 4;
@@ -26,7 +26,8 @@ FD_INLINE const float* normals_run(float* buffer, int64_t first, int64_t count, 
   return buffer + skipped;
 }
 
-// Three runs of noise as the columns of rows of three. Reads and writes whole vectors: the buffers reach past the tile.
+// Three runs as the columns of rows of three. runs: 3 of [count]; out: [count, 3]. Reads and writes whole vectors: the
+// buffers reach past the tile.
 FD_INLINE void interleave_three(float* out, const float* const runs[3], int64_t count) {
   // Of the 48 results of 16 rows: which lane of the first two runs, then which of those and the third.
   const i32x16 pairs[3] = {{0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5},
@@ -48,7 +49,7 @@ FD_INLINE void interleave_three(double* out, const float* const runs[3], int64_t
     for (int c = 0; c < 3; ++c) out[3 * r + c] = runs[c][r];
 }
 
-// The tile's noise as A, dense in memory order.
+// The tile's noise as A, [rows, cols] dense, in the buffer or where it was given.
 template <typename A>
 FD_INLINE const A* noise_tile(const Noise& noise, const Shape& shape, const Tile& tile, A* buffer) {
   if (noise.given.data != nullptr) return load_tile(noise.given, tile, buffer);

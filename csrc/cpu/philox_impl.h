@@ -1,4 +1,4 @@
-// The noise contract's words and normals; fastdiff/noise.py states it.
+// The noise contract's words and normals; noise.py states it.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +36,7 @@ FD_INLINE void philox_round(u64x8& c0, u64x8& c1, u64x8& c2, u64x8& c3, uint64_t
   c3 = p0;
 }
 
+// Words of 16 blocks from those of the even and of the odd ones.
 FD_INLINE u32x16 join(u64x8 even, u64x8 odd) {
   const u64x8 low = (uint64_t)0xFFFFFFFFu - (u64x8){};
   return (u32x16)((even & low) | (odd << 32));
@@ -81,8 +82,8 @@ FD_INLINE f32x16 minus_two_log(f32x16 x) {
   return -2.0f * (k * 0.693359375f + (f + y));
 }
 
-// cos and sin of 2 pi a for a in [-1/2, 1/2]: the quarter turn nearest to a comes off exactly, then Cephes'
-// polynomials.
+// cos and sin of 2 pi a for a in [-1/2, 1/2]: the quarter turn nearest to a comes off exactly; then polynomials
+// of Cephes.
 FD_INLINE void cos_sin_turns(f32x16 a, f32x16& cosine, f32x16& sine) {
   const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
   const f32x16 shifted = a * 4.0f + magic;
@@ -125,7 +126,8 @@ FD_INLINE void words_chunk(u32x16 (&c)[4], uint32_t first_block, uint64_t sample
   c[0] = join(a0, b0), c[1] = join(a1, b1), c[2] = join(a2, b2), c[3] = join(a3, b3);
 }
 
-// Values of 16 blocks, four each, in element order: 4 x 16 transposed to 16 x 4, by two zips each way.
+// out: [16, 4], the values of 16 blocks in element order; zj holds value j of each block: 4 x 16 transposed to 16 x 4,
+// by two zips each way.
 FD_INLINE void store_blocks(float* out, f32x16 z0, f32x16 z1, f32x16 z2, f32x16 z3) {
   const i32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
   const i32x16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -137,7 +139,7 @@ FD_INLINE void store_blocks(float* out, f32x16 z0, f32x16 z1, f32x16 z2, f32x16 
   *(f32x16u*)(out + 48) = __builtin_shuffle(even_high, odd_high, high);
 }
 
-// Blocks first_block .. first_block + 15 of one sample's noise: 64 normals, in element order, to out.
+// Blocks first_block .. first_block + 15 of one sample's noise, in element order. out: [64] normals.
 FD_INLINE void normals_chunk(float* out, uint32_t first_block, uint64_t sample_id, uint32_t last_word, uint64_t seed) {
   u32x16 c[4];
   words_chunk(c, first_block, sample_id, last_word, seed);

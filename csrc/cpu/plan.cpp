@@ -45,12 +45,12 @@ const Instruction* instructions_of(const Tensor& code) {
   return static_cast<const Instruction*>(code.data_ptr());
 }
 
-// Floats of scratch that instructions need for a batch at most: what is shared, and each thread's own.
+// Floats of scratch that instructions need for a batch at most: what is shared, and what each thread has for itself.
 void scratch_sizes(const Instruction* code, int64_t length, int64_t batch, int64_t threads, int64_t& shared,
-                   int64_t& own) {
+                   int64_t& per_thread) {
   for (int64_t n = 0; n < length; ++n) {
     shared = std::max(shared, round_up(shared_scratch(code[n], batch, threads), ALIGNMENT));
-    own = std::max(own, round_up(thread_scratch(code[n], batch, threads), ALIGNMENT));
+    per_thread = std::max(per_thread, round_up(thread_scratch(code[n], batch, threads), ALIGNMENT));
   }
 }
 
@@ -83,8 +83,8 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
 }
 
 struct Scratch {
-  int64_t shared, own, threads, sets;
-  int64_t set() const { return shared + threads * own; }
+  int64_t shared, per_thread, threads, sets;
+  int64_t set() const { return shared + threads * per_thread; }
   int64_t total() const { return sets * set() + ALIGNMENT; }
 };
 
@@ -95,10 +95,11 @@ Scratch scratch_of(const Tensor& code, int64_t batch, int64_t part, int64_t lane
   const Instruction* instructions = instructions_of(code);
   Scratch s = {0, 0, lanes > 0 ? 1 : static_cast<int64_t>(torch::stable::get_num_threads()),
                std::max<int64_t>(1, lanes)};
-  scratch_sizes(instructions, code.size(0), lanes > 0 ? std::min(part, batch) : batch, s.threads, s.shared, s.own);
+  scratch_sizes(instructions, code.size(0), lanes > 0 ? std::min(part, batch) : batch, s.threads, s.shared,
+                s.per_thread);
   // The last part may be smaller, and smaller ones may be cut into larger units.
   if (lanes > 0 && batch % part > 0)
-    scratch_sizes(instructions, code.size(0), batch % part, s.threads, s.shared, s.own);
+    scratch_sizes(instructions, code.size(0), batch % part, s.threads, s.shared, s.per_thread);
   return s;
 }
 
@@ -115,7 +116,7 @@ Program program_of(const Tensor& code, const Tensor& weights, const Tensor& aren
   p.part = lanes > 0 ? part : batch;
   p.weights = floats("weights", weights);
   p.arena = const_cast<float*>(floats("arena", arena));
-  p.per_thread = sizes.own;
+  p.per_thread = sizes.per_thread;
   p.scratch_stride = sizes.set();
   p.arena_stride = arena.numel() / sizes.sets;
   check_code(p.instructions, p.length, std::min(p.part, batch), p.arena_stride, weights.numel(), times_width);

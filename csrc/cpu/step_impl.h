@@ -1,5 +1,4 @@
-// `step` over a range of work units. Passes over a tile read and write the first-level cache; each tensor crosses
-// memory once.
+// The op `step`. Passes over a tile read and write the first-level cache; each tensor crosses memory once.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +13,7 @@
 
 namespace fastdiff::FD_VARIANT {
 
-// z *= exp(0.5 * (v * log_max + (1 - v) * log_min)), v = (output + 1) / 2.
+// z *= exp(0.5 * (v * log_max + (1 - v) * log_min)), v = (output + 1) / 2. z, output: [n].
 FD_INLINE void scale_by_variance(float* z, const float* output, int64_t n, float log_min, float log_max) {
   const float slope = 0.25f * (log_max - log_min), middle = 0.25f * (log_max + log_min);
   // Whole vectors: the buffers reach past the tile.
@@ -31,16 +30,16 @@ FD_INLINE void scale_by_variance(double* z, const double* output, int64_t n, dou
   for (int64_t i = 0; i < n; ++i) z[i] *= __builtin_exp(0.25 * ((log_max - log_min) * output[i] + log_max + log_min));
 }
 
-// Where one run of elements of `step` lies. Results may lie where the row reads: each element is read before it is
-// written.
+// Where one run of n elements lies, each [n] or nullptr. Results may lie where the row reads: each element is read
+// before it is written.
 template <typename A>
 struct StepRun {
   const A *x, *m, *z, *base, *past[3];
   A *pred, *out, *saved;
 };
 
-// A row over a run of at most BUFFER elements. What has a coefficient of 0 or is absent is not read: `zeros` stands for
-// it.
+// A row k [ROW_WIDTH] over a run of n elements, at most BUFFER. What has a coefficient of 0 or is absent is not read:
+// `zeros` [n] stands for it.
 template <typename A, bool NOISE, bool PAST, bool BASE>
 static void combine(const A* k, const StepRun<A>& run, const A* zeros, int64_t n) {
   const auto used = [&](const A* values, int coefficient) {
@@ -104,6 +103,7 @@ static void combine(const A* k, const StepRun<A>& run, const A* zeros, int64_t n
   }
 }
 
+// The same, by the loop for what the row uses.
 template <typename A>
 FD_INLINE void combine_run(const A* k, const StepRun<A>& run, const A* zeros, int64_t n) {
   using Combine = void (*)(const A*, const StepRun<A>&, const A*, int64_t);
@@ -117,12 +117,14 @@ FD_INLINE void combine_run(const A* k, const StepRun<A>& run, const A* zeros, in
   variants[(k[ROW_S] != A(0)) + 2 * past + 4 * (save || k[ROW_CB] != A(0))](k, run, zeros, n);
 }
 
-// The slots that hold p1, p2 and p3, nullptr beyond the ring; p3's place may be the one that a prediction is pushed to.
+// The slot of the prediction of `age` rows ago, nullptr beyond the ring. The oldest one's may be the slot that a
+// prediction is pushed to.
 FD_INLINE const Matrix* past_slot(const StepArgs& args, int slot, int age) {
   const int depth = args.history_depth;
   return age > depth ? nullptr : &args.history[((slot - age) % depth + depth) % depth];
 }
 
+// Whether the batch lies in memory as one run of A.
 template <typename A>
 FD_INLINE bool is_dense(const Matrix& m, const Shape& shape) {
   return m.data == nullptr || (m.dtype == dtype_of<A>() && (shape.rows == 1 || m.row_stride == shape.cols) &&
@@ -140,7 +142,7 @@ FD_INLINE bool is_flat(const StepArgs& args, const A* k) {
   return true;
 }
 
-// Its share of the units, whatever the tiles: each element is computed alone.
+// A row k over one stretch of memory, cut into equal shares whatever the tiles: each element is computed alone.
 template <typename A>
 static void step_flat(const StepArgs& args, const A* k, int64_t first_unit, int64_t last_unit) {
   // With slices of a tile all that a row touches stays in the first-level cache.
@@ -174,6 +176,7 @@ static void step_flat(const StepArgs& args, const A* k, int64_t first_unit, int6
   }
 }
 
+// Each sample's own row, tile by tile.
 template <typename A>
 static void step_tiles(const StepArgs& args, int64_t first_unit, int64_t last_unit) {
   alignas(64) A zeros[BUFFER] = {};

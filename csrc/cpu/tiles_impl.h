@@ -18,6 +18,7 @@ struct Tile {
   int64_t sample, row, col, rows, cols;
 };
 
+// The tile of a unit of work.
 FD_INLINE Tile tile_of(const Shape& shape, const Tiling& tiles, int64_t unit) {
   const int64_t per_sample = tiles.row_tiles * tiles.col_tiles;
   const int64_t within = unit % per_sample;
@@ -30,13 +31,15 @@ FD_INLINE Tile tile_of(const Shape& shape, const Tiling& tiles, int64_t unit) {
   return tile;
 }
 
+// Where its first element lies.
 FD_INLINE int64_t offset_of(const Matrix& m, const Tile& tile) {
   return tile.sample * m.sample_stride + tile.row * m.row_stride + tile.col;
 }
 
+// Whether it lies in memory without gaps.
 FD_INLINE bool is_one_run(const Matrix& m, const Tile& tile) { return tile.rows == 1 || m.row_stride == tile.cols; }
 
-// The tile's values, dense in memory order: in place where they lie so already, else converted into the buffer.
+// The tile's values, [rows, cols] dense: in place where they lie so already, else converted into the buffer.
 template <typename A>
 FD_INLINE const A* load_tile(const Matrix& m, const Tile& tile, A* buffer) {
   const int64_t offset = offset_of(m, tile);
@@ -45,7 +48,7 @@ FD_INLINE const A* load_tile(const Matrix& m, const Tile& tile, A* buffer) {
   return buffer;
 }
 
-// Write a dense tile of results where it belongs.
+// Write a tile of results where it belongs. values: [rows, cols], dense.
 template <typename A>
 FD_INLINE void write_tile(const Matrix& m, const Tile& tile, const A* values) {
   const int64_t offset = offset_of(m, tile);
@@ -56,7 +59,8 @@ FD_INLINE void write_tile(const Matrix& m, const Tile& tile, const A* values) {
   }
 }
 
-// Where to compute a tile of results: in place where that is possible, else the buffer, for write_tile to take.
+// Where to compute a tile of results, [rows, cols] dense: in place where that is possible, else the buffer, for
+// write_tile to take.
 template <typename A>
 FD_INLINE A* result_tile(const Matrix& m, const Tile& tile, A* buffer) {
   return is_one_run(m, tile) && m.dtype == dtype_of<A>() ? (A*)m.data + offset_of(m, tile) : buffer;

@@ -20,8 +20,10 @@ typedef double f64x8 __attribute__((vector_size(64)));
 typedef int64_t i64x8 __attribute__((vector_size(64)));
 typedef double f64x8u __attribute__((vector_size(64), aligned(8)));
 
+// v in every lane.
 FD_INLINE f32x16 splat(float v) { return v - (f32x16){}; }
 FD_INLINE f64x8 splat(double v) { return v - (f64x8){}; }
+// a where the mask is set, else b.
 FD_INLINE f32x16 select(i32x16 mask, f32x16 a, f32x16 b) { return mask ? a : b; }
 FD_INLINE f64x8 select(i64x8 mask, f64x8 a, f64x8 b) { return mask ? a : b; }
 
@@ -40,9 +42,11 @@ template <> struct Lanes<double> {
   static constexpr int COUNT = 8;
 };
 
+// p: [16], of any alignment.
 FD_INLINE f32x16 load16(const float* p) { return *(const f32x16u*)p; }
 FD_INLINE void store16(float* p, f32x16 v) { *(f32x16u*)p = v; }
 
+// p: [count], of which at most 16 are read; the lanes behind are 0.
 FD_INLINE f32x16 load_some(const float* p, int64_t count) {
   if (count >= 16) return load16(p);
   f32x16 v = {};
@@ -50,11 +54,13 @@ FD_INLINE f32x16 load_some(const float* p, int64_t count) {
   return v;
 }
 
+// p: [count], of which at most 16 are written.
 FD_INLINE void store_some(float* p, f32x16 v, int64_t count) {
   if (count >= 16) return store16(p, v);
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
 
+// Sum of all lanes of U vectors, by halves.
 template <int U>
 FD_INLINE float sum_of(const f32x16 (&vectors)[U]) {
   f32x16 v = vectors[0];
@@ -65,8 +71,9 @@ FD_INLINE float sum_of(const f32x16 (&vectors)[U]) {
   return v[0] + v[1];
 }
 
+// Sum of the lanes in their order, in float64.
 template <typename V>
-FD_INLINE double sum_of(V v) {
+FD_INLINE double sum_of_lanes(V v) {
   double total = 0;
   for (int i = 0; i < (int)(sizeof(V) / sizeof(v[0])); ++i) total += (double)v[i];
   return total;
@@ -95,9 +102,10 @@ FD_INLINE f32x16 exp_v(f32x16 x) {
   return select(x == x, p * scale, x);
 }
 
-// exp(x) - 1 - x for |x| <= 1/2 by its series, x^2 (1/2! + x/3! + ...): no digits cancel.
+// exp(x) - 1 - x, what exp has above its tangent at 0, for |x| <= 1/2. By its series, x^2 (1/2! + x/3! + ...), no
+// digits cancel.
 template <typename V>
-FD_INLINE V exp_rest(V x) {
+FD_INLINE V exp_excess(V x) {
   constexpr double COEFFICIENTS[] = {
       1.0 / 2,         1.0 / 6,          1.0 / 24,          1.0 / 120,          1.0 / 720,
       1.0 / 5040,      1.0 / 40320,      1.0 / 362880,      1.0 / 3628800,      1.0 / 39916800,
@@ -118,7 +126,7 @@ FD_INLINE f64x8 exp_v(f64x8 x) {
   const f64x8 k = shifted - magic;
   const f64x8 r = y - k * 6.93147180369123816490e-01 - k * 1.90821492927058770002e-10;
   const f64x8 scale = (f64x8)((((i64x8)shifted - (i64x8)magic) + 1023) << 52);
-  return (exp_rest(r) + r + 1.0) * scale;
+  return (exp_excess(r) + r + 1.0) * scale;
 }
 
 // log for normal positive x, within 1 ulp or so: the reduction and the polynomial of fdlibm's e_log.c.
@@ -169,7 +177,7 @@ FD_INLINE f32x16 silu_v(f32x16 x) { return x / exp_minus_plus_one(x); }
 // squares. `from` is pivot + mean as it was rounded, so no digits are lost where the mean is many deviations from zero.
 // Chan, Golub, LeVeque (1983), eq. 2.1.
 template <typename V>
-FD_INLINE void merge(V sum, V products, float pixels, float before, V from, V pivot, V& mean, V& squares) {
+FD_INLINE void merge_moments(V sum, V products, float pixels, float before, V from, V pivot, V& mean, V& squares) {
   const V tile_mean = sum / pixels, difference = tile_mean + (from - pivot) - mean;
   const float share = pixels / (before + pixels);
   squares += products - sum * tile_mean + difference * difference * (before * share);

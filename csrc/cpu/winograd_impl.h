@@ -35,7 +35,8 @@ FD_INLINE void winograd_out(f32x16 (&m)[4]) {
   m[0] = a, m[1] = b;
 }
 
-// Transform rows [first, last) of tiles into V [points][tiles][C], whose first tile is that of row `origin`.
+// Transform rows [first, last) of tiles. v: [points][tiles, C], point_stride apart, whose first tile is that of row
+// `origin`; rows: room for [SIZE + 2, SIZE * per_row + 2, C] pixels.
 template <int SIZE>
 static void winograd_read(const Work& w, const Tiles& t, int64_t first, int64_t last, int64_t origin, int64_t tiles,
                           float* v, float* rows) {
@@ -71,8 +72,9 @@ static void winograd_read(const Work& w, const Tiles& t, int64_t first, int64_t 
   }
 }
 
-// M[point] = V[point] U[point] for one panel of columns; m is where the panel's columns of M begin, `width` apart.
-// The panel `distance` further on is fetched meanwhile.
+// M[point] = V[point] U[point] for one panel of columns. v: [points][tiles, C]; U, the weights: [points, panels, C,
+// PANEL]; m: where the panel's columns of M [points][tiles, width] begin. The panel `distance` further on is fetched
+// meanwhile.
 FD_INLINE void winograd_multiply(const Work& w, int64_t point, int64_t panel, int64_t tiles, const float* v, float* m,
                                  int64_t width, int64_t distance) {
   const Instruction& i = w.i;
@@ -95,6 +97,8 @@ FD_INLINE void winograd_multiply(const Work& w, int64_t point, int64_t panel, in
   }
 }
 
+// Results of rows [first, last) of tiles, channels [first_channel, last_channel). m: [points][tiles, width], whose
+// first tile is that of row `origin` and whose first column is first_channel.
 template <int SIZE>
 static void winograd_write(const Work& w, const Tiles& t, int64_t first, int64_t last, int64_t origin, int64_t tiles,
                            const float* m, int64_t width, int64_t first_channel, int64_t last_channel) {
@@ -127,6 +131,9 @@ static void winograd_write(const Work& w, const Tiles& t, int64_t first, int64_t
   }
 }
 
+// A unit of a phase, or some rows of tiles from pixels to results. scratch: `rows` of winograd_read; then, unless
+// w.shared holds them for all tiles (M [points][tiles, panels * PANEL]), V [points][tiles, C] and M [points][tiles,
+// PANEL].
 template <int SIZE>
 static void winograd(const Work& w, int64_t threads, int64_t unit, float* scratch) {
   const Tiles t = tiles_of(w.i, w.batch, threads);

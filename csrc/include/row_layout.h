@@ -1,4 +1,4 @@
-// A row of a coefficient table in memory; fastdiff/table.py gives the meaning, a test compares the order.
+// A row of a coefficient table in memory; table.py gives the meaning, a test compares the order.
 #pragma once
 
 namespace fastdiff {
