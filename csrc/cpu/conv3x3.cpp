@@ -16,12 +16,6 @@ namespace fastdiff {
 
 namespace {
 
-const float* image(const char* name, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && in_layout(x, true).data_ptr() == x.data_ptr(),
-                  name, " must be float32 [B, C, H, W], channels_last");
-  return static_cast<const float*>(x.data_ptr());
-}
-
 // Tiles of 4x4 results from 8 pixels on, as fastdiff/engine/lower.py chooses.
 int64_t tile_size(const Tensor& x) { return x.size(2) >= 8 && x.size(3) >= 8 ? 4 : 2; }
 
@@ -36,7 +30,7 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
                   "weight must be float32 [C_out, C_in, 3, 3]");
   STD_TORCH_CHECK(rows % 16 == 0 && columns % 16 == 0, "channels must be multiples of 16, got ", rows, " and ",
                   columns);
-  const float *from = image("x", x), *to = image("out", out);
+  const float *from = channels_last_data("x", x), *to = channels_last_data("out", out);
   STD_TORCH_CHECK(out.size(0) == batch && out.size(2) == x.size(2) && out.size(3) == x.size(3),
                   "out must have x's batch and size");
   if (x.numel() == 0) return;
@@ -91,8 +85,8 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
 void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   const int64_t threads = torch::stable::get_num_threads();
   ConvGradArgs a;
-  a.x = image("x", x);
-  a.dy = image("grad", grad);
+  a.x = channels_last_data("x", x);
+  a.dy = channels_last_data("grad", grad);
   a.batch = x.size(0);
   a.channels_in = x.size(1);
   a.channels_out = grad.size(1);
@@ -100,7 +94,7 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   a.width = x.size(3);
   STD_TORCH_CHECK(grad.size(0) == a.batch && grad.size(2) == a.height && grad.size(3) == a.width,
                   "grad must have x's batch and size");
-  a.dweight = const_cast<float*>(image("out", out));
+  a.dweight = channels_last_data("out", out);
   STD_TORCH_CHECK(out.size(0) == a.channels_out && out.size(1) == a.channels_in && out.size(2) == 3 && out.size(3) == 3,
                   "out must be [C_out, C_in, 3, 3]");
   a.size = tile_size(x);

@@ -27,7 +27,7 @@ FD_INLINE void winograd_weights(const f32x16 (&w)[3], f32x16 (&u)[4]) {
   u[0] = w[0], u[1] = even + odd, u[2] = even - odd, u[3] = w[2];
 }
 
-// G^T u, its adjoint.
+// G^T u, the adjoint of the same.
 FD_INLINE void winograd_weights_adjoint(const f32x16 (&u)[6], f32x16 (&w)[3]) {
   const f32x16 inner = (u[1] + u[2]) * (1.0f / 6.0f), outer = u[3] + u[4];
   w[0] = 0.25f * u[0] - inner + outer * (1.0f / 24.0f);
@@ -220,6 +220,7 @@ static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
     }
 }
 
+// scratch: [grad_scratch(a)].
 static void run_conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
   a.size == 4 ? conv_grad<4>(a, unit, scratch) : conv_grad<2>(a, unit, scratch);
 }

@@ -1,3 +1,4 @@
+// The op `diffuse`.
 #include "diffuse.h"
 
 #include <cstdint>

@@ -1,3 +1,4 @@
+// The op `dropout`.
 #include "dropout.h"
 
 #include <cstdint>

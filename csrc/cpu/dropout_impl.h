@@ -23,6 +23,7 @@ FD_INLINE void dropout_factors(const DropoutArgs& args, int64_t first, float* ou
                select(c[2] <= last, scale, none), select(c[3] <= last, scale, none));
 }
 
+// y of the elements of units [first_unit, last_unit), DROPOUT_UNIT each.
 template <typename A>
 static void dropout_units(const DropoutArgs& args, int64_t first_unit, int64_t last_unit) {
   const int64_t end = last_unit * DROPOUT_UNIT < args.numel ? last_unit * DROPOUT_UNIT : args.numel;

@@ -193,6 +193,7 @@ static void norm_forward_of(const NormArgs& a, int64_t unit, float* scratch) {
   }
 }
 
+// scratch: [norm_scratch(a)].
 static void norm_forward(const NormArgs& a, int64_t unit, float* scratch) {
   a.planar ? norm_forward_of<true>(a, unit, scratch) : norm_forward_of<false>(a, unit, scratch);
 }
@@ -324,6 +325,7 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
     for (int64_t k = 0; k < u.channels; ++k) grad.dh_sum[u.sample * a.channels + u.first + k] = total[k];
 }
 
+// scratch: [norm_scratch(grad.forward)].
 static void norm_backward(const NormGradArgs& grad, int64_t unit, float* scratch) {
   if (grad.forward.planar)
     grad.forward.act ? norm_backward_of<true, true>(grad, unit, scratch)

@@ -1,3 +1,4 @@
+// Which instruction set this machine runs.
 #include "kernels.h"
 
 #include <cstdlib>

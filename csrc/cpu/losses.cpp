@@ -1,3 +1,4 @@
+// The ops `mse`, `bound_loss` and `bound_terms`, and gradients.
 #include "losses.h"
 
 #include <cstdint>

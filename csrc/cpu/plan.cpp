@@ -126,11 +126,12 @@ Program program_of(const Tensor& code, const Tensor& weights, const Tensor& aren
   return p;
 }
 
+// from, to: [count].
 void copy_scaled(const float* from, float scale, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = scale * from[i];
 }
 
-// The program on x * scale, to out.
+// The program on x * scale, to out. times: of Work.
 void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, int64_t output, const float* times,
               int64_t times_stride, const Tensor& out) {
   const float* from = static_cast<const float*>(x.data_ptr());
@@ -156,11 +157,6 @@ void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, int
   });
 }
 
-void check_image(const char* name, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && in_layout(x, true).data_ptr() == x.data_ptr(),
-                  name, " must be float32 [B, C, H, W], channels_last");
-}
-
 void check_places(const Program& p, int64_t input, const Tensor& x, int64_t output, const Tensor& out) {
   const int64_t size_in = x.numel() / p.batch * p.part, size_out = out.numel() / p.batch * p.part;
   STD_TORCH_CHECK(input >= 0 && input + size_in <= p.arena_stride && output >= 0 && output + size_out <= p.arena_stride,
@@ -182,8 +178,8 @@ int64_t plan_scratch_cpu(Tensor code, int64_t batch, int64_t part, int64_t lanes
 
 void plan_forward_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_t input, int64_t output, Tensor arena,
                       Tensor scratch, int64_t part, int64_t lanes, Tensor out) {
-  check_image("x", x);
-  check_image("out", out);
+  channels_last_data("x", x);
+  channels_last_data("out", out);
   const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(-1));
   check_places(p, input, x, output, out);
   evaluate(p, x, 1.0f, input, output, floats("times", times), times_stride_of(times, 0, x.size(0)), out);
@@ -194,8 +190,8 @@ void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_
                      int64_t first_row, int64_t last_row, int64_t first_time, Tensor sample_ids, int64_t seed,
                      bool learned_variance, std::optional<Tensor> base, std::optional<Tensor> history,
                      std::optional<Tensor> pred_out) {
-  check_image("x", x);
-  check_image("model_output", model_output);
+  channels_last_data("x", x);
+  channels_last_data("model_output", model_output);
   const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(-1));
   check_places(p, input, x, output, model_output);
   const float* table = floats("rows", rows);

@@ -1,3 +1,4 @@
+// The op `posterior_mean`, by the kernel of `step`.
 #include <cstdint>
 #include <limits>
 #include <optional>

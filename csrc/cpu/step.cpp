@@ -1,3 +1,4 @@
+// The op `step`, and its rows over plain addresses.
 #include "step.h"
 
 #include <cstdint>

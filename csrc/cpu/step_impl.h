@@ -227,6 +227,7 @@ static void step_tiles(const StepArgs& args, int64_t first_unit, int64_t last_un
   }
 }
 
+// As one stretch of memory where that is possible, else tile by tile.
 template <typename A>
 static void step_units(const StepArgs& args, int64_t first_unit, int64_t last_unit) {
   const A* k = (const A*)args.rows + ROW_WIDTH * args.row[0];

@@ -52,6 +52,14 @@ inline Tensor in_layout(const Tensor& x, bool channels_last) {
   return fits ? x : torch::stable::contiguous(x, format_of(channels_last));
 }
 
+// [B, H, W, C] of a float32 image [B, C, H, W] with channels last.
+inline float* channels_last_data(const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && in_layout(x, true).data_ptr() == x.data_ptr(),
+                  name, " must be float32 [B, C, H, W], channels_last");
+  return static_cast<float*>(x.data_ptr());
+}
+
+// Elements in one index of the dimensions before `first_dim`.
 inline int64_t elements_from(const Tensor& x, int64_t first_dim) {
   int64_t n = 1;
   for (int64_t i = first_dim; i < x.dim(); ++i) n *= x.size(i);
