@@ -23,7 +23,7 @@ constexpr int64_t PACK_ROWS = 16;
 struct ConvGradArgs {
   const float *x, *dy;  // [B, H, W, C]
   int64_t batch, height, width, channels_in, channels_out;
-  int64_t size;
+  int64_t size;                 // as of PackArgs
   int64_t block_in, block_out;  // channels of a unit, multiples of 16
   float* dweight;               // [C_out, 3, 3, C_in]
 };

@@ -87,7 +87,7 @@ static void pack_rows(const PackArgs& a, int64_t unit) {
     }
 }
 
-static void run_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) {
+static void run_conv3x3_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) {
   for (int64_t unit = first_unit; unit < last_unit; ++unit) a.size == 4 ? pack_rows<4>(a, unit) : pack_rows<2>(a, unit);
 }
 
@@ -221,7 +221,7 @@ static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
 }
 
 // scratch: [grad_scratch(a)].
-static void run_conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
+static void run_conv3x3_weight_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
   a.size == 4 ? conv_grad<4>(a, unit, scratch) : conv_grad<2>(a, unit, scratch);
 }
 

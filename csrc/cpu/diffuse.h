@@ -13,7 +13,7 @@ struct DiffuseArgs {
   Shape shape;
   Matrix x0, x_t, target;  // target.data == nullptr: not wanted
   Noise noise;
-  const int64_t* t;
+  const int64_t* t;   // [B]
   const void* table;  // [T, 4], float, or double when x0 is
   int levels;
 };

@@ -16,8 +16,8 @@ struct LossArgs {
   bool learned;      // the output has a second half, which says the variance
   int64_t channels;  // of a half where both alternate pixel by pixel (channels_last), tile a multiple of it; else 0
   bool discrete, detach_mean;
-  double clip, levels;  // clip 0: none
-  const int64_t* t;
+  double clip, levels;                // clip 0: none
+  const int64_t* t;                   // [B]
   const void* table;                  // [T, 6], float, or double when output is
   const void *grad_mse, *grad_bound;  // [B], the same; nullptr: none
   double* sums;                       // [units, 3]: squares, nats, squared error of the predicted x_0

@@ -12,9 +12,9 @@ struct Noise {
   Matrix given;
   uint64_t seed;
   uint32_t stream;
-  const int64_t* sample_ids;
-  const int64_t* row;
-  int64_t row_stride;  // 0: one row for all samples, 1: one each
+  const int64_t* sample_ids;  // [B]
+  const int64_t* row;         // [B], or [1] of all samples
+  int64_t row_stride;         // 1, or 0
 };
 
 }  // namespace fastdiff

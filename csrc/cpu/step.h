@@ -17,17 +17,18 @@ struct StepArgs {
   Matrix history[3];
   int history_depth;
   Noise noise;
-  const int64_t* row;
-  int64_t row_stride;
-  const void* rows;  // [R, ROW_WIDTH], float, or double when x is
+  const int64_t* row;  // [B], or [1] of all samples
+  int64_t row_stride;  // 1, or 0
+  const void* rows;    // [R, ROW_WIDTH], float, or double when x is
 };
 
 // One row that draws no noise, over float32 tensors that are all dense and of one layout; nullptr where absent.
 struct DenseStep {
-  float *x, *model_output, *out, *pred_out, *base, *history;
+  float *x, *model_output, *out, *pred_out, *base;  // [numel] each
+  float* history;                                   // [history_depth, numel]
   int history_depth;
   int64_t numel;
-  const float* rows;
+  const float* rows;  // [R, ROW_WIDTH]
   int64_t row;
 };
 void step_dense(const DenseStep& call);

@@ -1,11 +1,11 @@
-// How the images of the elementwise kernels are cut into tiles, which are their units of work. Plain data, as in
-// kernels.h.
+// How images are cut into tiles, the units of work of the elementwise kernels. Plain data, as in kernels.h.
 #pragma once
 
 #include <cstdint>
 
 namespace fastdiff {
 
+// Of a batch of images, as a Matrix has it.
 struct Shape {
   int64_t batch, rows, cols;
   bool channels_last;

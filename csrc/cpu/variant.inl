@@ -1,5 +1,5 @@
-// Every kernel for one instruction set, and the table of them. Who includes this has set the compiler's target and
-// named the variant (FD_VARIANT), after including all that the variants share.
+// All kernels for one instruction set, and their table. The including file names the variant (FD_VARIANT) and sets the
+// compiler's target, after the headers that variants share: nothing in them is compiled for one target alone.
 #include "conv3x3_impl.h"
 #include "diffuse_impl.h"
 #include "dropout_impl.h"
@@ -20,10 +20,10 @@ const Kernels table = {
     .step = run_step,
     .dropout = run_dropout,
     .losses = run_losses,
-    .conv3x3_pack = run_pack,
-    .conv3x3_weight_grad = run_conv_grad,
-    .group_norm_act = norm_forward,
-    .group_norm_act_backward = norm_backward,
+    .conv3x3_pack = run_conv3x3_pack,
+    .conv3x3_weight_grad = run_conv3x3_weight_grad,
+    .group_norm_act = run_group_norm_act,
+    .group_norm_act_backward = run_group_norm_act_backward,
     .instruction = run_instruction_unit,
 };
 
