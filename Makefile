@@ -26,9 +26,10 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/.tools
 	$(PIP) -q --no-build-isolation -e ".[demo]"
 	@touch $@
 
+# The compiler's warnings are errors here, and in no one else's build.
 # The peer of the live tests comes without its dependencies, of which torchvision would bring another PyTorch.
 $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
-	$(PIP) -q --no-build-isolation -e ".[demo,triton,test,bench,lint]"
+	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,test,bench,lint]"
 	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch
 	@touch $@ $(VENV)/.run
 
