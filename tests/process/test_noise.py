@@ -2,11 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fastdiff.ops.reference.noise import torch_normals, torch_words
 from fastdiff.process import noise
 from fastdiff.process.noise import Stream
 
@@ -35,19 +31,6 @@ def test_noise_words_follow_the_counter_layout():
         assert words[0, e] == block[e % 4]
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    st.integers(0, 2**64 - 1),
-    st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3),
-    st.integers(1, 70),
-    st.sampled_from(list(Stream)),
-    st.integers(0, 2**28 - 1),
-)
-def test_noise_torch_words_equal_numpy(seed, ids, count, stream, row):
-    ours = torch_words(seed, torch.tensor(ids), count, stream, torch.tensor([row]))
-    np.testing.assert_array_equal(ours.numpy()[:, :count], noise.words(seed, ids, count, stream, row))
-
-
 def test_noise_normals_follow_the_formula():
     """One block by hand, with Python's floats."""
     import math
@@ -60,12 +43,6 @@ def test_noise_normals_follow_the_formula():
         radius = math.sqrt(-2 * math.log(ui))
         expected += [radius * math.cos(2 * math.pi * ai), radius * math.sin(2 * math.pi * ai)]
     np.testing.assert_allclose(noise.normals(3, [17], 4, Stream.SAMPLING, 2)[0], expected, rtol=1e-7)
-
-
-def test_noise_torch_normals_equal_numpy():
-    ours = torch_normals(11, torch.tensor([0, 2**40]), (3, 5, 7), 1, torch.tensor([4, 5]))
-    theirs = noise.normals(11, [0, 2**40], 105, 1, [4, 5]).reshape(2, 3, 5, 7)
-    np.testing.assert_allclose(ours.numpy(), theirs, rtol=2e-7)
 
 
 def test_noise_has_normal_moments():

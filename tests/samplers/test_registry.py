@@ -82,17 +82,6 @@ def test_samplers_reach_every_prediction_alike(name):
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_samplers_describe_themselves(name):
-    info = samplers.describe(name)
-    assert info.name == name
-    assert len(info.summary) >= 4
-    assert info.source
-    assert info.evaluations_per_step in (1, 2)
-    assert getattr(samplers, name) is SAMPLERS[name].build
-    assert info.stochastic == (info.order == 0)
-
-
 def test_names_without_statistics_build_from_a_diffusion_alone():
     diffusion = Diffusion(NoiseSchedule.cosine(100))
     assert set(ALL) - set(samplers.names()) == {"analytic_ddpm", "analytic_ddim"}

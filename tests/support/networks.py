@@ -1,7 +1,7 @@
 """Small networks of this library with random weights, for tests that need any network or a preset's structure."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastdiff as fd
 from fastdiff.files.data import DataScaling
@@ -63,3 +63,18 @@ def small_pipeline(scale: float = 1.0, levels: int = 17) -> fd.Pipeline:
     with torch.no_grad():
         unet.conv_out.weight.mul_(scale)
     return fd.Pipeline(unet, fd.Diffusion(fd.NoiseSchedule.cosine(6)), DataScaling(levels))
+
+
+def fan_scaled(model: nn.Module) -> nn.Module:
+    """The module with random weights everywhere, by their fan-in: some layers start at 0 and would hide the others."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan = parameter[0].numel() if parameter.ndim > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+    return model
+
+
+def image(channels: int = 3, size: int = 16, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Two random images."""
+    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)

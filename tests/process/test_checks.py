@@ -1,0 +1,51 @@
+"""Checks of what callers give: the nearest name, unknown keys, whole numbers."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from fastdiff.process.checks import check_keys, nearest_name, whole_number
+
+
+def test_nearest_name_comes_first_and_all_are_listed():
+    assert nearest_name("cosin", ["linear", "cosine"]) == "did you mean 'cosine'? known: cosine, linear"
+    # Far from all of them, nothing is guessed; the names may come from an iterator.
+    assert nearest_name("xyz", iter(["linear", "cosine"])) == "known: cosine, linear"
+
+
+def test_unknown_keys_are_named_with_what_they_are_keys_of():
+    check_keys({}, ["a"], "nothing")
+    check_keys({"eta": 1, "clip": None}, iter(["clip", "eta"]), "the options")
+    with pytest.raises(ValueError, match=re.escape("unknown key 'ata' in the options: did you mean 'eta'?")):
+        check_keys({"clip": 1, "ata": 1}, iter(["clip", "eta"]), "the options")
+
+
+@pytest.mark.parametrize("value", [1, 7.0, np.int64(2), np.float32(4), np.array(3), torch.tensor(5)])
+def test_a_whole_number_may_be_of_any_type(value):
+    number = whole_number("steps", value, low=1, high=7)
+    assert number == value
+    assert type(number) is int
+
+
+@pytest.mark.parametrize("value", [1.5, True, False, "3", None, math.nan, math.inf, np.float64("nan"), 1j, [1, 2]])
+def test_a_whole_number_is_nothing_else(value):
+    with pytest.raises(ValueError, match=re.escape(f"steps must be a whole number, got {value!r}")):
+        whole_number("steps", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "limits", "said"),
+    [
+        (0, {"low": 1}, ", at least 1, got 0"),
+        (4, {"high": 3}, ", at most 3, got 4"),
+        (4, {"low": 1, "high": 3}, " from 1 to 3, got 4"),
+        (-1, {"low": 0, "high": 2**64 - 1}, " from 0 to 2^64 - 1, got -1"),
+        (2**28, {"low": 0, "high": 2**28 - 1}, f" from 0 to 2^28 - 1, got {2**28}"),
+    ],
+)
+def test_a_whole_number_has_limits(value, limits, said):
+    with pytest.raises(ValueError, match=re.escape(f"row must be a whole number{said}")):
+        whole_number("row", value, **limits)
