@@ -117,6 +117,11 @@ def test_dropout_refuses_what_does_not_fit(arguments, message):
         ops.dropout(*arguments)
 
 
+def test_dropout_says_that_it_has_no_triton_kernel():
+    with pytest.raises(RuntimeError, match="dropout has no Triton kernel: leave implementation at 'auto'"):
+        ops.dropout(torch.zeros(2), 0.5, torch.tensor([1]), implementation="triton")
+
+
 @pytest.mark.parametrize("isa", ["generic", "avx2"])
 def test_dropout_of_other_instruction_sets(isa):
     if isa == "avx2" and "avx2" not in Path("/proc/cpuinfo").read_text():

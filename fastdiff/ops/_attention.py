@@ -153,6 +153,12 @@ def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor | None) -> tuple[Tensor |
     return gradients(AttentionCall, qkv=grad_qkv)
 
 
-define("attention", AttentionCall, _reference, _fake)
-define("attention_backward", AttentionBackwardCall, _backward_reference, _backward_fake)
+define("attention", AttentionCall, _reference, _fake, kernel="attention")
+define(
+    "attention_backward",
+    AttentionBackwardCall,
+    _backward_reference,
+    _backward_fake,
+    kernel="attention_backward",
+)
 torch.library.register_autograd("fastdiff::attention", _backward, setup_context=_setup)

@@ -230,4 +230,4 @@ def _fake(call: Conv2dFusedCall) -> tuple[Tensor, Tensor, Tensor]:
     return y, mean, torch.empty_like(mean)
 
 
-define("conv2d_fused", Conv2dFusedCall, _reference, _fake)
+define("conv2d_fused", Conv2dFusedCall, _reference, _fake, kernel="conv2d_fused")

@@ -121,5 +121,5 @@ def _backward(ctx: Any, grad_x_t: Tensor, grad_target: Tensor) -> tuple[Tensor |
     )
 
 
-define("diffuse", DiffuseCall, _reference, _fake, check_indices=_check_indices)
+define("diffuse", DiffuseCall, _reference, _fake, check_indices=_check_indices, kernel="diffuse")
 torch.library.register_autograd("fastdiff::diffuse", _backward, setup_context=_setup)

@@ -35,13 +35,13 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, slots=True)
 class _Op:
-    """One op: `overload` is what the dispatcher calls, `kernel` the module in `fastdiff.kernels` with its launcher."""
+    """One op: `overload` is what the dispatcher calls; the rest as in `define`."""
 
     name: str
     overload: Any
     reference: Callable[[Any], Any]
     check_indices: Callable[[Any], None] | None
-    kernel: str
+    kernel: str | None
 
 
 _OPS: dict[type, _Op] = {}
@@ -71,12 +71,12 @@ def define(
         fake: Results without values.
         cpu: What runs on the CPU when the extension is built, where C++ has not registered the op itself.
         check_indices: Raises IndexError for indices out of range, when the C++ kernel has refused its arguments.
-        kernel: The module in `fastdiff.kernels` that has the launcher; the op's own name when None.
+        kernel: The module in `fastdiff.kernels` that has the launcher; a GPU runs the reference when None.
     """
     LIBRARY.define(name + schema(call, get_type_hints(reference)["return"]))
     # Calling the packet instead would look for the overload each time, which takes as long as a small kernel.
     overload = getattr(torch.ops.fastdiff, name).default
-    op = _OPS[call] = _Op(name, overload, reference, check_indices, kernel or name)
+    op = _OPS[call] = _Op(name, overload, reference, check_indices, kernel)
 
     def composite(*arguments: Any) -> ResultT:
         if arguments[0].device.type == "cpu" and EXTENSION_ERROR is not None:
@@ -94,7 +94,8 @@ def define(
         return launch(call._make(arguments))
 
     LIBRARY.impl(name, composite, "CompositeExplicitAutograd")
-    LIBRARY.impl(name, cuda, "CUDA")
+    if kernel is not None:
+        LIBRARY.impl(name, cuda, "CUDA")
     if cpu is not None and has_extension():
         LIBRARY.impl(name, lambda *arguments: cpu(call._make(arguments)), "CPU")
     torch.library.register_fake(f"fastdiff::{name}", lambda *arguments: fake(call._make(arguments)))
@@ -157,6 +158,8 @@ def _check_interpreter(op: _Op, call: tuple[Any, ...]) -> None:
 
 
 def _launcher(op: _Op) -> Any:
+    if op.kernel is None:
+        raise RuntimeError(f"{op.name} has no Triton kernel: leave implementation at 'auto' or name 'reference'")
     try:
         module = importlib.import_module(f"fastdiff.kernels.{op.kernel}")
     except ModuleNotFoundError as error:

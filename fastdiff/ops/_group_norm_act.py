@@ -282,13 +282,14 @@ def _backward(
     return gradients(GroupNormActCall, **{name: value for name, value in found.items() if name in wanted})
 
 
-define("group_norm_act", GroupNormActCall, _reference, _fake, cpu=_cpu)
+define("group_norm_act", GroupNormActCall, _reference, _fake, cpu=_cpu, kernel="group_norm_act")
 define(
     "group_norm_act_backward",
     GroupNormActBackwardCall,
     _backward_reference,
     _backward_fake,
     cpu=_backward_cpu,
+    kernel="group_norm_act_backward",
 )
 torch.library.register_autograd("fastdiff::group_norm_act", _backward, setup_context=_setup)
 refuse_second_derivative("group_norm_act_backward", "group_norm_act has")

@@ -103,5 +103,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return gradients(PosteriorMeanCall, x_t=grad_x, model_output=grad_output)
 
 
-define("posterior_mean", PosteriorMeanCall, _reference, _fake, check_indices=_check_indices)
+define("posterior_mean", PosteriorMeanCall, _reference, _fake, check_indices=_check_indices, kernel="posterior_mean")
 torch.library.register_autograd("fastdiff::posterior_mean", _backward, setup_context=_setup)

@@ -138,4 +138,4 @@ def _fake(call: StepCall) -> None:
     return None
 
 
-define("step", StepCall, _reference, _fake, check_indices=_check_indices)
+define("step", StepCall, _reference, _fake, check_indices=_check_indices, kernel="step")
