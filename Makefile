@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # On a machine without a GPU: TORCH_INDEX=https://download.pytorch.org/whl/cpu fetches PyTorch's CPU build.
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+CXX_FILES := $(sort $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl csrc/*/*.cu))
+SOURCES := setup.py pyproject.toml constraints.txt $(CXX_FILES)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo test lint format bench bench-cpu bench-gpu asan clean
@@ -25,9 +26,10 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/.tools
 	$(PIP) -q --no-build-isolation -e ".[demo]"
 	@touch $@
 
+# The compiler's warnings are errors here, and in no one else's build.
 # The peer of the live tests comes without its dependencies, of which torchvision would bring another PyTorch.
 $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
-	$(PIP) -q --no-build-isolation -e ".[demo,triton,test,bench,lint]"
+	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,test,bench,lint]"
 	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch
 	@touch $@ $(VENV)/.run
 
@@ -44,12 +46,14 @@ test: setup-dev  ## Run the whole test suite
 lint: setup-dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: setup-dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: setup-dev  ## Time the ops against plain PyTorch and diffusers; writes bench/results/
 	$(BIN)/python bench/run.py

@@ -2,6 +2,7 @@
 
 FASTDIFF_EXT=0 leaves the extension out: a pure-Python package that runs the reference implementations.
 FASTDIFF_SANITIZE=address builds it with AddressSanitizer (`make asan`).
+FASTDIFF_WERROR=1 takes the compiler's warnings for errors (`make setup-dev`); a user's newer compiler may know others.
 """
 
 import os
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parent
 DEFINES = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
 FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 # The last two are about the compiler's own headers.
-FLAGS += ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+FLAGS += ["-Wall", "-Wextra", "-Wshadow", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 # Errors name their source file, which needs no path of the machine that built it.
 FLAGS += [f"-ffile-prefix-map={ROOT}/="]
 
@@ -27,29 +28,37 @@ Without a compiler, install the pure-Python package, which runs the slow referen
     FASTDIFF_EXT=0 pip install ."""
 
 
+def flag(name, default):
+    value = os.environ.get(name, default)
+    if value not in ("0", "1"):
+        sys.exit(f"{name} must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
 def extension_arguments():
-    wanted = os.environ.get("FASTDIFF_EXT", "1")
-    if wanted not in ("0", "1"):
-        sys.exit(f"FASTDIFF_EXT must be 0 or 1, got {wanted!r}")
-    if wanted == "0" or "sdist" in sys.argv or "egg_info" in sys.argv or "dist_info" in sys.argv:
+    if not flag("FASTDIFF_EXT", "1") or "sdist" in sys.argv or "egg_info" in sys.argv or "dist_info" in sys.argv:
         return {}
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
     except ImportError:
         sys.exit(NO_TORCH)
     sanitize = os.environ.get("FASTDIFF_SANITIZE")
     # Python's own flags ask for debugging symbols, which take a third of the time and ten times the size.
-    extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1"] if sanitize else ["-g0"]
+    debug = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1"] if sanitize else ["-g0"]
+    # PyTorch's headers are not ours to warn about.
+    warnings = [f"-isystem{path}" for path in include_paths()]
+    if flag("FASTDIFF_WERROR", "0"):
+        warnings += ["-Werror"]
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
-    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
+    headers = sorted(str(path.relative_to(ROOT)) for kind in ("*.h", "*.inl") for path in (ROOT / "csrc").rglob(kind))
     extension = CppExtension(
         "fastdiff._C",
         sources,
         depends=headers,
         include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "cpu")],
         define_macros=DEFINES,
-        extra_compile_args=FLAGS + extra,
-        extra_link_args=extra if sanitize else [],
+        extra_compile_args=FLAGS + debug + warnings,
+        extra_link_args=debug if sanitize else [],
         py_limited_api=True,
     )
     return {

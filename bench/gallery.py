@@ -3,7 +3,7 @@
     python bench/gallery.py out/demo
 
 Rows are samplers, columns numbers of network evaluations, all from the same noise. Beside them, the Fréchet distance of
-1,000 samples to the training images against the evaluations (see `fastdiff.metrics.dct_features`).
+1,000 samples to the training images against the evaluations (see `fastdiff.evaluation.metrics.dct_features`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from fastdiff import (
-    load_model,
-    metrics,
-    sample,
-    samplers,
-)
+from fastdiff import load_model, sample, samplers
 from fastdiff.cli.progress import Bars
+from fastdiff.evaluation import metrics
 from fastdiff.files import data
 from fastdiff.files.checkpoint import LoadedModel
 from fastdiff.likelihood import estimate

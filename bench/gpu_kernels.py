@@ -17,6 +17,7 @@ from fastdiff import (
     ops,
     samplers,
 )
+from fastdiff.calls import Conv2dFusedCall, DiffuseCall, GroupNormActCall, PosteriorMeanCall, StepCall
 from fastdiff.ops.reference import (
     bound as losses,
 )
@@ -90,6 +91,7 @@ def _diffuse(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     t = torch.arange(shape[0], device=device) * 37 % T
     table = torch.tensor(Diffusion(NoiseSchedule.linear(T)).noising_table(), dtype=torch.float32, device=device)
     ids, row = torch.arange(shape[0], device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    wide = DiffuseCall(x0.double(), t, table, None, ids, row, 0, 0, 256, torch.float64, True)
 
     def plain() -> tuple[Tensor, Tensor]:
         z = torch.randn_like(x0)
@@ -99,7 +101,7 @@ def _diffuse(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     return Case(
         _name("diffuse", shape),
         {"fastdiff": lambda: ops.diffuse(x0, t, table, stream=0), "torch": plain},
-        lambda: reference_diffuse.diffuse(x0.double(), t, table, None, ids, row, 0, 0, 256),
+        lambda: reference_diffuse.diffuse(wide),
         None,
         dtype,
         bytes_moved=3 * x0.numel() * x0.element_size(),
@@ -111,6 +113,7 @@ def _step(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> C
     table = samplers.ddpm(Diffusion(NoiseSchedule.linear(T)), T)
     rows, row = ops.table_rows(table, device), torch.tensor([500], device=device)
     out, ids = torch.empty_like(x), torch.arange(shape[0], device=device)
+    wide = StepCall(x.double(), m.double(), rows, row, None, ids, 0, False, None, None, None, out)
     k = {name: float(table[name][500]) for name in ("px", "pm", "cx", "c0", "s")}
 
     def plain() -> Tensor:
@@ -120,7 +123,7 @@ def _step(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> C
     return Case(
         _name("step", shape),
         {"fastdiff": lambda: ops.step(x, m, rows, row, out=out), "torch": plain},
-        lambda: reference_step.step(x.double(), m.double(), rows, row, None, ids, 0, False, None, None)[0],
+        lambda: reference_step.step(wide)[0],
         None,
         dtype,
         bytes_moved=3 * x.numel() * x.element_size(),
@@ -131,6 +134,7 @@ def _posterior_mean(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     x, m = _image(shape, dtype, device, 0), _image(shape, dtype, device, 1)
     t = torch.arange(shape[0], device=device) * 37 % T
     table = torch.tensor(Diffusion(NoiseSchedule.linear(T)).posterior_table(), dtype=torch.float32, device=device)
+    wide = PosteriorMeanCall(x.double(), m.double(), t, table.double(), 1.0)
 
     def plain() -> Tensor:
         c0, c1, c2, c3 = (table[t, i].view(-1, 1, 1, 1) for i in range(4))
@@ -139,7 +143,7 @@ def _posterior_mean(shape: tuple[int, ...], dtype: torch.dtype, device: torch.de
     return Case(
         _name("posterior_mean", shape),
         {"fastdiff": lambda: ops.posterior_mean(x, m, t, table, clip=1.0), "torch": plain},
-        lambda: reference_posterior_mean.posterior_mean(x.double(), m.double(), t, table.double(), 1.0),
+        lambda: reference_posterior_mean.posterior_mean(wide),
         "torch",
         dtype,
         bytes_moved=3 * x.numel() * x.element_size(),
@@ -213,16 +217,12 @@ def _group_norm(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 
     def oracle(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         nothing = (None,) * 4
-        return reference_norm.group_norm_act(x, *nothing, weight, bias, None, None, groups, 1e-6, True)[0]
+        call = GroupNormActCall(x, *nothing, weight, bias, None, None, groups, 1e-6, True)
+        return reference_norm.group_norm_act(call)[0]
 
     def exact() -> Any:
         wide = [v.detach().double().requires_grad_(backward) for v in (x, weight, bias)]
-        return run(
-            lambda x, w, b: reference_norm.group_norm_act(
-                x, None, None, None, None, w, b, None, None, groups, 1e-6, True
-            )[0],
-            *wide,
-        )
+        return run(oracle, *wide)
 
     moved = (5 if backward else 2) * x.numel() * x.element_size()
     return Case(
@@ -288,7 +288,7 @@ def _conv(batch: int, c_in: int, c_out: int, side: int, dtype: torch.dtype, devi
 
     def exact() -> Tensor:
         wide = [v.double() for v in (x, weight, bias, gain, offset, time, residual)]
-        return reference_conv.conv2d_fused(*wide, 1, 1, True)[0]
+        return reference_conv.conv2d_fused(Conv2dFusedCall(*wide, 1, 1, True, False))[0]
 
     return Case(
         f"conv2d_fused {batch}x{c_in}x{side}x{side} to {c_out}",

@@ -9,6 +9,7 @@ import torch
 from kernel_configs_group_norm import one_of
 from torch import Tensor
 
+from fastdiff.calls import AttentionBackwardCall, AttentionCall
 from fastdiff.kernels.attention import launch_attention
 from fastdiff.kernels.attention_backward import launch_attention_backward
 
@@ -30,10 +31,10 @@ def attention_cases(
     qkv, out = packed(3), packed(1)
     lse = torch.empty((BATCH, HEADS, num_tokens), device="meta")
     arguments = (HEADS, layout, 0.125)
-    backward = partial(launch_attention_backward, out, qkv, out, lse, *arguments)
+    backward = partial(launch_attention_backward, AttentionBackwardCall(out, qkv, out, lse, *arguments))
     apart = dtype == "float32" or head_dim > 128 or layout == "edm"
     return {
-        "forward": partial(launch_attention, qkv, *arguments),
+        "forward": partial(launch_attention, AttentionCall(qkv, *arguments)),
         **{name: one_of(backward, i) for i, name in enumerate(("dq", "dk", "dv") if apart else ("dq", "dkv"))},
     }
 

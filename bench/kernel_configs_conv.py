@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fastdiff.calls import Conv2dFusedCall
 from fastdiff.kernels.conv2d_fused import launch_conv2d_fused
 
 
@@ -32,8 +33,7 @@ def conv_case(
     out = (batch, channels, height // stride, width // stride)
     bias, time = (torch.empty(size, device="meta") for size in ((channels,), out[:2]))
     factors = torch.empty((batch, c_in), device="meta")
-    return partial(
-        launch_conv2d_fused,
+    call = Conv2dFusedCall(
         image(shape),
         image((channels, c_in, side, side)),
         bias if sums else None,
@@ -46,6 +46,7 @@ def conv_case(
         True,
         statistics,
     )
+    return partial(launch_conv2d_fused, call)
 
 
 HO = (64, 128, 32, 32)

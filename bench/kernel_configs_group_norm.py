@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+from fastdiff.calls import GroupNormActBackwardCall, GroupNormActCall
 from fastdiff.kernels.group_norm_act import launch_group_norm_act
 from fastdiff.kernels.group_norm_act_backward import launch_group_norm_act_backward
 
@@ -45,14 +46,15 @@ def group_norm_case(
     modulation = (vector, vector) if scale_shift else (None, None)
     if not backward:
         added = (torch.empty_like(x), parameter, vector) if residual else (None, None, None)
-        return partial(launch_group_norm_act, x, x2, *added, parameter, parameter, *modulation, GROUPS, 1e-6, True)
+        call = GroupNormActCall(x, x2, *added, parameter, parameter, *modulation, GROUPS, 1e-6, True)
+        return partial(launch_group_norm_act, call)
     grad_y = _empty((shape[0], channels, *shape[2:]), dtype, layout)
     grad_sum = torch.empty_like(x) if residual else None
     statistics = _empty((shape[0], GROUPS), "float32")
-    return partial(
-        launch_group_norm_act_backward, grad_y, grad_sum, x, x2, None, None, parameter, parameter, *modulation,
-        statistics, statistics, True, residual,
-    )  # fmt: skip
+    backward_call = GroupNormActBackwardCall(
+        grad_y, grad_sum, x, x2, None, None, parameter, parameter, *modulation, statistics, statistics, True, residual
+    )
+    return partial(launch_group_norm_act_backward, backward_call)
 
 
 def one_of(launch: Callable[[], object], number: int) -> Callable[[], object]:

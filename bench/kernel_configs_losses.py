@@ -8,6 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fastdiff.calls import (
+    BoundLossBackwardCall,
+    BoundLossCall,
+    BoundTermsCall,
+    MseBackwardCall,
+    MseCall,
+    PosteriorMeanCall,
+)
 from fastdiff.kernels.losses import launch_bound_loss, launch_bound_terms, launch_mse
 from fastdiff.kernels.losses_backward import launch_bound_loss_backward, launch_mse_backward
 from fastdiff.kernels.posterior_mean import launch_posterior_mean
@@ -26,15 +34,16 @@ def posterior_mean_case(
 ) -> Callable[[], object]:
     """A launch with x_t of type `dtype` and a network's output of type `output`, clipped to 1."""
     x_t, t = _empty(shape, dtype, layout), _empty(shape[:1], "int64")
-    return partial(launch_posterior_mean, x_t, _empty(shape, output or dtype, layout), t, _empty((1000, 4)), 1.0)
+    call = PosteriorMeanCall(x_t, _empty(shape, output or dtype, layout), t, _empty((1000, 4)), 1.0)
+    return partial(launch_posterior_mean, call)
 
 
 def mse_case(shape: tuple[int, ...], dtype: str, *, backward: bool = False) -> Callable[[], object]:
     """A launch with an output of type `dtype` and a float32 target."""
     output, target = _empty(shape, dtype), _empty(shape)
     if backward:
-        return partial(launch_mse_backward, _empty(shape[:1]), output, target)
-    return partial(launch_mse, output, target)
+        return partial(launch_mse_backward, MseBackwardCall(_empty(shape[:1]), output, target))
+    return partial(launch_mse, MseCall(output, target))
 
 
 def bound_case(
@@ -55,15 +64,17 @@ def bound_case(
     arguments = (target, image, image, t, _empty((1000, 6)), clip, learned, hybrid, decoder, 256)
     if backward:
         grad = _empty(shape[:1])
-        return partial(launch_bound_loss_backward, output, grad if hybrid else None, grad, *arguments)
-    return partial(launch_bound_loss, output, *arguments)
+        call = BoundLossBackwardCall(output, grad if hybrid else None, grad, *arguments)
+        return partial(launch_bound_loss_backward, call)
+    return partial(launch_bound_loss, BoundLossCall(output, *arguments))
 
 
 def terms_case(shape: tuple[int, ...], dtype: str, *, learned: bool = True) -> Callable[[], object]:
     """A launch of the bound's terms with an output of type `dtype`, all else float32."""
     image, t = _empty(shape), _empty(shape[:1], "int64")
     output = _empty((shape[0], shape[1] * (2 if learned else 1), *shape[2:]), dtype)
-    return partial(launch_bound_terms, output, image, image, t, _empty((1000, 6)), 1.0, learned, "discrete", 256)
+    call = BoundTermsCall(output, image, image, t, _empty((1000, 6)), 1.0, learned, "discrete", 256)
+    return partial(launch_bound_terms, call)
 
 
 _BOUNDS: dict[str, Callable[..., Callable[[], object]]] = {

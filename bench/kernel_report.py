@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from fastdiff.calls import DiffuseCall, StepCall
 from fastdiff.kernels.diffuse import launch_diffuse
 from fastdiff.kernels.step import launch_step
 from fastdiff.ops import new_history
@@ -184,7 +185,7 @@ def diffuse_case(
     given = _empty(shape, out or dtype, layout) if noise else None
     out_type = getattr(torch, out or dtype)
     arguments = (ids, _empty((1000, 4), "float32"), given, ids, ids[:1], 0, 2, 256, out_type, target)
-    return partial(launch_diffuse, _empty(shape, dtype, layout), *arguments)
+    return partial(launch_diffuse, DiffuseCall(_empty(shape, dtype, layout), *arguments))
 
 
 def step_case(
@@ -205,8 +206,7 @@ def step_case(
     x = _empty(shape, dtype, layout)
     model_shape = (shape[0], 2 * shape[1], *shape[2:]) if learned_variance else shape
     ids = _empty(shape[:1], "int64")
-    return partial(
-        launch_step,
+    call = StepCall(
         x,
         _empty(model_shape, model or dtype, model_layout or layout),
         _empty((100, ROW_WIDTH), "float32"),
@@ -220,6 +220,7 @@ def step_case(
         torch.empty_like(x) if pred else None,
         x,
     )
+    return partial(launch_step, call)
 
 
 CIFAR = (64, 3, 32, 32)

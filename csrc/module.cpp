@@ -5,7 +5,8 @@
 #include <exception>
 #include <string>
 
-#include "cpu/elementwise.h"
+#include "kernels.h"
+#include "step.h"
 
 static PyObject* cpu_isa(PyObject*, PyObject*) {
   try {
@@ -27,8 +28,9 @@ static PyObject* step_dense(PyObject*, PyObject* const* values, Py_ssize_t count
   for (int i = 0; i < 10; ++i) number[i] = PyLong_AsLongLong(values[i]);
   if (PyErr_Occurred()) return nullptr;
   const auto place = [&](int i) { return reinterpret_cast<float*>(static_cast<intptr_t>(number[i])); };
-  const fastdiff::DenseStep call = {place(0), place(1), place(2), place(3), place(4), place(5),
-                                    static_cast<int>(number[6]), number[7], place(8), number[9]};
+  const fastdiff::DenseStep call = {
+      place(0),  place(1), place(2), place(3), place(4), place(5), static_cast<int>(number[6]),
+      number[7], place(8), number[9]};
   std::string complaint;
   Py_BEGIN_ALLOW_THREADS
   try {
@@ -47,12 +49,13 @@ static PyObject* step_dense(PyObject*, PyObject* const* values, Py_ssize_t count
 static PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set of the kernels in use: generic, avx2 or avx512."},
     {"step_dense", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step_dense)), METH_FASTCALL,
-     "A row without noise, over float32 tensors of one dense layout. Addresses of x, the model's output, out, pred_out, "
-     "base and history (0 where absent), the history's depth, the number of elements, the rows' address, the row."},
+     "A row without noise, over float32 tensors of one dense layout. Addresses of x, the model's output, out, "
+     "pred_out, base and history (0 where absent), the history's depth, the number of elements, the rows' address, "
+     "the row."},
     {nullptr, nullptr, 0, nullptr},
 };
 
-static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "fastdiff's compiled kernels.", -1, methods,
-                                 nullptr, nullptr, nullptr, nullptr};
+static PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_C", "fastdiff's compiled kernels.", -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&definition); }

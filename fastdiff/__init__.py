@@ -90,6 +90,7 @@ _FORMER_MODULES = {
     "images": "files.images",
     "langevin": "sampling.langevin",
     "losses": "ops.reference.bound",
+    "metrics": "evaluation.metrics",
     "noise": "process.noise",
     "schedule": "process.schedule",
     "table": "process.table",

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.calls import AttentionCall
 from fastdiff.kernels.attention_tiles import (
     LN_2,
     LOG2_E,
@@ -106,12 +107,13 @@ def _attention_kernel(
         tl.store(lse_ptr + pair.to(tl.int64) * num_tokens + first + queries, lse, mask=queries < left)
 
 
-def launch_attention(qkv: Tensor, num_heads: int, layout: str, scale: float) -> tuple[Tensor, Tensor]:
+def launch_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as in `fastdiff.ops.attention`, and the log-sum-exp [B, heads, S].
 
     Raises:
         ValueError: a head size or a type that the kernel does not take.
     """
+    qkv, num_heads, layout, scale = call
     q, k, v = split_qkv(qkv, num_heads, layout)
     cut = cut_tiles("forward", q)
     out = empty_output(qkv)

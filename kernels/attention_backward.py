@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.calls import AttentionBackwardCall
 from fastdiff.kernels.attention_tiles import (
     LOG2_E,
     backward_kernels,
@@ -232,14 +233,13 @@ def _dkv_kernel(
         store_tile(dv_ptr + start, dv, left, chunk, d_token, d_channel, OWN, BLOCK_D, HEAD_DIM, EVEN_OWN)
 
 
-def launch_attention_backward(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, layout: str, scale: float
-) -> Tensor:
+def launch_attention_backward(call: AttentionBackwardCall) -> Tensor:
     """Run the op on a GPU: the gradient of qkv from that of out, both packed and laid out as they are.
 
     Raises:
         ValueError: a head size or a type that the kernels do not take.
     """
+    grad, qkv, out, lse, num_heads, layout, scale = call
     q, k, v = split_qkv(qkv, num_heads, layout)
     cut = cut_tiles("dq", q)
     grad_qkv = empty_packed(qkv)

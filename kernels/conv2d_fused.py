@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.calls import Conv2dFusedCall
 from fastdiff.kernels.attention_tiles import gpu_family, product_precision
 
 
@@ -156,20 +157,9 @@ def _conv2d_fused_kernel(
         tl.store(squares_ptr + places, tl.sum(difference * difference, axis=0), mask=known)
 
 
-def launch_conv2d_fused(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    time: Tensor | None,
-    residual: Tensor | None,
-    stride: int,
-    padding: int,
-    act: bool,
-    want_statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def launch_conv2d_fused(call: Conv2dFusedCall) -> tuple[Tensor, Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as in `fastdiff.ops.conv2d_fused`. Raises ValueError for float64."""
+    x, weight, bias, gain, offset, time, residual, stride, padding, act, want_statistics = call
     if x.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 tensors with implementation='reference'")
     batch, c_in, height, width = x.shape

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.calls import DiffuseCall
 from fastdiff.kernels.philox import last_word, seed_words
 from fastdiff.kernels.tiles import (
     channels_last_normals,
@@ -101,20 +102,9 @@ def _diffuse_kernel(
         tl.store(target_ptr + start + offsets, target.to(target_ptr.dtype.element_ty), mask=mask)
 
 
-def launch_diffuse(
-    x0: Tensor,
-    t: Tensor,
-    table: Tensor,
-    noise: Tensor | None,
-    sample_ids: Tensor,
-    row: Tensor,
-    seed: int,
-    stream: int,
-    levels: int,
-    dtype: torch.dtype,
-    want_target: bool,
-) -> tuple[Tensor, Tensor]:
+def launch_diffuse(call: DiffuseCall) -> tuple[Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as in `fastdiff.ops.diffuse`. Raises ValueError for float64 images."""
+    x0, t, table, noise, sample_ids, row, seed, stream, levels, dtype, want_target = call
     if x0.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 images with implementation='reference'")
     cut = tiling(x0, dtype) if noise is None else tiling(x0, dtype, noise.dtype)

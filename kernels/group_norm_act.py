@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.calls import GroupNormActCall
 from fastdiff.kernels.group_norm_tiles import (
     cut,
     group_sum,
@@ -197,21 +198,9 @@ def _group_norm_act_kernel(
             store_tile(y_ptr, None, y, sample, first, first_channel, spatial, mask, CUT)
 
 
-def launch_group_norm_act(
-    x: Tensor,
-    x2: Tensor | None,
-    residual: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int,
-    eps: float,
-    act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def launch_group_norm_act(call: GroupNormActCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as in `fastdiff.ops`. Raises ValueError for what it cannot take."""
+    x, x2, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act = call
     if x.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 tensors with implementation='reference'")
     if x2 is not None and residual is not None:

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.calls import GroupNormActBackwardCall
 from fastdiff.kernels.group_norm_tiles import (
     cut,
     group_sum,
@@ -221,26 +222,14 @@ def _group_norm_act_backward_kernel(
 
 
 def launch_group_norm_act_backward(
-    grad_y: Tensor,
-    grad_sum: Tensor | None,
-    x: Tensor,
-    x2: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    act: bool,
-    want_added: bool,
+    call: GroupNormActBackwardCall,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as those of its reference in `fastdiff.ops`.
 
     Raises:
         ValueError: for tensors it cannot take.
     """
+    grad_y, grad_sum, x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd, act, want_added = call
     if x.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 tensors with implementation='reference'")
     layout, nothing = memory_format(x), x.new_empty(0)

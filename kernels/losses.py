@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.calls import BoundLossCall, BoundTermsCall, MseCall
 from fastdiff.kernels.bound_terms import bin_log_probability, density, load_rows, normal_kl, output_places
 from fastdiff.kernels.tiles import BLOCK, contiguous_tile
 from fastdiff.tensors import memory_format
@@ -91,60 +92,31 @@ def _losses_kernel(
         tl.store(nats_ptr + tl.program_id(0), tl.sum(tl.where(mask, nats, 0.0), axis=0))
 
 
-def launch_mse(output: Tensor, target: Tensor) -> Tensor:
+def launch_mse(call: MseCall) -> Tensor:
     """Run the op on a GPU; arguments and result as in `fastdiff.ops.mse`. Raises ValueError for float64."""
-    return _launch(output, target, None, None, None, None, None, False, True, 256, False)[0]
+    return _launch(call.output, call.target, None, scores_x0=False)[0]
 
 
-def launch_bound_loss(
-    output: Tensor,
-    target: Tensor | None,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    detach_mean: bool,
-    decoder: str,
-    levels: int,
-) -> tuple[Tensor, Tensor]:
+def launch_bound_loss(call: BoundLossCall) -> tuple[Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as in `fastdiff.ops`. Raises ValueError for float64."""
-    discrete = decoder == "discrete"
-    return _launch(output, target, x0, x_t, t, table, clip, learned_variance, discrete, levels, False)[:2]
+    return _launch(call.output, call.target, call.terms(), scores_x0=False)[:2]
 
 
-def launch_bound_terms(
-    output: Tensor,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    decoder: str,
-    levels: int,
-) -> tuple[Tensor, Tensor]:
+def launch_bound_terms(call: BoundTermsCall) -> tuple[Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as in `fastdiff.ops`. Raises ValueError for float64."""
-    discrete = decoder == "discrete"
-    return _launch(output, None, x0, x_t, t, table, clip, learned_variance, discrete, levels, True)[1:]
+    return _launch(call.output, None, call, scores_x0=True)[1:]
 
 
 def _launch(
-    output: Tensor,
-    target: Tensor | None,
-    x0: Tensor | None,
-    x_t: Tensor | None,
-    t: Tensor | None,
-    table: Tensor | None,
-    clip: float | None,
-    learned: bool,
-    discrete: bool,
-    levels: int,
-    scores_x0: bool,
+    output: Tensor, target: Tensor | None, terms: BoundTermsCall | None, *, scores_x0: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     if output.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 tensors with implementation='reference'")
+    x0 = x_t = t = table = clip = None
+    learned, discrete, levels = False, True, 256
+    if terms is not None:
+        _, x0, x_t, t, table, clip, learned, decoder, levels = terms
+        discrete = decoder == "discrete"
     layout = memory_format(output)
     output, target, x0, x_t = (
         None if v is None else v.contiguous(memory_format=layout) for v in (output, target, x0, x_t)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.calls import BoundLossBackwardCall, MseBackwardCall
 from fastdiff.kernels.bound_terms import bin_slopes, density_slopes, load_rows, normal_kl_slopes, output_places
 from fastdiff.kernels.tiles import BLOCK, contiguous_tile
 from fastdiff.tensors import memory_format
@@ -98,29 +99,15 @@ def _losses_backward_kernel(
     tl.store(grad_ptr + start + places, grad.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
-def launch_mse_backward(grad: Tensor, output: Tensor, target: Tensor) -> Tensor:
+def launch_mse_backward(call: MseBackwardCall) -> Tensor:
     """Run the op on a GPU: the output's gradient, in its type and layout. Raises ValueError for float64."""
-    return _launch(output, grad, None, target, None, None, None, None, None, False, True, True, 256)
+    nothing = (None,) * 5
+    return _launch(call.output, call.grad, None, call.target, *nothing, False, True, "discrete", 256)
 
 
-def launch_bound_loss_backward(
-    output: Tensor,
-    grad_mse: Tensor | None,
-    grad_bound: Tensor | None,
-    target: Tensor | None,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    detach_mean: bool,
-    decoder: str,
-    levels: int,
-) -> Tensor:
+def launch_bound_loss_backward(call: BoundLossBackwardCall) -> Tensor:
     """Run the op on a GPU: the output's gradient, in its type and layout. Raises ValueError for float64."""
-    options = (learned_variance, detach_mean, decoder == "discrete", levels)
-    return _launch(output, grad_mse, grad_bound, target, x0, x_t, t, table, clip, *options)
+    return _launch(*call)
 
 
 def _launch(
@@ -135,7 +122,7 @@ def _launch(
     clip: float | None,
     learned: bool,
     detach: bool,
-    discrete: bool,
+    decoder: str,
     levels: int,
 ) -> Tensor:
     if output.dtype == torch.float64:
@@ -168,7 +155,7 @@ def _launch(
             CLIP=clip,
             LEARNED=learned,
             DETACH=detach,
-            DISCRETE=discrete,
+            DISCRETE=decoder == "discrete",
             LEVELS=levels,
             CHANNELS=output.shape[1] // 2 if learned and layout == torch.channels_last else 0,
             BLOCK=BLOCK,

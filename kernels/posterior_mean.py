@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.calls import PosteriorMeanCall
 from fastdiff.kernels.tiles import contiguous_tile, tiling
 
 
@@ -55,8 +56,9 @@ def _posterior_mean_kernel(
     tl.store(mean_ptr + start + offsets, mean.to(mean_ptr.dtype.element_ty), mask=mask)
 
 
-def launch_posterior_mean(x_t: Tensor, model_output: Tensor, t: Tensor, table: Tensor, clip: float | None) -> Tensor:
+def launch_posterior_mean(call: PosteriorMeanCall) -> Tensor:
     """Run the op on a GPU; arguments and result as in `fastdiff.ops.posterior_mean`. Raises ValueError for float64."""
+    x_t, model_output, t, table, clip = call
     if x_t.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 states with implementation='reference'")
     cut = tiling(x_t, model_output.dtype)

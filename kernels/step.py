@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from fastdiff.calls import StepCall
 from fastdiff.kernels.philox import last_word, seed_words
 from fastdiff.kernels.tiles import (
     channels_last_normals,
@@ -224,21 +224,9 @@ def _step_kernel(
         tl.store(slot_ptr + offsets, pred.to(history_ptr.dtype.element_ty), mask=_only_if(push, mask))
 
 
-def launch_step(
-    x: Tensor,
-    model_output: Tensor | None,
-    rows: Tensor,
-    row: Tensor,
-    noise: Tensor | None,
-    sample_ids: Tensor,
-    seed: int,
-    learned_variance: bool,
-    base: Tensor | None,
-    history: Tensor | None,
-    pred_out: Tensor | None,
-    out: Tensor,
-) -> None:
+def launch_step(call: StepCall) -> None:
     """Run the op on a GPU; arguments as in `fastdiff.ops.step`. Raises ValueError for float64 states."""
+    x, model_output, rows, row, noise, sample_ids, seed, learned_variance, base, history, pred_out, out = call
     if x.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 states with implementation='reference'")
     if x.numel() == 0:

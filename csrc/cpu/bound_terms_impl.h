@@ -1,52 +1,55 @@
-// Terms of the variational bound, elementwise, with their derivatives. Included inside the namespace of one instruction
-// set, after vec.h. The formulas are those of fastdiff/losses.py and reference_losses.py.
+// Terms of the variational bound, elementwise, with their derivatives. The formulas are those of the ops' references.
 //
 // Phi and phi are the normal distribution and its density. The bins' terms exist in float64 alone: a bin's edges are
 // differences of nearly equal numbers, and one timestep in T has bins.
+#pragma once
+
+#include "vec_impl.h"
+
+namespace fastdiff::FD_VARIANT {
 
 constexpr double SQRT_HALF = 0.70710678118654752440, LN_2 = 0.69314718055994530942;
 constexpr double SQRT_2_BY_PI = 0.79788456080286535588, INV_SQRT_2_PI = 0.39894228040143267794;
 constexpr double HALF_LOG_2_PI = 0.91893853320467274178;
-// Bins of a width h at a distance c, in standard deviations, are integrated by a series where h and h |c| are below this.
+// Bins of a width h at a distance c, in standard deviations, are integrated by a series where both h and h |c|
+// are below this.
 constexpr double SERIES_LIMIT = 0.03;
 
-// What the KL of two normals needs of their log-variances. exp(d) is a product, so that one exponential serves for both.
+// What the KL of two normals needs of their log-variances. exp(d) is a product: one exponential serves for both.
 template <typename V>
-struct Ratio {
+struct VarianceRatio {
   V precision;  // exp(-log_variance)
-  V d, rest;    // log_q - log_variance, exp(d) - 1 - d
+  V d, excess;  // log_q - log_variance, exp(d) - 1 - d
 };
 
 template <typename V, typename A>
-FD_INLINE Ratio<V> ratio_of(V log_variance, A log_q, V exp_log_q) {
-  Ratio<V> r;
+FD_INLINE VarianceRatio<V> variance_ratio(V log_variance, A log_q, V exp_log_q) {
+  VarianceRatio<V> r;
   r.precision = exp_v(-log_variance);
   r.d = log_q - log_variance;
-  r.rest = select(abs_v(r.d) < (A)0.5, exp_rest(r.d), exp_log_q * r.precision - (r.d + (A)1));
+  r.excess = select(abs_v(r.d) < (A)0.5, exp_excess(r.d), exp_log_q * r.precision - (r.d + (A)1));
   return r;
 }
 
 // KL of two normals whose means differ by `difference`.
 template <typename V>
-FD_INLINE V normal_kl(V difference, const Ratio<V>& r) {
-  return (r.rest + difference * difference * r.precision) / 2;
+FD_INLINE V normal_kl(V difference, const VarianceRatio<V>& r) {
+  return (r.excess + difference * difference * r.precision) / 2;
 }
 
 // Derivative of the above by the log-variance; that by the difference is difference * precision.
 template <typename V>
-FD_INLINE V normal_kl_by_log_variance(V difference, const Ratio<V>& r) {
-  return (r.rest + r.d + difference * difference * r.precision) / -2;
+FD_INLINE V normal_kl_by_log_variance(V difference, const VarianceRatio<V>& r) {
+  return (r.excess + r.d + difference * difference * r.precision) / -2;
 }
 
 // log(1 + x) for -1/2 <= x: the rounding of 1 + x is put back.
 FD_INLINE f64x8 log1p_v(f64x8 x) {
-  const f64x8 whole = 1.0 + x;
-  return log_v(whole) + (x - (whole - 1.0)) / whole;
+  const f64x8 sum = 1.0 + x;
+  return log_v(sum) + (x - (sum - 1.0)) / sum;
 }
 
-FD_INLINE f64x8 expm1_v(f64x8 x) {
-  return select(abs_v(x) < 0.5, exp_rest(x) + x, exp_v(x) - 1.0);
-}
+FD_INLINE f64x8 expm1_v(f64x8 x) { return select(abs_v(x) < 0.5, exp_excess(x) + x, exp_v(x) - 1.0); }
 
 // log erfcx(z) = log(exp(z^2) erfc(z)) for z >= 0, to 1e-15: log t + P(2 t - 1) with t = 2 / (2 + z) and P in Chebyshev
 // polynomials, as in Press et al., Numerical Recipes, 3rd ed., section 6.2.2; coefficients from 60 digits.
@@ -157,10 +160,10 @@ FD_INLINE Slopes bin_slopes(f64x8 x, f64x8 mean, f64x8 log_std, double levels) {
 
   // Narrow bins: the derivatives of the series.
   const f64x8 c2 = b.centre * b.centre, h2 = b.width * b.width, cubic = (c2 - 6.0) * c2 + 3.0;
-  const f64x8 whole = 1.0 + h2 * ((c2 - 1.0) / 24 + h2 * cubic / 1920);
+  const f64x8 series = 1.0 + h2 * ((c2 - 1.0) / 24 + h2 * cubic / 1920);
   const f64x8 by_h2 = (c2 - 1.0) / 24 + h2 * cubic / 960, by_c2 = h2 / 24 + h2 * h2 * (c2 - 3.0) / 960;
-  by_mean = select(b.narrow, b.centre - 2.0 * b.centre * by_c2 / whole, by_mean);
-  by_log_std = select(b.narrow, c2 - 1.0 - 2.0 * (h2 * by_h2 + c2 * by_c2) / whole, by_log_std);
+  by_mean = select(b.narrow, b.centre - 2.0 * b.centre * by_c2 / series, by_mean);
+  by_log_std = select(b.narrow, c2 - 1.0 - 2.0 * (h2 * by_h2 + c2 * by_c2) / series, by_log_std);
 
   const f64x8 edge = edge_of(b), at_edge = edge_tail(b, left, right).hazard;
   const i64x8 is_edge = b.is_first | b.is_last;
@@ -179,3 +182,5 @@ FD_INLINE Slopes density_slopes(f64x8 x, f64x8 mean, f64x8 log_std) {
   const f64x8 inverse_std = exp_v(-log_std), z = (x - mean) * inverse_std;
   return {z * inverse_std, z * z - 1.0};
 }
+
+}  // namespace fastdiff::FD_VARIANT

@@ -1,11 +1,20 @@
+// The op `diffuse`.
+#include "diffuse.h"
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "kernels.h"
 #include "noise_layout.h"
 #include "tensors.h"
+#include "tiling.h"
 
 namespace fastdiff {
 
-std::tuple<Tensor, Tensor> diffuse_cpu(Tensor x0, Tensor t, Tensor table, std::optional<Tensor> noise, Tensor sample_ids,
-                                       Tensor row, int64_t seed, int64_t stream, int64_t levels, ScalarType dtype,
-                                       bool want_target) {
+std::tuple<Tensor, Tensor> diffuse_cpu(Tensor x0, Tensor t, Tensor table, std::optional<Tensor> noise,
+                                       Tensor sample_ids, Tensor row, int64_t seed, int64_t stream, int64_t levels,
+                                       ScalarType dtype, bool want_target) {
   const int64_t batch = x0.size(0);
   const bool is_double = x0.scalar_type() == ScalarType::Double;
   index_data("t", t, batch, false);

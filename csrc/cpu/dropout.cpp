@@ -1,3 +1,9 @@
+// The op `dropout`.
+#include "dropout.h"
+
+#include <cstdint>
+
+#include "kernels.h"
 #include "tensors.h"
 
 namespace fastdiff {

@@ -1,46 +1,11 @@
-// The elementwise kernels for avx2; run only where dispatch.cpp has found it.
-#include <cstdint>
-
-#include "conv.h"
-#include "elementwise.h"
-#include "engine.h"
-#include "noise_layout.h"
-#include "norm.h"
-#include "row_layout.h"
-
+// The kernels for AVX2 with FMA and F16C. They run only where kernels.cpp has found all three.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define FD_AVX2
+#include "kernels.h"
 
 #pragma GCC target("avx2,fma,f16c")
-
-namespace fastdiff {
-namespace avx2 {
-
-#include "vec.h"
-#include "convert.h"
-#include "elementwise_impl.h"
-#include "bound_terms_impl.h"
-#include "losses_impl.h"
-#include "engine_impl.h"
-#include "engine_rest_impl.h"
-#include "conv_impl.h"
-#include "norm_impl.h"
-
-}  // namespace avx2
-
-extern const Kernels kernels_avx2;
-const Kernels kernels_avx2 = {"avx2", avx2::run_diffuse, avx2::run_step, avx2::run_dropout, avx2::run_losses};
-
-extern const Engine engine_avx2;
-const Engine engine_avx2 = {"avx2", avx2::run_unit};
-
-extern const ConvKernels conv_avx2;
-const ConvKernels conv_avx2 = {"avx2", avx2::run_pack, avx2::run_conv_grad};
-
-extern const NormKernels norm_avx2;
-const NormKernels norm_avx2 = {"avx2", avx2::norm_forward, avx2::norm_backward};
-
-}  // namespace fastdiff
+#define FD_AVX2
+#define FD_VARIANT avx2
+#include "variant.inl"
 #endif

@@ -1,46 +1,11 @@
-// The elementwise kernels for avx512; run only where dispatch.cpp has found it.
-#include <cstdint>
-
-#include "conv.h"
-#include "elementwise.h"
-#include "engine.h"
-#include "noise_layout.h"
-#include "norm.h"
-#include "row_layout.h"
-
+// The kernels for AVX-512 (F, DQ, BW, VL). They run only where kernels.cpp has found it.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define FD_AVX512
+#include "kernels.h"
 
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
-
-namespace fastdiff {
-namespace avx512 {
-
-#include "vec.h"
-#include "convert.h"
-#include "elementwise_impl.h"
-#include "bound_terms_impl.h"
-#include "losses_impl.h"
-#include "engine_impl.h"
-#include "engine_rest_impl.h"
-#include "conv_impl.h"
-#include "norm_impl.h"
-
-}  // namespace avx512
-
-extern const Kernels kernels_avx512;
-const Kernels kernels_avx512 = {"avx512", avx512::run_diffuse, avx512::run_step, avx512::run_dropout, avx512::run_losses};
-
-extern const Engine engine_avx512;
-const Engine engine_avx512 = {"avx512", avx512::run_unit};
-
-extern const ConvKernels conv_avx512;
-const ConvKernels conv_avx512 = {"avx512", avx512::run_pack, avx512::run_conv_grad};
-
-extern const NormKernels norm_avx512;
-const NormKernels norm_avx512 = {"avx512", avx512::norm_forward, avx512::norm_backward};
-
-}  // namespace fastdiff
+#define FD_AVX512
+#define FD_VARIANT avx512
+#include "variant.inl"
 #endif

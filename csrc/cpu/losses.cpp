@@ -1,7 +1,16 @@
+// The ops `mse`, `bound_loss` and `bound_terms`, and gradients.
+#include "losses.h"
+
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "kernels.h"
+#include "matrix.h"
 #include "tensors.h"
+#include "tiling.h"
 
 namespace fastdiff {
 
@@ -19,7 +28,8 @@ struct Prepared {
   ScalarType arithmetic = ScalarType::Float;
 
   const void* keep(const Tensor& x, int64_t numel, ScalarType type, const char* name) {
-    STD_TORCH_CHECK(x.scalar_type() == type && x.numel() == numel, name, " must have the size and type of the arithmetic");
+    STD_TORCH_CHECK(x.scalar_type() == type && x.numel() == numel, name,
+                    " must have the size and type of the arithmetic");
     kept.push_back(in_layout(x, false));
     return kept.back().data_ptr();
   }
@@ -33,7 +43,8 @@ struct Prepared {
 };
 
 Prepared prepare(const Tensor& output, const std::optional<Tensor>& target, bool learned) {
-  STD_TORCH_CHECK(output.dim() >= (learned ? 2 : 1), "output must be [B, ...], or [B, 2C, ...] with a learned variance");
+  STD_TORCH_CHECK(output.dim() >= (learned ? 2 : 1),
+                  "output must be [B, ...], or [B, 2C, ...] with a learned variance");
   Prepared p;
   const int64_t halves = learned ? 2 : 1, channels = learned ? output.size(1) / 2 : 0;
   STD_TORCH_CHECK(!learned || output.size(1) == 2 * channels, "a learned variance needs 2C channels");
@@ -138,8 +149,8 @@ std::tuple<Tensor, Tensor> bound_loss_cpu(Tensor output, std::optional<Tensor> t
 
 Tensor bound_loss_backward_cpu(Tensor output, std::optional<Tensor> grad_mse, std::optional<Tensor> grad_bound,
                                std::optional<Tensor> target, Tensor x0, Tensor x_t, Tensor t, Tensor table,
-                               std::optional<double> clip, bool learned_variance, bool detach_mean,
-                               std::string decoder, int64_t levels) {
+                               std::optional<double> clip, bool learned_variance, bool detach_mean, std::string decoder,
+                               int64_t levels) {
   Prepared p = prepare(output, grad_mse ? target : std::nullopt, learned_variance);
   if (grad_mse) p.args.grad_mse = p.keep(*grad_mse, p.batch, p.arithmetic, "grad_mse");
   if (grad_bound) {

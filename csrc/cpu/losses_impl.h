@@ -1,13 +1,24 @@
-// The losses and the gradient of the network's output over a range of work units. Included inside the namespace of one
-// instruction set, after convert.h and bound_terms_impl.h.
+// The losses and the gradient of the network's output.
 //
 //   mu  = clamp(px x_t + pm m, -clip, clip),  logvar = v log_max + (1 - v) log_min, v = (second half + 1) / 2
 //   t>0:  KL(N(coef1 x_0, exp(log_q)) || N(coef1 mu, exp(logvar)))
 //   t=0:  -log P(bin of x_0) under N(mu, exp(logvar)), or -log of the density
 //
 // Each tensor is read once. Samples at t = 0 are computed in float64 whatever their type.
+#pragma once
 
-// The next vector of a run of which `left` values remain; 0 where it has ended.
+#include <cstdint>
+
+#include "bound_terms_impl.h"
+#include "convert_impl.h"
+#include "losses.h"
+#include "matrix.h"
+#include "tiling.h"
+#include "vec_impl.h"
+
+namespace fastdiff::FD_VARIANT {
+
+// The next vector of a run. from: [left]; the lanes behind are 0.
 template <typename A>
 FD_INLINE typename Lanes<A>::Vector load_lanes(const A* from, int64_t left) {
   typedef Lanes<A> L;
@@ -17,6 +28,7 @@ FD_INLINE typename Lanes<A>::Vector load_lanes(const A* from, int64_t left) {
   return *(const typename L::Vector*)lanes;
 }
 
+// to: [left].
 template <typename A>
 FD_INLINE void store_lanes(A* to, int64_t left, typename Lanes<A>::Vector v) {
   typedef Lanes<A> L;
@@ -26,7 +38,7 @@ FD_INLINE void store_lanes(A* to, int64_t left, typename Lanes<A>::Vector v) {
     for (int64_t i = 0; i < left; ++i) to[i] = v[i];
 }
 
-// Sum over the run's values, lane by lane; what lies behind the end does not count.
+// total += v, lane by lane; the lanes behind the `left` values that remain do not count.
 template <typename A>
 FD_INLINE void add_lanes(typename Lanes<A>::Vector& total, typename Lanes<A>::Vector v, int64_t left) {
   if (left >= Lanes<A>::COUNT)
@@ -35,25 +47,21 @@ FD_INLINE void add_lanes(typename Lanes<A>::Vector& total, typename Lanes<A>::Ve
     for (int64_t i = 0; i < left; ++i) total[i] += v[i];
 }
 
-template <typename V>
-FD_INLINE double sum_of(V v) {
-  double total = 0;
-  for (int i = 0; i < (int)(sizeof(V) / sizeof(v[0])); ++i) total += (double)v[i];
-  return total;
-}
-
-// One number per sample, or of the table, in the type of the arithmetic.
+// Number i of `values`, float or double, in the type of the arithmetic.
 template <typename A>
 FD_INLINE A number_at(const void* values, bool is_double, int64_t i) {
   return is_double ? (A)((const double*)values)[i] : (A)((const float*)values)[i];
 }
 
+// Of one unit.
 template <typename A>
 struct LossBuffers {
-  alignas(64) A m[TILE], values[TILE], target[TILE], x0[TILE], x_t[TILE], grad_m[TILE], grad_values[TILE], both[2 * TILE];
+  alignas(64) A m[TILE], values[TILE], target[TILE], x0[TILE], x_t[TILE];
+  alignas(64) A grad_m[TILE], grad_values[TILE], both[2 * TILE];
 };
 
-// Element i of the first half lies at places[i] where the halves alternate, and of the second `channels` behind.
+// places: [n]. Where the halves alternate pixel by pixel, element i of the first half lies at places[i], and that of
+// the second `channels` behind.
 FD_INLINE void fill_places(int32_t* places, int64_t n, int64_t channels) {
   for (int64_t i = 0, column = 0, place = 0; i < n; ++i, ++place) {
     places[i] = (int32_t)place;
@@ -67,8 +75,9 @@ struct Term {
   V nats, by_mean, by_log_variance;
 };
 
+// Of a sample at t > 0.
 template <bool GRADIENT, typename V, typename A>
-FD_INLINE Term<V> divergence(V x0, V mu, A coef1, const Ratio<V>& ratio) {
+FD_INLINE Term<V> divergence(V x0, V mu, A coef1, const VarianceRatio<V>& ratio) {
   const V difference = coef1 * (x0 - mu);
   Term<V> term = {};
   if (GRADIENT) {
@@ -80,7 +89,7 @@ FD_INLINE Term<V> divergence(V x0, V mu, A coef1, const Ratio<V>& ratio) {
   return term;
 }
 
-// A call of its own, so that the loop over other timesteps keeps its registers.
+// Of a sample at t = 0. A call of its own, so that the loop over other timesteps keeps its registers.
 template <bool GRADIENT>
 __attribute__((noinline)) static Term<f64x8> decoding(f64x8 x0, f64x8 mu, f64x8 log_variance, const LossArgs& args) {
   const f64x8 log_std = log_variance / 2;
@@ -95,6 +104,7 @@ __attribute__((noinline)) static Term<f64x8> decoding(f64x8 x0, f64x8 mu, f64x8 
   return term;
 }
 
+// places: [tile], of `fill_places`; read only where the halves alternate.
 template <typename A, bool LEARNED, bool GRADIENT>
 static void loss_unit(const LossArgs& args, int64_t unit, const int32_t* places) {
   typedef typename Lanes<A>::Vector V;
@@ -130,9 +140,10 @@ static void loss_unit(const LossArgs& args, int64_t unit, const int32_t* places)
   const A middle = (row[3] + row[2]) / 2, slope = (row[3] - row[2]) / 2;
   const V exp_log_q = exp_v(splat(log_q));
   V log_variance = splat(row[2]);
-  Ratio<V> ratio = ratio_of(log_variance, log_q, exp_log_q);
+  VarianceRatio<V> ratio = variance_ratio(log_variance, log_q, exp_log_q);
   A mse_scale = 0, bound_scale = 0;
-  if (GRADIENT && args.grad_mse != nullptr) mse_scale = number_at<A>(args.grad_mse, is_double, sample) * (A)(2.0 / size);
+  if (GRADIENT && args.grad_mse != nullptr)
+    mse_scale = number_at<A>(args.grad_mse, is_double, sample) * (A)(2.0 / size);
   if (GRADIENT && args.grad_bound != nullptr)
     bound_scale = number_at<A>(args.grad_bound, is_double, sample) * (A)(1 / (LN_2 * size));
 
@@ -156,7 +167,7 @@ static void loss_unit(const LossArgs& args, int64_t unit, const int32_t* places)
       if constexpr (sizeof(A) == 8)
         if (t == 0) term = decoding<GRADIENT>(x0_i, mu, log_variance, args);
       if (t != 0) {
-        if (LEARNED) ratio = ratio_of(log_variance, log_q, exp_log_q);
+        if (LEARNED) ratio = variance_ratio(log_variance, log_q, exp_log_q);
         term = divergence<GRADIENT>(x0_i, mu, coef1, ratio);
       }
       if (!GRADIENT) {
@@ -175,7 +186,8 @@ static void loss_unit(const LossArgs& args, int64_t unit, const int32_t* places)
     }
   }
   if (!GRADIENT) {
-    args.sums[3 * unit] = sum_of(squares), args.sums[3 * unit + 1] = sum_of(nats), args.sums[3 * unit + 2] = sum_of(misses);
+    args.sums[3 * unit] = sum_of_lanes(squares), args.sums[3 * unit + 1] = sum_of_lanes(nats),
+                  args.sums[3 * unit + 2] = sum_of_lanes(misses);
   } else if (alternate) {
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) {
@@ -210,3 +222,5 @@ static void run_losses(const LossArgs& args, int64_t first_unit, int64_t last_un
   else
     (gradient ? loss_units<false, true> : loss_units<false, false>)(args, first_unit, last_unit);
 }
+
+}  // namespace fastdiff::FD_VARIANT

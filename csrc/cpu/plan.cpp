@@ -1,13 +1,15 @@
 // Runs a plan: one evaluation of a network, or that and a row of a coefficient table, again and again.
-#include "plan_layout.h"
-
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
-#include <vector>
+#include <optional>
 
-#include "engine.h"
+#include "instructions.h"
+#include "parallel.h"
+#include "plan_layout.h"
+#include "rounding.h"
 #include "row_layout.h"
-#include "run.h"
+#include "tensors.h"
 
 namespace fastdiff {
 
@@ -36,20 +38,19 @@ const float* floats(const char* name, const Tensor& x) {
   return static_cast<const float*>(x.data_ptr());
 }
 
-int64_t round_up(int64_t n) { return ceil_div(n, ALIGNMENT) * ALIGNMENT; }
-
 const Instruction* instructions_of(const Tensor& code) {
-  STD_TORCH_CHECK(code.scalar_type() == ScalarType::Long && code.dim() == 2 && code.is_contiguous() &&
-                      code.size(1) == PLAN_WIDTH,
-                  "a plan's code must be int64 [N, ", PLAN_WIDTH, "]");
+  STD_TORCH_CHECK(
+      code.scalar_type() == ScalarType::Long && code.dim() == 2 && code.is_contiguous() && code.size(1) == PLAN_WIDTH,
+      "a plan's code must be int64 [N, ", PLAN_WIDTH, "]");
   return static_cast<const Instruction*>(code.data_ptr());
 }
 
-// Floats of scratch that instructions need for a batch at most: what is shared, and each thread's own.
-void scratch_sizes(const Instruction* code, int64_t length, int64_t batch, int64_t threads, int64_t& shared, int64_t& own) {
+// Floats of scratch that instructions need for a batch at most: what is shared, and what each thread has for itself.
+void scratch_sizes(const Instruction* code, int64_t length, int64_t batch, int64_t threads, int64_t& shared,
+                   int64_t& per_thread) {
   for (int64_t n = 0; n < length; ++n) {
-    shared = std::max(shared, round_up(shared_scratch(code[n], batch, threads)));
-    own = std::max(own, round_up(thread_scratch(code[n], batch, threads)));
+    shared = std::max(shared, round_up(shared_scratch(code[n], batch, threads), ALIGNMENT));
+    per_thread = std::max(per_thread, round_up(thread_scratch(code[n], batch, threads), ALIGNMENT));
   }
 }
 
@@ -62,7 +63,9 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
     const Instruction& i = code[n];
     const int64_t read = i.height_in * i.width_in, total = i.channels + i.channels2;
     const int64_t width = i.op == PLAN_ATTENTION ? attention_width(i) : i.channels_out;
-    const int64_t written = i.op == PLAN_STATS ? 2 * i.channels : i.op == PLAN_NORM ? 2 * total : i.height * i.width * width;
+    const int64_t written = i.op == PLAN_STATS  ? 2 * i.channels
+                            : i.op == PLAN_NORM ? 2 * total
+                                                : i.height * i.width * width;
     const int64_t taps = i.algorithm == PLAN_DIRECT ? i.kernel * i.kernel : i.algorithm == PLAN_WINOGRAD4 ? 36 : 16;
     const bool conv = i.op == PLAN_CONV, norm = i.op == PLAN_NORM;
     const int64_t packed = conv ? panels_of(i.channels_out) * taps * total * PANEL : norm ? total : 0;
@@ -80,8 +83,8 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
 }
 
 struct Scratch {
-  int64_t shared, own, threads, sets;
-  int64_t set() const { return shared + threads * own; }
+  int64_t shared, per_thread, threads, sets;
+  int64_t set() const { return shared + threads * per_thread; }
   int64_t total() const { return sets * set() + ALIGNMENT; }
 };
 
@@ -90,11 +93,13 @@ Scratch scratch_of(const Tensor& code, int64_t batch, int64_t part, int64_t lane
   STD_TORCH_CHECK(batch >= 1, "a plan runs for at least one sample");
   STD_TORCH_CHECK(lanes >= 0 && (lanes == 0 || part >= 1), "lanes take parts of at least one sample");
   const Instruction* instructions = instructions_of(code);
-  Scratch s = {0, 0, lanes > 0 ? 1 : static_cast<int64_t>(torch::stable::get_num_threads()), std::max<int64_t>(1, lanes)};
-  scratch_sizes(instructions, code.size(0), lanes > 0 ? std::min(part, batch) : batch, s.threads, s.shared, s.own);
+  Scratch s = {0, 0, lanes > 0 ? 1 : static_cast<int64_t>(torch::stable::get_num_threads()),
+               std::max<int64_t>(1, lanes)};
+  scratch_sizes(instructions, code.size(0), lanes > 0 ? std::min(part, batch) : batch, s.threads, s.shared,
+                s.per_thread);
   // The last part may be smaller, and smaller ones may be cut into larger units.
   if (lanes > 0 && batch % part > 0)
-    scratch_sizes(instructions, code.size(0), batch % part, s.threads, s.shared, s.own);
+    scratch_sizes(instructions, code.size(0), batch % part, s.threads, s.shared, s.per_thread);
   return s;
 }
 
@@ -111,7 +116,7 @@ Program program_of(const Tensor& code, const Tensor& weights, const Tensor& aren
   p.part = lanes > 0 ? part : batch;
   p.weights = floats("weights", weights);
   p.arena = const_cast<float*>(floats("arena", arena));
-  p.per_thread = sizes.own;
+  p.per_thread = sizes.per_thread;
   p.scratch_stride = sizes.set();
   p.arena_stride = arena.numel() / sizes.sets;
   check_code(p.instructions, p.length, std::min(p.part, batch), p.arena_stride, weights.numel(), times_width);
@@ -121,11 +126,12 @@ Program program_of(const Tensor& code, const Tensor& weights, const Tensor& aren
   return p;
 }
 
+// from, to: [count].
 void copy_scaled(const float* from, float scale, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = scale * from[i];
 }
 
-// The program on x * scale, to out.
+// The program on x * scale, to out. times: of Work.
 void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, int64_t output, const float* times,
               int64_t times_stride, const Tensor& out) {
   const float* from = static_cast<const float*>(x.data_ptr());
@@ -144,15 +150,11 @@ void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, int
     float *arena = p.arena + lane * p.arena_stride, *shared = p.shared + lane * p.scratch_stride;
     copy_scaled(from + first * size_in, scale, count * size_in, arena + input);
     for (int64_t n = 0; n < p.length; ++n)
-      run_instruction_alone({p.instructions[n], count, arena, p.weights, times + first * times_stride, times_stride, shared, 0},
-                            p.scratch + lane * p.scratch_stride);
+      run_instruction_alone(
+          {p.instructions[n], count, arena, p.weights, times + first * times_stride, times_stride, shared, 0},
+          p.scratch + lane * p.scratch_stride);
     std::memcpy(to + first * size_out, arena + output, sizeof(float) * static_cast<size_t>(count * size_out));
   });
-}
-
-void check_image(const char* name, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && in_layout(x, true).data_ptr() == x.data_ptr(),
-                  name, " must be float32 [B, C, H, W], channels_last");
 }
 
 void check_places(const Program& p, int64_t input, const Tensor& x, int64_t output, const Tensor& out) {
@@ -176,19 +178,20 @@ int64_t plan_scratch_cpu(Tensor code, int64_t batch, int64_t part, int64_t lanes
 
 void plan_forward_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_t input, int64_t output, Tensor arena,
                       Tensor scratch, int64_t part, int64_t lanes, Tensor out) {
-  check_image("x", x);
-  check_image("out", out);
+  channels_last_data("x", x);
+  channels_last_data("out", out);
   const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(-1));
   check_places(p, input, x, output, out);
   evaluate(p, x, 1.0f, input, output, floats("times", times), times_stride_of(times, 0, x.size(0)), out);
 }
 
 void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_t input, int64_t output, Tensor arena,
-                     Tensor scratch, int64_t part, int64_t lanes, Tensor model_output, Tensor rows, Tensor row_numbers, int64_t first_row,
-                     int64_t last_row, int64_t first_time, Tensor sample_ids, int64_t seed, bool learned_variance, std::optional<Tensor> base,
-                     std::optional<Tensor> history, std::optional<Tensor> pred_out) {
-  check_image("x", x);
-  check_image("model_output", model_output);
+                     Tensor scratch, int64_t part, int64_t lanes, Tensor model_output, Tensor rows, Tensor row_numbers,
+                     int64_t first_row, int64_t last_row, int64_t first_time, Tensor sample_ids, int64_t seed,
+                     bool learned_variance, std::optional<Tensor> base, std::optional<Tensor> history,
+                     std::optional<Tensor> pred_out) {
+  channels_last_data("x", x);
+  channels_last_data("model_output", model_output);
   const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(-1));
   check_places(p, input, x, output, model_output);
   const float* table = floats("rows", rows);
@@ -201,7 +204,8 @@ void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_
   for (int64_t r = first_row; r < last_row; ++r) {
     const float* row = table + r * ROW_WIDTH;
     if (row[ROW_EVALUATE] != 0.0f)
-      evaluate(p, x, row[ROW_CI], input, output, floats("times", times) + (r - first_time) * per_row, stride, model_output);
+      evaluate(p, x, row[ROW_CI], input, output, floats("times", times) + (r - first_time) * per_row, stride,
+               model_output);
     step_cpu(x, model_output, rows, torch::stable::narrow(row_numbers, 0, r, 1), std::nullopt, sample_ids, seed,
              learned_variance, base, history, pred_out, x);
   }

@@ -1,8 +1,14 @@
+// The op `posterior_mean`, by the kernel of `step`.
+#include <cstdint>
 #include <limits>
+#include <optional>
 #include <vector>
 
+#include "kernels.h"
 #include "row_layout.h"
+#include "step.h"
 #include "tensors.h"
+#include "tiling.h"
 
 namespace fastdiff {
 

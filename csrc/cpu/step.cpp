@@ -1,6 +1,15 @@
+// The op `step`, and its rows over plain addresses.
+#include "step.h"
+
+#include <cstdint>
+#include <optional>
+
+#include "kernels.h"
+#include "matrix.h"
 #include "noise_layout.h"
 #include "row_layout.h"
 #include "tensors.h"
+#include "tiling.h"
 
 namespace fastdiff {
 

@@ -1,20 +1,22 @@
-// Views of tensors for the elementwise kernels. Launchers only: this header is not for the kernels' own files.
+// Views of tensors for the kernels. Launchers only: this header is not for the kernels' own files.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <optional>
-#include <tuple>
 
-#include "elementwise.h"
+#include "matrix.h"
+#include "noise.h"
+#include "tiling.h"
 
 namespace fastdiff {
 
-using torch::stable::Tensor;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 inline Dtype dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -44,11 +46,20 @@ inline MemoryFormat format_of(bool channels_last) {
 
 // x itself where it has the layout, else a copy that has.
 inline Tensor in_layout(const Tensor& x, bool channels_last) {
-  const bool fits = channels_last ? is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1))
-                                  : x.is_contiguous();
+  const bool fits = channels_last
+                        ? is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1))
+                        : x.is_contiguous();
   return fits ? x : torch::stable::contiguous(x, format_of(channels_last));
 }
 
+// [B, H, W, C] of a float32 image [B, C, H, W] with channels last.
+inline float* channels_last_data(const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && in_layout(x, true).data_ptr() == x.data_ptr(),
+                  name, " must be float32 [B, C, H, W], channels_last");
+  return static_cast<float*>(x.data_ptr());
+}
+
+// Elements in one index of the dimensions before `first_dim`.
 inline int64_t elements_from(const Tensor& x, int64_t first_dim) {
   int64_t n = 1;
   for (int64_t i = first_dim; i < x.dim(); ++i) n *= x.size(i);

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 
@@ -10,7 +11,8 @@
 
 namespace fastdiff {
 
-// Memory of the calling thread, kept from call to call: fresh pages would cost more than the arithmetic of small layers.
+// Memory of the calling thread, kept from call to call: fresh pages would cost more than the arithmetic of small
+// layers.
 class Workspace {
  public:
   float* take(int64_t floats) {

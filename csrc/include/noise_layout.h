@@ -1,4 +1,4 @@
-// Constants of the noise contract; fastdiff/noise.py states it.
+// Constants of the noise contract; noise.py states it.
 #pragma once
 
 #include <cstdint>

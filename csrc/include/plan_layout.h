@@ -1,5 +1,5 @@
-// An instruction of a plan as it lies in memory: int64 numbers, in this order. fastdiff/engine/pack.py repeats it, and a
-// test compares them.
+// An instruction of a plan as it lies in memory: int64 numbers, in this order. fastdiff/engine/pack.py repeats it, and
+// a test compares them.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +14,20 @@ enum PlanAlgorithm : int64_t { PLAN_DIRECT, PLAN_WINOGRAD4, PLAN_WINOGRAD2, PLAN
 struct Instruction {
   int64_t op;
   int64_t algorithm;
-  int64_t kernel, stride, pad;     // pad: rows above and columns to the left
-  int64_t upsample, act;           // read each pixel twice in both directions; apply SiLU behind the norm
-  int64_t source, channels;        // what is read, and how many channels of it
-  int64_t source2, channels2;      // the same of a second source, whose channels follow; or -1, 0
-  int64_t height_in, width_in;     // of the sources
+  int64_t kernel, stride, pad;  // pad: rows above and columns to the left
+  int64_t upsample, act;        // read each pixel twice in both directions; apply SiLU behind the norm
+  int64_t source, channels;     // what is read, and how many channels of it
+  int64_t source2, channels2;   // the same of a second source, whose channels follow; or -1, 0
+  int64_t height_in, width_in;  // of the sources
   int64_t height, width, channels_out;
   int64_t target;
-  int64_t residual;                // added to the result, of its shape
-  int64_t norm;                    // [2, C]: factor and offset of each channel
-  int64_t weight, bias;            // norm: [C] each
-  int64_t time;                    // place in the time's vector: [C] to add, or of a norm the scale [C] and shift [C]
-  int64_t groups, epsilon;         // epsilon: place of a number among the weights
+  int64_t residual;         // added to the result, of its shape
+  int64_t norm;             // [2, C]: factor and offset of each channel
+  int64_t weight, bias;     // norm: [C] each
+  int64_t time;             // place in the time's vector: [C] to add, or of a norm the scale [C] and shift [C]
+  int64_t groups, epsilon;  // epsilon: place of a number among the weights
   int64_t heads;
-  int64_t stats, stats2;           // [2, C]: mean and sum of squares about it, of each source
+  int64_t stats, stats2;  // [2, C]: mean and sum of squares about it, of each source
 };
 
 constexpr int64_t PLAN_WIDTH = sizeof(Instruction) / sizeof(int64_t);

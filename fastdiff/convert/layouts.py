@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastdiff.convert.unet_modules import Site, network_sites
+from fastdiff.convert.unet_modules import NetworkModule, network_modules
 from fastdiff.nets.config import UNetConfig
 from fastdiff.process.checks import nearest_name
 from fastdiff.tensors import PACKINGS, QkvLayout
@@ -30,7 +30,7 @@ class _Naming:
     """What a layout calls things.
 
     Attributes:
-        place: Module name of a site.
+        module_name: Its own name of a module of ours.
         res: Names in a residual block of norm1, conv1, emb_proj, norm2, conv2 and skip.
         norm: Name in an attention block of the norm.
         qkv: Names in an attention block of the packed weight, or of q, k and v.
@@ -38,7 +38,7 @@ class _Naming:
         trailing: Axes of size 1 behind the weights [rows, C] of attention's layers.
     """
 
-    place: Callable[[Site, int], str]
+    module_name: Callable[[NetworkModule, int], str]
     res: tuple[str, str, str, str, str, str]
     norm: str
     qkv: tuple[str, ...]
@@ -46,51 +46,51 @@ class _Naming:
     trailing: int
 
 
-def _openai_place(site: Site, num_levels: int) -> str:
-    if site.part == "head":
-        return "out.0" if site.kind == "norm" else "out.2"
-    if site.part == "downsample" and site.kind == "resample_conv":
-        return site.name.removesuffix("conv") + "op"
-    return site.name
+def _openai_name(module: NetworkModule, num_levels: int) -> str:
+    if module.part == "head":
+        return "out.0" if module.kind == "norm" else "out.2"
+    if module.part == "downsample" and module.kind == "resample_conv":
+        return module.name.removesuffix("conv") + "op"
+    return module.name
 
 
-def _diffusers_place(site: Site, num_levels: int) -> str:
-    if site.part in ("stem", "head"):
+def _diffusers_name(module: NetworkModule, num_levels: int) -> str:
+    if module.part in ("stem", "head"):
         return {
-            "linear": f"time_embedding.linear_{site.index + 1}",
+            "linear": f"time_embedding.linear_{module.index + 1}",
             "embedding": "class_embedding",
             "norm": "conv_norm_out",
-            "conv": "conv_in" if site.part == "stem" else "conv_out",
-        }[site.kind]
-    if site.part == "middle":
-        return f"mid_block.{'resnets' if site.kind == 'res' else 'attentions'}.{site.index}"
-    inside = {"res": f"resnets.{site.index}", "attention": f"attentions.{site.index}"}.get(site.kind, "")
-    if site.part in ("downsample", "upsample"):
-        inside = f"{site.part}rs.0" if site.kind == "res" else f"{site.part}rs.0.conv"
-    if site.part in ("down", "downsample"):
-        return f"down_blocks.{site.level}.{inside}"
-    return f"up_blocks.{num_levels - 1 - site.level}.{inside}"
+            "conv": "conv_in" if module.part == "stem" else "conv_out",
+        }[module.kind]
+    if module.part == "middle":
+        return f"mid_block.{'resnets' if module.kind == 'res' else 'attentions'}.{module.index}"
+    inside = {"res": f"resnets.{module.index}", "attention": f"attentions.{module.index}"}.get(module.kind, "")
+    if module.part in ("downsample", "upsample"):
+        inside = f"{module.part}rs.0" if module.kind == "res" else f"{module.part}rs.0.conv"
+    if module.part in ("down", "downsample"):
+        return f"down_blocks.{module.level}.{inside}"
+    return f"up_blocks.{num_levels - 1 - module.level}.{inside}"
 
 
-def _ddim_place(site: Site, num_levels: int) -> str:
-    if site.part in ("stem", "head"):
+def _ddim_name(module: NetworkModule, num_levels: int) -> str:
+    if module.part in ("stem", "head"):
         return {
-            "linear": f"temb.dense.{site.index}",
+            "linear": f"temb.dense.{module.index}",
             "embedding": "label_emb",
             "norm": "norm_out",
-            "conv": "conv_in" if site.part == "stem" else "conv_out",
-        }[site.kind]
-    if site.part == "middle":
-        return f"mid.block_{site.index + 1}" if site.kind == "res" else "mid.attn_1"
-    if site.part in ("downsample", "upsample"):
-        return f"{site.part.removesuffix('sample')}.{site.level}.{site.part}.conv"
-    return f"{site.part}.{site.level}.{'block' if site.kind == 'res' else 'attn'}.{site.index}"
+            "conv": "conv_in" if module.part == "stem" else "conv_out",
+        }[module.kind]
+    if module.part == "middle":
+        return f"mid.block_{module.index + 1}" if module.kind == "res" else "mid.attn_1"
+    if module.part in ("downsample", "upsample"):
+        return f"{module.part.removesuffix('sample')}.{module.level}.{module.part}.conv"
+    return f"{module.part}.{module.level}.{'block' if module.kind == 'res' else 'attn'}.{module.index}"
 
 
 _DIFFUSERS_RES = ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
 _NAMINGS: dict[str, _Naming] = {
     "openai": _Naming(
-        _openai_place,
+        _openai_name,
         ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection"),
         "norm",
         ("qkv",),
@@ -98,13 +98,13 @@ _NAMINGS: dict[str, _Naming] = {
         trailing=1,
     ),
     "diffusers": _Naming(
-        _diffusers_place, _DIFFUSERS_RES, "group_norm", ("to_q", "to_k", "to_v"), "to_out.0", trailing=0
+        _diffusers_name, _DIFFUSERS_RES, "group_norm", ("to_q", "to_k", "to_v"), "to_out.0", trailing=0
     ),
     "diffusers_old": _Naming(
-        _diffusers_place, _DIFFUSERS_RES, "group_norm", ("query", "key", "value"), "proj_attn", trailing=0
+        _diffusers_name, _DIFFUSERS_RES, "group_norm", ("query", "key", "value"), "proj_attn", trailing=0
     ),
     "ddim": _Naming(
-        _ddim_place,
+        _ddim_name,
         ("norm1", "conv1", "temb_proj", "norm2", "conv2", "nin_shortcut"),
         "norm",
         ("q", "k", "v"),
@@ -147,27 +147,27 @@ def layout_entries(config: UNetConfig, layout: str) -> list[Entry]:
     naming = _NAMINGS[layout]
     widths = config.level_channels
     found: list[Entry] = []
-    for site in network_sites(config):
-        place = naming.place(site, len(widths))
-        if site.kind == "res":
-            pairs = list(zip(_OUR_RES, naming.res, strict=True))[: 6 if site.has_skip else 5]
+    for module in network_modules(config):
+        theirs_at = naming.module_name(module, len(widths))
+        if module.kind == "res":
+            pairs = list(zip(_OUR_RES, naming.res, strict=True))[: 6 if module.has_skip else 5]
             found += [
-                Entry(f"{site.name}.{ours}.{end}", (f"{place}.{theirs}.{end}",))
+                Entry(f"{module.name}.{ours}.{end}", (f"{theirs_at}.{theirs}.{end}",))
                 for ours, theirs in pairs
                 for end in ("weight", "bias")
             ]
-        elif site.kind == "attention":
+        elif module.kind == "attention":
             for end in ("weight", "bias"):
                 trailing = naming.trailing if end == "weight" else 0
-                packed = tuple(f"{place}.{name}.{end}" for name in naming.qkv)
+                packed = tuple(f"{theirs_at}.{name}.{end}" for name in naming.qkv)
                 found += [
-                    Entry(f"{site.name}.norm.{end}", (f"{place}.{naming.norm}.{end}",)),
-                    Entry(f"{site.name}.qkv.{end}", packed, widths[site.level], trailing),
-                    Entry(f"{site.name}.proj.{end}", (f"{place}.{naming.proj}.{end}",), trailing=trailing),
+                    Entry(f"{module.name}.norm.{end}", (f"{theirs_at}.{naming.norm}.{end}",)),
+                    Entry(f"{module.name}.qkv.{end}", packed, widths[module.level], trailing),
+                    Entry(f"{module.name}.proj.{end}", (f"{theirs_at}.{naming.proj}.{end}",), trailing=trailing),
                 ]
         else:
-            ends = ("weight",) if site.kind == "embedding" else ("weight", "bias")
-            found += [Entry(f"{site.name}.{end}", (f"{place}.{end}",)) for end in ends]
+            ends = ("weight",) if module.kind == "embedding" else ("weight", "bias")
+            found += [Entry(f"{module.name}.{end}", (f"{theirs_at}.{end}",)) for end in ends]
     return found
 
 

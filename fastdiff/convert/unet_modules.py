@@ -8,14 +8,14 @@ from typing import Literal
 
 from fastdiff.nets.config import UNetConfig
 
-__all__ = ["Kind", "Part", "Site", "network_sites"]
+__all__ = ["Kind", "NetworkModule", "Part", "network_modules"]
 
 Kind = Literal["linear", "embedding", "conv", "norm", "res", "attention", "resample_conv"]
 Part = Literal["stem", "down", "downsample", "middle", "up", "upsample", "head"]
 
 
 @dataclass(frozen=True)
-class Site:
+class NetworkModule:
     """One module that holds parameters.
 
     Attributes:
@@ -35,26 +35,26 @@ class Site:
     has_skip: bool = False
 
 
-def network_sites(config: UNetConfig) -> Iterator[Site]:
+def network_modules(config: UNetConfig) -> Iterator[NetworkModule]:
     """Every module of `UNet(config)` that holds parameters."""
     widths = config.level_channels
     last = len(widths) - 1
     has_attention = [size in config.attention_resolutions for size in config.level_sizes]
 
-    yield Site("linear", "time_embed.0", "stem", index=0)
-    yield Site("linear", "time_embed.2", "stem", index=1)
+    yield NetworkModule("linear", "time_embed.0", "stem", index=0)
+    yield NetworkModule("linear", "time_embed.2", "stem", index=1)
     if config.num_classes is not None:
-        yield Site("embedding", "label_emb", "stem")
-    yield Site("conv", "input_blocks.0.0", "stem")
+        yield NetworkModule("embedding", "label_emb", "stem")
+    yield NetworkModule("conv", "input_blocks.0.0", "stem")
 
     width = widths[0]
     skips = [width]
     block = 1
     for level, out in enumerate(widths):
         for i in range(config.num_res_blocks):
-            yield Site("res", f"input_blocks.{block}.0", "down", level, i, width != out)
+            yield NetworkModule("res", f"input_blocks.{block}.0", "down", level, i, width != out)
             if has_attention[level]:
-                yield Site("attention", f"input_blocks.{block}.1", "down", level, i)
+                yield NetworkModule("attention", f"input_blocks.{block}.1", "down", level, i)
             width = out
             skips.append(width)
             block += 1
@@ -63,29 +63,29 @@ def network_sites(config: UNetConfig) -> Iterator[Site]:
             skips.append(width)
             block += 1
 
-    yield Site("res", "middle_block.0", "middle", last, 0)
-    yield Site("attention", "middle_block.1", "middle", last)
-    yield Site("res", "middle_block.2", "middle", last, 1)
+    yield NetworkModule("res", "middle_block.0", "middle", last, 0)
+    yield NetworkModule("attention", "middle_block.1", "middle", last)
+    yield NetworkModule("res", "middle_block.2", "middle", last, 1)
 
     block = 0
     for level in range(last, -1, -1):
         for i in range(config.num_res_blocks + 1):
             has_skip = width + skips.pop() != widths[level]
             width = widths[level]
-            yield Site("res", f"output_blocks.{block}.0", "up", level, i, has_skip)
+            yield NetworkModule("res", f"output_blocks.{block}.0", "up", level, i, has_skip)
             if has_attention[level]:
-                yield Site("attention", f"output_blocks.{block}.1", "up", level, i)
+                yield NetworkModule("attention", f"output_blocks.{block}.1", "up", level, i)
             if level and i == config.num_res_blocks:
                 place = 2 if has_attention[level] else 1
                 yield from _resampling(config, f"output_blocks.{block}.{place}", "upsample", level)
             block += 1
 
-    yield Site("norm", "norm_out", "head")
-    yield Site("conv", "conv_out", "head")
+    yield NetworkModule("norm", "norm_out", "head")
+    yield NetworkModule("conv", "conv_out", "head")
 
 
-def _resampling(config: UNetConfig, name: str, part: Part, level: int) -> Iterator[Site]:
+def _resampling(config: UNetConfig, name: str, part: Part, level: int) -> Iterator[NetworkModule]:
     if config.resblock_updown:
-        yield Site("res", name, part, level)
+        yield NetworkModule("res", name, part, level)
     elif config.conv_resample:
-        yield Site("resample_conv", f"{name}.conv", part, level)
+        yield NetworkModule("resample_conv", f"{name}.conv", part, level)

@@ -4,7 +4,7 @@ from fastdiff.engine.lower import Unsupported, lower
 from fastdiff.engine.native import NativeNetwork, Precision, compile
 from fastdiff.engine.plan import Buffer, Instruction, Placement, Plan, place
 from fastdiff.engine.profile import InstructionTime, copy_speed, engine_peak, matrix_peak, products_made, profile
-from fastdiff.engine.reference import run_plan
+from fastdiff.engine.reference_executor import run_plan
 
 __all__ = [
     "Buffer",

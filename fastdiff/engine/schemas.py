@@ -1,6 +1,6 @@
 """The ops that run a plan in C++: one evaluation of a network, and whole stretches of a coefficient table.
 
-They have no reference of their own: `fastdiff.engine.reference` runs the same plans in PyTorch.
+They have no reference of their own: `fastdiff.engine.reference_executor` runs the same plans in PyTorch.
 """
 
 from __future__ import annotations

@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.calls import AttentionBackwardCall, AttentionCall
 from fastdiff.ops._arguments import describe
-from fastdiff.ops._dispatch import define, dispatch
-from fastdiff.ops.reference import attention as reference_attention
+from fastdiff.ops._dispatch import define, dispatch, gradients
+from fastdiff.ops.reference import attention as reference
 from fastdiff.tensors import (
     FLOAT_DTYPES,
     MAX_HEAD_DIM,
     PACKINGS,
     QkvLayout,
+    compute_dtype,
     empty_output,
     empty_packed,
     is_channel_major,
@@ -26,8 +28,6 @@ from fastdiff.tensors import (
 
 AttentionImplementation = Literal["auto", "reference", "sdpa", "triton"]
 
-_SCHEMA = "(Tensor qkv, int num_heads, str layout, float scale) -> (Tensor, Tensor)"
-_BACKWARD_SCHEMA = "(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int num_heads, str layout, float scale) -> Tensor"
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -83,8 +83,9 @@ def attention(
         raise ValueError(f"scale must be finite and above 0, got {scale}")
     if implementation == "auto":
         implementation = _choose(qkv, head_dim)
+    call = AttentionCall(qkv, num_heads, layout, scale)
     if implementation == "sdpa":
-        return _sdpa(qkv, num_heads, layout, scale)
+        return _sdpa(call)
     if implementation not in ("reference", "triton"):
         raise ValueError(f"implementation must be 'auto', 'reference', 'sdpa' or 'triton', got {implementation!r}")
     if implementation == "triton":
@@ -97,7 +98,7 @@ def attention(
                 f"the GPU kernels take head sizes that are multiples of 16, 16 to {MAX_HEAD_DIM}, got {head_dim}: "
                 "use implementation 'sdpa'"
             )
-    out: Tensor = dispatch("attention", qkv, implementation, (qkv, num_heads, layout, scale))[0]
+    out: Tensor = dispatch(call, implementation)[0]
     return out
 
 
@@ -113,48 +114,51 @@ def _choose(qkv: Tensor, head_dim: int) -> Literal["sdpa", "triton"]:
     return "sdpa"
 
 
-def _sdpa(qkv: Tensor, num_heads: int, layout: str, scale: float) -> Tensor:
-    q, k, v = split_qkv(qkv, num_heads, layout)
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    if is_channel_major(qkv):
+def _sdpa(call: AttentionCall) -> Tensor:
+    q, k, v = split_qkv(call.qkv, call.num_heads, call.layout)
+    out = F.scaled_dot_product_attention(q, k, v, scale=call.scale)
+    if is_channel_major(call.qkv):
         return out.transpose(2, 3).flatten(1, 2).transpose(1, 2)
     return out.transpose(1, 2).flatten(2)
 
 
-def _reference(qkv: Tensor, num_heads: int, layout: str, scale: float) -> tuple[Tensor, Tensor]:
-    out, lse = reference_attention.attention(qkv, num_heads, layout, scale)
-    return empty_output(qkv).copy_(out), lse.contiguous()
+def _reference(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    out, lse = reference.attention(call)
+    return empty_output(call.qkv).copy_(out), lse.contiguous()
 
 
-def _fake(qkv: Tensor, num_heads: int, layout: str, scale: float) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if qkv.dtype == torch.float64 else torch.float32
-    return empty_output(qkv), qkv.new_empty((qkv.shape[0], num_heads, qkv.shape[1]), dtype=dtype)
+def _fake(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    batch, num_tokens, _ = call.qkv.shape
+    lse = call.qkv.new_empty((batch, call.num_heads, num_tokens), dtype=compute_dtype(call.qkv))
+    return empty_output(call.qkv), lse
 
 
-def _backward_reference(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, layout: str, scale: float
-) -> Tensor:
-    grad_qkv = reference_attention.attention_backward(grad, qkv, out, lse, num_heads, layout, scale)
-    return empty_packed(qkv).copy_(grad_qkv)
+def _backward_reference(call: AttentionBackwardCall) -> Tensor:
+    return empty_packed(call.qkv).copy_(reference.attention_backward(call))
 
 
-def _backward_fake(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, num_heads: int, layout: str, scale: float
-) -> Tensor:
-    return empty_packed(qkv)
+def _backward_fake(call: AttentionBackwardCall) -> Tensor:
+    return empty_packed(call.qkv)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, ctx.num_heads, ctx.layout, ctx.scale = inputs
-    ctx.save_for_backward(qkv, *output)
+    call = AttentionCall(*inputs)
+    ctx.save_for_backward(call.qkv, *output)
+    ctx.options = call.num_heads, call.layout, call.scale
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    arguments = (grad, *ctx.saved_tensors, ctx.num_heads, ctx.layout, ctx.scale)
-    return torch.ops.fastdiff.attention_backward(*arguments), None, None, None
+    grad_qkv = dispatch(AttentionBackwardCall(grad, *ctx.saved_tensors, *ctx.options))
+    return gradients(AttentionCall, qkv=grad_qkv)
 
 
-define("attention", _SCHEMA, _reference, _fake)
-define("attention_backward", _BACKWARD_SCHEMA, _backward_reference, _backward_fake)
+define("attention", AttentionCall, _reference, _fake, kernel="attention")
+define(
+    "attention_backward",
+    AttentionBackwardCall,
+    _backward_reference,
+    _backward_fake,
+    kernel="attention_backward",
+)
 torch.library.register_autograd("fastdiff::attention", _backward, setup_context=_setup)

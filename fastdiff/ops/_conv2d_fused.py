@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.calls import Conv2dFusedCall
 from fastdiff.ops._arguments import describe
 from fastdiff.ops._dispatch import define, dispatch
-from fastdiff.ops.reference import conv2d_fused as reference_conv
+from fastdiff.ops.reference import conv2d_fused as reference
 from fastdiff.tensors import FLOAT_DTYPES, compute_dtype
 
 ConvImplementation = Literal["auto", "reference", "aten", "triton"]
-
-_SCHEMA = (
-    "(Tensor x, Tensor weight, Tensor? bias, Tensor? gain, Tensor? offset, Tensor? time, Tensor? residual, int stride, "
-    "int padding, bool act, bool want_statistics) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def conv2d_fused(
@@ -63,8 +59,9 @@ def conv2d_fused(
         ValueError: shapes, dtypes, devices or numbers that do not fit, or tensors that require grad.
         RuntimeError: the named implementation is not available.
     """
-    arguments = (x, weight, bias, gain, offset, time, residual, stride, padding, act, False)
-    return _run(arguments, implementation)[0]
+    padding = _side(weight) // 2 if padding is None else padding
+    call = Conv2dFusedCall(x, weight, bias, gain, offset, time, residual, stride, padding, act, want_statistics=False)
+    return _run(call, implementation)[0]
 
 
 def conv2d_fused_with_statistics(
@@ -91,8 +88,9 @@ def conv2d_fused_with_statistics(
         ValueError: as `conv2d_fused`.
         RuntimeError: the named implementation is not available.
     """
-    arguments = (x, weight, bias, gain, offset, time, residual, stride, padding, act, True)
-    return _run(arguments, implementation)
+    padding = _side(weight) // 2 if padding is None else padding
+    call = Conv2dFusedCall(x, weight, bias, gain, offset, time, residual, stride, padding, act, want_statistics=True)
+    return _run(call, implementation)
 
 
 def norm_factors(
@@ -146,34 +144,23 @@ def norm_factors(
     return gain, offset - centre * gain
 
 
-def _run(arguments: tuple[Any, ...], implementation: ConvImplementation) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight, *_ = arguments
-    if arguments[8] is None:
-        side = weight.shape[-1] if weight.ndim == 4 else 0
-        arguments = (*arguments[:8], side // 2, *arguments[9:])
-    _check(*arguments[:-1])
-    if implementation == "auto":
-        implementation = "aten"
-    if implementation == "aten":
-        return _aten(*arguments)
+def _side(weight: Tensor) -> int:
+    """Of the kernel; 0 for what `_check` refuses."""
+    return weight.shape[-1] if weight.ndim == 4 else 0
+
+
+def _run(call: Conv2dFusedCall, implementation: ConvImplementation) -> tuple[Tensor, Tensor, Tensor]:
+    _check(call)
+    if implementation in ("auto", "aten"):
+        return _aten(call)
     if implementation not in ("reference", "triton"):
         raise ValueError(f"implementation must be 'auto', 'reference', 'aten' or 'triton', got {implementation!r}")
-    y, mean, squares = dispatch("conv2d_fused", x, implementation, arguments)
+    y, mean, squares = dispatch(call, implementation)
     return y, mean, squares
 
 
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    time: Tensor | None,
-    residual: Tensor | None,
-    stride: int,
-    padding: int,
-    act: bool,
-) -> None:
+def _check(call: Conv2dFusedCall) -> None:
+    x, weight, bias, gain, offset, time, residual, stride, padding, _, _ = call
     if x.ndim != 4 or x.dtype not in FLOAT_DTYPES:
         raise ValueError(f"x must be [B, C, H, W] float32, bfloat16, float16 or float64, got {describe(x)}")
     batch, channels = x.shape[:2]
@@ -186,7 +173,7 @@ def _check(
         raise ValueError(f"stride must be 1 or 2 and padding 0 or 1, got {stride} and {padding}")
     if (gain is None) != (offset is None):
         raise ValueError("gain and offset must be given together, got one of them: pass both or neither")
-    shape = _output_shape(x, weight, stride, padding)
+    shape = _output_shape(call)
     if min(shape[2:]) < 1:
         raise ValueError(f"x must be at least as large as the kernel, got {list(x.shape)} for {list(weight.shape)}")
     vectors = {
@@ -209,25 +196,14 @@ def _check(
         raise ValueError("conv2d_fused is for inference only: call it under torch.no_grad(), or detach its inputs")
 
 
-def _output_shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int, int, int]:
-    side = weight.shape[2]
-    height, width = ((size + 2 * padding - side) // stride + 1 for size in x.shape[2:])
-    return x.shape[0], weight.shape[0], height, width
+def _output_shape(call: Conv2dFusedCall) -> tuple[int, int, int, int]:
+    side = _side(call.weight)
+    height, width = ((size + 2 * call.padding - side) // call.stride + 1 for size in call.x.shape[2:])
+    return call.x.shape[0], call.weight.shape[0], height, width
 
 
-def _aten(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    time: Tensor | None,
-    residual: Tensor | None,
-    stride: int,
-    padding: int,
-    act: bool,
-    want_statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _aten(call: Conv2dFusedCall) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, gain, offset, time, residual, stride, padding, act, want_statistics = call
     h = x.contiguous(memory_format=torch.channels_last)
     if gain is not None and offset is not None:
         dtype = compute_dtype(x)
@@ -238,44 +214,20 @@ def _aten(
     y = y if residual is None else y + residual
     y = y.contiguous(memory_format=torch.channels_last)
     nothing = y.new_empty(0, dtype=compute_dtype(x))
-    return (y, *reference_conv.statistics(y)) if want_statistics else (y, nothing, nothing.clone())
+    return (y, *reference.statistics(y)) if want_statistics else (y, nothing, nothing.clone())
 
 
-def _reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    time: Tensor | None,
-    residual: Tensor | None,
-    stride: int,
-    padding: int,
-    act: bool,
-    want_statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, squares = reference_conv.conv2d_fused(x, weight, bias, gain, offset, time, residual, stride, padding, act)
-    y = y.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    return (y, mean, squares) if want_statistics else (y, mean.new_empty(0), mean.new_empty(0))
+def _reference(call: Conv2dFusedCall) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, squares = reference.conv2d_fused(call)
+    y = y.to(call.x.dtype).contiguous(memory_format=torch.channels_last)
+    return (y, mean, squares) if call.want_statistics else (y, mean.new_empty(0), mean.new_empty(0))
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    time: Tensor | None,
-    residual: Tensor | None,
-    stride: int,
-    padding: int,
-    act: bool,
-    want_statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = _output_shape(x, weight, stride, padding)
+def _fake(call: Conv2dFusedCall) -> tuple[Tensor, Tensor, Tensor]:
+    x, shape = call.x, _output_shape(call)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    mean = x.new_empty(shape[:2] if want_statistics else (0,), dtype=compute_dtype(x))
+    mean = x.new_empty(shape[:2] if call.want_statistics else (0,), dtype=compute_dtype(x))
     return y, mean, torch.empty_like(mean)
 
 
-define("conv2d_fused", _SCHEMA, _reference, _fake)
+define("conv2d_fused", Conv2dFusedCall, _reference, _fake, kernel="conv2d_fused")

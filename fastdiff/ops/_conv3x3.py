@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.ops._dispatch import LIBRARY, define, has_extension
+from fastdiff.calls import Conv3x3BackwardCall, Conv3x3Call
+from fastdiff.ops._dispatch import (
+    LIBRARY,
+    define,
+    dispatch,
+    gradients,
+    has_extension,
+    refuse_second_derivative,
+    wanted_gradients,
+)
+from fastdiff.ops.reference import conv3x3 as reference
 
 MIN_SIZE = 4
 # Channels come in whole vectors.
@@ -41,7 +51,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Source: Lavin and Gray (2016), arXiv:1509.09308, section 4.
     """
     if _fits(x, weight, bias):
-        y: Tensor = torch.ops.fastdiff.conv3x3(x, weight, bias)
+        y: Tensor = dispatch(Conv3x3Call(x, weight, bias))
         return y
     return F.conv2d(x, weight, bias, padding=1)
 
@@ -60,75 +70,55 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv2d(x, weight, bias, padding=1).contiguous(memory_format=torch.channels_last)
-
-
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _fake(call: Conv3x3Call) -> Tensor:
+    x, weight, _ = call
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = _fake(x, weight, bias)
-    torch.ops.fastdiff.conv3x3_out(_last(x), weight, None if bias is None else bias.contiguous(), False, out)
+def _cpu(call: Conv3x3Call) -> Tensor:
+    out, bias = _fake(call), None if call.bias is None else call.bias.contiguous()
+    torch.ops.fastdiff.conv3x3_out(_channels_last(call.x), call.weight, bias, False, out)
     return out
 
 
-def _backward_reference(grad: Tensor, x: Tensor, weight: Tensor, want_input: bool) -> tuple[Tensor, Tensor]:
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [want_input, True, False]
-    )
-    last = torch.channels_last
-    return x.new_empty(0) if dx is None else dx.contiguous(memory_format=last), dweight.contiguous(memory_format=last)
+def _backward_fake(call: Conv3x3BackwardCall) -> tuple[Tensor, Tensor]:
+    layout = torch.channels_last
+    dx = torch.empty_like(call.x, memory_format=layout) if call.want_input else call.x.new_empty(0)
+    return dx, torch.empty_like(call.weight, memory_format=layout)
 
 
-def _backward_fake(grad: Tensor, x: Tensor, weight: Tensor, want_input: bool) -> tuple[Tensor, Tensor]:
-    last = torch.channels_last
-    dx = torch.empty_like(x, memory_format=last) if want_input else x.new_empty(0)
-    return dx, torch.empty_like(weight, memory_format=last)
-
-
-def _backward_cpu(grad: Tensor, x: Tensor, weight: Tensor, want_input: bool) -> tuple[Tensor, Tensor]:
-    dx, dweight = _backward_fake(grad, x, weight, want_input)
-    grad = _last(grad)
-    if want_input:
-        torch.ops.fastdiff.conv3x3_out(grad, weight, None, True, dx)
-    torch.ops.fastdiff.conv3x3_weight_grad(_last(x), grad, dweight)
+def _backward_cpu(call: Conv3x3BackwardCall) -> tuple[Tensor, Tensor]:
+    dx, dweight = _backward_fake(call)
+    grad = _channels_last(call.grad)
+    if call.want_input:
+        torch.ops.fastdiff.conv3x3_out(grad, call.weight, None, True, dx)
+    torch.ops.fastdiff.conv3x3_weight_grad(_channels_last(call.x), grad, dweight)
     return dx, dweight
 
 
-def _last(x: Tensor) -> Tensor:
+def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, bias = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.has_bias = bias is not None
+    call = Conv3x3Call(*inputs)
+    ctx.save_for_backward(call.x, call.weight)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    wants = ctx.needs_input_grad
-    dx, dweight = torch.ops.fastdiff.conv3x3_backward(grad, x, weight, wants[0])
-    dbias = grad.sum(dim=(0, 2, 3)) if ctx.has_bias and wants[2] else None
-    return dx if wants[0] else None, dweight if wants[1] else None, dbias
+    wanted = wanted_gradients(Conv3x3Call, ctx)
+    dx, dweight = dispatch(Conv3x3BackwardCall(grad, x, weight, "x" in wanted))
+    return gradients(
+        Conv3x3Call,
+        x=dx if "x" in wanted else None,
+        weight=dweight if "weight" in wanted else None,
+        bias=grad.sum(dim=(0, 2, 3)) if "bias" in wanted else None,
+    )
 
 
-def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("conv3x3 has no second derivative: take the first without create_graph")
-
-
-define("conv3x3", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _reference, _fake)
-define(
-    "conv3x3_backward",
-    "(Tensor grad, Tensor x, Tensor weight, bool want_input) -> (Tensor, Tensor)",
-    _backward_reference,
-    _backward_fake,
-)
-if has_extension():
-    LIBRARY.impl("conv3x3", _cpu, "CPU")
-    LIBRARY.impl("conv3x3_backward", _backward_cpu, "CPU")
+define("conv3x3", Conv3x3Call, reference.conv3x3, _fake, cpu=_cpu)
+define("conv3x3_backward", Conv3x3BackwardCall, reference.conv3x3_backward, _backward_fake, cpu=_backward_cpu)
 torch.library.register_autograd("fastdiff::conv3x3", _backward, setup_context=_setup)
-torch.library.register_autograd("fastdiff::conv3x3_backward", _no_second_derivative)
+refuse_second_derivative("conv3x3_backward", "conv3x3 has")

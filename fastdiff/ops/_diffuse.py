@@ -7,22 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.ops._arguments import (
-    check_index,
-    describe,
-    dtype_name,
-    noise_arguments,
-    signed,
-)
-from fastdiff.ops._dispatch import Implementation, define, dispatch
+from fastdiff.calls import DiffuseCall
+from fastdiff.ops._arguments import check_index, check_table, check_times, noise_arguments, signed
+from fastdiff.ops._dispatch import Implementation, define, dispatch, gradients, wanted_gradients
 from fastdiff.ops.reference import diffuse as reference
 from fastdiff.process.noise import MAX_ROW, Stream
-from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format, per_sample
-
-_SCHEMA = (
-    "(Tensor x0, Tensor t, Tensor table, Tensor? noise, Tensor sample_ids, Tensor row, SymInt seed, int stream, "
-    "int levels, ScalarType dtype, bool want_target) -> (Tensor, Tensor)"
-)
+from fastdiff.tensors import FLOAT_DTYPES, memory_format, per_sample
 
 
 def diffuse(
@@ -72,12 +62,8 @@ def diffuse(
         raise ValueError(f"x0 must be uint8 or floating point, got {x0.dtype}")
     if x0.ndim < 1:
         raise ValueError("x0 must have a batch dimension, got a scalar")
-    if t.shape != x0.shape[:1] or t.dtype != torch.int64 or t.device != x0.device:
-        raise ValueError(f"t must be int64 [{x0.shape[0]}] on {x0.device}, got {describe(t)}")
-    fits = table.ndim == 2 and table.shape[1] == 4 and table.device == x0.device
-    if not fits or table.dtype != compute_dtype(x0):
-        expected = f"{dtype_name(x0)} [T, 4] on {x0.device}"
-        raise ValueError(f"table must be {expected} (from Diffusion.noising_table), got {describe(table)}")
+    check_times(t, x0)
+    check_table("table", table, x0, "T", 4, "Diffusion.noising_table")
     if not 2 <= levels <= 256:
         raise ValueError(f"levels must be in [2, 256], got {levels}")
     if not 0 <= int(stream) < 16:
@@ -85,60 +71,33 @@ def diffuse(
     dtype = dtype or (torch.float32 if x0.dtype == torch.uint8 else x0.dtype)
     if dtype not in FLOAT_DTYPES or (dtype == torch.float64) != (x0.dtype == torch.float64):
         raise ValueError(f"dtype {dtype} does not fit images of {x0.dtype}: float64 goes with float64 only")
-    ids, rows = noise_arguments(x0, noise, sample_ids, row)
-    arguments = (x0, t, table, noise, ids, rows, signed(seed), int(stream), levels, dtype, target)
-    return dispatch("diffuse", x0, implementation, arguments)  # type: ignore[no-any-return]
+    ids, row = noise_arguments(x0, noise, sample_ids, row)
+    call = DiffuseCall(x0, t, table, noise, ids, row, signed(seed), int(stream), levels, dtype, target)
+    return dispatch(call, implementation)  # type: ignore[no-any-return]
 
 
-def _reference(
-    x0: Tensor,
-    t: Tensor,
-    table: Tensor,
-    noise: Tensor | None,
-    sample_ids: Tensor,
-    row: Tensor,
-    seed: int,
-    stream: int,
-    levels: int,
-    dtype: torch.dtype,
-    want_target: bool,
-) -> tuple[Tensor, Tensor]:
-    check_index("t", t, table.shape[0])
-    check_index("row", row, MAX_ROW)
-    x_t, target = reference.diffuse(x0, t, table, noise, sample_ids, row, seed & (1 << 64) - 1, stream, levels)
-    layout = memory_format(x0)
-    x_t = x_t.to(dtype).contiguous(memory_format=layout)
-    target = target.to(dtype).contiguous(memory_format=layout) if want_target else x_t.new_empty(0)
-    return x_t, target
+def _check_indices(call: DiffuseCall) -> None:
+    check_index("t", call.t, call.table.shape[0])
+    check_index("row", call.row, MAX_ROW)
 
 
-def _check_indices(arguments: tuple[Any, ...]) -> None:
-    check_index("t", arguments[1], arguments[2].shape[0])
-    check_index("row", arguments[5], MAX_ROW)
+def _reference(call: DiffuseCall) -> tuple[Tensor, Tensor]:
+    _check_indices(call)
+    layout = memory_format(call.x0)
+    x_t, target = (v.to(call.dtype).contiguous(memory_format=layout) for v in reference.diffuse(call))
+    return x_t, target if call.want_target else x_t.new_empty(0)
 
 
-def _fake(
-    x0: Tensor,
-    t: Tensor,
-    table: Tensor,
-    noise: Tensor | None,
-    sample_ids: Tensor,
-    row: Tensor,
-    seed: int,
-    stream: int,
-    levels: int,
-    dtype: torch.dtype,
-    want_target: bool,
-) -> tuple[Tensor, Tensor]:
-    x_t = torch.empty_like(x0, dtype=dtype, memory_format=memory_format(x0))
-    return x_t, torch.empty_like(x_t) if want_target else x_t.new_empty(0)
+def _fake(call: DiffuseCall) -> tuple[Tensor, Tensor]:
+    x_t = torch.empty_like(call.x0, dtype=call.dtype, memory_format=memory_format(call.x0))
+    return x_t, torch.empty_like(x_t) if call.want_target else x_t.new_empty(0)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x0, t, table, noise = inputs[:4]
-    ctx.save_for_backward(t, table)
-    ctx.image_dtype, ctx.noise_dtype = x0.dtype, None if noise is None else noise.dtype
-    ctx.want_target = inputs[-1]
+    call = DiffuseCall(*inputs)
+    ctx.save_for_backward(call.t, call.table)
+    ctx.image_dtype, ctx.noise_dtype = call.x0.dtype, None if call.noise is None else call.noise.dtype
+    ctx.want_target = call.want_target
 
 
 def _backward(ctx: Any, grad_x_t: Tensor, grad_target: Tensor) -> tuple[Tensor | None, ...]:
@@ -154,10 +113,13 @@ def _backward(ctx: Any, grad_x_t: Tensor, grad_target: Tensor) -> tuple[Tensor |
             grad = grad + c(second) * grad_target.to(table.dtype)
         return grad.to(dtype)
 
-    grad_x0 = back(0, 2, ctx.image_dtype) if ctx.image_dtype != torch.uint8 and ctx.needs_input_grad[0] else None
-    grad_noise = back(1, 3, ctx.noise_dtype) if ctx.needs_input_grad[3] else None
-    return grad_x0, None, None, grad_noise, *[None] * 7
+    wanted = wanted_gradients(DiffuseCall, ctx)
+    return gradients(
+        DiffuseCall,
+        x0=back(0, 2, ctx.image_dtype) if "x0" in wanted and ctx.image_dtype != torch.uint8 else None,
+        noise=back(1, 3, ctx.noise_dtype) if "noise" in wanted else None,
+    )
 
 
-define("diffuse", _SCHEMA, _reference, _fake, _check_indices)
+define("diffuse", DiffuseCall, _reference, _fake, check_indices=_check_indices, kernel="diffuse")
 torch.library.register_autograd("fastdiff::diffuse", _backward, setup_context=_setup)

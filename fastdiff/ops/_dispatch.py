@@ -1,7 +1,8 @@
-"""What the ops share: the library, dispatch between implementations, layouts, checks of arguments.
+"""The library of ops, and the choice between an op's implementations.
 
 Each op is `torch.ops.fastdiff.NAME` with the reference under CompositeExplicitAutograd, C++ under CPU (when the
-extension is built) and the Triton launcher under CUDA (imported on first use).
+extension is built) and the Triton launcher under CUDA (imported on first use). In Python its arguments are one value of
+`fastdiff.calls`, which `dispatch` takes and all implementations but those in C++ are given.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
+
+from fastdiff.ops._schema import schema
 
 Implementation = Literal["auto", "reference", "cpu", "triton"]
 BUILD_COMMAND = "pip install --no-build-isolation -e ."
@@ -25,9 +29,22 @@ except ImportError as error:
     EXTENSION_ERROR = error
 
 LIBRARY = torch.library.Library("fastdiff", "DEF")
-_REFERENCES: dict[str, Callable[..., Any]] = {}
-_KERNELS: dict[str, str] = {}
-_INDEX_CHECKS: dict[str, Callable[[tuple[Any, ...]], None]] = {}
+CallT = TypeVar("CallT", bound=NamedTuple)
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class _Op:
+    """One op: `overload` is what the dispatcher calls; the rest as in `define`."""
+
+    name: str
+    overload: Any
+    reference: Callable[[Any], Any]
+    check_indices: Callable[[Any], None] | None
+    kernel: str | None
+
+
+_OPS: dict[type, _Op] = {}
 
 
 def has_extension() -> bool:
@@ -37,119 +54,139 @@ def has_extension() -> bool:
 
 def define(
     name: str,
-    schema: str,
-    run_reference: Callable[..., Any],
-    fake: Callable[..., Any],
-    check_indices: Callable[[tuple[Any, ...]], None] | None = None,
+    call: type[CallT],
+    reference: Callable[[CallT], ResultT],
+    fake: Callable[[CallT], ResultT],
     *,
+    cpu: Callable[[CallT], ResultT] | None = None,
+    check_indices: Callable[[CallT], None] | None = None,
     kernel: str | None = None,
 ) -> None:
-    """Make `torch.ops.fastdiff.<name>` of a schema, its reference and its fake.
+    """Make `torch.ops.fastdiff.<name>`; its schema follows from the types of the call and of the reference's results.
 
     Args:
         name: Of the op, whose launcher is `launch_<name>`.
-        schema: Arguments and results, without the name.
-        run_reference: The implementation that is right, with the schema's arguments.
+        call: The op's arguments.
+        reference: The implementation that is right.
         fake: Results without values.
+        cpu: What runs on the CPU when the extension is built, where C++ has not registered the op itself.
         check_indices: Raises IndexError for indices out of range, when the C++ kernel has refused its arguments.
-        kernel: The module in `fastdiff.kernels` that has the launcher; the op's own name when None.
+        kernel: The module in `fastdiff.kernels` that has the launcher; a GPU runs the reference when None.
     """
-    LIBRARY.define(name + schema)
-    _REFERENCES[name] = run_reference
-    _KERNELS[name] = kernel or name
-    if check_indices is not None:
-        _INDEX_CHECKS[name] = check_indices
+    LIBRARY.define(name + schema(call, get_type_hints(reference)["return"]))
+    # Calling the packet instead would look for the overload each time, which takes as long as a small kernel.
+    overload = getattr(torch.ops.fastdiff, name).default
+    op = _OPS[call] = _Op(name, overload, reference, check_indices, kernel)
 
-    def composite(*arguments: Any) -> Any:
+    def composite(*arguments: Any) -> ResultT:
         if arguments[0].device.type == "cpu" and EXTENSION_ERROR is not None:
             _warn_slow(f"the C++ extension is not built; build it with `{BUILD_COMMAND}`")
-        return run_reference(*arguments)
+        return reference(call._make(arguments))
 
     def cuda(*arguments: Any) -> Any:
         if arguments[0].dtype == torch.float64:
-            return run_reference(*arguments)
+            return reference(call._make(arguments))
         try:
-            launch = _launcher(name)
+            launch = _launcher(op)
         except RuntimeError as error:
             _warn_slow(str(error))
-            return run_reference(*arguments)
-        return launch(*arguments)
+            return reference(call._make(arguments))
+        return launch(call._make(arguments))
 
     LIBRARY.impl(name, composite, "CompositeExplicitAutograd")
-    LIBRARY.impl(name, cuda, "CUDA")
-    torch.library.register_fake(f"fastdiff::{name}", fake)
+    if kernel is not None:
+        LIBRARY.impl(name, cuda, "CUDA")
+    if cpu is not None and has_extension():
+        LIBRARY.impl(name, lambda *arguments: cpu(call._make(arguments)), "CPU")
+    torch.library.register_fake(f"fastdiff::{name}", lambda *arguments: fake(call._make(arguments)))
 
 
-def dispatch(name: str, x: Tensor, implementation: Implementation, arguments: tuple[Any, ...]) -> Any:
-    """Call an op by device, or the implementation of it that was asked for.
+def dispatch(call: NamedTuple, implementation: Implementation = "auto") -> Any:
+    """Run the op of a call by device, or the implementation of it that was asked for.
 
     Raises:
         RuntimeError: the implementation is not available.
     """
-    if implementation == "auto":
-        return _call(name, arguments)
-    if implementation == "reference":
-        return _REFERENCES[name](*arguments)
-    if implementation == "cpu":
-        if EXTENSION_ERROR is not None:
-            raise RuntimeError(
-                f"the C++ extension is not available ({EXTENSION_ERROR}): build it with `{BUILD_COMMAND}`"
-            )
-        if x.device.type != "cpu":
-            raise RuntimeError(f"implementation 'cpu' was asked for tensors on {x.device}")
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{name}", "CPU"):
-            raise RuntimeError(f"{name} has no C++ kernel: leave implementation at 'auto' or name 'reference'")
-        return _call(name, arguments)
-    if implementation == "triton":
-        launch = _launcher(name)
-        if x.device.type == "cuda":
-            # Through the dispatcher, for autograd's sake; the launcher itself says that it takes no float64.
-            return launch(*arguments) if x.dtype == torch.float64 else _call(name, arguments)
-        _check_interpreter(name, x, arguments)
-        return launch(*arguments)
-    raise ValueError(f"implementation must be 'auto', 'reference', 'cpu' or 'triton', got {implementation!r}")
+    op = _OPS[type(call)]
+    if implementation != "auto":
+        if implementation == "reference":
+            return op.reference(call)
+        if implementation == "cpu":
+            _check_cpu(op, call[0])
+        elif implementation == "triton":
+            launch = _launcher(op)
+            if call[0].device.type != "cuda":
+                _check_interpreter(op, call)
+                return launch(call)
+            # The launcher itself says that it takes no float64. All else goes on, for autograd's sake.
+            if call[0].dtype == torch.float64:
+                return launch(call)
+        else:
+            raise ValueError(f"implementation must be 'auto', 'reference', 'cpu' or 'triton', got {implementation!r}")
+    try:
+        return op.overload(*call)
+    except RuntimeError:
+        # The C++ kernel checks its indices; here they get Python's own error.
+        if op.check_indices is not None:
+            op.check_indices(call)
+        raise
 
 
-def _check_interpreter(name: str, x: Tensor, arguments: tuple[Any, ...]) -> None:
+def _check_cpu(op: _Op, x: Tensor) -> None:
+    if EXTENSION_ERROR is not None:
+        raise RuntimeError(f"the C++ extension is not available ({EXTENSION_ERROR}): build it with `{BUILD_COMMAND}`")
+    if x.device.type != "cpu":
+        raise RuntimeError(f"implementation 'cpu' was asked for tensors on {x.device}")
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op.name}", "CPU"):
+        raise RuntimeError(f"{op.name} has no C++ kernel: leave implementation at 'auto' or name 'reference'")
+
+
+def _check_interpreter(op: _Op, call: tuple[Any, ...]) -> None:
     """Off a GPU there is only Triton's interpreter, and no autograd: say so where it would be missed."""
     import triton
 
     if not triton.knobs.runtime.interpret:
         raise RuntimeError(
-            f"implementation 'triton' was asked for tensors on {x.device}: move them to a GPU, or set "
+            f"implementation 'triton' was asked for tensors on {call[0].device}: move them to a GPU, or set "
             "TRITON_INTERPRET=1 before Triton is imported to run the kernels slowly under its interpreter"
         )
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in call):
         raise RuntimeError(
-            f"{name} has no gradient under Triton's interpreter: detach its inputs, call it under torch.no_grad(), or "
-            "leave implementation at 'auto'"
+            f"{op.name} has no gradient under Triton's interpreter: detach its inputs, call it under torch.no_grad(), "
+            "or leave implementation at 'auto'"
         )
 
 
-def _call(name: str, arguments: tuple[Any, ...]) -> Any:
+def _launcher(op: _Op) -> Any:
+    if op.kernel is None:
+        raise RuntimeError(f"{op.name} has no Triton kernel: leave implementation at 'auto' or name 'reference'")
     try:
-        return _overload(name)(*arguments)
-    except RuntimeError:
-        # The C++ kernel checks its indices; here they get Python's own error.
-        if name in _INDEX_CHECKS:
-            _INDEX_CHECKS[name](arguments)
-        raise
-
-
-@functools.cache
-def _overload(name: str) -> Any:
-    # Calling the packet instead would look for the overload each time, which takes as long as a small kernel.
-    return getattr(torch.ops.fastdiff, name).default
-
-
-def _launcher(name: str) -> Any:
-    try:
-        module = importlib.import_module(f"fastdiff.kernels.{_KERNELS[name]}")
+        module = importlib.import_module(f"fastdiff.kernels.{op.kernel}")
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         raise RuntimeError('Triton is not installed: pip install "fastdiff-ddpm[triton]"') from None
-    return getattr(module, f"launch_{name}")
+    return getattr(module, f"launch_{op.name}")
+
+
+def wanted_gradients(call: type[NamedTuple], ctx: Any) -> set[str]:
+    """The arguments of a call whose gradients are asked for."""
+    return {name for name, is_wanted in zip(call._fields, ctx.needs_input_grad, strict=True) if is_wanted}
+
+
+def gradients(call: type[NamedTuple], **found: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of a call's arguments in their order, None for those that are not named."""
+    assert found.keys() <= set(call._fields)
+    return tuple(found.get(name) for name in call._fields)
+
+
+def refuse_second_derivative(name: str, subject: str) -> None:
+    """Let an op, which is a gradient, raise where it would be differentiated itself; `subject` begins the sentence."""
+
+    def refuse(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"{subject} no second derivative: take the first without create_graph")
+
+    torch.library.register_autograd(f"fastdiff::{name}", refuse)
 
 
 @functools.cache

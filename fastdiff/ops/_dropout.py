@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff.ops._dispatch import (
-    LIBRARY,
-    Implementation,
-    define,
-    dispatch,
-    has_extension,
-)
-from fastdiff.ops.reference.noise import torch_words
-from fastdiff.process import noise
-from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
+from fastdiff.calls import DropoutCall
+from fastdiff.ops._arguments import describe
+from fastdiff.ops._dispatch import LIBRARY, Implementation, define, dispatch, gradients
+from fastdiff.ops.reference import dropout as reference
+from fastdiff.ops.reference.dropout import factor_of_kept, last_kept
+from fastdiff.process.noise import Stream
+from fastdiff.tensors import FLOAT_DTYPES, memory_format
 
 LIBRARY.define("dropout_out(Tensor x, Tensor seed, int stream, int last_kept, float scale, Tensor(a!) y) -> ()")
 
@@ -47,56 +43,37 @@ def dropout(x: Tensor, p: float, seed: Tensor, *, implementation: Implementation
     if x.dtype not in FLOAT_DTYPES:
         raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
     if seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != x.device:
-        raise ValueError(f"seed must be int64 [1] on {x.device}, got {seed.dtype} {list(seed.shape)} on {seed.device}")
-    y: Tensor = dispatch("dropout", x, implementation, (x, seed, p))
+        raise ValueError(f"seed must be int64 [1] on {x.device}, got {describe(seed)}")
+    y: Tensor = dispatch(DropoutCall(x, seed, p), implementation)
     return y
 
 
-def _last_kept(p: float) -> int:
-    """The largest word that is kept; -1 for none."""
-    return math.ceil((1 - p) * 2**32) - 1
-
-
-def _reference(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    layout = memory_format(x)
-    dense = x.permute(0, 2, 3, 1) if layout == torch.channels_last else x
-    zero = torch.zeros(1, dtype=torch.int64, device=x.device)
-    words = torch_words(int(seed) % 2**64, zero, x.numel(), noise.Stream.DROPOUT, zero)[0, : x.numel()]
-    kept = (words <= _last_kept(p)).view(dense.shape)
-    kept = kept.permute(0, 3, 1, 2) if layout == torch.channels_last else kept
-    # What is dropped is 0, whatever it was.
-    y = torch.where(kept, x.to(compute_dtype(x)) * (1 / max(1 - p, 2**-32)), 0)
-    return y.to(x.dtype).contiguous(memory_format=layout)
-
-
-def _fake(x: Tensor, seed: Tensor, p: float) -> Tensor:
+def _fake(call: DropoutCall) -> Tensor:
+    x = call.x
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-def _cpu(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    y, last = _fake(x, seed, p), _last_kept(p)
-    if last < 0 or x.numel() == 0:
+def _cpu(call: DropoutCall) -> Tensor:
+    y, last = _fake(call), last_kept(call.p)
+    if last < 0 or y.numel() == 0:
         return y.zero_()
-    layout = memory_format(x)
-    torch.ops.fastdiff.dropout_out(
-        x.contiguous(memory_format=layout), seed, noise.Stream.DROPOUT, last, 1 / max(1 - p, 2**-32), y
-    )
+    x = call.x.contiguous(memory_format=memory_format(call.x))
+    torch.ops.fastdiff.dropout_out(x, call.seed, Stream.DROPOUT, last, factor_of_kept(call.p), y)
     return y
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, seed, p = inputs
-    ctx.save_for_backward(seed)
-    ctx.p, ctx.layout = p, memory_format(x)
+    call = DropoutCall(*inputs)
+    ctx.save_for_backward(call.seed)
+    ctx.p, ctx.layout = call.p, memory_format(call.x)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Elements count in memory order, so the gradient comes in x's.
     grad = grad.contiguous(memory_format=ctx.layout)
-    return torch.ops.fastdiff.dropout(grad, *ctx.saved_tensors, ctx.p), None, None
+    (seed,) = ctx.saved_tensors
+    return gradients(DropoutCall, x=dispatch(DropoutCall(grad, seed, ctx.p)))
 
 
-define("dropout", "(Tensor x, Tensor seed, float p) -> Tensor", _reference, _fake)
-if has_extension():
-    LIBRARY.impl("dropout", _cpu, "CPU")
+define("dropout", DropoutCall, reference.dropout, _fake, cpu=_cpu)
 torch.library.register_autograd("fastdiff::dropout", _backward, setup_context=_setup)

@@ -7,26 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.ops._arguments import describe, is_unwatched
+from fastdiff.calls import GroupNormActBackwardCall, GroupNormActCall
+from fastdiff.ops._arguments import check_precision, describe, is_unwatched
 from fastdiff.ops._dispatch import (
     LIBRARY,
     Implementation,
     define,
     dispatch,
+    gradients,
     has_extension,
+    refuse_second_derivative,
+    wanted_gradients,
 )
-from fastdiff.ops.reference import group_norm_act as reference_norm
+from fastdiff.ops._schema import schema
+from fastdiff.ops.reference import group_norm_act as reference
 from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
 
-_SCHEMA = (
-    "(Tensor x, Tensor? x2, Tensor? residual, Tensor? added_bias, Tensor? added_time, Tensor weight, Tensor bias, "
-    "Tensor? scale, Tensor? shift, int groups, float eps, bool act) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-_BACKWARD_SCHEMA = (
-    "(Tensor grad_y, Tensor? grad_sum, Tensor x, Tensor? x2, Tensor? added_bias, Tensor? added_time, Tensor weight, "
-    "Tensor bias, Tensor? scale, Tensor? shift, Tensor mean, Tensor rstd, bool act, bool want_added) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+_Forward = tuple[Tensor, Tensor, Tensor, Tensor]
+_Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+# What C++ knows of these: all types but float64, and at least one value.
+LIBRARY.define("group_norm_act_cpu" + schema(GroupNormActCall, _Forward))
+_FiveTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+LIBRARY.define("group_norm_act_backward_cpu" + schema(GroupNormActBackwardCall, _FiveTensors))
+_FORWARD_CPU = torch.ops.fastdiff.group_norm_act_cpu.default
+_BACKWARD_CPU = torch.ops.fastdiff.group_norm_act_backward_cpu.default
 
 
 def group_norm_act(
@@ -80,8 +85,8 @@ def group_norm_act(
     Source: Wu, He (2018), arXiv:1803.08494, eq. 1 and 7; the scale and shift: Nichol, Dhariwal (2021),
     arXiv:2102.09672, appendix A.
     """
-    arguments = (x, x2, None, added_bias, added_time, weight, bias, scale, shift, groups, eps, act)
-    y: Tensor = _run(arguments, implementation)[0]
+    call = GroupNormActCall(x, x2, None, added_bias, added_time, weight, bias, scale, shift, groups, eps, act)
+    y: Tensor = _run(call, implementation)[0]
     return y
 
 
@@ -113,46 +118,34 @@ def add_group_norm_act(
         ValueError: shapes, dtypes, devices or numbers that do not fit.
         RuntimeError: the named implementation is not available.
     """
-    arguments = (x, None, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act)
-    y, total = _run(arguments, implementation)[:2]
+    call = GroupNormActCall(x, None, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act)
+    y, total = _run(call, implementation)[:2]
     return y, total
 
 
-def _run(arguments: tuple[Any, ...], implementation: Implementation) -> Any:
-    _check(*arguments)
-    if implementation == "auto" and _is_plain(arguments):
+def _run(call: GroupNormActCall, implementation: Implementation) -> Any:
+    _check(call)
+    if implementation == "auto" and _is_plain(call):
         # Autograd's part of an op in Python takes as long as a small image.
-        return _cpu(*arguments)
-    return dispatch("group_norm_act", arguments[0], implementation, arguments)
+        return _cpu(call)
+    return dispatch(call, implementation)
 
 
-def _is_plain(arguments: tuple[Any, ...]) -> bool:
+def _is_plain(call: GroupNormActCall) -> bool:
     """Whether C++ runs in the end, and nobody wants a gradient or looks on."""
-    x = arguments[0]
+    x = call.x
     if type(x) is not Tensor or not x.is_cpu or not has_extension() or not is_unwatched():
         return False
-    return not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+    return not torch.is_grad_enabled() or not any(isinstance(a, Tensor) and a.requires_grad for a in call)
 
 
-def _check(
-    x: Tensor,
-    x2: Tensor | None,
-    residual: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int,
-    eps: float,
-    act: bool,
-) -> None:
+def _check(call: GroupNormActCall) -> None:
+    x, x2, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, _ = call
     if x.dtype not in FLOAT_DTYPES:
         raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
     if x.ndim < 2:
         raise ValueError(f"x must be [B, C, ...], got shape {list(x.shape)}")
-    batch, channels, size = x.shape[0], x.shape[1], x.shape[2:]
+    batch, channels, *size = x.shape
     if x2 is not None:
         if x2.ndim != x.ndim:
             raise ValueError(f"x2 must have as many dimensions as x, {x.ndim}, got shape {list(x2.shape)}")
@@ -182,176 +175,68 @@ def _check_image(name: str, value: Tensor, x: Tensor, shape: tuple[int, ...]) ->
 def _check_vector(name: str, value: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
     if value.shape != shape or value.device != x.device:
         raise ValueError(f"{name} must be {list(shape)} on {x.device}, got {describe(value)}")
-    if value.dtype not in FLOAT_DTYPES or (value.dtype == torch.float64) != (x.dtype == torch.float64):
-        raise ValueError(f"{name} of {value.dtype} does not fit x of {x.dtype}: float64 goes with float64 only")
+    check_precision(name, value.dtype, "x", x.dtype)
 
 
-def _num_channels(x: Tensor, x2: Tensor | None) -> int:
-    return x.shape[1] + (0 if x2 is None else x2.shape[1])
+def _num_channels(call: GroupNormActCall | GroupNormActBackwardCall) -> int:
+    return call.x.shape[1] + (0 if call.x2 is None else call.x2.shape[1])
 
 
-def _reference(
-    x: Tensor,
-    x2: Tensor | None,
-    residual: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int,
-    eps: float,
-    act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, h, mean, rstd = reference_norm.group_norm_act(
-        x, x2, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act
-    )
-    layout = memory_format(x)
-    total = x.new_empty(0) if residual is None else h.to(x.dtype).contiguous(memory_format=layout)
+def _reference(call: GroupNormActCall) -> _Forward:
+    y, h, mean, rstd = reference.group_norm_act(call)
+    x, layout = call.x, memory_format(call.x)
+    total = x.new_empty(0) if call.residual is None else h.to(x.dtype).contiguous(memory_format=layout)
     return y.to(x.dtype).contiguous(memory_format=layout), total, mean, rstd
 
 
-def _fake(
-    x: Tensor,
-    x2: Tensor | None,
-    residual: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int,
-    eps: float,
-    act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shape = (x.shape[0], _num_channels(x, x2), *x.shape[2:])
+def _fake(call: GroupNormActCall) -> _Forward:
+    x = call.x
+    shape = (x.shape[0], _num_channels(call), *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    total = x.new_empty(0) if residual is None else torch.empty_like(y)
-    mean = x.new_empty((x.shape[0], groups), dtype=compute_dtype(x))
+    total = x.new_empty(0) if call.residual is None else torch.empty_like(y)
+    mean = x.new_empty((x.shape[0], call.groups), dtype=compute_dtype(x))
     return y, total, mean, torch.empty_like(mean)
 
 
-def _backward_reference(
-    grad_y: Tensor,
-    grad_sum: Tensor | None,
-    x: Tensor,
-    x2: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    act: bool,
-    want_added: bool,
-) -> tuple[Tensor, ...]:
-    dh, dweight, dbias, dscale, dshift = reference_norm.group_norm_act_backward(
-        grad_y, grad_sum, x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd, act
-    )
-    layout = memory_format(x)
+def _cpu(call: GroupNormActCall) -> _Forward:
+    if call.x.dtype == torch.float64 or call.x.numel() == 0:
+        return _reference(call)
+    return _FORWARD_CPU(*call)  # type: ignore[no-any-return]
+
+
+def _backward_reference(call: GroupNormActBackwardCall) -> _Gradients:
+    dh, dweight, dbias, dscale, dshift = reference.group_norm_act_backward(call)
+    x, x2, layout = call.x, call.x2, memory_format(call.x)
     first, second = dh.split((x.shape[1], dh.shape[1] - x.shape[1]), dim=1)
     # Results may share memory neither with arguments nor with each other.
     dx = first.to(x.dtype, copy=True).contiguous(memory_format=layout)
     dx2 = x.new_empty(0) if x2 is None else second.to(x.dtype, copy=True).contiguous(memory_format=layout)
     dscale, dshift = (
         x.new_empty(0) if of is None else value.to(of.dtype, copy=True)
-        for of, value in ((scale, dscale), (shift, dshift))
+        for of, value in ((call.scale, dscale), (call.shift, dshift))
     )
     added = dh.flatten(2).sum(dim=2) if dh.ndim > 2 else dh.clone()
-    added = added if want_added else x.new_empty(0, dtype=dh.dtype)
-    return dx, dx2, dweight.to(weight.dtype), dbias.to(bias.dtype), dscale, dshift, added
+    added = added if call.want_added else x.new_empty(0, dtype=dh.dtype)
+    return dx, dx2, dweight.to(call.weight.dtype), dbias.to(call.bias.dtype), dscale, dshift, added
 
 
-def _backward_fake(
-    grad_y: Tensor,
-    grad_sum: Tensor | None,
-    x: Tensor,
-    x2: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    act: bool,
-    want_added: bool,
-) -> tuple[Tensor, ...]:
+def _backward_fake(call: GroupNormActBackwardCall) -> _Gradients:
+    x, x2, layout = call.x, call.x2, memory_format(call.x)
+
     def like(source: Tensor | None) -> Tensor:
         return x.new_empty(0) if source is None else source.new_empty(source.shape)
 
-    layout = memory_format(x)
     dx = torch.empty_like(x, memory_format=layout)
     dx2 = x.new_empty(0) if x2 is None else torch.empty_like(x2, memory_format=layout)
-    shape = (x.shape[0], _num_channels(x, x2)) if want_added else (0,)
-    added = x.new_empty(shape, dtype=compute_dtype(x))
-    return dx, dx2, like(weight), like(bias), like(scale), like(shift), added
+    added = x.new_empty((x.shape[0], _num_channels(call)) if call.want_added else (0,), dtype=compute_dtype(x))
+    return dx, dx2, like(call.weight), like(call.bias), like(call.scale), like(call.shift), added
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, x2, residual, added_bias, added_time, weight, bias, scale, shift, _, _, act = inputs
-    _, total, mean, rstd = output
-    # The written sum already holds all that was added.
-    kept = (x, x2, added_bias, added_time) if residual is None else (total, None, None, None)
-    ctx.save_for_backward(*kept, weight, bias, scale, shift, mean, rstd)
-    ctx.act = act
-    ctx.added_dtypes = [None if value is None else value.dtype for value in (added_bias, added_time)]
-    ctx.has_residual = residual is not None
-    ctx.set_materialize_grads(False)
-
-
-def _backward(
-    ctx: Any, grad_y: Tensor | None, grad_sum: Tensor | None, grad_mean: Any, grad_rstd: Any
-) -> tuple[Tensor | None, ...]:
-    x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
-    if grad_y is None and grad_sum is None:
-        return (None,) * 12
-    if grad_y is None:
-        grad_y = torch.zeros_like(x)
-    needs = ctx.needs_input_grad
-    want_added = needs[3] or needs[4]
-    if not ctx.has_residual:
-        grad_sum = None
-    dx, dx2, dweight, dbias, dscale, dshift, added = torch.ops.fastdiff.group_norm_act_backward(
-        grad_y, grad_sum, x, x2, added_bias, added_time, weight, bias, scale, shift, mean, rstd, ctx.act, want_added
-    )
-    bias_dtype, time_dtype = ctx.added_dtypes
-    return (
-        dx if needs[0] else None,
-        dx2 if needs[1] else None,
-        dx if needs[2] else None,
-        added.sum(dim=0).to(bias_dtype) if needs[3] else None,
-        added.to(time_dtype) if needs[4] else None,
-        dweight if needs[5] else None,
-        dbias if needs[6] else None,
-        dscale if needs[7] else None,
-        dshift if needs[8] else None,
-        None,
-        None,
-        None,
-    )
-
-
-def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("group_norm_act has no second derivative: take the first without create_graph")
-
-
-def _cpu(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if arguments[0].dtype == torch.float64 or arguments[0].numel() == 0:
-        return _reference(*arguments)
-    return torch.ops.fastdiff.group_norm_act_cpu(*arguments)  # type: ignore[no-any-return]
-
-
-def _backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
-    _, _, x, _, _, _, weight, bias, scale, shift, *_ = arguments
+def _backward_cpu(call: GroupNormActBackwardCall) -> _Gradients:
+    x, weight, bias, scale, shift = call.x, call.weight, call.bias, call.scale, call.shift
     if x.dtype == torch.float64 or x.numel() == 0:
-        return _backward_reference(*arguments)
-    dx, dx2, du_sum, du_xhat_sum, added = torch.ops.fastdiff.group_norm_act_backward_cpu(*arguments)
+        return _backward_reference(call)
+    dx, dx2, du_sum, du_xhat_sum, added = _BACKWARD_CPU(*call)
     if scale is None or shift is None:
         dscale, dshift = x.new_empty(0), x.new_empty(0)
     else:
@@ -362,15 +247,49 @@ def _backward_cpu(*arguments: Any) -> tuple[Tensor, ...]:
     return dx, dx2, dweight.to(weight.dtype), dbias.to(bias.dtype), dscale, dshift, added
 
 
-# What C++ knows of these: all types but float64, and at least one value.
-LIBRARY.define("group_norm_act_cpu" + _SCHEMA)
-LIBRARY.define(
-    "group_norm_act_backward_cpu" + _BACKWARD_SCHEMA.split("->")[0] + "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    call = GroupNormActCall(*inputs)
+    _, total, mean, rstd = output
+    # The written sum already holds all that was added.
+    kept = (call.x, call.x2, call.added_bias, call.added_time) if call.residual is None else (total, None, None, None)
+    ctx.save_for_backward(*kept, call.weight, call.bias, call.scale, call.shift, mean, rstd)
+    ctx.act = call.act
+    ctx.added_dtypes = [None if value is None else value.dtype for value in (call.added_bias, call.added_time)]
+    ctx.has_residual = call.residual is not None
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad_y: Tensor | None, grad_sum: Tensor | None, grad_mean: Any, grad_rstd: Any
+) -> tuple[Tensor | None, ...]:
+    if grad_y is None and grad_sum is None:
+        return gradients(GroupNormActCall)
+    if grad_y is None:
+        grad_y = torch.zeros_like(ctx.saved_tensors[0])
+    if not ctx.has_residual:
+        grad_sum = None
+    wanted = wanted_gradients(GroupNormActCall, ctx)
+    want_added = not wanted.isdisjoint(("added_bias", "added_time"))
+    dx, dx2, dweight, dbias, dscale, dshift, added = dispatch(
+        GroupNormActBackwardCall._make((grad_y, grad_sum, *ctx.saved_tensors, ctx.act, want_added))
+    )
+    bias_dtype, time_dtype = ctx.added_dtypes
+    found = {"x": dx, "x2": dx2, "residual": dx, "weight": dweight, "bias": dbias, "scale": dscale, "shift": dshift}
+    if "added_bias" in wanted:
+        found["added_bias"] = added.sum(dim=0).to(bias_dtype)
+    if "added_time" in wanted:
+        found["added_time"] = added.to(time_dtype)
+    return gradients(GroupNormActCall, **{name: value for name, value in found.items() if name in wanted})
+
+
+define("group_norm_act", GroupNormActCall, _reference, _fake, cpu=_cpu, kernel="group_norm_act")
+define(
+    "group_norm_act_backward",
+    GroupNormActBackwardCall,
+    _backward_reference,
+    _backward_fake,
+    cpu=_backward_cpu,
+    kernel="group_norm_act_backward",
 )
-define("group_norm_act", _SCHEMA, _reference, _fake)
-define("group_norm_act_backward", _BACKWARD_SCHEMA, _backward_reference, _backward_fake)
-if has_extension():
-    LIBRARY.impl("group_norm_act", _cpu, "CPU")
-    LIBRARY.impl("group_norm_act_backward", _backward_cpu, "CPU")
 torch.library.register_autograd("fastdiff::group_norm_act", _backward, setup_context=_setup)
-torch.library.register_autograd("fastdiff::group_norm_act_backward", _no_second_derivative)
+refuse_second_derivative("group_norm_act_backward", "group_norm_act has")

@@ -8,16 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.ops._arguments import check_index, describe
-from fastdiff.ops._dispatch import Implementation, define, dispatch
-from fastdiff.ops.reference import losses as reference_losses
-from fastdiff.ops.reference.bound import Decoder
-from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
-
-_BOUND = (
-    "Tensor x0, Tensor x_t, Tensor t, Tensor table, float? clip, bool learned_variance, bool detach_mean, "
-    "str decoder, int levels"
+from fastdiff.calls import (
+    BoundLossBackwardCall,
+    BoundLossCall,
+    BoundTermsCall,
+    Decoder,
+    MseBackwardCall,
+    MseCall,
 )
+from fastdiff.ops._arguments import check_index, check_precision, check_table, check_times, describe
+from fastdiff.ops._dispatch import (
+    Implementation,
+    define,
+    dispatch,
+    gradients,
+    refuse_second_derivative,
+    wanted_gradients,
+)
+from fastdiff.ops.reference import losses as reference
+from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
 
 
 def mse(output: Tensor, target: Tensor, *, implementation: Implementation = "auto") -> Tensor:
@@ -39,7 +48,7 @@ def mse(output: Tensor, target: Tensor, *, implementation: Implementation = "aut
     """
     _check_output(output)
     _check_like("target", target, output, output.shape)
-    loss: Tensor = dispatch("mse", output, implementation, (output, target))
+    loss: Tensor = dispatch(MseCall(output, target), implementation)
     return loss
 
 
@@ -80,9 +89,8 @@ def hybrid_loss(
 
     Source: Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 16 and section 3.1.
     """
-    arguments = (output, target, x0, x_t, t, table, None, True, True, decoder, levels)
-    simple, bound = _run_bound(arguments, implementation)
-    return simple, bound
+    call = BoundLossCall(output, target, x0, x_t, t, table, None, True, True, decoder, levels)
+    return _run_bound(call, implementation)
 
 
 def bound_loss(
@@ -116,8 +124,8 @@ def bound_loss(
 
     Source: Ho et al. (2020), arXiv:2006.11239, eq. 5, 8 and 13.
     """
-    arguments = (output, None, x0, x_t, t, table, clip, learned_variance, False, decoder, levels)
-    return _run_bound(arguments, implementation)[1]
+    call = BoundLossCall(output, None, x0, x_t, t, table, clip, learned_variance, False, decoder, levels)
+    return _run_bound(call, implementation)[1]
 
 
 def bound_terms(
@@ -151,31 +159,20 @@ def bound_terms(
     """
     if torch.is_grad_enabled() and output.requires_grad:
         raise ValueError("bound_terms has no gradient: detach output, call it under torch.no_grad(), or use bound_loss")
-    _check_bound(output, None, x0, x_t, t, table, clip, learned_variance, decoder, levels)
-    arguments = (output, x0, x_t, t, table, clip, learned_variance, decoder, levels)
-    bound, x0_mse = dispatch("bound_terms", output, implementation, arguments)
+    call = BoundTermsCall(output, x0, x_t, t, table, clip, learned_variance, decoder, levels)
+    _check_bound(call, None)
+    bound, x0_mse = dispatch(call, implementation)
     return bound, x0_mse
 
 
-def _run_bound(arguments: tuple[Any, ...], implementation: Implementation) -> tuple[Tensor, Tensor]:
-    output, target, x0, x_t, t, table, clip, learned_variance, _, decoder, levels = arguments
-    _check_bound(output, target, x0, x_t, t, table, clip, learned_variance, decoder, levels)
-    simple, bound = dispatch("bound_loss", output, implementation, arguments)
+def _run_bound(call: BoundLossCall, implementation: Implementation) -> tuple[Tensor, Tensor]:
+    _check_bound(call.terms(), call.target)
+    simple, bound = dispatch(call, implementation)
     return simple, bound
 
 
-def _check_bound(
-    output: Tensor,
-    target: Tensor | None,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    decoder: Decoder,
-    levels: int,
-) -> None:
+def _check_bound(call: BoundTermsCall, target: Tensor | None) -> None:
+    output, x0, x_t, t, table, clip, learned_variance, decoder, levels = call
     _check_output(output)
     channels = output.shape[1] if output.ndim > 1 else 0
     if learned_variance and (channels == 0 or channels % 2):
@@ -186,14 +183,8 @@ def _check_bound(
             _check_like(name, value, output, size)
             if torch.is_grad_enabled() and value.requires_grad:
                 raise ValueError(f"{name} has no gradient here: detach it, or use fastdiff.ops.reference.bound")
-    if t.shape != output.shape[:1] or t.dtype != torch.int64 or t.device != output.device:
-        raise ValueError(f"t must be int64 [{output.shape[0]}] on {output.device}, got {describe(t)}")
-    fits = table.ndim == 2 and table.shape[1] == 6 and table.device == output.device
-    if not fits or table.dtype != compute_dtype(output):
-        raise ValueError(
-            f"table must be {compute_dtype(output)} [T, 6] on {output.device} (from BoundTable.rows), "
-            f"got {describe(table)}"
-        )
+    check_times(t, output)
+    check_table("table", table, output, "T", 6, "BoundTable.rows")
     if clip is not None and not 0 < clip < math.inf:
         raise ValueError(f"clip must be finite and above 0, or None, got {clip}")
     if decoder not in ("discrete", "gaussian"):
@@ -210,161 +201,99 @@ def _check_output(output: Tensor) -> None:
 def _check_like(name: str, value: Tensor, output: Tensor, shape: tuple[int, ...]) -> None:
     if value.shape != shape or value.device != output.device:
         raise ValueError(f"{name} must be {list(shape)} on {output.device}, got {describe(value)}")
-    if value.dtype not in FLOAT_DTYPES or (value.dtype == torch.float64) != (output.dtype == torch.float64):
-        raise ValueError(
-            f"{name} of {value.dtype} does not fit output of {output.dtype}: float64 goes with float64 only"
-        )
+    check_precision(name, value.dtype, "output", output.dtype)
 
 
-def _mse_reference(output: Tensor, target: Tensor) -> Tensor:
-    return reference_losses.mse(output, target)
+def _check_indices(call: BoundTermsCall | BoundLossCall) -> None:
+    check_index("t", call.t, call.table.shape[0])
 
 
-def _mse_fake(output: Tensor, target: Tensor) -> Tensor:
+def _one_per_sample(output: Tensor) -> Tensor:
     return output.new_empty(output.shape[:1], dtype=compute_dtype(output))
 
 
-def _mse_backward_reference(grad: Tensor, output: Tensor, target: Tensor) -> Tensor:
-    found = reference_losses.mse_backward(grad, output, target).to(output.dtype)
-    return found.contiguous(memory_format=memory_format(output))
+def _like_output(gradient: Tensor, output: Tensor) -> Tensor:
+    return gradient.to(output.dtype).contiguous(memory_format=memory_format(output))
 
 
-def _mse_backward_fake(grad: Tensor, output: Tensor, target: Tensor) -> Tensor:
-    return torch.empty_like(output, memory_format=memory_format(output))
+def _mse_fake(call: MseCall) -> Tensor:
+    return _one_per_sample(call.output)
+
+
+def _mse_backward_reference(call: MseBackwardCall) -> Tensor:
+    return _like_output(reference.mse_backward(call), call.output)
 
 
 def _mse_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _mse_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    output, target = ctx.saved_tensors
-    found = torch.ops.fastdiff.mse_backward(grad, output, target)
-    return found if ctx.needs_input_grad[0] else None, -found.to(target.dtype) if ctx.needs_input_grad[1] else None
-
-
-def _bound_reference(
-    output: Tensor,
-    target: Tensor | None,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    detach_mean: bool,
-    decoder: Decoder,
-    levels: int,
-) -> tuple[Tensor, Tensor]:
-    check_index("t", t, table.shape[0])
-    simple, bound = reference_losses.bound_loss(
-        output, target, x0, x_t, t, table, clip, learned_variance, decoder, levels
+def _mse_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    call = MseBackwardCall(grad, *ctx.saved_tensors)
+    found, wanted = dispatch(call), wanted_gradients(MseCall, ctx)
+    return gradients(
+        MseCall,
+        output=found if "output" in wanted else None,
+        target=-found.to(call.target.dtype) if "target" in wanted else None,
     )
+
+
+def _terms_reference(call: BoundTermsCall) -> tuple[Tensor, Tensor]:
+    _check_indices(call)
+    return reference.bound_terms(call)
+
+
+def _terms_fake(call: BoundTermsCall) -> tuple[Tensor, Tensor]:
+    return _one_per_sample(call.output), _one_per_sample(call.output)
+
+
+def _bound_reference(call: BoundLossCall) -> tuple[Tensor, Tensor]:
+    _check_indices(call)
+    simple, bound = reference.bound_loss(call)
     return bound.new_empty(0) if simple is None else simple, bound
 
 
-def _terms_reference(
-    output: Tensor,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    decoder: Decoder,
-    levels: int,
-) -> tuple[Tensor, Tensor]:
-    check_index("t", t, table.shape[0])
-    return reference_losses.bound_terms(output, x0, x_t, t, table, clip, learned_variance, decoder, levels)
+def _bound_fake(call: BoundLossCall) -> tuple[Tensor, Tensor]:
+    bound = _one_per_sample(call.output)
+    return bound.new_empty(0) if call.target is None else torch.empty_like(bound), bound
 
 
-def _terms_fake(output: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    bound = output.new_empty(output.shape[:1], dtype=compute_dtype(output))
-    return bound, torch.empty_like(bound)
+def _bound_backward_reference(call: BoundLossBackwardCall) -> Tensor:
+    return _like_output(reference.bound_loss_backward(call), call.output)
 
 
-def _bound_fake(output: Tensor, target: Tensor | None, x0: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    bound = output.new_empty(output.shape[:1], dtype=compute_dtype(output))
-    return bound.new_empty(0) if target is None else torch.empty_like(bound), bound
-
-
-def _bound_backward_reference(
-    output: Tensor,
-    grad_mse: Tensor | None,
-    grad_bound: Tensor | None,
-    target: Tensor | None,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    detach_mean: bool,
-    decoder: Decoder,
-    levels: int,
-) -> Tensor:
-    arguments = (output, target, x0, x_t, t, table, clip, learned_variance, detach_mean, decoder, levels)
-    found = reference_losses.bound_loss_backward(grad_mse, grad_bound, *arguments)
-    return found.to(output.dtype).contiguous(memory_format=memory_format(output))
-
-
-def _bound_backward_fake(output: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(output, memory_format=memory_format(output))
+def _gradient_fake(call: MseBackwardCall | BoundLossBackwardCall) -> Tensor:
+    return torch.empty_like(call.output, memory_format=memory_format(call.output))
 
 
 def _bound_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
+    output, target, x0, x_t, t, table, *ctx.options = BoundLossCall(*inputs)
+    ctx.save_for_backward(output, target, x0, x_t, t, table)
     ctx.set_materialize_grads(False)
 
 
 def _bound_backward(ctx: Any, grad_mse: Tensor | None, grad_bound: Tensor | None) -> tuple[Tensor | None, ...]:
-    output, *saved = ctx.saved_tensors
-    if saved[0] is None:
+    output, target, *images = ctx.saved_tensors
+    if target is None:
         grad_mse = None
     if grad_mse is None and grad_bound is None:
-        return (None,) * 11
-    found = torch.ops.fastdiff.bound_loss_backward(output, grad_mse, grad_bound, *saved, *ctx.options)
-    return found, *[None] * 10
+        return gradients(BoundLossCall)
+    call = BoundLossBackwardCall(output, grad_mse, grad_bound, target, *images, *ctx.options)
+    return gradients(BoundLossCall, output=dispatch(call))
 
 
-def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("the fused losses have no second derivative: take the first without create_graph")
-
-
-define("mse", "(Tensor output, Tensor target) -> Tensor", _mse_reference, _mse_fake, kernel="losses")
-define(
-    "mse_backward",
-    "(Tensor grad, Tensor output, Tensor target) -> Tensor",
-    _mse_backward_reference,
-    _mse_backward_fake,
-    kernel="losses_backward",
-)
-define(
-    "bound_loss",
-    f"(Tensor output, Tensor? target, {_BOUND}) -> (Tensor, Tensor)",
-    _bound_reference,
-    _bound_fake,
-    lambda arguments: check_index("t", arguments[4], arguments[5].shape[0]),
-    kernel="losses",
-)
-define(
-    "bound_terms",
-    "(Tensor output, Tensor x0, Tensor x_t, Tensor t, Tensor table, float? clip, bool learned_variance, str decoder, "
-    "int levels) -> (Tensor, Tensor)",
-    _terms_reference,
-    _terms_fake,
-    lambda arguments: check_index("t", arguments[3], arguments[4].shape[0]),
-    kernel="losses",
-)
+define("mse", MseCall, reference.mse, _mse_fake, kernel="losses")
+define("mse_backward", MseBackwardCall, _mse_backward_reference, _gradient_fake, kernel="losses_backward")
+define("bound_terms", BoundTermsCall, _terms_reference, _terms_fake, check_indices=_check_indices, kernel="losses")
+define("bound_loss", BoundLossCall, _bound_reference, _bound_fake, check_indices=_check_indices, kernel="losses")
 define(
     "bound_loss_backward",
-    f"(Tensor output, Tensor? grad_mse, Tensor? grad_bound, Tensor? target, {_BOUND}) -> Tensor",
+    BoundLossBackwardCall,
     _bound_backward_reference,
-    _bound_backward_fake,
+    _gradient_fake,
     kernel="losses_backward",
 )
 torch.library.register_autograd("fastdiff::mse", _mse_backward, setup_context=_mse_setup)
 torch.library.register_autograd("fastdiff::bound_loss", _bound_backward, setup_context=_bound_setup)
-for _name in ("mse_backward", "bound_loss_backward"):
-    torch.library.register_autograd(f"fastdiff::{_name}", _no_second_derivative)
+refuse_second_derivative("mse_backward", "the fused losses have")
+refuse_second_derivative("bound_loss_backward", "the fused losses have")

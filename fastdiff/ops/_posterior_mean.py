@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.ops._arguments import check_index, describe, dtype_name
-from fastdiff.ops._dispatch import Implementation, define, dispatch
+from fastdiff.calls import PosteriorMeanCall
+from fastdiff.ops._arguments import check_index, check_precision, check_table, check_times, describe
+from fastdiff.ops._dispatch import Implementation, define, dispatch, gradients, wanted_gradients
 from fastdiff.ops.reference import posterior_mean as reference
 from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format, per_sample
-
-_SCHEMA = "(Tensor x_t, Tensor model_output, Tensor t, Tensor table, float? clip) -> Tensor"
 
 
 def posterior_mean(
@@ -57,37 +56,32 @@ def posterior_mean(
         raise ValueError(
             f"model_output must be {list(x_t.shape)} on {x_t.device}, as x_t, got {describe(model_output)}"
         )
-    if model_output.dtype not in FLOAT_DTYPES or (model_output.dtype == torch.float64) != (x_t.dtype == torch.float64):
-        raise ValueError(
-            f"model_output of {model_output.dtype} does not fit x_t of {x_t.dtype}: float64 goes with float64 only"
-        )
-    if t.shape != x_t.shape[:1] or t.dtype != torch.int64 or t.device != x_t.device:
-        raise ValueError(f"t must be int64 [{x_t.shape[0]}] on {x_t.device}, got {describe(t)}")
-    fits = table.ndim == 2 and table.shape[1] == 4 and table.device == x_t.device
-    if not fits or table.dtype != compute_dtype(x_t):
-        raise ValueError(
-            f"table must be {dtype_name(x_t)} [T, 4] on {x_t.device} (from Diffusion.posterior_table), "
-            f"got {describe(table)}"
-        )
+    check_precision("model_output", model_output.dtype, "x_t", x_t.dtype)
+    check_times(t, x_t)
+    check_table("table", table, x_t, "T", 4, "Diffusion.posterior_table")
     if clip is not None and not 0 < clip < math.inf:
         raise ValueError(f"clip must be finite and above 0, or None, got {clip}")
-    arguments = (x_t, model_output, t, table, None if clip is None else float(clip))
-    mean: Tensor = dispatch("posterior_mean", x_t, implementation, arguments)
+    call = PosteriorMeanCall(x_t, model_output, t, table, None if clip is None else float(clip))
+    mean: Tensor = dispatch(call, implementation)
     return mean
 
 
-def _reference(x_t: Tensor, model_output: Tensor, t: Tensor, table: Tensor, clip: float | None) -> Tensor:
-    check_index("t", t, table.shape[0])
-    mean = reference.posterior_mean(x_t, model_output, t, table, clip)
-    return mean.to(x_t.dtype).contiguous(memory_format=memory_format(x_t))
+def _check_indices(call: PosteriorMeanCall) -> None:
+    check_index("t", call.t, call.table.shape[0])
 
 
-def _fake(x_t: Tensor, model_output: Tensor, t: Tensor, table: Tensor, clip: float | None) -> Tensor:
-    return torch.empty_like(x_t, memory_format=memory_format(x_t))
+def _reference(call: PosteriorMeanCall) -> Tensor:
+    _check_indices(call)
+    mean = reference.posterior_mean(call)
+    return mean.to(call.x_t.dtype).contiguous(memory_format=memory_format(call.x_t))
+
+
+def _fake(call: PosteriorMeanCall) -> Tensor:
+    return torch.empty_like(call.x_t, memory_format=memory_format(call.x_t))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x_t, model_output, t, table, ctx.clip = inputs
+    x_t, model_output, t, table, ctx.clip = PosteriorMeanCall(*inputs)
     # Without a clip it is linear: the coefficients are all that its gradient needs.
     kept = (None, None) if ctx.clip is None else (x_t, model_output)
     ctx.save_for_backward(*kept, t, table)
@@ -103,16 +97,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if x_t is not None:
         x0 = c2 * x_t.to(dtype) + c3 * model_output.to(dtype)
         grad_x0 = torch.where(x0.abs() <= ctx.clip, grad_x0, 0)
-    grad_x = (c1 * wide + c2 * grad_x0).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
-    grad_output = (c3 * grad_x0).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
-    return grad_x, grad_output, None, None, None
+    wanted = wanted_gradients(PosteriorMeanCall, ctx)
+    grad_x = (c1 * wide + c2 * grad_x0).to(ctx.dtypes[0]) if "x_t" in wanted else None
+    grad_output = (c3 * grad_x0).to(ctx.dtypes[1]) if "model_output" in wanted else None
+    return gradients(PosteriorMeanCall, x_t=grad_x, model_output=grad_output)
 
 
-define(
-    "posterior_mean",
-    _SCHEMA,
-    _reference,
-    _fake,
-    lambda arguments: check_index("t", arguments[2], arguments[3].shape[0]),
-)
+define("posterior_mean", PosteriorMeanCall, _reference, _fake, check_indices=_check_indices, kernel="posterior_mean")
 torch.library.register_autograd("fastdiff::posterior_mean", _backward, setup_context=_setup)

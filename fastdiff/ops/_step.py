@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from fastdiff.ops._arguments import (
-    check_index,
-    describe,
-    dtype_name,
-    noise_arguments,
-    signed,
-)
+from fastdiff.calls import StepCall
+from fastdiff.ops._arguments import check_index, check_table, describe, noise_arguments, signed
 from fastdiff.ops._dispatch import Implementation, define, dispatch
 from fastdiff.ops.reference import step as reference
 from fastdiff.process.table import ROW_WIDTH, CoefficientTable
-from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
-
-_SCHEMA = (
-    "(Tensor x, Tensor? model_output, Tensor rows, Tensor row, Tensor? noise, Tensor sample_ids, SymInt seed, "
-    "bool learned_variance, Tensor(a!)? base, Tensor(b!)? history, Tensor(c!)? pred_out, Tensor(d!) out) -> ()"
-)
+from fastdiff.tensors import FLOAT_DTYPES, memory_format
 
 
 def new_history(x: Tensor, depth: int) -> Tensor:
@@ -92,15 +80,12 @@ def step(
         raise ValueError(f"the state must be [B, C, ...], got shape {list(x.shape)}")
     if torch.is_grad_enabled() and (x.requires_grad or (model_output is not None and model_output.requires_grad)):
         raise ValueError("step is for inference only: call it under torch.no_grad(), or detach its inputs")
-    fits = rows.ndim == 2 and rows.shape[1] == ROW_WIDTH and rows.device == x.device
-    if not fits or rows.dtype != compute_dtype(x):
-        expected = f"{dtype_name(x)} [R, {ROW_WIDTH}] on {x.device}"
-        raise ValueError(f"rows must be {expected} (from table_rows), got {describe(rows)}")
+    check_table("rows", rows, x, "R", ROW_WIDTH, "table_rows")
     if model_output is not None:
         _check_model_output(x, model_output, learned_variance)
     elif learned_variance:
         raise ValueError("a learned variance needs the model's output")
-    ids, row_tensor = noise_arguments(x, noise, sample_ids, row)
+    ids, row = noise_arguments(x, noise, sample_ids, row)
     out = torch.empty_like(x, memory_format=memory_format(x)) if out is None else out
     for name, value in (("base", base), ("pred_out", pred_out), ("out", out)):
         if value is not None:
@@ -109,21 +94,10 @@ def step(
         if history.ndim != x.ndim + 1 or not 1 <= history.shape[0] <= 3:
             raise ValueError(f"history must be [1 to 3, *x.shape] (from new_history), got {list(history.shape)}")
         _check_slot("history", history[0], x)
-    arguments = (
-        x,
-        model_output,
-        rows,
-        row_tensor,
-        noise,
-        ids,
-        signed(seed),
-        learned_variance,
-        base,
-        history,
-        pred_out,
-        out,
+    call = StepCall(
+        x, model_output, rows, row, noise, ids, signed(seed), learned_variance, base, history, pred_out, out
     )
-    dispatch("step", x, implementation, arguments)
+    dispatch(call, implementation)
     return out
 
 
@@ -148,35 +122,20 @@ def _check_slot(name: str, value: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must have the state's memory format ({layout}), got strides {value.stride()}")
 
 
-def _reference(
-    x: Tensor,
-    model_output: Tensor | None,
-    rows: Tensor,
-    row: Tensor,
-    noise: Tensor | None,
-    sample_ids: Tensor,
-    seed: int,
-    learned_variance: bool,
-    base: Tensor | None,
-    history: Tensor | None,
-    pred_out: Tensor | None,
-    out: Tensor,
-) -> None:
-    check_index("row", row, rows.shape[0])
-    x_next, pred, base_next, history_next = reference.step(
-        x, model_output, rows, row, noise, sample_ids, seed & (1 << 64) - 1, learned_variance, base, history
-    )
-    for slot, value in ((out, x_next), (pred_out, pred), (base, base_next), (history, history_next)):
+def _check_indices(call: StepCall) -> None:
+    check_index("row", call.row, call.rows.shape[0])
+
+
+def _reference(call: StepCall) -> None:
+    _check_indices(call)
+    slots = (call.out, call.pred_out, call.base, call.history)
+    for slot, value in zip(slots, reference.step(call), strict=True):
         if slot is not None and value is not None:
             slot.copy_(value)
 
 
-def _check_indices(arguments: tuple[Any, ...]) -> None:
-    check_index("row", arguments[3], arguments[2].shape[0])
-
-
-def _fake(*arguments: Any) -> None:
+def _fake(call: StepCall) -> None:
     return None
 
 
-define("step", _SCHEMA, _reference, _fake, _check_indices)
+define("step", StepCall, _reference, _fake, check_indices=_check_indices, kernel="step")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastdiff import ops
+from fastdiff.calls import AttentionCall
 from fastdiff.ops.reference import attention as reference_attention
 from fastdiff.tensors import (
     empty_output,
@@ -111,7 +112,7 @@ def test_attention_gradient_matches_finite_differences(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_attention_backward_is_the_gradient_of_the_reference(layout, memory):
     qkv = normals(2, 6, 3 * 2 * 4, memory=memory).requires_grad_()
-    out, lse = reference_attention.attention(qkv, 2, layout, 0.3)
+    out, lse = reference_attention.attention(AttentionCall(qkv, 2, layout, 0.3))
     grad = normals(2, 6, 8, seed=1)
     (expected,) = torch.autograd.grad(out, qkv, grad)
     found = torch.ops.fastdiff.attention_backward(grad, qkv.detach(), out.detach(), lse.detach(), 2, layout, 0.3)

@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiff import ops
+from fastdiff.calls import GroupNormActCall
 from fastdiff.nets.unet import GroupNormAct, UNet, UNetConfig
 from fastdiff.ops.reference import group_norm_act as reference_norm
 from support.tolerances import FLOAT32, FLOAT64, STORAGE
@@ -367,7 +368,8 @@ def test_group_norm_act_by_name():
 def test_reference_statistics_are_those_of_the_groups():
     x, weight, bias, _ = inputs((2, 6, 4, 5), 0, ())
     nothing = (None,) * 4
-    _, h, mean, rstd = reference_norm.group_norm_act(x, *nothing, weight, bias, None, None, 3, 1e-5, True)
+    call = GroupNormActCall(x, *nothing, weight, bias, None, None, 3, 1e-5, True)
+    _, h, mean, rstd = reference_norm.group_norm_act(call)
     grouped = x.reshape(2, 3, 40)
     assert torch.equal(h, x)
     assert torch.allclose(mean, grouped.mean(2), rtol=0, atol=FLOAT64)

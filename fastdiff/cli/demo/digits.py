@@ -14,10 +14,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastdiff import likelihood, metrics, samplers
+from fastdiff import likelihood, samplers
 from fastdiff.cli import environment
 from fastdiff.cli.demo.digits_report import Outcome, draw, report
 from fastdiff.cli.progress import Bars
+from fastdiff.evaluation import metrics
 from fastdiff.files.atomic import write_text
 from fastdiff.files.checkpoint import load_model
 from fastdiff.files.data import ImageData, digits

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fastdiff import metrics
 from fastdiff.cli.progress import duration
+from fastdiff.evaluation import metrics
 from fastdiff.files import figures
 from fastdiff.files.data import ImageData
 from fastdiff.likelihood import Bound

@@ -107,7 +107,7 @@ class Trainer:
         mixed_precision_type: "fp16" (on a GPU) or "bf16".
         split_batches: Taken for compatibility: there is one process.
         convert_image_to: Pillow's mode; by the number of channels if None.
-        calculate_fid: FID is not computed here; True warns once. See `fastdiff.metrics`.
+        calculate_fid: FID is not computed here; True warns once. See `fastdiff.evaluation.metrics`.
         inception_block_idx: Of FID.
         max_grad_norm: Bound on the norm of the gradient.
         num_fid_samples: Of FID.
@@ -156,7 +156,7 @@ class Trainer:
         if save_best_and_latest_only:
             raise ValueError("save_best_and_latest_only needs FID, which this Trainer does not compute")
         if calculate_fid:
-            warnings.warn("this Trainer does not compute FID; see fastdiff.metrics", stacklevel=2)
+            warnings.warn("this Trainer does not compute FID; see fastdiff.evaluation.metrics", stacklevel=2)
         self.model = diffusion_model
         self.device: torch.device = diffusion_model.device
         half = mixed_precision_type == "fp16"

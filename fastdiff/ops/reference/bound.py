@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.calls import Decoder
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
+from fastdiff.tensors import per_sample
 
 __all__ = [
     "VLB_WEIGHT",
@@ -30,7 +32,6 @@ __all__ = [
     "variational_terms",
 ]
 
-Decoder = Literal["discrete", "gaussian"]
 Cdf = Literal["exact", "tanh"]
 
 # lambda of IDDPM, eq. 16.
@@ -251,7 +252,7 @@ class BoundTable:
 
     def x0(self, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """x_0 = px x_t + pm m, not clipped, from the state and the network's output m, both [B, ...]; t is [B]."""
-        return _per_sample(self.px[t], x_t) * x_t + _per_sample(self.pm[t], x_t) * output.to(x_t.dtype)
+        return per_sample(self.px[t], x_t) * x_t + per_sample(self.pm[t], x_t) * output.to(x_t.dtype)
 
     def log_variance(self, t: Tensor, x: Tensor, values: Tensor | None = None) -> Tensor:
         """Log-variance of the reverse step.
@@ -272,7 +273,7 @@ class BoundTable:
         if (values is not None) != self.learned_variance:
             kind, got = ("learned", "none") if self.learned_variance else ("fixed", "some")
             raise ValueError(f"the variance is {kind}, but {got} of the network's output was given for it")
-        log_min, log_max = _per_sample(self.log_min[t], x), _per_sample(self.log_max[t], x)
+        log_min, log_max = per_sample(self.log_min[t], x), per_sample(self.log_max[t], x)
         if values is None:
             return log_min
         v = (values.to(x.dtype) + 1) / 2
@@ -318,8 +319,8 @@ def variational_terms(
         raise ValueError(f"decoder must be 'discrete' or 'gaussian', got {decoder!r}")
 
     def divergence() -> Tensor:
-        shift = _per_sample(table.posterior_mean_coef1[t], x0) * (x0 - x0_pred)
-        return normal_kl(shift, _per_sample(table.posterior_log_variance[t], x0), torch.zeros_like(shift), log_variance)
+        shift = per_sample(table.posterior_mean_coef1[t], x0) * (x0 - x0_pred)
+        return normal_kl(shift, per_sample(table.posterior_log_variance[t], x0), torch.zeros_like(shift), log_variance)
 
     def decoding() -> Tensor:
         log_std = 0.5 * log_variance
@@ -334,7 +335,7 @@ def variational_terms(
     elif t.device.type == "cpu" and is_first.all():
         terms = decoding()
     else:
-        terms = torch.where(_per_sample(is_first, x0), decoding(), divergence())
+        terms = torch.where(per_sample(is_first, x0), decoding(), divergence())
     return _mean_per_sample(terms) / _LN2
 
 
@@ -400,10 +401,6 @@ def hybrid(
     terms = variational_terms(x0, t, x0_pred, log_variance, table, decoder=decoder, levels=levels, cdf=cdf)
     vlb = table.num_timesteps * terms
     return HybridTerms(simple + vlb_weight * vlb, simple, vlb)
-
-
-def _per_sample(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _mean_per_sample(x: Tensor) -> Tensor:

@@ -1,40 +1,28 @@
-"""The oracle of the fused convolution, in plain PyTorch: float32 arithmetic, float64 for float64 input."""
+"""The oracle of `conv2d_fused`, in plain PyTorch, on any device: float32 arithmetic, float64 for float64 input.
+
+It is read, not timed. The kernel is held to it, and it to PyTorch's own norm, SiLU and convolution in float64.
+"""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.calls import Conv2dFusedCall
 from fastdiff.tensors import compute_dtype
 
 
-def conv2d_fused(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    time: Tensor | None,
-    residual: Tensor | None,
-    stride: int,
-    padding: int,
-    act: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def conv2d_fused(call: Conv2dFusedCall) -> tuple[Tensor, Tensor, Tensor]:
     """y = conv(f(x)) + bias + time + residual, f(x) = silu(gain x + offset), and y's statistics.
 
     Args:
-        x: [B, C, H, W].
-        weight: [O, C, k, k].
-        bias: [O] or None.
-        gain, offset: [B, C], or None for f(x) = x.
-        time: [B, O] or None.
-        residual: y's shape or None.
-        act: Apply the SiLU where there is a gain.
+        call: As for `fastdiff.ops.conv2d_fused`; the SiLU only where there is a gain.
 
     Returns:
         (y [B, O, H', W'], mean [B, O], squares [B, O]) in the dtype of the arithmetic; mean of y over the pixels, as
         it is rounded to x's type, and sum of squared differences from it.
     """
+    x, weight, bias, gain, offset, time, residual, stride, padding, act, _ = call
     dtype = compute_dtype(x)
     h = x.to(dtype)
     if gain is not None and offset is not None:

@@ -1,6 +1,7 @@
-"""The oracle of group norm: forward and backward in plain PyTorch, float32 arithmetic (float64 for float64 input).
+"""The oracle of `group_norm_act` and its gradient, in plain PyTorch: float32 arithmetic, float64 for float64 input.
 
-Read beside `step.py`, whose rules hold here too. One formula, for a sample and a channel c of group g:
+It is read, not timed. The kernels are held to it, and it to PyTorch's own norm and autograd in float64. One formula,
+for a sample and a channel c of group g:
 
     h    = (x, x2)_c + residual + added_bias_c + added_time_c
     xhat = (h - mean_g) rstd_g                                      rstd = 1 / sqrt(variance + eps)
@@ -16,95 +17,65 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdiff.calls import GroupNormActBackwardCall, GroupNormActCall
 from fastdiff.tensors import compute_dtype
 
 
-def norm_input(
-    x: Tensor, x2: Tensor | None, residual: Tensor | None, added_bias: Tensor | None, added_time: Tensor | None
-) -> Tensor:
+def norm_input(call: GroupNormActCall | GroupNormActBackwardCall) -> Tensor:
     """What is normalised, h [B, C, ...], in the dtype of the arithmetic.
 
     With a residual it is the sum as it is written out, which is rounded to x's type.
     """
+    x, x2, added_bias, added_time = call.x, call.x2, call.added_bias, call.added_time
     dtype = compute_dtype(x)
     h = x.to(dtype) if x2 is None else torch.cat((x, x2), dim=1).to(dtype)
     if added_bias is not None:
         h = h + _spread(added_bias[None], h)
     if added_time is not None:
         h = h + _spread(added_time, h)
-    if residual is not None:
-        h = (h + residual.to(dtype)).to(x.dtype).to(dtype)
+    if isinstance(call, GroupNormActCall) and call.residual is not None:
+        h = (h + call.residual.to(dtype)).to(x.dtype).to(dtype)
     return h
 
 
-def group_norm_act(
-    x: Tensor,
-    x2: Tensor | None,
-    residual: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int,
-    eps: float,
-    act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def group_norm_act(call: GroupNormActCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The formula above.
 
     Args:
-        x, x2: [B, C1, ...] and, or None, [B, C - C1, ...].
-        residual: [B, C, ...] or None.
-        added_bias, weight, bias: [C].
-        added_time, scale, shift: [B, C] or None.
+        call: As for `fastdiff.ops.group_norm_act` and `add_group_norm_act`, here with x2 and a residual at once.
 
     Returns:
         (y, h, mean [B, groups], rstd [B, groups]) in the dtype of the arithmetic.
     """
-    h = norm_input(x, x2, residual, added_bias, added_time)
+    h, groups = norm_input(call), call.groups
     grouped = h.reshape(h.shape[0], groups, h[0].numel() // groups if h.shape[0] else 0)
     mean = grouped.mean(dim=2)
     variance = (grouped - mean[:, :, None]).square().mean(dim=2)
-    rstd = torch.rsqrt(variance + eps)
+    rstd = torch.rsqrt(variance + call.eps)
     xhat = (h - _per_channel(mean, h)) * _per_channel(rstd, h)
-    u = _modulate(xhat, weight, bias, scale, shift)
-    return u * torch.sigmoid(u) if act else u, h, mean, rstd
+    u = _modulate(xhat, call)
+    return u * torch.sigmoid(u) if call.act else u, h, mean, rstd
 
 
-def group_norm_act_backward(
-    grad_y: Tensor,
-    grad_sum: Tensor | None,
-    x: Tensor,
-    x2: Tensor | None,
-    added_bias: Tensor | None,
-    added_time: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    act: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def group_norm_act_backward(call: GroupNormActBackwardCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the formula above, from its mean and rstd. With a residual, x is the sum that was written out.
 
         du = dy act'(u),  dxhat = du weight (1 + scale)
         dh = rstd (dxhat - mean_g(dxhat) - xhat mean_g(dxhat xhat)) + grad_sum
 
     Args:
-        grad_y: [B, C, ...].
-        grad_sum: What arrives at the written sum from elsewhere, [B, C, ...] or None.
+        call: With the gradients of y and, from elsewhere, of the written sum, both [B, C, ...].
 
     Returns:
         (dh [B, C, ...], dweight [C], dbias [C], dscale [B, C], dshift [B, C]) in the dtype of the arithmetic.
     """
-    h = norm_input(x, x2, None, added_bias, added_time)
+    weight, bias, scale, mean, rstd = call.weight, call.bias, call.scale, call.mean, call.rstd
+    h = norm_input(call)
     dtype, groups = h.dtype, mean.shape[1]
     xhat = (h - _per_channel(mean, h)) * _per_channel(rstd, h)
-    du = grad_y.to(dtype)
-    if act:
-        u = _modulate(xhat, weight, bias, scale, shift)
+    du = call.grad_y.to(dtype)
+    if call.act:
+        u = _modulate(xhat, call)
         sigmoid = torch.sigmoid(u)
         du = du * sigmoid * (1 + u * (1 - sigmoid))
 
@@ -122,15 +93,15 @@ def group_norm_act_backward(
 
     dxhat = du * _spread(weight.to(dtype) * gain, h)
     dh = _per_channel(rstd, h) * (dxhat - group_mean(du_sum) - xhat * group_mean(du_xhat_sum))
-    if grad_sum is not None:
-        dh = dh + grad_sum.to(dtype)
+    if call.grad_sum is not None:
+        dh = dh + call.grad_sum.to(dtype)
     return dh, dweight, dbias, dscale, du_sum
 
 
-def _modulate(xhat: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    u = xhat * _spread(weight[None], xhat) + _spread(bias[None], xhat)
-    if scale is not None and shift is not None:
-        u = u * (1 + _spread(scale, xhat)) + _spread(shift, xhat)
+def _modulate(xhat: Tensor, call: GroupNormActCall | GroupNormActBackwardCall) -> Tensor:
+    u = xhat * _spread(call.weight[None], xhat) + _spread(call.bias[None], xhat)
+    if call.scale is not None and call.shift is not None:
+        u = u * (1 + _spread(call.scale, xhat)) + _spread(call.shift, xhat)
     return u
 
 

@@ -1,5 +1,7 @@
 """The oracle of the losses: forward by `fastdiff.ops.reference.bound`, backward in plain PyTorch by the formulas below.
 
+float32 arithmetic, float64 for float64 input. It is read, not timed. The kernels are held to it, and it to autograd.
+
 For a value x of the data in a bin with edges l < h, in standard deviations from the mean, p = Phi(h) - Phi(l):
 
     d log p / d log_std = (l phi(l) - h phi(h)) / p,    d log p / d mean = (phi(l) - phi(h)) / (p std)
@@ -16,116 +18,89 @@ import math
 import torch
 from torch import Tensor
 
-from fastdiff.ops.reference import bound as losses
-from fastdiff.ops.reference.bound import BoundTable, Decoder
+from fastdiff.calls import BoundLossBackwardCall, BoundLossCall, BoundTermsCall, MseBackwardCall, MseCall
+from fastdiff.ops.reference import bound
+from fastdiff.ops.reference.bound import BoundTable
 from fastdiff.tensors import compute_dtype, per_sample
 
 _LN2 = math.log(2.0)
 
 
-def mse(output: Tensor, target: Tensor) -> Tensor:
+def mse(call: MseCall) -> Tensor:
     """Mean squared difference of each sample, [B], in the dtype of the arithmetic."""
-    dtype = compute_dtype(output)
-    return losses.mse(output.to(dtype), target.to(dtype))
+    dtype = compute_dtype(call.output)
+    return bound.mse(call.output.to(dtype), call.target.to(dtype))
 
 
-def mse_backward(grad: Tensor, output: Tensor, target: Tensor) -> Tensor:
-    """Gradient of the output, its shape, from that of `mse`, [B], in the dtype of the arithmetic."""
+def mse_backward(call: MseBackwardCall) -> Tensor:
+    """Gradient of the output, its shape, from that of `mse`, in the dtype of the arithmetic."""
+    grad, output, target = call
     dtype = compute_dtype(output)
     scale = 2 / max(1, output[0].numel()) if output.shape[0] else 0.0
     return per_sample(grad.to(dtype), output) * scale * (output.to(dtype) - target.to(dtype))
 
 
-def bound_loss(
-    output: Tensor,
-    target: Tensor | None,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    decoder: Decoder,
-    levels: int,
-) -> tuple[Tensor | None, Tensor]:
-    """The term of L_simple, where there is a target, and of the bound in bits per dimension; each [B].
+def bound_terms(call: BoundTermsCall) -> tuple[Tensor, Tensor]:
+    """The bound's term in bits per dimension, and the squared error of the predicted x_0; each [B].
 
-    See `hybrid` and `variational_terms` of `bound.py`; x_0 is the prediction px x_t + pm m, clipped to [-clip, clip].
+    See `variational_terms` of `bound.py`; x_0 is the prediction px x_t + pm m, clipped to [-clip, clip].
     """
-    dtype = compute_dtype(output)
-    bound, _ = bound_terms(output, x0, x_t, t, table, clip, learned_variance, decoder, levels)
-    m, _ = _halves(output.to(dtype), learned_variance)
-    return None if target is None else losses.mse(m, target.to(dtype)), bound
-
-
-def bound_terms(
-    output: Tensor,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    decoder: Decoder,
-    levels: int,
-) -> tuple[Tensor, Tensor]:
-    """The bound's term in bits per dimension, and the squared error of the predicted x_0; each [B]."""
+    output, x0, x_t, t, table, clip, learned_variance, decoder, levels = call
     dtype = compute_dtype(output)
     m, values = _halves(output.to(dtype), learned_variance)
     x0, x_t = x0.to(dtype), x_t.to(dtype)
-    rows = BoundTable.from_rows(table.to(dtype), learned_variance)
-    prediction = rows.x0(x_t, t, m)
+    process = BoundTable.from_rows(table.to(dtype), learned_variance)
+    prediction = process.x0(x_t, t, m)
     prediction = prediction if clip is None else prediction.clamp(-clip, clip)
-    log_variance = rows.log_variance(t, x_t, values)
-    bound = losses.variational_terms(x0, t, prediction, log_variance, rows, decoder=decoder, levels=levels)
-    return bound, losses.mse(prediction, x0)
+    log_variance = process.log_variance(t, x_t, values)
+    terms = bound.variational_terms(x0, t, prediction, log_variance, process, decoder=decoder, levels=levels)
+    return terms, bound.mse(prediction, x0)
 
 
-def bound_loss_backward(
-    grad_mse: Tensor | None,
-    grad_bound: Tensor | None,
-    output: Tensor,
-    target: Tensor | None,
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    table: Tensor,
-    clip: float | None,
-    learned_variance: bool,
-    detach_mean: bool,
-    decoder: Decoder,
-    levels: int,
-) -> Tensor:
+def bound_loss(call: BoundLossCall) -> tuple[Tensor | None, Tensor]:
+    """The term of L_simple, where there is a target, and of the bound in bits per dimension; each [B].
+
+    See `hybrid` of `bound.py`.
+    """
+    dtype = compute_dtype(call.output)
+    terms, _ = bound_terms(call.terms())
+    m, _ = _halves(call.output.to(dtype), call.learned_variance)
+    return None if call.target is None else bound.mse(m, call.target.to(dtype)), terms
+
+
+def bound_loss_backward(call: BoundLossBackwardCall) -> Tensor:
     """Gradient of the output, its shape, in the dtype of the arithmetic.
 
     Args:
-        grad_mse, grad_bound: Of the two results of `bound_loss`, [B].
-        detach_mean: The bound has no gradient through the predicted x_0.
+        call: With the gradients of the two results of `bound_loss`, [B]. Where `detach_mean`, the bound has no gradient
+            through the predicted x_0.
     """
+    output, grad_mse, grad_bound, target, x0, x_t, t, table, clip, learned_variance, detach_mean, decoder, levels = call
     dtype = compute_dtype(output)
     m, values = _halves(output.to(dtype), learned_variance)
     x0, x_t = x0.to(dtype), x_t.to(dtype)
-    rows = BoundTable.from_rows(table.to(dtype), learned_variance)
+    process = BoundTable.from_rows(table.to(dtype), learned_variance)
     grad_m = torch.zeros_like(m)
     grad_values = None if values is None else torch.zeros_like(values)
     if grad_mse is not None and target is not None:
-        grad_m = mse_backward(grad_mse, m, target)
+        grad_m = mse_backward(MseBackwardCall(grad_mse, m, target))
     if grad_bound is not None:
-        prediction = rows.x0(x_t, t, m)
+        prediction = process.x0(x_t, t, m)
         inside = torch.ones_like(m, dtype=torch.bool) if clip is None else prediction.abs() <= clip
         prediction = prediction if clip is None else prediction.clamp(-clip, clip)
-        log_variance = rows.log_variance(t, x_t, values)
-        coef1, log_q = per_sample(rows.posterior_mean_coef1[t], m), per_sample(rows.posterior_log_variance[t], m)
+        log_variance = process.log_variance(t, x_t, values)
+        coef1 = per_sample(process.posterior_mean_coef1[t], m)
+        log_q = per_sample(process.posterior_log_variance[t], m)
         kl_mean, kl_log = _kl_slopes(coef1 * (x0 - prediction), log_q, log_variance)
         slopes = _density_slopes if decoder == "gaussian" else _bin_slopes
         p_mean, p_log_std = slopes(x0, prediction, 0.5 * log_variance, levels)
         is_first = per_sample(t == 0, m)
         scale = per_sample(grad_bound.to(dtype), m) / (_LN2 * max(1, m[0].numel() if m.shape[0] else 1))
         if not detach_mean:
-            slope = torch.where(is_first, -p_mean, -coef1 * kl_mean) * per_sample(rows.pm[t], m)
+            slope = torch.where(is_first, -p_mean, -coef1 * kl_mean) * per_sample(process.pm[t], m)
             grad_m = grad_m + torch.where(inside, scale * slope, 0)
         if values is not None:
-            spread = 0.5 * per_sample((rows.log_max - rows.log_min)[t], m)
+            spread = 0.5 * per_sample((process.log_max - process.log_min)[t], m)
             grad_values = scale * spread * torch.where(is_first, -0.5 * p_log_std, kl_log)
     return grad_m if grad_values is None else torch.cat((grad_m, grad_values), dim=1)
 
@@ -169,12 +144,12 @@ def _bin_slopes(x: Tensor, mean: Tensor, log_std: Tensor, levels: int) -> tuple[
 
     # Narrow bins: the derivatives of the series for log p in `fastdiff.ops.reference.bound`.
     c2, h2 = centre.square(), width.square()
-    narrow = (width < losses.SERIES_LIMIT) & (width * centre.abs() < losses.SERIES_LIMIT)
-    whole = 1 + h2 * ((c2 - 1) / 24 + h2 * ((c2 - 6) * c2 + 3) / 1920)
+    narrow = (width < bound.SERIES_LIMIT) & (width * centre.abs() < bound.SERIES_LIMIT)
+    series = 1 + h2 * ((c2 - 1) / 24 + h2 * ((c2 - 6) * c2 + 3) / 1920)
     by_h2 = (c2 - 1) / 24 + h2 * ((c2 - 6) * c2 + 3) / 960
     by_c2 = h2 / 24 + h2.square() * (c2 - 3) / 960
-    by_mean = torch.where(narrow, centre - 2 * centre * by_c2 / whole, by_mean)
-    by_log_std = torch.where(narrow, c2 - 1 - 2 * (h2 * by_h2 + c2 * by_c2) / whole, by_log_std)
+    by_mean = torch.where(narrow, centre - 2 * centre * by_c2 / series, by_mean)
+    by_log_std = torch.where(narrow, c2 - 1 - 2 * (h2 * by_h2 + c2 * by_c2) / series, by_log_std)
 
     is_first, is_last = index == 0, index == levels - 1
     by_mean = torch.where(is_first, -_hazard(high), torch.where(is_last, _hazard(-low), by_mean))

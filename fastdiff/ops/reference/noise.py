@@ -1,4 +1,8 @@
-"""The noise contract of `fastdiff.process.noise`, in torch."""
+"""The oracle of noise: the contract of `fastdiff.process.noise` in PyTorch, on any device.
+
+It is read, not timed, though `likelihood` and `langevin` draw from it too. Words are equal to NumPy's bit for bit.
+Normals are the contract's formula in float64, rounded once to float32, and the kernels are held to them by ulp.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdiff.calls import DiffuseCall, StepCall
 from fastdiff.process.noise import M0, M1, MASK, NUM_ROUNDS, STREAM_SHIFT, W0, W1
 from fastdiff.tensors import compute_dtype
 
 
 def torch_words(seed: int, sample_ids: torch.Tensor, num_elements: int, stream: int, row: torch.Tensor) -> torch.Tensor:
-    """`words` in torch, on the device of `sample_ids`: int64 [B, 4 * ceil(num_elements / 4)] holding 32-bit values."""
+    """`fastdiff.process.noise.words` on the device of `sample_ids`, of whole blocks of four.
+
+    Args:
+        seed: 64 bits; a signed number stands for the unsigned one of the same bits.
+        sample_ids: [B] whole numbers.
+        num_elements: Elements of one sample.
+        stream: See `Stream`.
+        row: [1] or [B], in [0, 2^28).
+
+    Returns:
+        int64 [B, 4 * ceil(num_elements / 4)] holding 32-bit values.
+    """
     blocks = torch.arange((num_elements + 3) // 4, device=sample_ids.device, dtype=torch.int64)[None, :]
     ids = sample_ids.to(torch.int64)[:, None]
     shape = (ids.shape[0], blocks.shape[1])
@@ -30,7 +46,12 @@ def torch_words(seed: int, sample_ids: torch.Tensor, num_elements: int, stream: 
 def torch_normals(
     seed: int, sample_ids: torch.Tensor, shape: tuple[int, ...], stream: int, row: torch.Tensor
 ) -> torch.Tensor:
-    """`normals` in torch: float32 [B, *shape], contiguous, the contract's formula evaluated in float64."""
+    """`fastdiff.process.noise.normals` on the device of `sample_ids`: float32 [B, *shape], contiguous.
+
+    Args:
+        shape: Of one sample.
+        seed, sample_ids, stream, row: As in `torch_words`.
+    """
     num_elements = int(np.prod(shape, dtype=np.int64))
     bits = torch_words(seed, sample_ids, num_elements, stream, row)
     pairs = bits.unflatten(1, (-1, 2))
@@ -43,8 +64,9 @@ def torch_normals(
     return z.flatten(1)[:, :num_elements].float().reshape(bits.shape[0], *shape)
 
 
-def draw(x: Tensor, noise: Tensor | None, sample_ids: Tensor, row: Tensor, seed: int, stream: int) -> Tensor:
-    """The given noise, or that of the contract in `fastdiff.process.noise`, in the dtype that x is computed in."""
+def draw(call: DiffuseCall | StepCall, x: Tensor, stream: int) -> Tensor:
+    """The call's given noise, or that of the contract for samples like x, in the dtype that x is computed in."""
+    noise = call.noise
     if noise is None:
-        noise = torch_normals(seed, sample_ids, tuple(x.shape[1:]), stream, row)
+        noise = torch_normals(call.seed, call.sample_ids, tuple(x.shape[1:]), stream, call.row)
     return noise.to(compute_dtype(x))

@@ -1,6 +1,6 @@
-"""The oracle: every op in plain PyTorch, on any device, float32 arithmetic (float64 for float64 input).
+"""The oracle of `step`, in plain PyTorch, on any device: float32 arithmetic, float64 for float64 input.
 
-These functions are read, not timed. Every kernel is held to them, and they to closed forms.
+It is read, not timed. The kernels are held to it, and it to closed forms.
 """
 
 from __future__ import annotations
@@ -8,41 +8,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdiff.calls import StepCall
 from fastdiff.ops.reference.noise import draw
 from fastdiff.process.noise import Stream
 from fastdiff.process.table import ROW_FIELDS
 from fastdiff.tensors import compute_dtype, per_sample
 
 
-def step(
-    x: Tensor,
-    model_output: Tensor | None,
-    rows: Tensor,
-    row: Tensor,
-    noise: Tensor | None,
-    sample_ids: Tensor,
-    seed: int,
-    learned_variance: bool,
-    base: Tensor | None,
-    history: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def step(call: StepCall) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """One row of a coefficient table; the formula stands in `fastdiff.process.table`.
 
     A slot whose coefficient is 0 is not read: it may hold anything, NaN included.
 
     Args:
-        x: State [B, C, ...].
-        model_output: [B, C or 2C, ...], or None where no row evaluates.
-        rows: [R, ROW_WIDTH], see `CoefficientTable.rows`.
-        row: int64 [1] or [B].
-        base: Saved state [B, C, ...] or None.
-        history: Ring of past predictions [depth, B, C, ...] or None.
+        call: As for `fastdiff.ops.step`. Nothing in it is written; `pred_out` and `out` are not read.
 
     Returns:
         (x', pred, base', history') in the dtype of the arithmetic; base' and history' None where none were given.
     """
+    x, model_output, base, history = call.x, call.model_output, call.base, call.history
     dtype = compute_dtype(x)
-    coefficients = rows[row].to(dtype)
+    coefficients = call.rows[call.row].to(dtype)
     k = {name: per_sample(coefficients[:, i], x) for i, name in enumerate(ROW_FIELDS)}
     state = x.to(dtype)
 
@@ -54,7 +40,7 @@ def step(
     m = v = None
     if model_output is not None:
         m = torch.where(k["evaluate"] != 0, model_output[:, : x.shape[1]].to(dtype), 0)
-        v = (model_output[:, x.shape[1] :].to(dtype) + 1) / 2 if learned_variance else None
+        v = (model_output[:, x.shape[1] :].to(dtype) + 1) / 2 if call.learned_variance else None
     pred = term(k["px"], state) + term(k["pm"], m)
     pred = torch.minimum(torch.maximum(pred, -k["clip"]), k["clip"])
 
@@ -74,9 +60,9 @@ def step(
 
     x_next = combine("c")
     if bool((k["s"] != 0).any()):
-        z = draw(x, noise, sample_ids, row, seed, Stream.SAMPLING)
+        z = draw(call, x, Stream.SAMPLING)
         scale = k["s"]
-        if learned_variance and v is not None:
+        if v is not None:
             log_variance = torch.where(k["evaluate"] != 0, v * k["log_max"] + (1 - v) * k["log_min"], 0)
             scale = scale * torch.exp(0.5 * log_variance)
         x_next = x_next + torch.where(k["s"] != 0, scale * z, 0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastdiff import ops
+from fastdiff.calls import AttentionBackwardCall, AttentionCall
 from fastdiff.ops._dispatch import dispatch
 from fastdiff.ops.reference import attention as reference_attention
 from support.triton_cases import DTYPES, assert_near
@@ -46,18 +47,18 @@ def check(ours, exact, plain):
 def run_and_check(qkv, num_heads, layout="legacy", scale=0.11, grad=None):
     """Forward and backward; returns both results."""
     arguments = (num_heads, layout, scale)
-    out, lse = dispatch("attention", qkv, "triton", (qkv, *arguments))
-    exact_out, exact_lse = reference_attention.attention(qkv.double(), *arguments)
+    out, lse = dispatch(AttentionCall(qkv, *arguments), "triton")
+    exact_out, exact_lse = reference_attention.attention(AttentionCall(qkv.double(), *arguments))
     narrow = qkv.detach().clone().requires_grad_()
     plain = ops.attention(narrow, num_heads, layout=layout, scale=scale, implementation="sdpa")
     check(out, exact_out, plain)
     assert_near(lse, exact_lse)
 
     grad = torch.randn_like(out) if grad is None else grad
-    grad_qkv = dispatch("attention_backward", grad, "triton", (grad, qkv, out, lse, *arguments))
-    given = (grad.double(), qkv.double(), out.double(), lse.double())
+    grad_qkv = dispatch(AttentionBackwardCall(grad, qkv, out, lse, *arguments), "triton")
+    exact = AttentionBackwardCall(grad.double(), qkv.double(), out.double(), lse.double(), *arguments)
     (plain_grad,) = torch.autograd.grad(plain, narrow, grad)
-    check(grad_qkv, reference_attention.attention_backward(*given, *arguments), plain_grad)
+    check(grad_qkv, reference_attention.attention_backward(exact), plain_grad)
     assert (out.dtype, grad_qkv.dtype) == (qkv.dtype, qkv.dtype)
     return out, grad_qkv
 
@@ -124,16 +125,17 @@ def test_attention_of_large_scores_is_finite(device, sign):
     qkv[:, :, :64] = 300
     qkv[:, :, 64:128] = 300 * sign
     qkv[:, ::3, 64:128] *= 0.5
-    out, _ = dispatch("attention", qkv, "triton", (qkv, 1, "separate", 0.125))
-    assert_near(out, reference_attention.attention(qkv.double(), 1, "separate", 0.125)[0])
+    call = AttentionCall(qkv, 1, "separate", 0.125)
+    out, _ = dispatch(call, "triton")
+    assert_near(out, reference_attention.attention(call._replace(qkv=qkv.double()))[0])
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 1, 32), (2, 0, 1, 32)], ids=str)
 def test_attention_of_nothing(device, shape):
     qkv = packed(shape, device)
-    out, lse = dispatch("attention", qkv, "triton", (qkv, 1, "new", 0.1))
+    out, lse = dispatch(AttentionCall(qkv, 1, "new", 0.1), "triton")
     assert out.shape == (*shape[:2], 32)
-    grad_qkv = dispatch("attention_backward", out, "triton", (out, qkv, out, lse, 1, "new", 0.1))
+    grad_qkv = dispatch(AttentionBackwardCall(out, qkv, out, lse, 1, "new", 0.1), "triton")
     assert grad_qkv.shape == qkv.shape
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdiff import ops
+from fastdiff.calls import Conv2dFusedCall
 from fastdiff.ops.reference import conv2d_fused as reference_conv
 from support.tolerances import FLOAT32
 from support.triton_cases import DTYPES, FORMATS, ROUNDING
@@ -56,8 +57,11 @@ def run_and_check(shape, device, parts, dtype="float32", layout="nhwc", act=True
 
     wide = {name: options[name].double() if name in options else None for name in ("bias", "gain", "offset", "time")}
     residual = options["residual"].double() if "residual" in options else None
-    last = (wide["time"], residual, stride, padding, act)
-    exact = reference_conv.conv2d_fused(x.double(), weight.double(), wide["bias"], wide["gain"], wide["offset"], *last)
+    call = Conv2dFusedCall(
+        x.double(), weight.double(), **wide, residual=residual, stride=stride, padding=padding, act=act,
+        want_statistics=True,
+    )  # fmt: skip
+    exact = reference_conv.conv2d_fused(call)
     # f(x) is rounded before the product: as large an error as all its terms together can make.
     h = x.double()
     if "gain" in parts:

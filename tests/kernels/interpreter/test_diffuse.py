@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastdiff import Diffusion, NoiseSchedule, ops
+from fastdiff.calls import DiffuseCall
 from fastdiff.ops.reference import diffuse as reference
 from support.triton_cases import DTYPES, FORMATS, SHAPES, assert_near, images
 
@@ -31,7 +32,8 @@ def run_and_check(x0, table, dtype=None, noise=None, levels=256):
     )  # fmt: skip
     scaled = x0.double() * (2 / (levels - 1)) - 1 if x0.dtype == torch.uint8 else x0.double()
     given = None if noise is None else noise.double()
-    expected = reference.diffuse(scaled, t, table, given, ids, row, SEED, 15, levels)
+    call = DiffuseCall(scaled, t, table, given, ids, row, SEED, 15, levels, torch.float64, True)
+    expected = reference.diffuse(call)
     for ours, exact in zip((x_t, target), expected, strict=True):
         assert_near(ours, exact)
         assert ours.stride() == torch.empty(x0.shape).contiguous(memory_format=ops.memory_format(x0)).stride()

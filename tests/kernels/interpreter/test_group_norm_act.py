@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastdiff import ops
+from fastdiff.calls import GroupNormActBackwardCall, GroupNormActCall
 from fastdiff.kernels import group_norm_act, group_norm_act_backward, group_norm_tiles
 from fastdiff.ops.reference import group_norm_act as reference_norm
 from support.triton_cases import DTYPES, FORMATS, assert_near
@@ -73,7 +74,8 @@ class Case:
         x, x2, residual = (None if v is None else v.double() for v in (self.x, self.x2, self.residual))
         added = [self.vector(name) for name in ("added_bias", "added_time")]
         vectors = [self.vector(name) for name in ("weight", "bias", "scale", "shift")]
-        return reference_norm.group_norm_act(x, x2, residual, *added, *vectors, self.groups, self.eps, act)
+        call = GroupNormActCall(x, x2, residual, *added, *vectors, self.groups, self.eps, act)
+        return reference_norm.group_norm_act(call)
 
     def check_forward(self, act=True):
         if self.residual is None:
@@ -102,13 +104,10 @@ class Case:
         _, _, mean, rstd = (v.float() for v in self.exact(act))
         parameters = [self.vector(name, False) for name in ("weight", "bias", "scale", "shift")]
         added = [self.vector(name, False) for name in ("added_bias", "added_time")]
-        found = group_norm_act_backward.launch_group_norm_act_backward(
-            self.grad_y, self.grad_sum, self.x, self.x2, *added, *parameters, mean, rstd, act, True
-        )
-        arguments = (self.grad_y, self.grad_sum, self.x, self.x2, *added, *parameters, mean, rstd)
-        dh, *exact = reference_norm.group_norm_act_backward(
-            *(None if v is None else v.double() for v in arguments), act
-        )
+        tensors = (self.grad_y, self.grad_sum, self.x, self.x2, *added, *parameters, mean, rstd)
+        wide = (None if v is None else v.double() for v in tensors)
+        found = group_norm_act_backward.launch_group_norm_act_backward(GroupNormActBackwardCall(*tensors, act, True))
+        dh, *exact = reference_norm.group_norm_act_backward(GroupNormActBackwardCall(*wide, act, True))
         dx, dx2, dweight, dbias, dscale, dshift, dadded = found
         first = self.x.shape[1]
         assert_near(dx, dh[:, :first])
@@ -201,9 +200,10 @@ def test_group_norm_act_saturates_without_nan(device):
     assert torch.equal(y.reshape(4).cpu(), torch.tensor([0.0, 1e4, 0.0, 1e4]))
     mean, rstd = torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device)
     nothing = (None,) * 3
-    gradients = group_norm_act_backward.launch_group_norm_act_backward(
+    call = GroupNormActBackwardCall(
         torch.ones_like(x), None, x, *nothing, weight, bias, None, None, mean, rstd, True, False
     )
+    gradients = group_norm_act_backward.launch_group_norm_act_backward(call)
     assert all(value.isfinite().all() for value in gradients)
 
 
@@ -252,9 +252,9 @@ def test_group_norm_act_of_nothing(device, shape):
     assert (y.shape, y.dtype) == (shape, torch.float16)
     statistics = torch.zeros(shape[0], 2, device=device)
     order = ("added_bias", "added_time", "weight", "bias", "scale", "shift")
-    gradients = group_norm_act_backward.launch_group_norm_act_backward(
-        case.grad_y, None, case.x, None, *(case.vectors[name] for name in order), statistics, statistics, True, True
-    )
+    vectors = (case.vectors[name] for name in order)
+    call = GroupNormActBackwardCall(case.grad_y, None, case.x, None, *vectors, statistics, statistics, True, True)
+    gradients = group_norm_act_backward.launch_group_norm_act_backward(call)
     assert [list(value.shape) for value in gradients] == [list(shape), [0], [4], [4], *[[shape[0], 4]] * 3]
     assert all((value == 0).all() for value in gradients)
 

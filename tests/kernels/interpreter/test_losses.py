@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastdiff import Diffusion, NoiseSchedule, ops
+from fastdiff.calls import BoundLossBackwardCall, BoundLossCall, MseBackwardCall
 from fastdiff.ops._dispatch import dispatch
 from fastdiff.ops.reference import bound as losses
 from fastdiff.ops.reference.bound import BoundTable
@@ -62,22 +63,22 @@ def run_and_check(tensors, process, *, clip=None, detach=False, decoder="discret
     output, target, x0, x_t, t = tensors
     table = BoundTable.build(process, output.device).rows()
     arguments = (target, x0, x_t, t, table, clip, process.learned_variance, detach, decoder, levels)
-    found = dispatch("bound_loss", output, "triton", (output, *arguments))
+    found = dispatch(BoundLossCall(output, *arguments), "triton")
     wide = output.double().requires_grad_()
     expected = exact(wide, target, x0, x_t, t, process, clip, detach, decoder, levels)
-    plain = dispatch("bound_loss", output, "reference", (output, *arguments))
+    plain = dispatch(BoundLossCall(output, *arguments), "reference")
     for ours, theirs, in_float32 in zip(found, expected, plain, strict=True):
         assert ours.dtype == torch.float32
         assert_close(ours, theirs.detach(), plain=in_float32)
 
     grads = torch.linspace(0.5, 2, output.shape[0], device=output.device), -found[1] * 0 + 0.7
-    grad = dispatch("bound_loss_backward", output, "triton", (output, *grads, *arguments))
+    grad = dispatch(BoundLossBackwardCall(output, *grads, *arguments), "triton")
     loss = (grads[0].double() * expected[0]).sum() + (grads[1].double() * expected[1]).sum()
     (exact_grad,) = torch.autograd.grad(loss, wide)
     assert grad.dtype == output.dtype
     assert grad.stride() == output.stride()
     rounding = ROUNDING[str(output.dtype).removeprefix("torch.")]
-    plain = dispatch("bound_loss_backward", output, "reference", (output.float(), *grads, *arguments))
+    plain = dispatch(BoundLossBackwardCall(output.float(), *grads, *arguments), "reference")
     # Per sample: the decoder's gradients are far larger than those of other timesteps.
     for ours, theirs, in_float32 in zip(grad, exact_grad, plain, strict=True):
         assert_close(ours, theirs, rounding, in_float32)
@@ -163,7 +164,7 @@ def test_mse_matches_float64(device, shape, dtype, layout):
     expected = losses.mse(wide, target.double())
     assert_close(loss, expected.detach())
     grad = torch.linspace(0.5, 2, shape[0], device=device)
-    found = dispatch("mse_backward", grad, "triton", (grad, output, target))
+    found = dispatch(MseBackwardCall(grad, output, target), "triton")
     assert found.stride() == output.stride()
     assert_close(found, torch.autograd.grad(expected, wide, grad.double())[0], ROUNDING[dtype])
 
@@ -175,7 +176,7 @@ def test_losses_give_nan_for_a_timestep_out_of_range(device, layout):
     t = torch.tensor([-1, 3, T, 1 << 60], device=device)
     table = BoundTable.build(process, device).rows()
     arguments = (target, x0, x_t, t, table, None, True, True, "discrete", 256)
-    simple, bound = dispatch("bound_loss", output, "triton", (output, *arguments))
+    simple, bound = dispatch(BoundLossCall(output, *arguments), "triton")
     assert simple.isfinite().all()
     assert bound.isnan().tolist() == [True, False, True, True]
 
@@ -188,12 +189,12 @@ def test_losses_of_nothing(device, shape):
     table = BoundTable.build(process, device).rows()
     t = torch.zeros(shape[0], dtype=torch.int64, device=device)
     arguments = (half, half, half, t, table, None, True, True, "discrete", 256)
-    simple, bound = dispatch("bound_loss", output, "triton", (output, *arguments))
+    simple, bound = dispatch(BoundLossCall(output, *arguments), "triton")
     assert simple.shape == bound.shape == shape[:1]
     # A mean over nothing, as in PyTorch.
     assert simple.isnan().all()
     assert bound.isnan().all()
-    grad = dispatch("bound_loss_backward", output, "triton", (output, simple, bound, *arguments))
+    grad = dispatch(BoundLossBackwardCall(output, simple, bound, *arguments), "triton")
     assert grad.shape == shape
 
 

@@ -10,6 +10,7 @@ from fastdiff import (
     ops,
     samplers,
 )
+from fastdiff.calls import StepCall
 from fastdiff.ops.reference import step as reference
 from fastdiff.process.table import ROW_FIELDS, ROW_WIDTH
 from support.triton_cases import DTYPES, FORMATS, SHAPES, assert_near, images
@@ -58,7 +59,7 @@ class Slots:
         double = [None if v is None else v.double() for v in (self.x, self.model, noise, self.base, self.history)]
         x, model, given, base, history = double
         expected = reference.step(
-            x, model, rows.double(), row_tensor, given, ids, SEED, learned_variance, base, history
+            StepCall(x, model, rows.double(), row_tensor, given, ids, SEED, learned_variance, base, history, None, x)
         )
         returned = ops.step(
             self.x, self.model, rows, row, seed=SEED, sample_ids=ids, noise=noise, learned_variance=learned_variance,

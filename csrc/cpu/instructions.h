@@ -1,9 +1,10 @@
-// What the plan's kernels are given. Plain data, as in elementwise.h.
+// What an instruction of the plan is given, and how it is cut into units of work. Plain data, as in kernels.h.
 #pragma once
 
 #include <cstdint>
 
 #include "plan_layout.h"
+#include "rounding.h"
 
 namespace fastdiff {
 
@@ -11,18 +12,15 @@ namespace fastdiff {
 struct Work {
   Instruction i;
   int64_t batch;
-  float* arena;
-  const float* weights;
-  const float* times;    // one vector, or one per sample
-  int64_t times_stride;  // 0: one for all samples
-  float* shared;         // scratch of this instruction
-  int64_t phase;
+  float* arena;          // what the instruction's places count from
+  const float* weights;  // likewise
+  const float* times;    // [1 or B, times_stride]: what the blocks need of the time
+  int64_t times_stride;  // 0: one vector for all samples
+  float* shared;         // [shared_scratch(...)], of all threads
+  int64_t phase;         // units of one need all of the phase before
 };
 
-// Rows of the micro-kernel, and tiles that a thread transforms before it multiplies.
-constexpr int64_t GEMM_ROWS = 6;
-
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// Panels of so many columns.
 static inline int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
 
 // Winograd: tiles of `size` x `size` results, from (size + 2)^2 pixels.
@@ -32,8 +30,8 @@ struct Tiles {
   bool phased;                                 // too few tiles to give each thread its own
 };
 Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads);
-// Floats from one point's matrix of transformed tiles to the next. A cache line more than it holds: the transforms touch
-// the same place in all of them, which otherwise would compete for one set of the first-level cache.
+// Floats from one point's matrix of transformed tiles to the next. A cache line more than it holds: the transforms
+// touch the same place in all of them, which otherwise would compete for one set of the first-level cache.
 static inline int64_t point_stride(int64_t tiles, int64_t columns) { return tiles * columns + 16; }
 
 // A convolution to so few channels that a vector of outputs would be mostly empty: vectors run along the inputs.
@@ -50,9 +48,10 @@ struct Padded {
   int64_t block;  // pixels of a unit
 };
 Padded padded_of(const Instruction& i);
-constexpr int64_t QUERY_BLOCK = 24;
 
-// Attention: q, k and v packed, or q and v with keys of the second source. Channels of each, and where v begins.
+// Attention: rows of queries of a unit.
+constexpr int64_t QUERY_BLOCK = 24;
+// q, k and v are packed, or q and v with keys of the second source. Channels of each, and where v begins.
 static inline int64_t attention_width(const Instruction& i) { return i.source2 < 0 ? i.channels / 3 : i.channels2; }
 static inline int64_t attention_values(const Instruction& i) { return (i.source2 < 0 ? 2 : 1) * attention_width(i); }
 
@@ -61,13 +60,5 @@ int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t 
 // Floats of scratch: of the instruction, and of each thread.
 int64_t shared_scratch(const Instruction& i, int64_t batch, int64_t threads);
 int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads);
-
-struct Engine {
-  const char* name;
-  void (*run)(const Work& work, int64_t threads, int64_t unit, float* scratch);
-};
-
-extern const Engine engine_generic, engine_avx2, engine_avx512;
-const Engine& engine();
 
 }  // namespace fastdiff

@@ -1,46 +1,22 @@
-// Vectors of 16 lanes in GCC's vector extension, and the noise contract's arithmetic on them.
-// Included inside the namespace of one instruction set, after its target pragma: see kernels_*.cpp.
-#define FD_INLINE static inline __attribute__((always_inline))
+// The noise contract's words and normals; noise.py states it.
+#pragma once
 
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint64_t u64x8 __attribute__((vector_size(64)));
-typedef float f32x16u __attribute__((vector_size(64), aligned(4)));
-typedef double f64x8 __attribute__((vector_size(64)));
-typedef int64_t i64x8 __attribute__((vector_size(64)));
-typedef double f64x8u __attribute__((vector_size(64), aligned(8)));
+#include <cstdint>
 
-FD_INLINE f32x16 splat(float v) { return v - (f32x16){}; }
-FD_INLINE f64x8 splat(double v) { return v - (f64x8){}; }
-FD_INLINE f32x16 select(i32x16 mask, f32x16 a, f32x16 b) { return mask ? a : b; }
-FD_INLINE f64x8 select(i64x8 mask, f64x8 a, f64x8 b) { return mask ? a : b; }
+#include "noise_layout.h"
+#include "vec_impl.h"
 
-// The vector of a type of arithmetic.
-template <typename A> struct Lanes;
-template <> struct Lanes<float> {
-  typedef f32x16 Vector;
-  typedef f32x16u Unaligned;
-  typedef i32x16 Mask;
-  static constexpr int COUNT = 16;
-};
-template <> struct Lanes<double> {
-  typedef f64x8 Vector;
-  typedef f64x8u Unaligned;
-  typedef i64x8 Mask;
-  static constexpr int COUNT = 8;
-};
-
-template <typename V> FD_INLINE V abs_v(V x) { return select(x < 0, -x, x); }
-template <typename V> FD_INLINE V min_v(V a, V b) { return select(a > b, b, a); }  // a where it is NaN
-template <typename V> FD_INLINE V max_v(V a, V b) { return select(a < b, b, a); }  // likewise
+namespace fastdiff::FD_VARIANT {
 
 // Products of the low 32 bits of each 64-bit lane, 64 bits each.
 FD_INLINE u64x8 mul_low(u64x8 a, u64x8 b) {
 #if defined(FD_AVX512)
   return (u64x8)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 #elif defined(FD_AVX2)
-  union { u64x8 v; __m256i h[2]; } x = {a}, y = {b}, z;
+  union {
+    u64x8 v;
+    __m256i h[2];
+  } x = {a}, y = {b}, z;
   z.h[0] = _mm256_mul_epu32(x.h[0], y.h[0]);
   z.h[1] = _mm256_mul_epu32(x.h[1], y.h[1]);
   return z.v;
@@ -60,6 +36,7 @@ FD_INLINE void philox_round(u64x8& c0, u64x8& c1, u64x8& c2, u64x8& c3, uint64_t
   c3 = p0;
 }
 
+// Words of 16 blocks from those of the even and of the odd ones.
 FD_INLINE u32x16 join(u64x8 even, u64x8 odd) {
   const u64x8 low = (uint64_t)0xFFFFFFFFu - (u64x8){};
   return (u32x16)((even & low) | (odd << 32));
@@ -69,7 +46,10 @@ FD_INLINE f32x16 sqrt_v(f32x16 x) {
 #if defined(FD_AVX512)
   return (f32x16)_mm512_sqrt_ps((__m512)x);
 #elif defined(FD_AVX2)
-  union { f32x16 v; __m256 h[2]; } u = {x};
+  union {
+    f32x16 v;
+    __m256 h[2];
+  } u = {x};
   u.h[0] = _mm256_sqrt_ps(u.h[0]);
   u.h[1] = _mm256_sqrt_ps(u.h[1]);
   return u.v;
@@ -102,7 +82,8 @@ FD_INLINE f32x16 minus_two_log(f32x16 x) {
   return -2.0f * (k * 0.693359375f + (f + y));
 }
 
-// cos and sin of 2 pi a for a in [-1/2, 1/2]: the quarter turn nearest to a comes off exactly, then Cephes' polynomials.
+// cos and sin of 2 pi a for a in [-1/2, 1/2]: the quarter turn nearest to a comes off exactly; then polynomials
+// of Cephes.
 FD_INLINE void cos_sin_turns(f32x16 a, f32x16& cosine, f32x16& sine) {
   const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
   const f32x16 shifted = a * 4.0f + magic;
@@ -125,69 +106,9 @@ FD_INLINE void cos_sin_turns(f32x16 a, f32x16& cosine, f32x16& sine) {
   sine = (f32x16)((i32x16)select(swap, c, s) ^ sine_sign);
 }
 
-// exp for |x| < 80 or so; beyond, it saturates to the ends of the float range. NaN stays NaN.
-FD_INLINE f32x16 exp_v(f32x16 x) {
-  const f32x16 top = splat(88.0f), bottom = splat(-87.0f);
-  const f32x16 y = select(x > top, top, select(x < bottom, bottom, x));
-  const f32x16 magic = splat(12582912.0f);
-  const f32x16 shifted = y * 1.44269504088896341f + magic;
-  const f32x16 k = shifted - magic;
-  const f32x16 r = y - k * 0.693359375f - k * -2.12194440e-4f;
-  f32x16 p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const f32x16 scale = (f32x16)((((i32x16)shifted - 0x4B400000) + 127) << 23);
-  return select(x == x, p * scale, x);
-}
-
-// exp(x) - 1 - x for |x| <= 1/2 by its series, x^2 (1/2! + x/3! + ...): no digits cancel.
-template <typename V>
-FD_INLINE V exp_rest(V x) {
-  constexpr double COEFFICIENTS[] = {
-      1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
-      1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800, 1.0 / 87178291200, 1.0 / 1307674368000};
-  typedef decltype(+x[0]) A;
-  constexpr int LAST = sizeof(A) == 8 ? 13 : 7;
-  V p = splat((A)COEFFICIENTS[LAST]);
-#pragma GCC unroll 16
-  for (int i = LAST - 1; i >= 0; --i) p = p * x + (A)COEFFICIENTS[i];
-  return p * x * x;
-}
-
-// exp to a few ulp, saturating near the ends of the double range. NaN stays NaN.
-FD_INLINE f64x8 exp_v(f64x8 x) {
-  const f64x8 y = min_v(max_v(x, splat(-708.0)), splat(709.0));
-  const f64x8 magic = splat(0x1.8p52);
-  const f64x8 shifted = y * 1.44269504088896340736 + magic;
-  const f64x8 k = shifted - magic;
-  const f64x8 r = y - k * 6.93147180369123816490e-01 - k * 1.90821492927058770002e-10;
-  const f64x8 scale = (f64x8)((((i64x8)shifted - (i64x8)magic) + 1023) << 52);
-  return (exp_rest(r) + r + 1.0) * scale;
-}
-
-// log for normal positive x, within 1 ulp or so: the reduction and the polynomial of fdlibm's e_log.c.
-FD_INLINE f64x8 log_v(f64x8 x) {
-  const i64x8 bits = (i64x8)x;
-  const i64x8 e = (bits - 0x3FE6A09E667F3BCD) >> 52;
-  const f64x8 f = (f64x8)(bits - (e << 52)) - 1.0;
-  const f64x8 k = __builtin_convertvector(e, f64x8);
-  const f64x8 s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
-  f64x8 p = splat(1.479819860511658591e-01);
-  p = p * z + 1.531383769920937332e-01;
-  p = p * z + 1.818357216161805012e-01;
-  p = p * z + 2.222219843214978396e-01;
-  p = p * z + 2.857142874366239149e-01;
-  p = p * z + 3.999999999940941908e-01;
-  p = p * z + 6.666666666666735130e-01;
-  return k * 6.93147180369123816490e-01 - (half - (s * (half + z * p) + k * 1.90821492927058770002e-10) - f);
-}
-
 // Words of blocks first_block .. first_block + 15 of one sample: c[j] holds word j of each.
-FD_INLINE void words_chunk(u32x16 (&c)[4], uint32_t first_block, uint64_t sample_id, uint32_t last_word, uint64_t seed) {
+FD_INLINE void words_chunk(u32x16 (&c)[4], uint32_t first_block, uint64_t sample_id, uint32_t last_word,
+                           uint64_t seed) {
   const u64x8 lane = {0, 2, 4, 6, 8, 10, 12, 14};
   const u64x8 id_low = (sample_id & 0xFFFFFFFFu) - (u64x8){}, id_high = (sample_id >> 32) - (u64x8){};
   const u64x8 last = (uint64_t)last_word - (u64x8){};
@@ -205,7 +126,8 @@ FD_INLINE void words_chunk(u32x16 (&c)[4], uint32_t first_block, uint64_t sample
   c[0] = join(a0, b0), c[1] = join(a1, b1), c[2] = join(a2, b2), c[3] = join(a3, b3);
 }
 
-// Values of 16 blocks, four each, in element order: 4 x 16 transposed to 16 x 4, by two zips each way.
+// out: [16, 4], the values of 16 blocks in element order; zj holds value j of each block: 4 x 16 transposed to 16 x 4,
+// by two zips each way.
 FD_INLINE void store_blocks(float* out, f32x16 z0, f32x16 z1, f32x16 z2, f32x16 z3) {
   const i32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
   const i32x16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -217,7 +139,7 @@ FD_INLINE void store_blocks(float* out, f32x16 z0, f32x16 z1, f32x16 z2, f32x16 
   *(f32x16u*)(out + 48) = __builtin_shuffle(even_high, odd_high, high);
 }
 
-// Blocks first_block .. first_block + 15 of one sample's noise: 64 normals, in element order, to out.
+// Blocks first_block .. first_block + 15 of one sample's noise, in element order. out: [64] normals.
 FD_INLINE void normals_chunk(float* out, uint32_t first_block, uint64_t sample_id, uint32_t last_word, uint64_t seed) {
   u32x16 c[4];
   words_chunk(c, first_block, sample_id, last_word, seed);
@@ -231,3 +153,5 @@ FD_INLINE void normals_chunk(float* out, uint32_t first_block, uint64_t sample_i
   cos_sin_turns(turns1, cos1, sin1);
   store_blocks(out, r0 * cos0, r0 * sin0, r1 * cos1, r1 * sin1);
 }
+
+}  // namespace fastdiff::FD_VARIANT

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdiff import metrics
+from fastdiff.evaluation import metrics
 from fastdiff.files.data import digits
 
 RNG = np.random.default_rng(0)

@@ -1,101 +1,19 @@
-// diffuse and step over a range of work units. Included inside the namespace of one instruction set, after convert.h.
-// Passes over a tile read and write the first-level cache; each tensor crosses memory once.
+// The op `step`. Passes over a tile read and write the first-level cache; each tensor crosses memory once.
+#pragma once
 
-// A whole tile in channels_last order has at most TILE elements, or NOISE_CHUNK rows of TILE_COLS columns.
-constexpr int64_t BUFFER = NOISE_CHUNK * TILE_COLS > TILE ? NOISE_CHUNK * TILE_COLS : TILE;
-// Noise is made in chunks of 64 from a multiple of 4, so a run may be longer than what is asked for.
-constexpr int64_t SLACK = 2 * NOISE_CHUNK;
+#include <cstdint>
 
-// Normals of the elements [first, first + count) of a sample, at the returned place in the buffer.
-FD_INLINE const float* normals_run(float* buffer, int64_t first, int64_t count, uint64_t id, uint32_t last, uint64_t seed) {
-  const int64_t skipped = first % 4;
-  const int64_t first_block = first / 4;
-  for (int64_t done = 0; done < skipped + count; done += NOISE_CHUNK)
-    normals_chunk(buffer + done, (uint32_t)(first_block + done / 4), id, last, seed);
-  return buffer + skipped;
-}
+#include "matrix.h"
+#include "noise_impl.h"
+#include "row_layout.h"
+#include "step.h"
+#include "tiles_impl.h"
+#include "tiling.h"
+#include "vec_impl.h"
 
-// Three runs of noise as the columns of rows of three. Reads and writes whole vectors: the buffers reach past the tile.
-FD_INLINE void interleave_three(float* out, const float* const runs[3], int64_t count) {
-  // Of the 48 results of 16 rows: which lane of the first two runs, then which of those and the third.
-  const i32x16 pairs[3] = {{0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5},
-                           {21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26},
-                           {0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0}};
-  const i32x16 all[3] = {{0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15},
-                         {0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15},
-                         {26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31}};
-  for (int64_t r = 0; r < count; r += 16) {
-    const f32x16 a = *(const f32x16u*)(runs[0] + r), b = *(const f32x16u*)(runs[1] + r), c = *(const f32x16u*)(runs[2] + r);
-    for (int part = 0; part < 3; ++part)
-      *(f32x16u*)(out + 3 * r + 16 * part) = __builtin_shuffle(__builtin_shuffle(a, b, pairs[part]), c, all[part]);
-  }
-}
+namespace fastdiff::FD_VARIANT {
 
-FD_INLINE void interleave_three(double* out, const float* const runs[3], int64_t count) {
-  for (int64_t r = 0; r < count; ++r)
-    for (int c = 0; c < 3; ++c) out[3 * r + c] = runs[c][r];
-}
-
-// The tile's noise as A, dense in memory order.
-template <typename A>
-FD_INLINE const A* noise_tile(const Noise& noise, const Shape& shape, const Tile& tile, A* buffer) {
-  if (noise.given.data != nullptr) return load_tile(noise.given, tile, buffer);
-  alignas(64) float run[TILE + SLACK];
-  const uint64_t id = (uint64_t)noise.sample_ids[tile.sample];
-  const uint32_t last = (noise.stream << STREAM_SHIFT) | (uint32_t)noise.row[tile.sample * noise.row_stride];
-  if (!shape.channels_last) {
-    const float* z = normals_run(run, tile.col, tile.cols, id, last, noise.seed);
-    for (int64_t i = 0; i < tile.cols; ++i) buffer[i] = (A)z[i];
-  } else if (tile.cols == 3) {
-    alignas(64) float more[2][TILE + SLACK];
-    float* const places[3] = {run, more[0], more[1]};
-    const float* z[3];
-    for (int64_t c = 0; c < 3; ++c)
-      z[c] = normals_run(places[c], (tile.col + c) * shape.rows + tile.row, tile.rows, id, last, noise.seed);
-    interleave_three(buffer, z, tile.rows);
-  } else {
-    for (int64_t c = 0; c < tile.cols; ++c) {
-      const float* z = normals_run(run, (tile.col + c) * shape.rows + tile.row, tile.rows, id, last, noise.seed);
-      A* to = buffer + c;
-      for (int64_t r = 0; r < tile.rows; ++r) to[r * tile.cols] = (A)z[r];
-    }
-  }
-  return buffer;
-}
-
-template <typename A>
-static void diffuse_tiles(const DiffuseArgs& args, int64_t first_unit, int64_t last_unit) {
-  alignas(64) A x_buffer[BUFFER], z_buffer[BUFFER], x_t_buffer[BUFFER], target_buffer[BUFFER];
-  const Tiling tiles = tiling(args.shape);
-  for (int64_t unit = first_unit; unit < last_unit; ++unit) {
-    const Tile tile = tile_of(args.shape, tiles, unit);
-    const A* c = (const A*)args.table + 4 * args.t[tile.sample];
-    const A* x = load_tile(args.x0, tile, x_buffer);
-    const A* z = noise_tile(args.noise, args.shape, tile, z_buffer);
-    const int64_t n = tile.rows * tile.cols;
-    // uint8 data: 2 v / (levels - 1) - 1, folded into the coefficients of v and a constant.
-    const bool bytes = args.x0.dtype == Dtype::U8;
-    const A scale = bytes ? A(2) / A(args.levels - 1) : A(1), shift = bytes ? A(-1) : A(0);
-    const A c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
-    A* x_t = result_tile(args.x_t, tile, x_t_buffer);
-    if (args.target.data == nullptr) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) x_t[i] = c0 * (x[i] * scale + shift) + c1 * z[i];
-    } else {
-      A* target = result_tile(args.target, tile, target_buffer);
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) {
-        const A x0 = x[i] * scale + shift, noise = z[i];
-        x_t[i] = c0 * x0 + c1 * noise;
-        target[i] = c2 * x0 + c3 * noise;
-      }
-      if (target == target_buffer) write_tile(args.target, tile, target);
-    }
-    if (x_t == x_t_buffer) write_tile(args.x_t, tile, x_t);
-  }
-}
-
-// z *= exp(0.5 * (v * log_max + (1 - v) * log_min)), v = (output + 1) / 2.
+// z *= exp(0.5 * (v * log_max + (1 - v) * log_min)), v = (output + 1) / 2. z, output: [n].
 FD_INLINE void scale_by_variance(float* z, const float* output, int64_t n, float log_min, float log_max) {
   const float slope = 0.25f * (log_max - log_min), middle = 0.25f * (log_max + log_min);
   // Whole vectors: the buffers reach past the tile.
@@ -109,18 +27,19 @@ FD_INLINE void scale_by_variance(float* z, const float* output, int64_t n, float
 }
 
 FD_INLINE void scale_by_variance(double* z, const double* output, int64_t n, double log_min, double log_max) {
-  for (int64_t i = 0; i < n; ++i)
-    z[i] *= __builtin_exp(0.25 * ((log_max - log_min) * output[i] + log_max + log_min));
+  for (int64_t i = 0; i < n; ++i) z[i] *= __builtin_exp(0.25 * ((log_max - log_min) * output[i] + log_max + log_min));
 }
 
-// Where one run of elements of `step` lies. Results may lie where the row reads: each element is read before it is written.
+// Where one run of n elements lies, each [n] or nullptr. Results may lie where the row reads: each element is read
+// before it is written.
 template <typename A>
 struct StepRun {
   const A *x, *m, *z, *base, *past[3];
   A *pred, *out, *saved;
 };
 
-// A row over a run of at most BUFFER elements. What has a coefficient of 0 or is absent is not read: `zeros` stands for it.
+// A row k [ROW_WIDTH] over a run of n elements, at most BUFFER. What has a coefficient of 0 or is absent is not read:
+// `zeros` [n] stands for it.
 template <typename A, bool NOISE, bool PAST, bool BASE>
 static void combine(const A* k, const StepRun<A>& run, const A* zeros, int64_t n) {
   const auto used = [&](const A* values, int coefficient) {
@@ -154,7 +73,8 @@ static void combine(const A* k, const StepRun<A>& run, const A* zeros, int64_t n
     }
     return;
   }
-  const A bx = k[ROW_BX], bm = k[ROW_BM], b0 = k[ROW_B0], bb = k[ROW_BB], b1 = k[ROW_B1], b2 = k[ROW_B2], b3 = k[ROW_B3];
+  const A bx = k[ROW_BX], bm = k[ROW_BM], b0 = k[ROW_B0], bb = k[ROW_BB], b1 = k[ROW_B1], b2 = k[ROW_B2],
+          b3 = k[ROW_B3];
   const A *x_base = used(run.x, ROW_BX), *m_base = used(run.m, ROW_BM), *base_base = used(run.base, ROW_BB);
   const A *q1 = used(run.past[0], ROW_B1), *q2 = used(run.past[1], ROW_B2), *q3 = used(run.past[2], ROW_B3);
   const bool save_pred = b0 != A(0);
@@ -183,25 +103,28 @@ static void combine(const A* k, const StepRun<A>& run, const A* zeros, int64_t n
   }
 }
 
+// The same, by the loop for what the row uses.
 template <typename A>
 FD_INLINE void combine_run(const A* k, const StepRun<A>& run, const A* zeros, int64_t n) {
   using Combine = void (*)(const A*, const StepRun<A>&, const A*, int64_t);
-  static constexpr Combine variants[8] = {
-      combine<A, false, false, false>, combine<A, true, false, false>, combine<A, false, true, false>,
-      combine<A, true, true, false>,   combine<A, false, false, true>, combine<A, true, false, true>,
-      combine<A, false, true, true>,   combine<A, true, true, true>};
+  static constexpr Combine variants[8] = {combine<A, false, false, false>, combine<A, true, false, false>,
+                                          combine<A, false, true, false>,  combine<A, true, true, false>,
+                                          combine<A, false, false, true>,  combine<A, true, false, true>,
+                                          combine<A, false, true, true>,   combine<A, true, true, true>};
   const bool save = run.saved != nullptr;
   bool past = false;
   for (int i = 0; i < 3; ++i) past |= k[ROW_C1 + i] != A(0) || (save && k[ROW_B1 + i] != A(0));
   variants[(k[ROW_S] != A(0)) + 2 * past + 4 * (save || k[ROW_CB] != A(0))](k, run, zeros, n);
 }
 
-// The slots that hold p1, p2 and p3, nullptr beyond the ring; p3's place may be the one that a prediction is pushed to.
+// The slot of the prediction of `age` rows ago, nullptr beyond the ring. The oldest one's may be the slot that a
+// prediction is pushed to.
 FD_INLINE const Matrix* past_slot(const StepArgs& args, int slot, int age) {
   const int depth = args.history_depth;
   return age > depth ? nullptr : &args.history[((slot - age) % depth + depth) % depth];
 }
 
+// Whether the batch lies in memory as one run of A.
 template <typename A>
 FD_INLINE bool is_dense(const Matrix& m, const Shape& shape) {
   return m.data == nullptr || (m.dtype == dtype_of<A>() && (shape.rows == 1 || m.row_stride == shape.cols) &&
@@ -219,7 +142,7 @@ FD_INLINE bool is_flat(const StepArgs& args, const A* k) {
   return true;
 }
 
-// Its share of the units, whatever the tiles: each element is computed alone.
+// A row k over one stretch of memory, cut into equal shares whatever the tiles: each element is computed alone.
 template <typename A>
 static void step_flat(const StepArgs& args, const A* k, int64_t first_unit, int64_t last_unit) {
   // With slices of a tile all that a row touches stays in the first-level cache.
@@ -230,12 +153,20 @@ static void step_flat(const StepArgs& args, const A* k, int64_t first_unit, int6
   const int slot = (int)k[ROW_SLOT];
   const bool push = args.history_depth > 0 && k[ROW_PUSH] != A(0);
   const bool has_output = args.model_output.data != nullptr && k[ROW_EVALUATE] != A(0);
-  const auto at = [](const Matrix* m, int64_t i) { return m == nullptr || m->data == nullptr ? nullptr : (A*)m->data + i; };
+  const auto at = [](const Matrix* m, int64_t i) {
+    return m == nullptr || m->data == nullptr ? nullptr : (A*)m->data + i;
+  };
   for (int64_t i = begin(first_unit), end = begin(last_unit); i < end; i += TILE) {
     const int64_t n = end - i < TILE ? end - i : TILE;
     A* pushed = push ? at(&args.history[slot % args.history_depth], i) : nullptr;
-    StepRun<A> run = {at(&args.x, i), has_output ? at(&args.model_output, i) : zeros, at(&args.noise.given, i),
-                      at(&args.base, i), {}, at(&args.pred_out, i), at(&args.out, i), nullptr};
+    StepRun<A> run = {at(&args.x, i),
+                      has_output ? at(&args.model_output, i) : zeros,
+                      at(&args.noise.given, i),
+                      at(&args.base, i),
+                      {},
+                      at(&args.pred_out, i),
+                      at(&args.out, i),
+                      nullptr};
     for (int age = 1; age <= 3; ++age) run.past[age - 1] = at(past_slot(args, slot, age), i);
     const bool both = run.pred != nullptr && pushed != nullptr;
     if (run.pred == nullptr) run.pred = pushed != nullptr ? pushed : unused;
@@ -245,6 +176,7 @@ static void step_flat(const StepArgs& args, const A* k, int64_t first_unit, int6
   }
 }
 
+// Each sample's own row, tile by tile.
 template <typename A>
 static void step_tiles(const StepArgs& args, int64_t first_unit, int64_t last_unit) {
   alignas(64) A zeros[BUFFER] = {};
@@ -295,6 +227,7 @@ static void step_tiles(const StepArgs& args, int64_t first_unit, int64_t last_un
   }
 }
 
+// As one stretch of memory where that is possible, else tile by tile.
 template <typename A>
 static void step_units(const StepArgs& args, int64_t first_unit, int64_t last_unit) {
   const A* k = (const A*)args.rows + ROW_WIDTH * args.row[0];
@@ -304,48 +237,11 @@ static void step_units(const StepArgs& args, int64_t first_unit, int64_t last_un
     step_tiles<A>(args, first_unit, last_unit);
 }
 
-// Of the 64 elements from `first`, those that are kept hold `scale`, the others 0.
-FD_INLINE void dropout_factors(const DropoutArgs& args, int64_t first, float* out) {
-  u32x16 c[4];
-  words_chunk(c, (uint32_t)(first / 4), 0, args.stream << STREAM_SHIFT, args.seed);
-  const u32x16 last = args.last_kept - (u32x16){};
-  const f32x16 scale = splat((float)args.scale), none = {};
-  store_blocks(out, select(c[0] <= last, scale, none), select(c[1] <= last, scale, none),
-               select(c[2] <= last, scale, none), select(c[3] <= last, scale, none));
-}
-
-template <typename A>
-static void dropout_units(const DropoutArgs& args, int64_t first_unit, int64_t last_unit) {
-  const int64_t end = last_unit * DROPOUT_UNIT < args.numel ? last_unit * DROPOUT_UNIT : args.numel;
-  alignas(64) float factors[NOISE_CHUNK];
-  alignas(64) A values[NOISE_CHUNK];
-  for (int64_t first = first_unit * DROPOUT_UNIT; first < end; first += NOISE_CHUNK) {
-    const int64_t n = end - first < NOISE_CHUNK ? end - first : NOISE_CHUNK;
-    dropout_factors(args, first, factors);
-    load_run(values, args.x, first, n);
-    // What is dropped is 0, whatever it was.
-    for (int64_t i = 0; i < n; ++i) values[i] = factors[i] != 0.0f ? values[i] * (A)args.scale : A(0);
-    store_run(values, args.y, first, n);
-  }
-}
-
-static void run_dropout(const DropoutArgs& args, int64_t first_unit, int64_t last_unit) {
-  if (args.x.dtype == Dtype::F64)
-    dropout_units<double>(args, first_unit, last_unit);
-  else
-    dropout_units<float>(args, first_unit, last_unit);
-}
-
-static void run_diffuse(const DiffuseArgs& args, int64_t first_unit, int64_t last_unit) {
-  if (args.x0.dtype == Dtype::F64)
-    diffuse_tiles<double>(args, first_unit, last_unit);
-  else
-    diffuse_tiles<float>(args, first_unit, last_unit);
-}
-
 static void run_step(const StepArgs& args, int64_t first_unit, int64_t last_unit) {
   if (args.x.dtype == Dtype::F64)
     step_units<double>(args, first_unit, last_unit);
   else
     step_units<float>(args, first_unit, last_unit);
 }
+
+}  // namespace fastdiff::FD_VARIANT

@@ -1,9 +1,10 @@
-// What group norm with its SiLU is given, forward and backward. Plain data, as in elementwise.h.
+// What group norm with its SiLU is given, forward and backward. Plain data, as in kernels.h.
 #pragma once
 
 #include <cstdint>
 
-#include "elementwise.h"
+#include "matrix.h"
+#include "rounding.h"
 
 namespace fastdiff {
 
@@ -21,30 +22,26 @@ struct NormArgs {
   const float *weight, *bias;            // [C]
   const float *scale, *shift;            // [B, C] or nullptr
   Matrix y;
-  float *mean, *rstd;                    // [B, groups]
+  float *mean, *rstd;  // [B, groups]
 };
 
 struct NormGradArgs {
-  NormArgs forward;             // y is not used; with a residual x is the written sum
+  NormArgs forward;  // y is not used; with a residual x is the written sum
   Matrix dy, dtotal, dx, dx2;
   float *du_sum, *du_xhat_sum;  // [B, C]: sums over the pixels of du and du * xhat
   float* dh_sum;                // [B, C], or nullptr
 };
 
-static inline int64_t norm_units(const NormArgs& a) { return a.batch * ((a.channels + a.block - 1) / a.block); }
-static inline int64_t norm_width(const NormArgs& a) { return (a.block + 15) / 16 * 16; }
+static inline int64_t norm_units(const NormArgs& a) { return a.batch * ceil_div(a.channels, a.block); }
+static inline int64_t norm_width(const NormArgs& a) { return round_up(a.block, 16); }
 // Values at a time, so that they stay in the first-level cache: pixels of all channels, or a piece of one channel.
 constexpr int64_t NORM_TILE = 4096;
-static inline int64_t norm_tile(const NormArgs& a) { return !a.planar && norm_width(a) > NORM_TILE ? norm_width(a) : NORM_TILE; }
+static inline int64_t norm_tile(const NormArgs& a) {
+  return !a.planar && norm_width(a) > NORM_TILE ? norm_width(a) : NORM_TILE;
+}
 constexpr int64_t NORM_TILES = 3, NORM_VECTORS = 9;
-static inline int64_t norm_scratch(const NormArgs& a) { return NORM_TILES * norm_tile(a) + NORM_VECTORS * norm_width(a); }
-
-struct NormKernels {
-  const char* name;
-  void (*forward)(const NormArgs&, int64_t unit, float* scratch);
-  void (*backward)(const NormGradArgs&, int64_t unit, float* scratch);
-};
-
-extern const NormKernels norm_generic, norm_avx2, norm_avx512;
+static inline int64_t norm_scratch(const NormArgs& a) {
+  return NORM_TILES * norm_tile(a) + NORM_VECTORS * norm_width(a);
+}
 
 }  // namespace fastdiff

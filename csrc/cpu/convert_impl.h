@@ -1,10 +1,21 @@
-// Loads and stores of tiles with conversion to and from the type of the arithmetic.
-// Included inside the namespace of one instruction set, after vec.h.
+// Runs of values, converted to and from the type of the arithmetic.
+#pragma once
 
+#include <cstdint>
+
+#include "matrix.h"
+#include "vec_impl.h"
+
+namespace fastdiff::FD_VARIANT {
+
+// From the bits of a float16.
 FD_INLINE float half_to_float(uint16_t h) {
   const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
   uint32_t magnitude = h & 0x7FFFu;
-  union { uint32_t u; float f; } v;
+  union {
+    uint32_t u;
+    float f;
+  } v;
   if (magnitude >= 0x7C00u) {
     v.u = sign | 0x7F800000u | ((magnitude & 0x3FFu) << 13);
   } else {
@@ -16,8 +27,12 @@ FD_INLINE float half_to_float(uint16_t h) {
   return v.f;
 }
 
+// The bits of the float16 that is nearest, ties to even.
 FD_INLINE uint16_t float_to_half(float f) {
-  union { float f; uint32_t u; } v = {f};
+  union {
+    float f;
+    uint32_t u;
+  } v = {f};
   const uint16_t sign = (uint16_t)((v.u >> 16) & 0x8000u);
   v.u &= 0x7FFFFFFFu;
   if (v.u > 0x7F800000u) return sign | 0x7E00u;
@@ -30,11 +45,16 @@ FD_INLINE uint16_t float_to_half(float f) {
   return sign | (uint16_t)((v.u - 0x38000000u + 0xFFFu + ((v.u >> 13) & 1u)) >> 13);
 }
 
+// The same of bfloat16.
 FD_INLINE uint16_t float_to_bfloat(float f) {
-  union { float f; uint32_t u; } v = {f};
+  union {
+    float f;
+    uint32_t u;
+  } v = {f};
   return f != f ? (uint16_t)((v.u >> 16) | 0x40u) : (uint16_t)((v.u + 0x7FFFu + ((v.u >> 16) & 1u)) >> 16);
 }
 
+// to: [n], elements [offset, offset + n) of m.
 template <typename A>
 FD_INLINE void load_run(A* __restrict to, const Matrix& m, int64_t offset, int64_t n) {
   switch (m.dtype) {
@@ -51,7 +71,10 @@ FD_INLINE void load_run(A* __restrict to, const Matrix& m, int64_t offset, int64
     case Dtype::BF16: {
       const uint16_t* from = (const uint16_t*)m.data + offset;
       for (int64_t i = 0; i < n; ++i) {
-        union { uint32_t u; float f; } v = {(uint32_t)from[i] << 16};
+        union {
+          uint32_t u;
+          float f;
+        } v = {(uint32_t)from[i] << 16};
         to[i] = (A)v.f;
       }
       break;
@@ -69,6 +92,7 @@ FD_INLINE void load_run(A* __restrict to, const Matrix& m, int64_t offset, int64
   }
 }
 
+// from: [n], to elements [offset, offset + n) of m.
 template <typename A>
 FD_INLINE void store_run(const A* __restrict from, const Matrix& m, int64_t offset, int64_t n) {
   switch (m.dtype) {
@@ -92,39 +116,16 @@ FD_INLINE void store_run(const A* __restrict from, const Matrix& m, int64_t offs
       for (int64_t i = 0; i < n; ++i) to[i] = float_to_half((float)from[i]);
       break;
     }
-    case Dtype::U8:
-      break;  // no op writes uint8
+    case Dtype::U8: break;  // no op writes uint8
   }
 }
 
+// The type of a tensor that needs no conversion.
 template <typename A> constexpr Dtype dtype_of();
 template <> constexpr Dtype dtype_of<float>() { return Dtype::F32; }
 template <> constexpr Dtype dtype_of<double>() { return Dtype::F64; }
 
-// One tile: rows [row, row + rows) and columns [col, col + cols) of one sample.
-struct Tile {
-  int64_t sample, row, col, rows, cols;
-};
-
-FD_INLINE Tile tile_of(const Shape& shape, const Tiling& tiles, int64_t unit) {
-  const int64_t per_sample = tiles.row_tiles * tiles.col_tiles;
-  const int64_t within = unit % per_sample;
-  Tile tile;
-  tile.sample = unit / per_sample;
-  tile.row = within / tiles.col_tiles * tiles.tile_rows;
-  tile.col = within % tiles.col_tiles * tiles.tile_cols;
-  tile.rows = shape.rows - tile.row < tiles.tile_rows ? shape.rows - tile.row : tiles.tile_rows;
-  tile.cols = shape.cols - tile.col < tiles.tile_cols ? shape.cols - tile.col : tiles.tile_cols;
-  return tile;
-}
-
-FD_INLINE int64_t offset_of(const Matrix& m, const Tile& tile) {
-  return tile.sample * m.sample_stride + tile.row * m.row_stride + tile.col;
-}
-
-FD_INLINE bool is_one_run(const Matrix& m, const Tile& tile) { return tile.rows == 1 || m.row_stride == tile.cols; }
-
-// n values that lie together: in place where they have the type, else converted into the buffer.
+// n values that lie together: in place where they have the type, else converted into the buffer [n].
 template <typename A>
 FD_INLINE const A* run_at(const Matrix& m, int64_t offset, int64_t n, A* buffer) {
   if (m.dtype == dtype_of<A>()) return (const A*)m.data + offset;
@@ -132,28 +133,4 @@ FD_INLINE const A* run_at(const Matrix& m, int64_t offset, int64_t n, A* buffer)
   return buffer;
 }
 
-// The tile's values, dense in memory order: in place where they lie so already, else converted into the buffer.
-template <typename A>
-FD_INLINE const A* load_tile(const Matrix& m, const Tile& tile, A* buffer) {
-  const int64_t offset = offset_of(m, tile);
-  if (is_one_run(m, tile)) return run_at(m, offset, tile.rows * tile.cols, buffer);
-  for (int64_t r = 0; r < tile.rows; ++r) load_run(buffer + r * tile.cols, m, offset + r * m.row_stride, tile.cols);
-  return buffer;
-}
-
-// Write a dense tile of results where it belongs.
-template <typename A>
-FD_INLINE void write_tile(const Matrix& m, const Tile& tile, const A* values) {
-  const int64_t offset = offset_of(m, tile);
-  if (is_one_run(m, tile)) {
-    store_run(values, m, offset, tile.rows * tile.cols);
-  } else {
-    for (int64_t r = 0; r < tile.rows; ++r) store_run(values + r * tile.cols, m, offset + r * m.row_stride, tile.cols);
-  }
-}
-
-// Where to compute a tile of results: in place where that is possible, else the buffer, for write_tile to take.
-template <typename A>
-FD_INLINE A* result_tile(const Matrix& m, const Tile& tile, A* buffer) {
-  return is_one_run(m, tile) && m.dtype == dtype_of<A>() ? (A*)m.data + offset_of(m, tile) : buffer;
-}
+}  // namespace fastdiff::FD_VARIANT

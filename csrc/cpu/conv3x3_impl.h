@@ -1,6 +1,19 @@
-// Packing and weight gradient of 3x3 convolutions by Winograd's F(4x4, 3x3) and F(2x2, 3x3); included after engine_impl.h.
+// Packing and weight gradient of 3x3 convolutions by Winograd's F(4x4, 3x3) and F(2x2, 3x3).
 // With V = B^T d B of a tile of pixels and y = A^T [(G g G^T) * V] A of its results, the gradient of g is the adjoint:
 // G^T [sum over the tiles of (A dy A^T) * V] G. Source: Lavin and Gray (2016), arXiv:1509.09308, section 4.
+#pragma once
+
+#include <cstdint>
+
+#include "conv3x3.h"
+#include "gemm_impl.h"
+#include "instructions.h"
+#include "plan_layout.h"
+#include "rounding.h"
+#include "vec_impl.h"
+#include "winograd_impl.h"
+
+namespace fastdiff::FD_VARIANT {
 
 // G w: one dimension of the weights' transform, three values to six, or four.
 FD_INLINE void winograd_weights(const f32x16 (&w)[3], f32x16 (&u)[6]) {
@@ -14,7 +27,7 @@ FD_INLINE void winograd_weights(const f32x16 (&w)[3], f32x16 (&u)[4]) {
   u[0] = w[0], u[1] = even + odd, u[2] = even - odd, u[3] = w[2];
 }
 
-// G^T u, its adjoint.
+// G^T u, the adjoint of the same.
 FD_INLINE void winograd_weights_adjoint(const f32x16 (&u)[6], f32x16 (&w)[3]) {
   const f32x16 inner = (u[1] + u[2]) * (1.0f / 6.0f), outer = u[3] + u[4];
   w[0] = 0.25f * u[0] - inner + outer * (1.0f / 24.0f);
@@ -37,6 +50,7 @@ FD_INLINE void winograd_out_adjoint(const f32x16 (&d)[2], f32x16 (&z)[4]) {
   z[0] = d[0], z[1] = d[0] + d[1], z[2] = d[0] - d[1], z[3] = -d[1];
 }
 
+// U = G w G^T for some rows of a panel of columns; PackArgs has the shapes.
 template <int SIZE>
 static void pack_rows(const PackArgs& a, int64_t unit) {
   constexpr int SPAN = SIZE + 2;
@@ -73,18 +87,19 @@ static void pack_rows(const PackArgs& a, int64_t unit) {
     }
 }
 
-static void run_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) {
+static void run_conv3x3_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) {
   for (int64_t unit = first_unit; unit < last_unit; ++unit) a.size == 4 ? pack_rows<4>(a, unit) : pack_rows<2>(a, unit);
 }
 
-// The pixel's channels [c, c + 16), zero outside of the image.
-FD_INLINE f32x16 pixel_or_zero(const float* image, int64_t y, int64_t x, int64_t height, int64_t width, int64_t channels,
-                               int64_t c) {
+// The pixel's channels [c, c + 16), zero outside of the image [H, W, C].
+FD_INLINE f32x16 pixel_or_zero(const float* image, int64_t y, int64_t x, int64_t height, int64_t width,
+                               int64_t channels, int64_t c) {
   if (y < 0 || y >= height || x < 0 || x >= width || c >= channels) return (f32x16){};
   return load_some(image + (y * width + x) * channels + c, channels - c);
 }
 
-// SPAN pixels of both dimensions from FROM: the transform of one tile, for channels [first, first + block).
+// The transform of one tile, FROM x FROM pixels to SPAN x SPAN points, for channels [first, first + block).
+// image: [H, W, C]; to: [points][block], `stride` apart.
 template <int FROM, int SPAN, typename Transform>
 FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, const ConvGradArgs& a, int64_t channels,
                               int64_t first, int64_t block, float* to, int64_t stride, const Transform& transform) {
@@ -108,10 +123,11 @@ FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, con
   }
 }
 
-// sum[m][n] += sum over k of z[k][m] v[k][n] for ROWS values of m and 16 VECTORS of n.
+// sum[m][n] += sum over k of z[k][m] v[k][n] for ROWS values of m and 16 VECTORS of n. z: [length, z_stride]; v:
+// [length, v_stride]; sum: [ROWS, sum_stride].
 template <int ROWS, int VECTORS>
-FD_INLINE void add_products(const float* z, int64_t z_stride, const float* v, int64_t v_stride, int64_t length, float* sum,
-                            int64_t sum_stride) {
+FD_INLINE void add_products(const float* z, int64_t z_stride, const float* v, int64_t v_stride, int64_t length,
+                            float* sum, int64_t sum_stride) {
   f32x16 acc[ROWS][VECTORS];
 #pragma GCC unroll 6
   for (int m = 0; m < ROWS; ++m)
@@ -134,6 +150,7 @@ FD_INLINE void add_products(const float* z, int64_t z_stride, const float* v, in
     for (int n = 0; n < VECTORS; ++n) store16(sum + m * sum_stride + 16 * n, acc[m][n]);
 }
 
+// sum += z^T v for 16 VECTORS columns of v. z: [length, block_out]; v: [length, block_in]; sum: [block_out, block_in].
 template <int VECTORS>
 static void add_product_columns(const float* z, const float* v, const ConvGradArgs& a, int64_t length, float* sum) {
   int64_t m = 0;
@@ -146,6 +163,8 @@ static void add_product_columns(const float* z, const float* v, const ConvGradAr
     add_products<2, VECTORS>(z + m, a.block_out, v, a.block_in, length, sum + m * a.block_in, a.block_in);
 }
 
+// The gradient for a block of input and one of output channels. scratch: V [points][GRAD_TILES, block_in], A dy A^T
+// [points][GRAD_TILES, block_out] and their products [points][block_out, block_in], grad_stride apart.
 template <int SIZE>
 static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
   constexpr int SPAN = SIZE + 2, POINTS = SPAN * SPAN;
@@ -163,14 +182,15 @@ static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
       const int64_t sample = (start + k) / per_image, tile = (start + k) % per_image;
       const int64_t top = tile / per_row * SIZE, left = tile % per_row * SIZE, pixels = a.height * a.width;
       transform_tile<SPAN, SPAN>(a.x + sample * pixels * a.channels_in, top - 1, left - 1, a, a.channels_in, first_in,
-                                 a.block_in, v + k * a.block_in, v_stride, [](const f32x16 (&from)[SPAN], f32x16 (&to)[SPAN]) {
+                                 a.block_in, v + k * a.block_in, v_stride,
+                                 [](const f32x16 (&from)[SPAN], f32x16 (&to)[SPAN]) {
                                    for (int n = 0; n < SPAN; ++n) to[n] = from[n];
                                    winograd_in(to);
                                  });
-      transform_tile<SIZE, SPAN>(a.dy + sample * pixels * a.channels_out, top, left, a, a.channels_out, first_out,
-                                 a.block_out, z + k * a.block_out, z_stride, [](const f32x16 (&from)[SIZE], f32x16 (&to)[SPAN]) {
-                                   winograd_out_adjoint(from, to);
-                                 });
+      transform_tile<SIZE, SPAN>(
+          a.dy + sample * pixels * a.channels_out, top, left, a, a.channels_out, first_out, a.block_out,
+          z + k * a.block_out, z_stride,
+          [](const f32x16 (&from)[SIZE], f32x16 (&to)[SPAN]) { winograd_out_adjoint(from, to); });
     }
     for (int64_t p = 0; p < POINTS; ++p)
       for (int64_t n = 0; n < a.block_in;) {
@@ -200,6 +220,9 @@ static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
     }
 }
 
-static void run_conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
+// scratch: [grad_scratch(a)].
+static void run_conv3x3_weight_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
   a.size == 4 ? conv_grad<4>(a, unit, scratch) : conv_grad<2>(a, unit, scratch);
 }
+
+}  // namespace fastdiff::FD_VARIANT

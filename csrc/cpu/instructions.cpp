@@ -1,10 +1,8 @@
 // How instructions are cut into units of work. No unit's arithmetic depends on the batch or the number of threads: an
 // element of a result is the same sum in the same order wherever it is computed.
-#include "engine.h"
+#include "instructions.h"
 
 #include <algorithm>
-
-#include "variants.h"
 
 namespace fastdiff {
 
@@ -57,8 +55,7 @@ int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t 
     case PLAN_NORM: return batch;
     case PLAN_POOL:
     case PLAN_REPEAT: return batch * i.height;
-    case PLAN_ATTENTION:
-      return batch * i.heads * (phase == 0 ? 1 : ceil_div(i.height * i.width, QUERY_BLOCK));
+    case PLAN_ATTENTION: return batch * i.heads * (phase == 0 ? 1 : ceil_div(i.height * i.width, QUERY_BLOCK));
     default: break;
   }
   if (i.algorithm == PLAN_DIRECT) {
@@ -95,11 +92,6 @@ int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads) {
   const int64_t rows = (t.size + 2) * (t.size * t.per_row + 2) * channels_in(i);
   if (t.phased) return rows;
   return rows + t.points * transformed(i, t.block_rows * t.per_row, PANEL);
-}
-
-const Engine& engine() {
-  static const Engine& chosen = variant_of<Engine>(FD_VARIANTS(engine));
-  return chosen;
 }
 
 }  // namespace fastdiff

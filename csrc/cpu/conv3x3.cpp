@@ -1,34 +1,25 @@
 // 3x3 convolutions of training: the plan's Winograd with weights packed at every call, and the gradient of the weights.
-#include "conv.h"
+#include "conv3x3.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "run.h"
-#include "variants.h"
+#include "instructions.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "plan_layout.h"
+#include "rounding.h"
+#include "tensors.h"
 #include "workspace.h"
 
 namespace fastdiff {
 
 namespace {
 
-int64_t round_up(int64_t n) { return ceil_div(n, 16) * 16; }
-
-const float* image(const char* name, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && in_layout(x, true).data_ptr() == x.data_ptr(),
-                  name, " must be float32 [B, C, H, W], channels_last");
-  return static_cast<const float*>(x.data_ptr());
-}
-
 // Tiles of 4x4 results from 8 pixels on, as fastdiff/engine/lower.py chooses.
 int64_t tile_size(const Tensor& x) { return x.size(2) >= 8 && x.size(3) >= 8 ? 4 : 2; }
 
 }  // namespace
-
-static const ConvKernels& conv_kernels() {
-  static const ConvKernels& chosen = variant_of<ConvKernels>(FD_VARIANTS(conv));
-  return chosen;
-}
 
 // y = conv(x, weight) + bias; `transposed`: x is the gradient of the result, and y that of the input.
 void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool transposed, Tensor out) {
@@ -37,8 +28,9 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
                       weight.size(3) == 3 && weight.size(transposed ? 0 : 1) == rows &&
                       weight.size(transposed ? 1 : 0) == columns,
                   "weight must be float32 [C_out, C_in, 3, 3]");
-  STD_TORCH_CHECK(rows % 16 == 0 && columns % 16 == 0, "channels must be multiples of 16, got ", rows, " and ", columns);
-  const float *from = image("x", x), *to = image("out", out);
+  STD_TORCH_CHECK(rows % 16 == 0 && columns % 16 == 0, "channels must be multiples of 16, got ", rows, " and ",
+                  columns);
+  const float *from = channels_last_data("x", x), *to = channels_last_data("out", out);
   STD_TORCH_CHECK(out.size(0) == batch && out.size(2) == x.size(2) && out.size(3) == x.size(3),
                   "out must have x's batch and size");
   if (x.numel() == 0) return;
@@ -73,9 +65,10 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
   i.target = to - from;
   const int64_t points = (pack.size + 2) * (pack.size + 2), panels = panels_of(columns);
   i.bias = points * panels * rows * PANEL;
-  const int64_t packed = i.bias + round_up(columns + 16);
-  const int64_t shared = round_up(shared_scratch(i, batch, threads)), own = round_up(thread_scratch(i, batch, threads));
-  float* memory = workspace(packed + shared + threads * own + 16);
+  const int64_t packed = i.bias + round_up(columns + 16, 16);
+  const int64_t shared = round_up(shared_scratch(i, batch, threads), 16),
+                per_thread = round_up(thread_scratch(i, batch, threads), 16);
+  float* memory = workspace(packed + shared + threads * per_thread + 16);
   pack.packed = memory;
   std::fill(memory + i.bias, memory + packed, 0.0f);
   if (bias) {
@@ -83,18 +76,17 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
                     "bias must be float32 [C_out]");
     std::memcpy(memory + i.bias, bias->data_ptr(), sizeof(float) * static_cast<size_t>(columns));
   }
-  torch::stable::parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1, [&](int64_t first, int64_t last) {
-    conv_kernels().pack(pack, first, last);
-  });
+  torch::stable::parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1,
+                              [&](int64_t first, int64_t last) { kernels().conv3x3_pack(pack, first, last); });
   const Work work{i, batch, const_cast<float*>(from), memory, nullptr, 0, memory + packed, 0};
-  run_instruction(work, threads, memory + packed + shared, own);
+  run_instruction(work, threads, memory + packed + shared, per_thread);
 }
 
 void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   const int64_t threads = torch::stable::get_num_threads();
   ConvGradArgs a;
-  a.x = image("x", x);
-  a.dy = image("grad", grad);
+  a.x = channels_last_data("x", x);
+  a.dy = channels_last_data("grad", grad);
   a.batch = x.size(0);
   a.channels_in = x.size(1);
   a.channels_out = grad.size(1);
@@ -102,18 +94,19 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   a.width = x.size(3);
   STD_TORCH_CHECK(grad.size(0) == a.batch && grad.size(2) == a.height && grad.size(3) == a.width,
                   "grad must have x's batch and size");
-  a.dweight = const_cast<float*>(image("out", out));
+  a.dweight = channels_last_data("out", out);
   STD_TORCH_CHECK(out.size(0) == a.channels_out && out.size(1) == a.channels_in && out.size(2) == 3 && out.size(3) == 3,
                   "out must be [C_out, C_in, 3, 3]");
   a.size = tile_size(x);
   // Two units or more for each thread; the sums of an element are the same whatever the blocks.
-  a.block_in = std::min<int64_t>(64, round_up(a.channels_in));
-  a.block_out = std::min<int64_t>(64, round_up(a.channels_out));
-  while (grad_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2);
-  const int64_t own = round_up(grad_scratch(a));
-  float* memory = workspace(threads * own);
-  const ConvKernels& variant = conv_kernels();
-  run_units(grad_units(a), threads, [&](int64_t unit, int64_t worker) { variant.grad(a, unit, memory + worker * own); });
+  a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
+  a.block_out = std::min<int64_t>(64, round_up(a.channels_out, 16));
+  while (grad_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2, 16);
+  const int64_t per_thread = round_up(grad_scratch(a), 16);
+  float* memory = workspace(threads * per_thread);
+  const Kernels& variant = kernels();
+  run_units(grad_units(a), threads,
+            [&](int64_t unit, int64_t worker) { variant.conv3x3_weight_grad(a, unit, memory + worker * per_thread); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

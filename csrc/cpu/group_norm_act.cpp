@@ -1,18 +1,20 @@
-// Launchers of group norm: fastdiff/ops/_group_norm_act.py.
-#include "norm.h"
+// The op `group_norm_act` and its gradient.
+#include "group_norm_act.h"
 
-#include "run.h"
-#include "variants.h"
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+#include "matrix.h"
+#include "parallel.h"
+#include "rounding.h"
+#include "tensors.h"
 #include "workspace.h"
 
 namespace fastdiff {
 
 namespace {
-
-const NormKernels& norm_kernels() {
-  static const NormKernels& chosen = variant_of<NormKernels>(FD_VARIANTS(norm));
-  return chosen;
-}
 
 // One memory format for all images of a call.
 struct Layout {
@@ -92,9 +94,9 @@ NormArgs arguments(const Layout& layout, const Tensor& x, const std::optional<Te
 
 template <typename F>
 void run(const NormArgs& a, const F& unit_of) {
-  const int64_t threads = torch::stable::get_num_threads(), own = norm_scratch(a);
-  float* memory = workspace(threads * own);
-  run_units(norm_units(a), threads, [&](int64_t unit, int64_t worker) { unit_of(unit, memory + worker * own); });
+  const int64_t threads = torch::stable::get_num_threads(), per_thread = norm_scratch(a);
+  float* memory = workspace(threads * per_thread);
+  run_units(norm_units(a), threads, [&](int64_t unit, int64_t worker) { unit_of(unit, memory + worker * per_thread); });
 }
 
 }  // namespace
@@ -117,8 +119,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act_cpu(
     a.total = layout.matrix(total);
   }
   a.y = layout.matrix(y);
-  const NormKernels& variant = norm_kernels();
-  run(a, [&](int64_t unit, float* memory) { variant.forward(a, unit, memory); });
+  const Kernels& variant = kernels();
+  run(a, [&](int64_t unit, float* memory) { variant.group_norm_act(a, unit, memory); });
   return {y, total, mean, rstd};
 }
 
@@ -144,8 +146,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backward_cpu(
   grad.du_sum = results(du_sum);
   grad.du_xhat_sum = results(du_xhat_sum);
   grad.dh_sum = want_added ? results(dh_sum) : nullptr;
-  const NormKernels& variant = norm_kernels();
-  run(grad.forward, [&](int64_t unit, float* memory) { variant.backward(grad, unit, memory); });
+  const Kernels& variant = kernels();
+  run(grad.forward, [&](int64_t unit, float* memory) { variant.group_norm_act_backward(grad, unit, memory); });
   return {dx, dx2, du_sum, du_xhat_sum, dh_sum};
 }
 

@@ -1,0 +1,129 @@
+// The plan's instructions that are neither convolutions nor attention, and the way in to all of them.
+#pragma once
+
+#include <cstdint>
+
+#include "attention_impl.h"
+#include "direct_impl.h"
+#include "images_impl.h"
+#include "instructions.h"
+#include "plan_layout.h"
+#include "vec_impl.h"
+#include "winograd_impl.h"
+
+namespace fastdiff::FD_VARIANT {
+
+// Mean and sum of squares about it, per channel, over all pixels: source [pixels, C], target [2, C].
+static void channel_stats(const Work& w, int64_t unit) {
+  const Instruction& i = w.i;
+  const int64_t panels = panels_of(i.channels), sample = unit / panels, first = unit % panels * PANEL;
+  const int64_t last = first + PANEL < i.channels ? first + PANEL : i.channels, pixels = i.height_in * i.width_in;
+  const float* source = at(w, i.source, sample, pixels * i.channels);
+  float* to = at(w, i.target, sample, 2 * i.channels);
+  constexpr int64_t CHUNK = 64, PIVOT_PIXELS = 4;
+  for (int64_t c = first; c < last; c += 16) {
+    const int64_t count = last - c, num_pivot = pixels < PIVOT_PIXELS ? pixels : PIVOT_PIXELS;
+    f32x16 pivot = {}, mean = {}, squares = {};
+    for (int64_t k = 0; k < num_pivot; ++k) pivot += load_some(source + k * i.channels + c, count);
+    pivot /= (float)num_pivot;
+    for (int64_t start = 0; start < pixels; start += CHUNK) {
+      const int64_t n = pixels - start < CHUNK ? pixels - start : CHUNK;
+      const float* p = source + start * i.channels + c;
+      const f32x16 from = pivot + mean;
+      f32x16 sum = {}, products = {};
+      for (int64_t k = 0; k < n; ++k) {
+        const f32x16 d = load_some(p + k * i.channels, count) - from;
+        sum += d;
+        products += d * d;
+      }
+      merge_moments(sum, products, (float)n, (float)start, from, pivot, mean, squares);
+    }
+    store_some(to + c, mean + pivot, count);
+    store_some(to + i.channels + c, squares, count);
+  }
+}
+
+// Factor and offset of each channel: act(norm(x)) is then one multiplication and addition away. stats: [2, C] of each
+// source; gamma, beta: [C]; scale: [2, C] with the shift, or nullptr; target: [2, C].
+static void norm_factors(const Work& w, int64_t sample) {
+  const Instruction& i = w.i;
+  const int64_t total = i.channels + i.channels2, size = total / i.groups;
+  const double pixels = (double)(i.height_in * i.width_in);
+  const float* stats[2] = {at(w, i.stats, sample, 2 * i.channels),
+                           i.stats2 < 0 ? nullptr : at(w, i.stats2, sample, 2 * i.channels2)};
+  const float *gamma = w.weights + i.weight, *beta = w.weights + i.bias;
+  const float* scale = i.time < 0 ? nullptr : time_of(w, sample);
+  float* to = at(w, i.target, sample, 2 * total);
+  const double epsilon = w.weights[i.epsilon];
+  for (int64_t g = 0; g < i.groups; ++g) {
+    // A group may straddle both sources.
+    const auto for_each_channel = [&](const auto& visit) __attribute__((always_inline)) {
+      const int64_t first = g * size, last = first + size, inside = i.channels < last ? i.channels : last;
+      const int64_t middle = inside < first ? first : inside;
+      for (int64_t c = first; c < middle; ++c) visit(stats[0] + c, i.channels);
+      for (int64_t c = middle; c < last; ++c) visit(stats[1] + c - i.channels, i.channels2);
+    };
+    double total_mean = 0, within = 0, between = 0;
+    for_each_channel([&](const float* s, int64_t count) { total_mean += s[0], within += s[count]; });
+    const double mean = total_mean / (double)size;
+    for_each_channel([&](const float* s, int64_t) { between += (s[0] - mean) * (s[0] - mean); });
+    const double rstd = 1 / __builtin_sqrt((within / pixels + between) / (double)size + epsilon);
+    for (int64_t c = g * size; c < (g + 1) * size; ++c) {
+      double factor = rstd * gamma[c], offset = beta[c] - mean * factor;
+      if (scale != nullptr) {
+        factor *= 1 + (double)scale[c];
+        offset = offset * (1 + (double)scale[c]) + scale[total + c];
+      }
+      to[c] = (float)factor;
+      to[total + c] = (float)offset;
+    }
+  }
+}
+
+// A row of the mean of 2x2 pixels, or of each pixel twice, behind norm and activation. One source [H, W, C].
+static void resample_row(const Work& w, int64_t unit, bool down) {
+  const Instruction& i = w.i;
+  const int64_t sample = unit / i.height, y = unit % i.height;
+  float* to = at(w, i.target, sample, i.height * i.width * i.channels) + y * i.width * i.channels;
+  for (int64_t x = 0; x < i.width; ++x, to += i.channels) {
+    if (!down) {
+      read_pixel(w, sample, y / 2, x / 2, to);
+      continue;
+    }
+    for (int64_t c = 0; c < i.channels; ++c) to[c] = 0.0f;
+    for (int64_t k = 0; k < 4; ++k) {
+      const float* from = at(w, i.source, sample, i.height_in * i.width_in * i.channels) +
+                          ((2 * y + k / 2) * i.width_in + 2 * x + k % 2) * i.channels;
+      const float* factors = i.norm >= 0 ? at(w, i.norm, sample, 2 * i.channels) : nullptr;
+      for (int64_t c = 0; c < i.channels; c += 16) {
+        const int64_t count = i.channels - c;
+        f32x16 v = load_some(from + c, count);
+        if (factors != nullptr) v = v * load_some(factors + c, count) + load_some(factors + i.channels + c, count);
+        if (i.act) v = silu_v(v);
+        store_some(to + c, load_some(to + c, count) + 0.25f * v, count);
+      }
+    }
+  }
+}
+
+// scratch: [thread_scratch(...)].
+static void run_instruction_unit(const Work& w, int64_t threads, int64_t unit, float* scratch) {
+  const Instruction& i = w.i;
+  switch (i.op) {
+    case PLAN_STATS: return channel_stats(w, unit);
+    case PLAN_NORM: return norm_factors(w, unit);
+    case PLAN_POOL: return resample_row(w, unit, true);
+    case PLAN_REPEAT: return resample_row(w, unit, false);
+    case PLAN_ATTENTION: return w.phase == 0 ? attention_keys(w, unit) : attention_queries(w, unit, scratch);
+    default: break;
+  }
+  if (i.algorithm == PLAN_WINOGRAD4) return winograd<4>(w, threads, unit, scratch);
+  if (i.algorithm == PLAN_WINOGRAD2) return winograd<2>(w, threads, unit, scratch);
+  const Padded padded = padded_of(i);
+  if (padded.copied && !padded.pointwise && w.phase == 0)
+    return read_row(w, unit / padded.height, unit % padded.height - i.pad, padded.width,
+                    w.shared + unit * padded.width * (i.channels + i.channels2));
+  direct_multiply(w, unit, scratch);
+}
+
+}  // namespace fastdiff::FD_VARIANT

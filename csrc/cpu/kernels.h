@@ -1,0 +1,46 @@
+// All kernels of one instruction set, and which are in use. Plain data only, here and in what it includes: the variants
+// are compiled for several instruction sets, and nothing they share may hold inline code that the linker could pick
+// from one of them.
+#pragma once
+
+#include <cstdint>
+
+#include "conv3x3.h"
+#include "diffuse.h"
+#include "dropout.h"
+#include "group_norm_act.h"
+#include "instructions.h"
+#include "losses.h"
+#include "step.h"
+
+namespace fastdiff {
+
+// Each takes units of work: a range of them, or one with `scratch` to work in.
+struct Kernels {
+  const char* name;
+  void (*diffuse)(const DiffuseArgs&, int64_t first_unit, int64_t last_unit);
+  void (*step)(const StepArgs&, int64_t first_unit, int64_t last_unit);
+  void (*dropout)(const DropoutArgs&, int64_t first_unit, int64_t last_unit);
+  void (*losses)(const LossArgs&, int64_t first_unit, int64_t last_unit);
+  void (*conv3x3_pack)(const PackArgs&, int64_t first_unit, int64_t last_unit);
+  void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit, float* scratch);
+  void (*group_norm_act)(const NormArgs&, int64_t unit, float* scratch);
+  void (*group_norm_act_backward)(const NormGradArgs&, int64_t unit, float* scratch);
+  void (*instruction)(const Work&, int64_t threads, int64_t unit, float* scratch);
+};
+
+// Each variant's table, from variant.inl.
+namespace generic {
+extern const Kernels table;
+}
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+
+// The best variant this machine runs, or the one that FASTDIFF_CPU_ISA names.
+const Kernels& kernels();
+
+}  // namespace fastdiff

@@ -1,0 +1,36 @@
+// What `step` is given. Plain data, as in kernels.h.
+#pragma once
+
+#include <cstdint>
+
+#include "matrix.h"
+#include "noise.h"
+#include "tiling.h"
+
+namespace fastdiff {
+
+struct StepArgs {
+  Shape shape;
+  Matrix x, out;
+  Matrix model_output, variance_output;  // variance_output.data == nullptr: the variance is not learned
+  Matrix base, pred_out;                 // data == nullptr: absent
+  Matrix history[3];
+  int history_depth;
+  Noise noise;
+  const int64_t* row;  // [B], or [1] of all samples
+  int64_t row_stride;  // 1, or 0
+  const void* rows;    // [R, ROW_WIDTH], float, or double when x is
+};
+
+// One row that draws no noise, over float32 tensors that are all dense and of one layout; nullptr where absent.
+struct DenseStep {
+  float *x, *model_output, *out, *pred_out, *base;  // [numel] each
+  float* history;                                   // [history_depth, numel]
+  int history_depth;
+  int64_t numel;
+  const float* rows;  // [R, ROW_WIDTH]
+  int64_t row;
+};
+void step_dense(const DenseStep& call);
+
+}  // namespace fastdiff
