@@ -303,7 +303,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "step": ({"step": -1}, "step must be a whole number"),
     "unet key": ({"unet": {"chanels": 3}}, r"config.json: unknown UNetConfig field 'chanels'; did you mean 'channels'"),
     "diffusion key": ({"diffusion": {"shedule": {}}}, r"config.json: unknown key 'shedule' in a diffusion"),
-    "scaling": ({"scaling": {"levels": 1}}, r"config.json: levels must be in 2..65536"),
+    "scaling": ({"scaling": {"levels": 1}}, "config.json: levels must be a whole number from 2 to 65536"),
     "not a dict": ({"unet": 3}, r"config\.json: "),
 }
 
