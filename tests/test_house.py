@@ -11,6 +11,7 @@ PACKAGE, TESTS = ROOT / "fastdiff", ROOT / "tests"
 # Modules without a test file of their name, and what tests them.
 TESTED_ELSEWHERE = {
     "compat/lucidrains/unet.py": "it hands on fastdiff.nets.lucidrains, which has its own",
+    "samplers/two_stage_method.py": "its methods are built and tested as tables: tests/samplers/test_two_stage.py",
     "version.py": "tests/test_package.py holds it to the installed metadata",
 }
 # What stands on one floor: fastdiff/ holds folders, and these few files beside them.

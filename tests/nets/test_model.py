@@ -47,9 +47,14 @@ def test_eval_mode_gives_each_module_its_own_mode_back():
     net.train()
     net[1][1].eval()
     before = [module.training for module in net.modules()]
-    with pytest.raises(KeyError), eval_mode(net):
-        assert not any(module.training for module in net.modules())
-        raise KeyError
+
+    def fail_inside():
+        with eval_mode(net):
+            assert not any(module.training for module in net.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert [module.training for module in net.modules()] == before
     with eval_mode(lambda x, t: x):
         pass

@@ -106,14 +106,3 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_signature_has_their_names_in_their_order(name):
     assert list(inspect.signature(getattr(k.sampling, name)).parameters) == NAMES[name].split()
-
-
-def test_small_functions():
-    sigma, x = torch.tensor([2.0, 4.0]), torch.ones(2, 1, 2, 2)
-    assert k.utils.append_dims(sigma, 4).shape == (2, 1, 1, 1)
-    with pytest.raises(ValueError, match="4 dims but target_dims is 2"):
-        k.append_dims(x, 2)
-    assert torch.equal(k.to_d(x, sigma, torch.zeros_like(x)), x / sigma.view(2, 1, 1, 1))
-    assert k.get_ancestral_step(4.0, 2.0, 0.0) == (2.0, 0.0)
-    down, up = k.get_ancestral_step(4.0, 2.0)
-    assert (down**2 + up**2, up) == (pytest.approx(4.0), pytest.approx(math.sqrt(3)))

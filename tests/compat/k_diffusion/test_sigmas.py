@@ -3,6 +3,8 @@
 import math
 
 import numpy as np
+import pytest
+import torch
 
 from fastdiff.compat import k_diffusion as k
 
@@ -18,3 +20,14 @@ def test_sigmas_are_those_of_the_formulas():
     vp = k.get_sigmas_vp(3)
     np.testing.assert_allclose(vp[0], math.sqrt(math.expm1(19.9 / 2 + 0.1)), rtol=1e-4)
     assert vp[-1] == 0
+
+
+def test_ancestral_step_keeps_the_variance():
+    assert k.get_ancestral_step(4.0, 2.0, 0.0) == (2.0, 0.0)
+    down, up = k.get_ancestral_step(4.0, 2.0)
+    assert (down**2 + up**2, up) == (pytest.approx(4.0), pytest.approx(math.sqrt(3)))
+
+
+def test_to_d_is_the_derivative_of_the_flow():
+    sigma, x = torch.tensor([2.0, 4.0]), torch.ones(2, 1, 2, 2)
+    assert torch.equal(k.to_d(x, sigma, torch.zeros_like(x)), x / sigma.view(2, 1, 1, 1))
