@@ -1,7 +1,7 @@
 """A call of each op as a value: its arguments, once.
 
-`fastdiff.ops` makes an op's schema from the fields and their types; references, fakes and launchers take the value
-whole. What the arguments mean, their shapes and ranges stand with the public functions there; here stands what an op gives.
+`fastdiff.ops` makes an op's schema from the fields and their types; references, fakes and launchers take it whole.
+What the arguments mean, their shapes and ranges stand with the public functions there; here stands what an op gives.
 """
 
 from __future__ import annotations
