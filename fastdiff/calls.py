@@ -1,7 +1,7 @@
-"""A call of each op as a value: its arguments, written here and nowhere else.
+"""A call of each op as a value: its arguments, once.
 
-`fastdiff.ops` makes the op's schema from the fields and their types, and its references, fakes and launchers take the
-value whole. What the arguments mean, their shapes and ranges stand with the public functions there.
+`fastdiff.ops` makes an op's schema from the fields and their types; references, fakes and launchers take it whole.
+What the arguments mean, their shapes and ranges stand with the public functions there; here stands what an op gives.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ SymInt = Annotated[int, "SymInt"]
 
 
 class AttentionCall(NamedTuple):
+    """Gives out [B, S, C], and lse [B, num_heads, S], the log-sum-exp of the scaled scores."""
+
     qkv: Tensor
     num_heads: int
     layout: QkvLayout
@@ -29,7 +31,7 @@ class AttentionCall(NamedTuple):
 
 
 class AttentionBackwardCall(NamedTuple):
-    """With `grad` of the result `out`, [B, S, C], and lse [B, num_heads, S], the log-sum-exp of the scaled scores."""
+    """Of `attention`'s results and the gradient of the first, gives that of qkv."""
 
     grad: Tensor
     qkv: Tensor
@@ -41,6 +43,8 @@ class AttentionBackwardCall(NamedTuple):
 
 
 class BoundTermsCall(NamedTuple):
+    """Gives the bound's term and the squared error of the predicted x_0, each [B]."""
+
     output: Tensor
     x0: Tensor
     x_t: Tensor
@@ -53,7 +57,10 @@ class BoundTermsCall(NamedTuple):
 
 
 class BoundLossCall(NamedTuple):
-    """`target` of the mean squared error, or None to leave it out; `detach_mean`: the bound trains no prediction."""
+    """Gives the mean squared error, empty without a target, and the bound's term, each [B].
+
+    With `detach_mean` the bound has no gradient through the predicted x_0.
+    """
 
     output: Tensor
     target: Tensor | None
@@ -83,7 +90,7 @@ class BoundLossCall(NamedTuple):
 
 
 class BoundLossBackwardCall(NamedTuple):
-    """With the gradients of both results, [B] or None."""
+    """Of the gradients of `bound_loss`'s two results, [B] or None, gives that of the output."""
 
     output: Tensor
     grad_mse: Tensor | None
@@ -101,6 +108,8 @@ class BoundLossBackwardCall(NamedTuple):
 
 
 class Conv2dFusedCall(NamedTuple):
+    """Gives y, and mean and squares [B, O], or empty ones where `want_statistics` is False."""
+
     x: Tensor
     weight: Tensor
     bias: Tensor | None
@@ -115,13 +124,15 @@ class Conv2dFusedCall(NamedTuple):
 
 
 class Conv3x3Call(NamedTuple):
+    """Gives y [B, O, H, W], channels_last."""
+
     x: Tensor
     weight: Tensor
     bias: Tensor | None
 
 
 class Conv3x3BackwardCall(NamedTuple):
-    """With `grad` of the result. The gradient of the weights is always computed, that of x where it is wanted."""
+    """Of y's gradient, gives those of x, empty where `want_input` is False, and of the weights."""
 
     grad: Tensor
     x: Tensor
@@ -130,7 +141,10 @@ class Conv3x3BackwardCall(NamedTuple):
 
 
 class DiffuseCall(NamedTuple):
-    """`row` is int64 [1] or [B], `seed` the 64 bits of the public one as a signed number."""
+    """Gives x_t and the target, empty where `want_target` is False.
+
+    `row` is int64 [1] or [B], `seed` the 64 bits of the public one as a signed number.
+    """
 
     x0: Tensor
     t: Tensor
@@ -146,12 +160,16 @@ class DiffuseCall(NamedTuple):
 
 
 class DropoutCall(NamedTuple):
+    """Gives y, of x's shape."""
+
     x: Tensor
     seed: Tensor
     p: float
 
 
 class GroupNormActCall(NamedTuple):
+    """Gives y, the sum that was normalised or an empty one without a residual, and mean and rstd [B, groups]."""
+
     x: Tensor
     x2: Tensor | None
     residual: Tensor | None
@@ -167,9 +185,10 @@ class GroupNormActCall(NamedTuple):
 
 
 class GroupNormActBackwardCall(NamedTuple):
-    """With the gradients of y and of the written sum, and mean and rstd, [B, groups], as the forward pass gave them.
+    """Of the gradients of y and of the written sum, gives those of x, x2, weight, bias, scale, shift and the added.
 
-    Where there was a residual, x is the sum that was written, and nothing is added to it.
+    The last is [B, C], for `added_time` and, summed, `added_bias`. Where there was a residual, x is the sum that was
+    written, and nothing is added to it. Gradients of what is None or not wanted are empty.
     """
 
     grad_y: Tensor
@@ -189,12 +208,14 @@ class GroupNormActBackwardCall(NamedTuple):
 
 
 class MseCall(NamedTuple):
+    """Gives the mean squared error, [B]."""
+
     output: Tensor
     target: Tensor
 
 
 class MseBackwardCall(NamedTuple):
-    """With `grad` of the result, [B]."""
+    """Of the gradient of `mse`, [B], gives that of the output."""
 
     grad: Tensor
     output: Tensor
@@ -202,6 +223,8 @@ class MseBackwardCall(NamedTuple):
 
 
 class PosteriorMeanCall(NamedTuple):
+    """Gives the mean, of x_t's shape."""
+
     x_t: Tensor
     model_output: Tensor
     t: Tensor
@@ -210,7 +233,10 @@ class PosteriorMeanCall(NamedTuple):
 
 
 class StepCall(NamedTuple):
-    """`row` is int64 [1] or [B], `seed` the 64 bits of the public one as a signed number."""
+    """Writes x' to `out`, and where they are given the prediction to `pred_out`, and base and history in place.
+
+    `row` is int64 [1] or [B], `seed` the 64 bits of the public one as a signed number.
+    """
 
     x: Tensor
     model_output: Tensor | None

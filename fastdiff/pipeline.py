@@ -16,7 +16,7 @@ from fastdiff.engine.choose import Runner
 from fastdiff.files.checkpoint import WeightKind, load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.unet import UNet
-from fastdiff.process.checks import check_keys, nearest_name
+from fastdiff.process.checks import check_keys, nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling import editing
@@ -188,10 +188,9 @@ class Pipeline:
         Raises:
             ValueError: unknown sampler or option, or arguments that do not fit.
         """
-        if num < 0:
-            raise ValueError(f"num must be at least 0, got {num}")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        num = whole_number("num", num, low=0)
+        if batch_size is not None:
+            batch_size = whole_number("batch_size", batch_size, low=1)
         table = self._table(sampler, steps, options)
         ids = checked_ids(sample_ids, num, self.device)
         labels = self._checked_labels(labels, num)
@@ -320,8 +319,7 @@ class Pipeline:
         **options: Any,
     ) -> editing.Progress:
         """Sample, and keep the predicted image at some rows; see `sample` and `fastdiff.editing.progressive`."""
-        if num < 1:
-            raise ValueError(f"num must be at least 1, got {num}")
+        num = whole_number("num", num, low=1)
         kwargs = self._kwargs(self._checked_labels(labels, num))
         return editing.progressive(
             self.unet,

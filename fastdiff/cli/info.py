@@ -121,7 +121,9 @@ def coefficients(
     table = builders.build(sampler, diffusion, steps, **key_values(option or []))
     typer.echo(str(table))
     if json_file is not None:
-        json_file.write_text(table.to_json() + "\n", encoding="utf-8")
+        from fastdiff.files.atomic import write_text
+
+        write_text(json_file, table.to_json() + "\n")
         typer.echo(str(json_file))
     if figure is not None:
         from fastdiff.files.figures import plot_table

@@ -64,7 +64,9 @@ def likelihood(
     numbers = _likelihood_numbers(pipe, images, score, seed)
     _print_likelihood(numbers)
     if json_file is not None:
-        _write_text(json_file, json.dumps(numbers, indent=2) + "\n")
+        from fastdiff.files.atomic import write_text
+
+        write_text(json_file, json.dumps(numbers, indent=2) + "\n")
         typer.echo(str(json_file))
     if figure is not None:
         from fastdiff.likelihood import draw_report
@@ -150,8 +152,3 @@ def _print_likelihood(numbers: dict[str, Any]) -> None:
             typer.echo(f"  {name:<9}{numbers[key]:{form}}" if len(name) < 9 else f"  {name} {numbers[key]:{form}}")
     if numbers.get("evaluations"):
         typer.echo(f"  {numbers['evaluations']:,} evaluations")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")

@@ -183,6 +183,7 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
 
     from fastdiff.cli.environment import resolve_device
     from fastdiff.cli.progress import Bars, duration
+    from fastdiff.files.atomic import write_text
     from fastdiff.nets.unet import UNet
     from fastdiff.training.trainer import Trainer
 
@@ -194,8 +195,7 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
     typer.echo(f"{plan.data!r}; {size:,} parameters on {device}")
     if trainer.step:
         typer.echo(f"going on from step {trainer.step:,} of {plan.train.steps:,}")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(plan.to_yaml(), encoding="utf-8")
+    write_text(out / "config.yaml", plan.to_yaml())
     with Bars() as bars:
         result = trainer.run(progress=bars.training("training", plan.train, trainer.step))
     for note in result.notes:

@@ -20,6 +20,7 @@ from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weig
 from fastdiff.engine.plan import Buffer, Instruction, Plan, place
 from fastdiff.engine.watch import Watch
 from fastdiff.nets.unet import UNet, timestep_embedding
+from fastdiff.process.checks import whole_number
 
 __all__ = ["NativeNetwork", "Precision", "Prepared", "cached_network", "compile"]
 
@@ -360,9 +361,7 @@ def compile(
     if batch is None:
         network.plan(height, width)
         return network
-    if _whole(batch) is None or batch < 1:
-        raise ValueError(f"batch must be at least 1, and whole, got {batch!r}")
-    network.prepare(int(batch), height, width)
+    network.prepare(whole_number("batch", batch, low=1, strict=True), height, width)
     return network
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastdiff.process.checks import whole_number
+
 __all__ = [
     "Array",
     "CopyReport",
@@ -54,8 +56,7 @@ def dct_features(images: npt.ArrayLike, size: int = 8) -> Array:
     Source: Ahmed, Natarajan, Rao (1974), Discrete cosine transform, with the scale that makes it orthonormal.
     """
     pixels = _as_images(images)
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    size = whole_number("size", size, low=1)
     rows, columns = _dct_basis(pixels.shape[2], size), _dct_basis(pixels.shape[3], size)
     return np.asarray(np.einsum("kh,nchw,lw->nckl", rows, pixels, columns, optimize=True).reshape(len(pixels), -1))
 

@@ -28,7 +28,7 @@ from fastdiff.files.atomic import atomic_folder, delete_folder, remove_stale
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
-from fastdiff.process.checks import check_keys
+from fastdiff.process.checks import check_keys, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.version import __version__
 
@@ -303,8 +303,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise ValueError(f"missing keys: {', '.join(missing)}")
         if config["weights"] not in get_args(WeightKind):
             raise ValueError(f"weights must be 'ema' or 'raw', got {config['weights']!r}")
-        if type(config["step"]) is not int or config["step"] < 0:
-            raise ValueError(f"step must be a whole number of at least 0, got {config['step']!r}")
+        whole_number("step", config["step"], low=0, strict=True)
     return config
 
 

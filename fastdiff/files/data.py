@@ -27,6 +27,7 @@ from fastdiff.files.images import (
     round_to_levels,
     to_uint8,
 )
+from fastdiff.process.checks import whole_number
 
 __all__ = [
     "DataScaling",
@@ -67,8 +68,8 @@ class DataScaling:
     def __post_init__(self) -> None:
         if isinstance(self.levels, bool) or not isinstance(self.levels, int | None):
             raise TypeError(f"levels must be an int or None, got {self.levels!r}")
-        if self.levels is not None and not 2 <= self.levels <= 65536:
-            raise ValueError(f"levels must be in 2..65536, got {self.levels}")
+        if self.levels is not None:
+            whole_number("levels", self.levels, low=2, high=65536)
 
     def to_dict(self) -> dict[str, int | None]:
         """Plain values, for JSON."""
@@ -465,12 +466,9 @@ def batch_indices(num_images: int, batch_size: int, step: int, seed: int) -> NDA
     Raises:
         ValueError: num_images or batch_size below 1, or step below 0.
     """
-    if num_images < 1 or batch_size < 1 or step < 0:
-        raise ValueError(
-            "num_images and batch_size must be at least 1 and step at least 0, got "
-            f"num_images={num_images}, batch_size={batch_size}, step={step}"
-        )
-    seed, step = operator.index(seed) % 2**64, operator.index(step)
+    num_images = whole_number("num_images", num_images, low=1)
+    batch_size = whole_number("batch_size", batch_size, low=1)
+    step, seed = whole_number("step", step, low=0), operator.index(seed) % 2**64
     parts = []
     place, stop = step * batch_size, (step + 1) * batch_size
     while place < stop:
@@ -498,7 +496,7 @@ def flip_mask(batch_size: int, step: int, seed: int) -> NDArray[np.bool_]:
     Raises:
         ValueError: batch_size or step out of range.
     """
-    if batch_size < 0 or not 0 <= step < _FLIP_KEY:
-        raise ValueError(f"batch_size and step must be at least 0, got batch_size={batch_size}, step={step}")
-    key = np.array([operator.index(seed) % 2**64, _FLIP_KEY + operator.index(step)], dtype=np.uint64)
+    batch_size = whole_number("batch_size", batch_size, low=0)
+    step = whole_number("step", step, low=0, high=_FLIP_KEY - 1)
+    key = np.array([operator.index(seed) % 2**64, _FLIP_KEY + step], dtype=np.uint64)
     return np.random.Philox(key=key).random_raw(batch_size) >= np.uint64(2**63)

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fastdiff.files.atomic import atomic_file, target_path
+from fastdiff.process.checks import whole_number
 
 __all__ = [
     "SUFFIXES",
@@ -132,8 +133,8 @@ def read_image(
 
 def check_read_options(size: int | None, channels: int | None) -> None:
     """Raises ValueError unless `size` and `channels` are what `read_image` takes."""
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise ValueError(f"size must be a whole number of pixels, at least 1, got {size!r}")
+    if size is not None:
+        whole_number("size", size, low=1, strict=True)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
 
@@ -287,9 +288,8 @@ def write_grid(
         columns = math.ceil(math.sqrt(num_images))
     if scale is None:
         scale = max(1, TILE_PIXELS // max(height, width))
-    if columns < 1 or scale < 1:
-        raise ValueError(f"columns and scale must be at least 1, got columns={columns}, scale={scale}")
-    columns = min(columns, num_images)
+    scale = whole_number("scale", scale, low=1)
+    columns = min(whole_number("columns", columns, low=1), num_images)
     texts = None if labels is None else [_one_line(label) for label in _as_list(labels)]
     if texts is not None and len(texts) != num_images:
         raise ValueError(f"labels must be one per image, got {len(texts)} for {num_images} images")
@@ -338,8 +338,7 @@ def write_images(folder: str | Path, images: Tensor, *, start: int = 0) -> list[
         TypeError: images is neither uint8 nor float.
         ValueError: A bad shape, no images, a NaN, or start below 0.
     """
-    if start < 0:
-        raise ValueError(f"start must be at least 0, got {start}")
+    start = whole_number("start", start, low=0)
     pixels = _as_pictures(images)
     paths = [target_path(Path(folder, f"{start + index:06d}.png"), ".png") for index in range(len(pixels))]
     for path, picture in zip(paths, pixels, strict=True):

@@ -22,6 +22,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from fastdiff.process.checks import whole_number
+
 if TYPE_CHECKING:
     from fastdiff.tensors import QkvLayout
 
@@ -87,17 +89,18 @@ class UNetConfig:
     qkv_layout: QkvLayout = "separate"
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            _check_count(name, getattr(self, name))
-        for name in _OPTIONAL_COUNTS:
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), or_none=True)
+        for name in (*_COUNTS, *_OPTIONAL_COUNTS):
+            value = getattr(self, name)
+            if name in _COUNTS or value is not None:
+                object.__setattr__(self, name, whole_number(name, value, low=1, strict=True))
         for name in _FLAGS:
             _check_flag(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
         for name in ("channel_mult", "attention_resolutions"):
             object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        sizes = (whole_number("attention_resolutions", size, low=1, strict=True) for size in self.attention_resolutions)
+        object.__setattr__(self, "attention_resolutions", tuple(sizes))
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             raise ValueError(f"dropout must be a number in [0, 1), got {self.dropout!r}")
         if not (_is_number(self.norm_eps) and 0 < self.norm_eps < 1):
@@ -187,7 +190,6 @@ class UNetConfig:
 
     def _check_attention(self) -> None:
         for size in self.attention_resolutions:
-            _check_count("attention_resolutions", size)
             if size not in self.level_sizes:
                 raise ValueError(
                     f"attention_resolutions must be feature-map sizes of this network, {list(self.level_sizes)} at "
@@ -217,11 +219,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_count(name: str, value: object, *, or_none: bool = False) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive int{' or None' if or_none else ''}, got {value!r}")
 
 
 def _check_flag(name: str, value: object) -> None:

@@ -23,13 +23,16 @@ from fastdiff.ops._schema import schema
 from fastdiff.ops.reference import group_norm_act as reference
 from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
 
-_Forward = tuple[Tensor, Tensor, Tensor, Tensor]
+# y, the written sum, mean and rstd.
+_Results = tuple[Tensor, Tensor, Tensor, Tensor]
+# Of x, x2, weight, bias, scale and shift, and of what was added.
 _Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# dx, dx2, the sums of du and of du xhat, of which the vectors' gradients are made, and that of what was added.
+_GradientSums = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 # What C++ knows of these: all types but float64, and at least one value.
-LIBRARY.define("group_norm_act_cpu" + schema(GroupNormActCall, _Forward))
-_FiveTensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-LIBRARY.define("group_norm_act_backward_cpu" + schema(GroupNormActBackwardCall, _FiveTensors))
+LIBRARY.define("group_norm_act_cpu" + schema(GroupNormActCall, _Results))
+LIBRARY.define("group_norm_act_backward_cpu" + schema(GroupNormActBackwardCall, _GradientSums))
 _FORWARD_CPU = torch.ops.fastdiff.group_norm_act_cpu.default
 _BACKWARD_CPU = torch.ops.fastdiff.group_norm_act_backward_cpu.default
 
@@ -182,14 +185,14 @@ def _num_channels(call: GroupNormActCall | GroupNormActBackwardCall) -> int:
     return call.x.shape[1] + (0 if call.x2 is None else call.x2.shape[1])
 
 
-def _reference(call: GroupNormActCall) -> _Forward:
+def _reference(call: GroupNormActCall) -> _Results:
     y, h, mean, rstd = reference.group_norm_act(call)
     x, layout = call.x, memory_format(call.x)
     total = x.new_empty(0) if call.residual is None else h.to(x.dtype).contiguous(memory_format=layout)
     return y.to(x.dtype).contiguous(memory_format=layout), total, mean, rstd
 
 
-def _fake(call: GroupNormActCall) -> _Forward:
+def _fake(call: GroupNormActCall) -> _Results:
     x = call.x
     shape = (x.shape[0], _num_channels(call), *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
@@ -198,7 +201,7 @@ def _fake(call: GroupNormActCall) -> _Forward:
     return y, total, mean, torch.empty_like(mean)
 
 
-def _cpu(call: GroupNormActCall) -> _Forward:
+def _cpu(call: GroupNormActCall) -> _Results:
     if call.x.dtype == torch.float64 or call.x.numel() == 0:
         return _reference(call)
     return _FORWARD_CPU(*call)  # type: ignore[no-any-return]

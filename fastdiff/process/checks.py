@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,7 +24,9 @@ def check_keys(data: dict[str, Any], known: Iterable[str], what: str) -> None:
             raise ValueError(f"unknown key {key!r} in {what}: {nearest_name(str(key), known)}")
 
 
-def whole_number(name: str, value: Any, *, low: int | None = None, high: int | None = None) -> int:
+def whole_number(
+    name: str, value: Any, *, low: int | None = None, high: int | None = None, strict: bool = False
+) -> int:
     """The value as an int.
 
     Args:
@@ -31,17 +34,19 @@ def whole_number(name: str, value: Any, *, low: int | None = None, high: int | N
         value: Of any numeric type, a float such as 2.0 included; True and False are no numbers.
         low: The least it may be; None for no limit, as for `high`.
         high: The largest.
+        strict: Refuse 2.0 as well, for what is stored as it was given.
 
     Raises:
         ValueError: it is not a whole number, or out of range.
     """
     try:
-        number = int(value)
+        number = operator.index(value) if strict else int(value)
         fits = not isinstance(value, bool) and bool(number == value)
     except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits or (low is not None and number < low) or (high is not None and number > high):
-        raise ValueError(f"{name} must be a whole number{_range(low, high)}, got {value!r}")
+        kind = "an int" if strict else "a whole number"
+        raise ValueError(f"{name} must be {kind}{_range(low, high)}, got {value!r}")
     return number
 
 

@@ -242,9 +242,9 @@ class CoefficientTable:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CoefficientTable:
         """The inverse of `to_dict`. Raises ValueError for unknown keys, another format or broken invariants."""
-        known = ["format", "name", "learned_variance", "init_scale", "order", "data_prediction", "alphas", "sigmas"]
-        known += ["options", "columns"]
-        check_keys(dict(data), known, "a coefficient table")
+        arguments = ["name", "learned_variance", "init_scale", "order", "data_prediction"]
+        arguments += ["alphas", "sigmas", "options"]
+        check_keys(dict(data), ["format", *arguments, "columns"], "a coefficient table")
         if data.get("format") != _FORMAT or "columns" not in data:
             raise ValueError(
                 f"a coefficient table needs 'columns' and format {_FORMAT}, got format {data.get('format')!r}"
@@ -253,8 +253,7 @@ class CoefficientTable:
             name: np.array([np.inf if v is None else v for v in values], dtype=np.float64)
             for name, values in data["columns"].items()
         }
-        options = {key: data[key] for key in known[1:-1] if key in data}
-        return cls(columns, **options)
+        return cls(columns, **{key: data[key] for key in arguments if key in data})
 
     def to_json(self) -> str:
         """JSON text; floats read back exactly."""

@@ -59,7 +59,10 @@ def analytic_ddpm(
 
     Source: Bao, Li, Zhu, Zhang (2022), arXiv:2201.06503, theorem 1; the bounds: theorem 2.
     """
-    return _analytic("analytic_ddpm", diffusion, steps, 1.0, eps_moment, spacing, timesteps, clip, data_bound)
+    chosen = spaced_indices(diffusion.num_timesteps, steps, spacing, timesteps)
+    return _analytic(
+        "analytic_ddpm", diffusion, chosen, eps_moment, eta=1.0, spacing=spacing, clip=clip, data_bound=data_bound
+    )
 
 
 @sampler
@@ -82,17 +85,20 @@ def analytic_ddim(
 
     Other args, Returns, Raises, Source: as `analytic_ddpm`.
     """
-    return _analytic("analytic_ddim", diffusion, steps, eta, eps_moment, spacing, timesteps, clip, data_bound)
+    chosen = spaced_indices(diffusion.num_timesteps, steps, spacing, timesteps)
+    return _analytic(
+        "analytic_ddim", diffusion, chosen, eps_moment, eta=eta, spacing=spacing, clip=clip, data_bound=data_bound
+    )
 
 
 def _analytic(
     name: str,
     diffusion: Diffusion,
-    steps: int | None,
-    eta: float,
+    indices: list[int],
     eps_moment: npt.ArrayLike | None,
+    *,
+    eta: float,
     spacing: str,
-    timesteps: Sequence[int] | None,
     clip: float | None,
     data_bound: float | None,
 ) -> CoefficientTable:
@@ -100,16 +106,17 @@ def _analytic(
         raise ValueError(f"eta must be in [0, 1], got {eta!r}")
     moment = _checked_statistic("eps_moment", eps_moment, diffusion.num_timesteps)
     _check_bound(data_bound)
-    indices = spaced_indices(diffusion.num_timesteps, steps, spacing, timesteps)
     chosen = diffusion.subset(indices)
     schedule = chosen.schedule
     alpha, sigma = chosen.signal_noise()
     alpha_prev = np.sqrt(schedule.alphas_cumprod_prev)
-    own = eta**2 * schedule.posterior_variance
-    direction = np.sqrt(np.maximum(schedule.one_minus_alphas_cumprod_prev - own, 0.0))
+    # lambda^2, and the coefficient c of x_0 in the mean.
+    ancestral = eta**2 * schedule.posterior_variance
+    direction = np.sqrt(np.maximum(schedule.one_minus_alphas_cumprod_prev - ancestral, 0.0))
     slope = alpha_prev - direction * alpha / sigma
     unknown = _x0_variance(np.clip(1 - moment[indices], 0.0, 1.0), alpha, sigma, data_bound)
-    scale = np.sqrt(own + slope**2 * unknown)
+    # Bao et al. (2022), theorem 1.
+    scale = np.sqrt(ancestral + slope**2 * unknown)
     scale[0] = 0.0
     px, pm = chosen.x0_coefficients()
     columns = {"t": schedule.timesteps, "px": px, "pm": pm, "cx": direction / sigma, "c0": slope, "s": scale}

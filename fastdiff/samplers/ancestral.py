@@ -54,9 +54,11 @@ def ddpm(
     chosen = diffusion.subset(spaced_indices(diffusion.num_timesteps, steps, spacing, timesteps))
     schedule = chosen.schedule
     px, pm = chosen.x0_coefficients()
+    # Nichol and Dhariwal (2021), eq. 15.
     log_min, log_max = chosen.variance_logs()
     scale = np.ones(len(schedule)) if chosen.learned_variance else np.exp(0.5 * log_min)
     scale[0] = 0.0
+    # Ho et al. (2020), eq. 7.
     columns = {
         "t": schedule.timesteps,
         "px": px,

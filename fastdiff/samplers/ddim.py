@@ -53,7 +53,9 @@ def ddim(
     schedule = chosen.schedule
     alpha, sigma = chosen.signal_noise()
     alpha_prev = np.sqrt(schedule.alphas_cumprod_prev)
+    # Song, Meng, Ermon (2021), eq. 16.
     variance = eta**2 * schedule.posterior_variance
+    # Eq. 12: alpha' x_0 + direction eps + noise, with eps from x_0 and x where it is not the network's own.
     direction = np.sqrt(np.maximum(schedule.one_minus_alphas_cumprod_prev - variance, 0.0))
     px, pm = chosen.x0_coefficients()
     if clipped_eps == "keep":
@@ -116,7 +118,7 @@ def ddim_encode(
     # The level at which row i evaluates, 1 to N.
     asked = np.maximum(np.arange(count), 1) if evaluate_at == "start" else np.arange(1, count + 1)
     px, pm = x0_coefficients(diffusion.prediction, alpha[asked], sigma[asked])
-    # eps = (x - alpha x_0) / sigma at the level asked for; x' = gain x + slope eps.
+    # Song, Meng, Ermon (2021), eq. 14: x' = gain x + slope eps; eps = (x - alpha x_0) / sigma at the level asked for.
     gain = alpha[1:] / alpha[:-1]
     slope = sigma[1:] - gain * sigma[:-1]
     columns = {

@@ -125,7 +125,7 @@ def _step_rows(
             row |= {"cx": alpha[1] / alpha[0], "save_base": 1.0, "bx": 1.0}
         else:
             row["cb"] = alpha[stage + 1] / alpha[0]
-        # This row's own eps is `pred`, the stage before it p1, and so on.
+        # A stage of Song, Meng, Ermon (2021), eq. 14. Its own eps is `pred`, that of the stage before it p1, and so on.
         row |= {f"c{age}": alpha[stage + 1] * length * weights[stage - age] for age in range(stage + 1)}
         rows.append(row)
     return rows, reached

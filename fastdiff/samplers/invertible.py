@@ -128,7 +128,8 @@ def _chain(diffusion: Diffusion, steps: int | None) -> tuple[Levels, list[_Link]
 
 def _ddim_link(diffusion: Diffusion, t: float, alphas: Array, sigmas: Array) -> _Link:
     (alpha_to, alpha), (sigma_to, sigma) = (map(float, alphas), map(float, sigmas))
-    # The same step in two forms: by the x_0 where noise prevails, since alpha may be 0 there, and else by the eps.
+    # Song, Meng, Ermon (2021), eq. 12, in two forms: by the x_0 where noise prevails, since alpha may be 0 there, and
+    # else by the eps.
     if alpha < sigma:
         px, pm = (float(c[0]) for c in x0_coefficients(diffusion.prediction, alphas[1:], sigmas[1:]))
         gain = sigma_to / sigma

@@ -219,6 +219,7 @@ def predictor_corrector(
 
 def _langevin_row(levels: Levels, level: int, ratio: float, clip: float | None) -> dict[str, float]:
     """One Langevin row at a level, with the step ratio * sigma^2."""
+    # Song and Ermon (2019), eq. 4, with their step eps = 2 d.
     noise = math.sqrt(2 * ratio) * levels.sigma[level]
     row = _denoise_row(levels, level, clip)
     return row | {"cx": 1 - ratio, "c0": ratio * levels.alpha[level], "s": noise}

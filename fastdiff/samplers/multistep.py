@@ -251,7 +251,7 @@ def _multistep(
     highest_order: int = 3,
     lower_order_final: bool | None,
     clip: float | None = None,
-    own_options: Mapping[str, object] = {},
+    own_options: Mapping[str, object] | None = None,
 ) -> CoefficientTable:
     """Rows x' = A x + sum_k w_k f_k + s z through the value at each level and those before it."""
     order = whole_number("order", order, low=1, high=highest_order)
@@ -266,5 +266,5 @@ def _multistep(
         rows.append(row | {f"c{age}": weight for age, weight in enumerate(weights)})
     return table_from_rows(
         levels, rows, name, order=0 if method.noise else order, data_prediction=method.predicts == "x0",
-        options={"order": order, **own_options, **ladder.options, "steps": count},
+        options={"order": order, **(own_options or {}), **ladder.options, "steps": count},
     )  # fmt: skip

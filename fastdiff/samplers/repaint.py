@@ -88,8 +88,9 @@ def repaint(
     for name, default in DEFAULTS.items():
         if name != "t":
             columns[name][jumps] = default
-    gained = log_abar[there[jumps]] - log_abar[here[jumps]]
     columns["evaluate"][jumps] = 0.0
+    # Ho et al. (2020), eq. 2, over all the timesteps of a jump.
+    gained = log_abar[there[jumps]] - log_abar[here[jumps]]
     columns["cx"][jumps] = np.exp(0.5 * gained)
     columns["s"][jumps] = np.sqrt(-np.expm1(gained))
     states = count - 1 - visits

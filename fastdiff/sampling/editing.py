@@ -17,7 +17,7 @@ from torch import Tensor
 from fastdiff import samplers
 from fastdiff.engine.choose import Runner
 from fastdiff.nets.model import Model, model_device
-from fastdiff.process.checks import nearest_name
+from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.flow import flow_decode, flow_encode
@@ -434,9 +434,7 @@ def progressive(
 def _chosen_rows(table: CoefficientTable, rows: int | Sequence[int]) -> list[int]:
     able = [row for row in range(len(table)) if table["evaluate"][row]]
     if isinstance(rows, int):
-        if rows < 1:
-            raise ValueError(f"rows must be at least 1, or a list of rows, got {rows}")
-        count = min(rows, len(able))
+        count = min(whole_number("rows", rows, low=1), len(able))
         return sorted({able[round(i * (len(able) - 1) / max(1, count - 1))] for i in range(count)})
     chosen = sorted({int(row) for row in rows})
     if not chosen or not set(chosen) <= set(able):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fastdiff.process.checks import check_keys, nearest_name
+from fastdiff.process.checks import check_keys, nearest_name, whole_number
 from fastdiff.process.noise import MAX_ROW, check_seed
 
 __all__ = ["FREE", "Loss", "Precision", "TrainConfig", "differences"]
@@ -64,10 +64,8 @@ class TrainConfig:
     loss: Loss = "simple"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "keep", "log_every"):
-            _require(_is_count(getattr(self, name), 1), name, "a whole number of at least 1", getattr(self, name))
-        _require(self.steps <= MAX_ROW, "steps", "at most 2^28", self.steps)
-        _require(_is_count(self.warmup_steps, 0), "warmup_steps", "a whole number of at least 0", self.warmup_steps)
+        for name, low, high in _COUNTS:
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), low=low, high=high, strict=True))
         positive = _is_number(self.learning_rate) and self.learning_rate > 0
         _require(positive, "learning_rate", "a positive number", self.learning_rate)
         not_negative = _is_number(self.weight_decay) and self.weight_decay >= 0
@@ -119,6 +117,17 @@ def differences(name: str, then: Any, now: Any) -> list[str]:
     return [f"{name}: {then!r} in the checkpoint, {now!r} now"]
 
 
+# Name, least and largest.
+_COUNTS: tuple[tuple[str, int, int | None], ...] = (
+    ("steps", 1, MAX_ROW),
+    ("batch_size", 1, None),
+    ("checkpoint_every", 1, None),
+    ("keep", 1, None),
+    ("log_every", 1, None),
+    ("warmup_steps", 0, None),
+)
+
+
 def _require(holds: bool, name: str, what: str, value: object) -> None:
     if not holds:
         raise ValueError(f"{name} must be {what}, got {value!r}")
@@ -126,10 +135,6 @@ def _require(holds: bool, name: str, what: str, value: object) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_fraction(value: object) -> bool:

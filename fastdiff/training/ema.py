@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fastdiff.process.checks import whole_number
+
 __all__ = ["Ema"]
 
 
@@ -44,8 +46,7 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters as they are after step number `step`, counted from 0."""
-        if step < 0:
-            raise ValueError(f"step must be at least 0, got {step}")
+        step = whole_number("step", step, low=0)
         # A parameter that is float32 already is not copied.
         values = [parameter.detach().to(torch.float32) for parameter in self._parameters]
         torch._foreach_lerp_(self._shadow, values, 1 - self.decay_at(step))

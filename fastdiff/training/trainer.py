@@ -36,6 +36,7 @@ from fastdiff.files.checkpoint import (
 from fastdiff.files.data import ImageData, batch_indices, flip_mask
 from fastdiff.nets.unet import UNet
 from fastdiff.ops.reference.bound import VLB_WEIGHT, BoundTable, Decoder
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream, integers, words
 from fastdiff.training.config import TrainConfig, differences
@@ -156,8 +157,8 @@ class Trainer:
             RuntimeError: the loss or its gradient is not finite, the folder cannot be written to, or another process
                 is training in it. Checkpoints that were complete before stay so.
         """
-        if until is not None and until < 1:
-            raise ValueError(f"until must be at least 1, got {until}")
+        if until is not None:
+            until = whole_number("until", until, low=1)
         stop = self.config.steps if until is None else min(until, self.config.steps)
         start, started = self.step, time.monotonic()
         loss: float | None = None

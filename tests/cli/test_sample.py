@@ -70,7 +70,7 @@ def test_sample_with_labels(labelled_model, tmp_path):
     ("options", "expected"),
     [
         (["--sampler", "dimm"], "unknown sampler 'dimm': did you mean 'ddim'"),
-        (["--steps", "99"], "from 1 to T = 8"),
+        (["--steps", "99"], "from 1 to 8"),
         (["--option", "etta=1"], "unknown key 'etta' in sampler 'ddim': did you mean 'eta'"),
         (["--option", "eta"], "an option is name=value"),
         (["--option", "eta=2"], "eta must be in [0, 1]"),

@@ -132,7 +132,7 @@ def test_train_uses_labels_only_where_the_network_has_classes(tmp_path):
         ("diffusion: {prediction: epsilon}\ndata: {source: D}", "did you mean 'eps'"),
         ("unet: {preset: ho-cifar}\ndata: {source: D}", "unknown preset 'ho-cifar': did you mean 'ho-cifar10'"),
         ("train: 3", "section 'train' must hold keys and values"),
-        ("train: {steps: 0}\ndata: {source: D}", "steps must be a whole number of at least 1"),
+        ("train: {steps: 0}\ndata: {source: D}", "steps must be an int from 1 to 2^28"),
         ("train: {steps: 5}", "what to train on"),
         ("data: {source: D}", "how long to train"),
         (

@@ -44,9 +44,9 @@ def in_a_process(code, **options):
 
 
 REFUSED = {
-    "batch 0": ({"batch": 0}, "batch must be at least 1, and whole, got 0"),
-    "batch 2.0": ({"batch": 2.0}, "batch must be at least 1, and whole, got 2.0"),
-    "batch True": ({"batch": True}, "batch must be at least 1, and whole, got True"),
+    "batch 0": ({"batch": 0}, "batch must be an int, at least 1, got 0"),
+    "batch 2.0": ({"batch": 2.0}, "batch must be an int, at least 1, got 2.0"),
+    "batch True": ({"batch": True}, "batch must be an int, at least 1, got True"),
     "odd size": ({"size": 7}, "positive multiples of 2, got 7 x 7"),
     "odd width": ({"batch": 1, "size": (8, 7)}, "positive multiples of 2, got 8 x 7"),
     "negative size": ({"size": -2}, "positive multiples of 2, got -2 x -2"),

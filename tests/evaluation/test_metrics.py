@@ -32,7 +32,7 @@ def test_dct_features_refuse_other_shapes(images):
 
 
 def test_dct_features_refuse_no_frequencies():
-    with pytest.raises(ValueError, match="size must be at least 1"):
+    with pytest.raises(ValueError, match="size must be a whole number, at least 1"):
         metrics.dct_features(np.zeros((2, 1, 8, 8)), 0)
 
 

@@ -300,10 +300,10 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"sheduler": 1}, "unknown key 'sheduler' in the configuration of a model"),
     "foreign": ({"format": "diffusers"}, "was not written by fastdiff"),
     "weights": ({"weights": "both"}, "weights must be 'ema' or 'raw', got 'both'"),
-    "step": ({"step": -1}, "step must be a whole number"),
+    "step": ({"step": -1}, "step must be an int"),
     "unet key": ({"unet": {"chanels": 3}}, r"config.json: unknown UNetConfig field 'chanels'; did you mean 'channels'"),
     "diffusion key": ({"diffusion": {"shedule": {}}}, r"config.json: unknown key 'shedule' in a diffusion"),
-    "scaling": ({"scaling": {"levels": 1}}, r"config.json: levels must be in 2..65536"),
+    "scaling": ({"scaling": {"levels": 1}}, "config.json: levels must be a whole number from 2 to 65536"),
     "not a dict": ({"unet": 3}, r"config\.json: "),
 }
 

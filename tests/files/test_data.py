@@ -357,7 +357,7 @@ def test_data_batches_of_late_steps_are_cheap() -> None:
 
 @pytest.mark.parametrize("bad", [{"num_images": 0}, {"batch_size": 0}, {"step": -1}], ids=str)
 def test_data_batches_refuse_bad_arguments(bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(bad))}={next(iter(bad.values()))}"):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must be .*, got {next(iter(bad.values()))}"):
         batch_indices(**{"num_images": 8, "batch_size": 4, "step": 0, "seed": 0, **bad})
 
 
@@ -386,5 +386,5 @@ def test_data_flips_are_fair_and_independent() -> None:
 
 @pytest.mark.parametrize(("batch_size", "step"), [(-1, 0), (4, -1), (4, 2**62)], ids=str)
 def test_data_flips_refuse_bad_arguments(batch_size: int, step: int) -> None:
-    with pytest.raises(ValueError, match="batch_size"):
+    with pytest.raises(ValueError, match="batch_size" if batch_size < 0 else "step"):
         flip_mask(batch_size, step, 0)

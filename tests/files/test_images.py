@@ -423,7 +423,11 @@ def test_images_writers_refuse_bad_images(
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"columns": 0}, "columns=0"), ({"scale": 0}, "scale=0"), ({"labels": ["a"]}, "got 1 for 2 images")],
+    [
+        ({"columns": 0}, "columns must be .*, got 0"),
+        ({"scale": 0}, "scale must be .*, got 0"),
+        ({"labels": ["a"]}, "got 1 for 2 images"),
+    ],
     ids=str,
 )
 def test_images_grid_refuses_bad_options(tmp_path: Path, options: dict[str, object], match: str) -> None:
@@ -444,7 +448,7 @@ def test_images_writers_refuse_bad_paths(tmp_path: Path) -> None:
     for inner in ("file/a.png", "file/deeper/a.png"):
         with pytest.raises(ValueError, match="a file is in the way"):
             write_grid(tmp_path / inner, x)
-    with pytest.raises(ValueError, match="start must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="start must be a whole number, at least 0, got -1"):
         write_images(tmp_path, x, start=-1)
 
 

@@ -89,11 +89,11 @@ def test_unet_config_names_the_nearest(call: Callable[[], UNetConfig], match: st
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"channels": 0}, "channels must be a positive int, got 0"),
-        ({"num_res_blocks": True}, "num_res_blocks must be a positive int, got True"),
-        ({"image_size": 32.0}, "image_size must be a positive int, got 32.0"),
-        ({"num_classes": 0}, "num_classes must be a positive int or None, got 0"),
-        ({"head_channels": -1}, "head_channels must be a positive int or None, got -1"),
+        ({"channels": 0}, "channels must be an int, at least 1, got 0"),
+        ({"num_res_blocks": True}, "num_res_blocks must be an int, at least 1, got True"),
+        ({"image_size": 32.0}, "image_size must be an int, at least 1, got 32.0"),
+        ({"num_classes": 0}, "num_classes must be an int, at least 1, got 0"),
+        ({"head_channels": -1}, "head_channels must be an int, at least 1, got -1"),
         ({"scale_shift_norm": 1}, "scale_shift_norm must be true or false, got 1"),
         ({"dropout": 1.0}, r"dropout must be a number in \[0, 1\), got 1.0"),
         ({"dropout": "0.1"}, "dropout must be a number"),
@@ -112,7 +112,7 @@ def test_unet_config_names_the_nearest(call: Callable[[], UNetConfig], match: st
         ({"channels": 2, "norm_groups": 1}, "channels must be even and at least 4 for time_embedding='sin_cos', got 2"),
         ({"image_size": 36}, "image_size must be divisible by 8 for 4 levels, got 36"),
         ({"image_size": 64, "attention_resolutions": (12,)}, r"of this network, \[64, 32, 16, 8\] .*, got 12"),
-        ({"attention_resolutions": ("16",)}, "attention_resolutions must be a positive int, got '16'"),
+        ({"attention_resolutions": ("16",)}, "attention_resolutions must be an int, at least 1, got '16'"),
         ({"num_heads": 3}, "num_heads must divide the 256 channels of the attention at size 16, got 3"),
         (
             {"head_channels": 96, "attention_resolutions": ()},

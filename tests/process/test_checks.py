@@ -49,3 +49,10 @@ def test_a_whole_number_is_nothing_else(value):
 def test_a_whole_number_has_limits(value, limits, said):
     with pytest.raises(ValueError, match=re.escape(f"row must be a whole number{said}")):
         whole_number("row", value, **limits)
+
+
+@pytest.mark.parametrize("value", [5.0, np.float64(5), "5", True, None], ids=repr)
+def test_a_whole_number_of_its_type_is_no_float(value):
+    with pytest.raises(ValueError, match=re.escape(f"size must be an int, at least 1, got {value!r}")):
+        whole_number("size", value, low=1, strict=True)
+    assert type(whole_number("size", np.int32(5), strict=True)) is int

@@ -100,7 +100,7 @@ def test_ema_refuses_what_does_not_fit() -> None:
     ema = Ema(module, 0.5)
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1.0"):
         Ema(module, 1.0)
-    with pytest.raises(ValueError, match="step must be at least 0"):
+    with pytest.raises(ValueError, match="step must be a whole number, at least 0"):
         ema.update(-1)
     with pytest.raises(ValueError, match=r"another network: 0\.bias missing"):
         ema.load_state_dict({name: value for name, value in ema.state_dict().items() if name != "0.bias"})

@@ -324,7 +324,7 @@ def test_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
         assert torch.equal(shadow, sampled)
     longer = trainer(tmp_path, steps=8, log_every=3, keep=1, checkpoint_every=5).run()
     assert (longer.step, longer.resumed_from) == (8, 6)
-    with pytest.raises(ValueError, match="until must be at least 1"):
+    with pytest.raises(ValueError, match="until must be a whole number, at least 1"):
         again.run(until=0)
 
 
