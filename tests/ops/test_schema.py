@@ -1,56 +1,90 @@
-"""Schemas made from types, as PyTorch's own parser reads them."""
+"""The schemas that follow from the ops' calls: those that C++ is registered under, and that exported programs name."""
 
-from types import NoneType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdiff.calls import Mutated, SymInt
+from fastdiff import ops
+from fastdiff.calls import Decoder, Mutated, SymInt
 from fastdiff.ops._schema import schema
 
+NORM = (
+    "Tensor x, Tensor? x2, Tensor? residual, Tensor? added_bias, Tensor? added_time, Tensor weight, Tensor bias, "
+    "Tensor? scale, Tensor? shift"
+)
+NORM_BACKWARD = (
+    "Tensor grad_y, Tensor? grad_sum, Tensor x, Tensor? x2, Tensor? added_bias, Tensor? added_time, Tensor weight, "
+    "Tensor bias, Tensor? scale, Tensor? shift, Tensor mean, Tensor rstd, bool act, bool want_added"
+)
+BOUND = "Tensor x0, Tensor x_t, Tensor t, Tensor table, float? clip, bool learned_variance"
+SCHEMAS = {
+    "attention": "(Tensor qkv, int num_heads, str layout, float scale) -> (Tensor, Tensor)",
+    "attention_backward": (
+        "(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int num_heads, str layout, float scale) -> Tensor"
+    ),
+    "bound_loss": (
+        f"(Tensor output, Tensor? target, {BOUND}, bool detach_mean, str decoder, int levels) -> (Tensor, Tensor)"
+    ),
+    "bound_loss_backward": (
+        f"(Tensor output, Tensor? grad_mse, Tensor? grad_bound, Tensor? target, {BOUND}, bool detach_mean, "
+        "str decoder, int levels) -> Tensor"
+    ),
+    "bound_terms": f"(Tensor output, {BOUND}, str decoder, int levels) -> (Tensor, Tensor)",
+    "conv2d_fused": (
+        "(Tensor x, Tensor weight, Tensor? bias, Tensor? gain, Tensor? offset, Tensor? time, Tensor? residual, "
+        "int stride, int padding, bool act, bool want_statistics) -> (Tensor, Tensor, Tensor)"
+    ),
+    "conv3x3": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    "conv3x3_backward": "(Tensor grad, Tensor x, Tensor weight, bool want_input) -> (Tensor, Tensor)",
+    "diffuse": (
+        "(Tensor x0, Tensor t, Tensor table, Tensor? noise, Tensor sample_ids, Tensor row, SymInt seed, int stream, "
+        "int levels, ScalarType dtype, bool want_target) -> (Tensor, Tensor)"
+    ),
+    "dropout": "(Tensor x, Tensor seed, float p) -> Tensor",
+    "group_norm_act": f"({NORM}, int groups, float eps, bool act) -> (Tensor, Tensor, Tensor, Tensor)",
+    "group_norm_act_cpu": f"({NORM}, int groups, float eps, bool act) -> (Tensor, Tensor, Tensor, Tensor)",
+    "group_norm_act_backward": (f"({NORM_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"),
+    "group_norm_act_backward_cpu": f"({NORM_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "mse": "(Tensor output, Tensor target) -> Tensor",
+    "mse_backward": "(Tensor grad, Tensor output, Tensor target) -> Tensor",
+    "posterior_mean": "(Tensor x_t, Tensor model_output, Tensor t, Tensor table, float? clip) -> Tensor",
+    "step": (
+        "(Tensor x, Tensor? model_output, Tensor rows, Tensor row, Tensor? noise, Tensor sample_ids, SymInt seed, "
+        "bool learned_variance, Tensor(a!)? base, Tensor(b!)? history, Tensor(c!)? pred_out, Tensor(d!) out) -> ()"
+    ),
+}
 
-class Call(NamedTuple):
-    x: Tensor
-    bias: Tensor | None
-    out: Mutated
-    history: Mutated | None
+
+class EveryType(NamedTuple):
+    image: Tensor
+    other: Tensor | None
+    written: Mutated
+    also_written: Mutated | None
     seed: SymInt
     count: int
-    p: float
+    is_on: bool
     clip: float | None
-    act: bool
-    layout: Literal["a", "b"]
+    decoder: Decoder
     dtype: torch.dtype
 
 
-def test_every_type_has_its_word():
-    assert schema(Call, NoneType) == (
-        "(Tensor x, Tensor? bias, Tensor(a!) out, Tensor(b!)? history, SymInt seed, int count, float p, float? clip, "
-        "bool act, str layout, ScalarType dtype) -> ()"
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_of_an_op_is_the_one_that_is_promised(name):
+    assert str(getattr(torch.ops.fastdiff, name).default._schema) == f"fastdiff::{name}{SCHEMAS[name]}"
+
+
+def test_schema_knows_every_type():
+    expected = (
+        "(Tensor image, Tensor? other, Tensor(a!) written, Tensor(b!)? also_written, SymInt seed, int count, "
+        "bool is_on, float? clip, str decoder, ScalarType dtype) -> "
     )
+    assert schema(EveryType, type(None)) == expected + "()"
+    assert schema(EveryType, Tensor) == expected + "Tensor"
+    assert schema(EveryType, tuple[Tensor, Tensor]) == expected + "(Tensor, Tensor)"
 
 
-@pytest.mark.parametrize(
-    ("results", "said"),
-    [(Tensor, "Tensor"), (NoneType, "()"), (tuple[Tensor, Tensor], "(Tensor, Tensor)")],
-    ids=str,
-)
-def test_pytorch_reads_it_back(results, said):
-    text = f"fastdiff::nothing{schema(Call, results)}"
-    assert text.endswith(f"-> {said}")
-    parsed = torch._C.parse_schema(text)
-    assert [argument.name for argument in parsed.arguments] == list(Call._fields)
-    written = [a.name for a in parsed.arguments if a.alias_info is not None and a.alias_info.is_write]
-    assert written == ["out", "history"]
-    assert len(parsed.returns) == {"Tensor": 1, "()": 0, "(Tensor, Tensor)": 2}[said]
-
-
-def test_an_unknown_type_has_no_schema():
-    class Strange(NamedTuple):
-        x: Tensor
-        names: list
-
-    with pytest.raises(KeyError):
-        schema(Strange, Tensor)
+def test_ops_take_their_arguments_by_name():
+    x, target = torch.zeros(2, 3), torch.ones(2, 3)
+    assert torch.equal(torch.ops.fastdiff.mse(output=x, target=target), ops.mse(x, target))
