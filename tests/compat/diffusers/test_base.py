@@ -11,7 +11,7 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is in the test ex
 
 from fastdiff import CoefficientTable, Diffusion, NoiseSchedule  # noqa: E402
 from fastdiff.compat import diffusers as ours  # noqa: E402
-from fastdiff.compat.levels import ladder_of_sigmas, variance_exploding  # noqa: E402
+from fastdiff.compat.levels import Levels, variance_exploding  # noqa: E402
 from fastdiff.samplers import dpmpp, euler  # noqa: E402
 
 NAMES = [name for name in ours.__all__ if name.endswith("Scheduler") and name != "FusedScheduler"]
@@ -496,9 +496,9 @@ def test_ddpm_refuses_a_timestep_that_is_not_listed():
         scheduler.step(x, 5, x)
 
 
-def test_ladder_stands_still_between_equal_levels():
-    way = ladder_of_sigmas([10.0, 1.0, 0.5, 0.5], "eps")
-    table = euler(way.diffusion, timesteps=way.timesteps, final=way.final, clip=None)
+def test_levels_stand_still_between_equal_levels():
+    levels = Levels.from_sigmas([10.0, 1.0, 0.5, 0.5], "eps")
+    table = levels.table(euler, clip=None)
     rho = np.asarray(table.sigmas) / np.asarray(table.alphas)
     np.testing.assert_allclose(rho, [10.0, 1.0, 0.5, 0.5], rtol=1e-6)
     np.testing.assert_allclose([table["cx"][-1] + table["c0"][-1] * table["px"][-1]], 1.0, rtol=1e-6)
@@ -506,8 +506,8 @@ def test_ladder_stands_still_between_equal_levels():
 
 def test_variance_exploding_is_the_same_sampler():
     """Two evaluations by hand: D(y; sigma) stepped by Euler."""
-    way = ladder_of_sigmas([4.0, 1.5, 0.0], "x0")
-    table = variance_exploding(euler(way.diffusion, timesteps=way.timesteps, final=way.final, clip=None))
+    levels = Levels.from_sigmas([4.0, 1.5, 0.0], "x0")
+    table = variance_exploding(levels.table(euler, clip=None))
     np.testing.assert_allclose(table["ci"], 1 / np.sqrt(1 + np.array([4.0, 1.5]) ** 2))
     np.testing.assert_allclose(table["cx"], [1.5 / 4.0, 0.0], atol=1e-12)
     np.testing.assert_allclose(table["c0"], [1 - 1.5 / 4.0, 1.0])
