@@ -48,7 +48,7 @@ def with_parameters(parameters: Iterable[inspect.Parameter]) -> Callable[[Callab
             given.apply_defaults()
             missing = [repr(name) for name in signature.parameters if name not in given.arguments]
             if missing:
-                what = f"{len(missing)} required argument{'s' if len(missing) > 1 else ''}"
+                what = f"{len(missing)} required positional argument{'s' if len(missing) > 1 else ''}"
                 raise TypeError(f"{function.__qualname__}() missing {what}: {', '.join(missing)}")
             return function(**given.arguments)
 

@@ -8,10 +8,11 @@ seed gives the images that it gives there.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import samplers
-from fastdiff.compat.guided_diffusion._signatures import with_parameters_of
+from fastdiff.compat.guided_diffusion._signatures import parameter, with_parameters, with_parameters_of
 from fastdiff.compat.guided_diffusion.enums import (
     Array,
     LossType,
@@ -153,8 +154,8 @@ class GaussianDiffusion(GaussianMoments):
     ) -> Iterator[Terms]:
         """The dict of `p_sample` after each step."""
         options: dict[str, Any] = {"denoised_fn": denoised_fn, "cond_fn": cond_fn, "model_kwargs": model_kwargs}
-        step = partial(self.p_sample, model, clip_denoised=clip_denoised, **options)
-        return self._loop(step, model, shape, noise=noise, device=device, progress=progress)
+        options |= {"clip_denoised": clip_denoised}
+        return self._loop(self.p_sample, model, shape, noise=noise, device=device, progress=progress, **options)
 
     @with_parameters_of(p_sample_loop_progressive)
     def p_sample_loop(self, **arguments: Any) -> Tensor:
@@ -173,23 +174,10 @@ class GaussianDiffusion(GaussianMoments):
         """
         return _last(self.p_sample_loop_progressive(**arguments))
 
-    def ddim_sample_loop_progressive(
-        self,
-        model: Model,
-        shape: Sequence[int],
-        noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: Denoise = None,
-        cond_fn: Model | None = None,
-        model_kwargs: Kwargs = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        eta: float = 0.0,
-    ) -> Iterator[Terms]:
+    @with_parameters([*inspect.signature(p_sample_loop_progressive).parameters.values(), parameter("eta", 0.0, 0.0)])
+    def ddim_sample_loop_progressive(self, **arguments: Any) -> Iterator[Terms]:
         """The dict of `ddim_sample` after each step."""
-        options: dict[str, Any] = {"denoised_fn": denoised_fn, "cond_fn": cond_fn, "model_kwargs": model_kwargs}
-        step = partial(self.ddim_sample, model, clip_denoised=clip_denoised, eta=eta, **options)
-        return self._loop(step, model, shape, noise=noise, device=device, progress=progress)
+        return self._loop(self.ddim_sample, **arguments)
 
     @with_parameters_of(ddim_sample_loop_progressive)
     def ddim_sample_loop(self, **arguments: Any) -> Tensor:
@@ -198,14 +186,16 @@ class GaussianDiffusion(GaussianMoments):
 
     def _loop(
         self,
-        step: Callable[[Tensor, Tensor], Terms],
+        step: Callable[..., Terms],
         model: Model,
         shape: Sequence[int],
         *,
         noise: Tensor | None,
         device: torch.device | str | None,
         progress: bool,
+        **options: Any,
     ) -> Iterator[Terms]:
+        """Walk from noise to an image; `options` are the step's."""
         if device is None:
             device = next(cast(nn.Module, model).parameters()).device
         image = torch.randn(*shape, device=device) if noise is None else noise
@@ -217,7 +207,7 @@ class GaussianDiffusion(GaussianMoments):
         for i in indices:
             t = _all_at(i, image)
             with torch.no_grad():
-                out = step(image, t)
+                out = step(model, image, t, **options)
             yield out
             image = out["sample"]
 
