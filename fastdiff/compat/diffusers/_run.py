@@ -24,12 +24,14 @@ class Run(TableState):
         self.key = key
 
 
-def output_of(kind: Any, **values: Any) -> Any:
-    """What `kind(**values)` is, for one of diffusers' output classes.
+def output_of(kind: Any, return_dict: bool, **values: Any) -> Any:
+    """What `kind(**values)` is, for one of diffusers' output classes, or a tuple of the values.
 
     Their constructor looks through the dataclass's fields, which takes longer than a small image's row. What it leaves
     behind is put together here, where a trial showed that it is the same.
     """
+    if not return_dict:
+        return tuple(values.values())
     return _put_together(kind, values) if _is_as_constructed(kind, *values) else kind(**values)
 
 
