@@ -33,17 +33,17 @@ def test_modules_are_the_modules_that_they_say(name):
     with torch.device("meta"):
         unet = fd.UNet(CONFIGS[name])
     sizes = CONFIGS[name].level_sizes
-    for module in network_modules(CONFIGS[name]):
-        module = unet.get_submodule(module.name)
+    for entry in network_modules(CONFIGS[name]):
+        module = unet.get_submodule(entry.name)
         kinds = {"linear": nn.Linear, "embedding": nn.Embedding, "conv": nn.Conv2d, "resample_conv": nn.Conv2d}
-        if module.kind in kinds:
-            assert isinstance(module, kinds[module.kind])
+        if entry.kind in kinds:
+            assert isinstance(module, kinds[entry.kind])
         else:
-            expected = {"norm": "GroupNormAct", "res": "ResBlock", "attention": "AttentionBlock"}[module.kind]
+            expected = {"norm": "GroupNormAct", "res": "ResBlock", "attention": "AttentionBlock"}[entry.kind]
             assert type(module).__name__ == expected
-        assert 0 <= module.level < len(sizes)
-        if module.kind == "res":
-            assert module.has_skip == any(part.startswith("skip") for part, _ in module.named_parameters())
+        assert 0 <= entry.level < len(sizes)
+        if entry.kind == "res":
+            assert entry.has_skip == any(part.startswith("skip") for part, _ in module.named_parameters())
 
 
 def test_modules_stand_in_the_order_of_the_names_in_openais_networks():
