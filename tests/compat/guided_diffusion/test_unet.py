@@ -8,6 +8,7 @@ import torch
 import fastdiff as fd
 from fastdiff import convert
 from fastdiff.compat.guided_diffusion import script_util, unet
+from fastdiff.nets.unet import timestep_embedding
 from support.guided_networks import tiny_model
 from support.networks import random_unet, small_preset
 from support.openai_networks import openai_names
@@ -92,7 +93,7 @@ def classifier_reference(model, x, t):
     """guided-diffusion's encoder by its state dict alone: the attention pool, written out."""
     state = model.state_dict()
     h = x
-    emb = model.time_embed(fd.unet.timestep_embedding(t, model.config.channels, "cos_sin"))
+    emb = model.time_embed(timestep_embedding(t, model.config.channels, "cos_sin"))
     for block in [*model.input_blocks, model.middle_block]:
         h = block(h, torch.nn.functional.silu(emb))
     h = torch.nn.functional.silu(
