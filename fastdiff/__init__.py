@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 __all__ = ["CoefficientTable", "Diffusion", "NoiseSchedule", "__version__", "samplers"]
 __all__ += _PLACES
 
-# Modules that version 0.1 had directly in this package: imports written for it, and pickles of its networks, find them.
+# Modules that once were in this package itself: imports that name them so, and pickled networks, still find them.
 _FORMER_MODULES = {
     "acceleration": "nets.acceleration",
     "checkpoint": "files.checkpoint",
@@ -105,7 +105,7 @@ _FORMER_MODULES = {
 
 
 class _FormerModules(MetaPathFinder, Loader):
-    """Imports a module by the name that it had in version 0.1: the same module, not a copy."""
+    """Imports a module by its former name: the same module, not a copy."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         known = fullname.startswith("fastdiff.") and fullname.removeprefix("fastdiff.") in _FORMER_MODULES

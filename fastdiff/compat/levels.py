@@ -1,15 +1,16 @@
-"""Any ladder of noise levels as a process, so that every sampler's table can be built over it. NumPy only."""
+"""Any list of noise levels as a process, so that every sampler's table can be built over it. NumPy only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdiff.process.diffusion import Diffusion, Prediction, Variance
-from fastdiff.process.schedule import Array, NoiseSchedule
+from fastdiff.process.schedule import NoiseSchedule
 from fastdiff.process.table import CoefficientTable
 
 # Two levels that are the same become a step of this relative length, whose coefficients are those of standing still.
@@ -17,7 +18,7 @@ _NO_STEP = 1e-9
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Levels:
     """N levels at which a network is evaluated, and the level at which sampling ends, as the arguments of a builder.
 
     Attributes:
@@ -30,34 +31,43 @@ class Ladder:
     timesteps: list[int]
     final: Literal["zero", "sigma_min"]
 
+    @classmethod
+    def from_logs(
+        cls,
+        log_alphas_cumprod: npt.ArrayLike,
+        prediction: Prediction,
+        *,
+        variance: Variance = "fixed_small",
+        end: float = 0.0,
+    ) -> Levels:
+        """Levels given by log abar.
 
-def ladder(
-    log_alphas_cumprod: Array, prediction: Prediction, *, variance: Variance = "fixed_small", end: float = 0.0
-) -> Ladder:
-    """A ladder of levels given by log abar.
+        Args:
+            log_alphas_cumprod: [N], noisiest first; -inf only at the first.
+            prediction: What the network predicts.
+            variance: See `Diffusion`.
+            end: log abar of the result; 0 for an image without noise.
+        """
+        levels = np.asarray(log_alphas_cumprod, dtype=np.float64)[::-1]
+        if end < 0:
+            levels = np.concatenate([[end], levels])
+        levels = levels.copy()
+        for i in range(1, levels.size):
+            levels[i] = min(levels[i], levels[i - 1] * (1 + _NO_STEP))
+        betas = -np.expm1(np.diff(levels, prepend=0.0))
+        diffusion = Diffusion(NoiseSchedule.from_betas(betas), prediction, variance)
+        first = 1 if end < 0 else 0
+        return cls(diffusion, list(range(levels.size - 1, first - 1, -1)), "sigma_min" if first else "zero")
 
-    Args:
-        log_alphas_cumprod: [N], noisiest first; -inf only at the first.
-        prediction: What the network predicts.
-        variance: See `Diffusion`.
-        end: log abar of the result; 0 for an image without noise.
-    """
-    levels = np.asarray(log_alphas_cumprod, dtype=np.float64)[::-1]
-    if end < 0:
-        levels = np.concatenate([[end], levels])
-    levels = levels.copy()
-    for i in range(1, levels.size):
-        levels[i] = min(levels[i], levels[i - 1] * (1 + _NO_STEP))
-    betas = -np.expm1(np.diff(levels, prepend=0.0))
-    diffusion = Diffusion(NoiseSchedule.from_betas(betas), prediction, variance)
-    first = 1 if end < 0 else 0
-    return Ladder(diffusion, list(range(levels.size - 1, first - 1, -1)), "sigma_min" if first else "zero")
+    @classmethod
+    def from_sigmas(cls, sigmas: npt.ArrayLike, prediction: Prediction) -> Levels:
+        """N + 1 levels sigma / alpha, noisiest first; the last is the level of the result and may be 0."""
+        rho = np.asarray(sigmas, dtype=np.float64)
+        return cls.from_logs(-np.log1p(rho[:-1] ** 2), prediction, end=float(-np.log1p(rho[-1] ** 2)))
 
-
-def ladder_of_sigmas(sigmas: npt.ArrayLike, prediction: Prediction) -> Ladder:
-    """A ladder of N + 1 levels sigma / alpha, noisiest first; the last is the level of the result and may be 0."""
-    rho = np.asarray(sigmas, dtype=np.float64)
-    return ladder(-np.log1p(rho[:-1] ** 2), prediction, end=float(-np.log1p(rho[-1] ** 2)))
+    def table(self, build: Callable[..., CoefficientTable], **options: Any) -> CoefficientTable:
+        """A sampler's table over these levels; `options` are the builder's own."""
+        return build(self.diffusion, timesteps=self.timesteps, final=self.final, **options)
 
 
 def variance_exploding(table: CoefficientTable) -> CoefficientTable:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fastdiff as fd
-from fastdiff.convert.unet_modules import network_sites
+from fastdiff.convert.unet_modules import network_modules
 from fastdiff.nets.config import PRESETS
 from support.networks import small_preset
 
@@ -14,14 +14,14 @@ CONFIGS["pooled"] = small_preset("ho-cifar10", conv_resample=False)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_sites_cover_every_parameter_once(name):
+def test_modules_cover_every_parameter_once(name):
     with torch.device("meta"):
         unet = fd.UNet(CONFIGS[name])
-    sites = list(network_sites(CONFIGS[name]))
-    names = [site.name for site in sites]
+    modules = list(network_modules(CONFIGS[name]))
+    names = [module.name for module in modules]
     assert len(set(names)) == len(names)
     owners = {
-        parameter: [site for site in names if parameter.startswith(f"{site}.")]
+        parameter: [module for module in names if parameter.startswith(f"{module}.")]
         for parameter, _ in unet.named_parameters()
     }
     assert all(len(found) == 1 for found in owners.values()), owners
@@ -29,33 +29,33 @@ def test_sites_cover_every_parameter_once(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_sites_are_the_modules_that_they_say(name):
+def test_modules_are_the_modules_that_they_say(name):
     with torch.device("meta"):
         unet = fd.UNet(CONFIGS[name])
     sizes = CONFIGS[name].level_sizes
-    for site in network_sites(CONFIGS[name]):
-        module = unet.get_submodule(site.name)
+    for entry in network_modules(CONFIGS[name]):
+        module = unet.get_submodule(entry.name)
         kinds = {"linear": nn.Linear, "embedding": nn.Embedding, "conv": nn.Conv2d, "resample_conv": nn.Conv2d}
-        if site.kind in kinds:
-            assert isinstance(module, kinds[site.kind])
+        if entry.kind in kinds:
+            assert isinstance(module, kinds[entry.kind])
         else:
-            expected = {"norm": "GroupNormAct", "res": "ResBlock", "attention": "AttentionBlock"}[site.kind]
+            expected = {"norm": "GroupNormAct", "res": "ResBlock", "attention": "AttentionBlock"}[entry.kind]
             assert type(module).__name__ == expected
-        assert 0 <= site.level < len(sizes)
-        if site.kind == "res":
-            assert site.has_skip == any(part.startswith("skip") for part, _ in module.named_parameters())
+        assert 0 <= entry.level < len(sizes)
+        if entry.kind == "res":
+            assert entry.has_skip == any(part.startswith("skip") for part, _ in module.named_parameters())
 
 
-def test_sites_stand_in_the_order_of_the_names_in_openais_networks():
+def test_modules_stand_in_the_order_of_the_names_in_openais_networks():
     """time_embed, input_blocks, middle_block, output_blocks, out: each counting up."""
-    names = [site.name for site in network_sites(PRESETS["adm-imagenet64"])]
+    names = [module.name for module in network_modules(PRESETS["adm-imagenet64"])]
     groups = [name.split(".")[0] for name in names]
     order = ["time_embed", "label_emb", "input_blocks", "middle_block", "output_blocks", "norm_out", "conv_out"]
     assert list(dict.fromkeys(groups)) == order
     for group in ("input_blocks", "output_blocks"):
         numbers = [int(name.split(".")[1]) for name in names if name.startswith(group)]
         assert numbers == sorted(numbers)
-    down = [site.level for site in network_sites(PRESETS["adm-imagenet64"]) if site.part == "down"]
+    down = [module.level for module in network_modules(PRESETS["adm-imagenet64"]) if module.part == "down"]
     assert down == sorted(down)
-    up = [site.level for site in network_sites(PRESETS["adm-imagenet64"]) if site.part == "up"]
+    up = [module.level for module in network_modules(PRESETS["adm-imagenet64"]) if module.part == "up"]
     assert up == sorted(up, reverse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from fastdiff import samplers
 from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators
 from fastdiff.compat.diffusers._run import Run, output_of
-from fastdiff.compat.levels import first_rows, ladder, with_times
+from fastdiff.compat.levels import Levels, first_rows, with_times
 from fastdiff.process.diffusion import (
     Prediction,
     Variance,
@@ -44,8 +44,7 @@ class _ByTimestep(FusedScheduler):
 
     def _steps(self) -> list[tuple[int, int]]:
         """(timestep, the timestep that its step leads to or -1) for every timestep of the list."""
-        times = [int(t) for t in self.timesteps.tolist()]
-        return list(zip(times, [*times[1:], -1], strict=True))
+        return _falling([int(t) for t in self.timesteps.tolist()])
 
     def _previous(self, timestep: int) -> int:
         """Where a step from a timestep that is not in the list leads to."""
@@ -55,6 +54,12 @@ class _ByTimestep(FusedScheduler):
     def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
         """The table over falling timesteps, the last of which leads to the timestep `end`, or -1."""
         raise NotImplementedError
+
+    def _levels_of(self, times: list[int], end: int, prediction: str, variance: Variance = "fixed_small") -> Levels:
+        """The levels of falling timesteps, and that of `end` where noise is left there."""
+        last = self._level(end)
+        levels = [self._level(t) for t in times] + ([last] if last < 0 else [])
+        return Levels.from_logs(levels, PREDICTIONS[prediction], variance=variance)
 
     def _level(self, timestep: int) -> float:
         """log abar of a timestep, or of the end for -1."""
@@ -70,7 +75,7 @@ class _ByTimestep(FusedScheduler):
             self._runs, self._built_for = {}, (self.config, b"", b"")
         found: tuple[Run, dict[int, int]] | None = self._runs.get(key)
         if found is None:
-            found = self._runs[key] = self._whole(key)
+            found = self._runs[key] = self._all_rows(key)
         run, index = found
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
             # A view of the list is found by its address, without waiting for the device.
@@ -88,7 +93,7 @@ class _ByTimestep(FusedScheduler):
             self._runs[single] = (Run(table, 0, key), {t: 0})
         return self._runs[single][0], 0
 
-    def _whole(self, key: Any) -> tuple[Run, dict[int, int]]:
+    def _all_rows(self, key: Any) -> tuple[Run, dict[int, int]]:
         steps = self._steps()
         times = [t for t, _ in steps]
         if all(before[1] == after[0] for before, after in pairwise(steps)):
@@ -96,6 +101,11 @@ class _ByTimestep(FusedScheduler):
         else:
             table = _stacked([self._chain([t], end, key) for t, end in steps])
         return Run(with_times(table, times), 0, key), {t: row for row, t in enumerate(times)}
+
+
+def _falling(times: list[int]) -> list[tuple[int, int]]:
+    """Each timestep and the next of the list, or -1 at its end."""
+    return list(zip(times, [*times[1:], -1], strict=True))
 
 
 def _stacked(tables: list[CoefficientTable]) -> CoefficientTable:
@@ -125,25 +135,20 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
         return timestep - 1
 
     def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
-        below = [end] if end >= 0 else []
-        levels = np.array([self._level(t) for t in [*times, *below]])
-        way = ladder(levels, PREDICTIONS[self.config.prediction_type], variance=_VARIANCES[key])
-        clip = self.config.clip_sample_range if self.config.clip_sample else None
-        table = samplers.ddpm(way.diffusion, timesteps=way.timesteps, clip=clip)
-        if below:
+        levels = self._levels_of(times, end, self.config.prediction_type, _VARIANCES[key])
+        table = samplers.ddpm(levels.diffusion, timesteps=levels.timesteps, clip=self._clip)
+        if end >= 0 or self.compat is None or times[-1] == 0:
             return first_rows(table, len(times))
-        if self.compat is not None and times[-1] > 0:
-            # Their last step draws noise of the variance beta, or of the least one that they allow, 1e-20.
-            columns = {name: values.copy() for name, values in table._columns.items()}
-            if table.learned_variance:
-                columns["s"][-1] = 1.0
-                if key == "learned_range":
-                    columns["log_min"][-1] = np.log(1e-20)
-            else:
-                large = _VARIANCES[key] == "fixed_large"
-                columns["s"][-1] = np.sqrt(-np.expm1(levels[-1])) if large else 1e-10
-            table = CoefficientTable(columns, table.name, table.learned_variance, options=table.options)
-        return table
+        # Their last step draws noise of the variance beta, or of the least one that they allow, 1e-20.
+        columns = {name: values.copy() for name, values in table._columns.items()}
+        if table.learned_variance:
+            columns["s"][-1] = 1.0
+            if key == "learned_range":
+                columns["log_min"][-1] = np.log(1e-20)
+        else:
+            large = _VARIANCES[key] == "fixed_large"
+            columns["s"][-1] = np.sqrt(-np.expm1(self._level(times[-1]))) if large else 1e-10
+        return CoefficientTable(columns, table.name, table.learned_variance, options=table.options)
 
     def step(
         self,
@@ -173,9 +178,7 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
             row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, learned_variance=learned,
             prediction=True,
         )  # fmt: skip
-        if not return_dict:
-            return out, pred
-        return output_of(DDPMSchedulerOutput, prev_sample=out, pred_original_sample=pred)
+        return output_of(DDPMSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
 
 class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
@@ -186,19 +189,15 @@ class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
     """
 
     def _steps(self) -> list[tuple[int, int]]:
-        times = [int(t) for t in self.timesteps.tolist()]
         if self.compat is None:
-            return list(zip(times, [*times[1:], -1], strict=True))
-        return [(t, max(self._previous(t), -1)) for t in times]
+            return super()._steps()
+        return [(t, max(self._previous(t), -1)) for t in (int(t) for t in self.timesteps.tolist())]
 
     def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
         eta, clipped = key
-        below = [self._level(end)] if self._level(end) < 0 else []
-        way = ladder(np.array([self._level(t) for t in times] + below), PREDICTIONS[self.config.prediction_type])
-        clip = self.config.clip_sample_range if self.config.clip_sample else None
-        table = samplers.ddim(
-            way.diffusion, timesteps=way.timesteps, eta=eta, clip=clip, clipped_eps="rederive" if clipped else "keep"
-        )
+        levels = self._levels_of(times, end, self.config.prediction_type)
+        eps: Literal["rederive", "keep"] = "rederive" if clipped else "keep"
+        table = samplers.ddim(levels.diffusion, timesteps=levels.timesteps, eta=eta, clip=self._clip, clipped_eps=eps)
         return first_rows(table, len(times))
 
     def step(
@@ -227,9 +226,7 @@ class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
         out, pred = run.step(
             row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=True
         )
-        if not return_dict:
-            return out, pred
-        return output_of(DDIMSchedulerOutput, prev_sample=out, pred_original_sample=pred)
+        return output_of(DDIMSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
 
 class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type: ignore[misc]
@@ -251,7 +248,7 @@ class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type
             return float(self._log_alphas_cumprod[0])
         return float(self._log_alphas_cumprod[min(timestep, len(self) - 1)]) if timestep >= 0 else 0.0
 
-    def _whole(self, key: Any) -> tuple[Run, dict[int, int]]:
+    def _all_rows(self, key: Any) -> tuple[Run, dict[int, int]]:
         steps = self._steps()
         table = self._upwards([start for _, start in steps], [t for t, _ in steps])
         return Run(table, 0, key), {t: row for row, (t, _) in enumerate(steps)}
@@ -267,9 +264,10 @@ class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type
         px, pm = x0_coefficients(prediction, alpha, sigma)
         ex, em = eps_coefficients(prediction, alpha, sigma)
         above: Array = np.sqrt(-np.expm1(end))
-        clip = self.config.clip_sample_range if self.config.clip_sample else np.inf
-        columns = {"t": ends, "px": px, "pm": pm, "clip": clip, "cx": above * ex, "cm": above * em,
-                   "c0": np.exp(0.5 * end)}  # fmt: skip
+        clip = np.inf if self._clip is None else self._clip
+        columns: dict[str, Any] = {
+            "t": ends, "px": px, "pm": pm, "clip": clip, "cx": above * ex, "cm": above * em, "c0": np.exp(0.5 * end),
+        }  # fmt: skip
         return CoefficientTable(columns, "ddim_inverse", init_scale=0.0, order=1)
 
     def step(self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True) -> Any:
@@ -279,9 +277,7 @@ class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type
         sample = _same_type(sample, model_output)
         run, row = self._find(timestep, None)
         out, pred = run.step(row, sample, model_output, prediction=True)
-        if not return_dict:
-            return out, pred
-        return output_of(DDIMSchedulerOutput, prev_sample=out, pred_original_sample=pred)
+        return output_of(DDIMSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
 
 class RePaintScheduler(_ByTimestep, diffusers.RePaintScheduler):  # type: ignore[misc]
@@ -295,18 +291,17 @@ class RePaintScheduler(_ByTimestep, diffusers.RePaintScheduler):  # type: ignore
         assert self.num_inference_steps is not None
         stride = int(self.config.num_train_timesteps) // self.num_inference_steps
         times = [stride * i for i in range(self.num_inference_steps)][::-1]
-        return list(zip(times, [*times[1:], -1], strict=True))
+        return _falling(times)
 
     def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
-        levels = np.array([self._level(t) for t in [*times, *([end] if end >= 0 else [])]])
         if key == "known":
-            after = np.append(levels, 0.0)[1 : len(times) + 1]
+            after = np.array([self._level(t) for t in [*times[1:], end]])
             columns = {"t": times, "evaluate": np.zeros(len(times)), "cx": np.exp(0.5 * after),
                        "s": np.sqrt(-np.expm1(after))}  # fmt: skip
             return CoefficientTable(columns, "known", init_scale=0.0)
-        way = ladder(levels, "eps")
+        levels = self._levels_of(times, end, "epsilon")
         clip = 1.0 if self.config.clip_sample else None
-        table = samplers.ddim(way.diffusion, timesteps=way.timesteps, eta=key, clip=clip, clipped_eps="keep")
+        table = samplers.ddim(levels.diffusion, timesteps=levels.timesteps, eta=key, clip=clip, clipped_eps="keep")
         return first_rows(table, len(times))
 
     def step(
@@ -333,6 +328,4 @@ class RePaintScheduler(_ByTimestep, diffusers.RePaintScheduler):  # type: ignore
         original = original_image.to(sample.device, sample.dtype).expand_as(sample).contiguous()
         known, _ = known_run.step(known_row, original, None, **shared)
         out = torch.lerp(unknown, known, mask.to(unknown.device, unknown.dtype))
-        if not return_dict:
-            return out, pred
-        return output_of(RePaintSchedulerOutput, prev_sample=out, pred_original_sample=pred)
+        return output_of(RePaintSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)

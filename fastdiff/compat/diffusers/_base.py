@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fastdiff.compat.diffusers._run import Run
+from fastdiff.compat.levels import Levels, with_times
 from fastdiff.process.diffusion import Prediction
 from fastdiff.process.noise import check_seed
 from fastdiff.process.schedule import Array, NoiseSchedule
@@ -49,6 +50,8 @@ class FusedScheduler:
     _why_not: str | None = None
     _levels: tuple[Tensor, Tensor] | None = None
     _built_for: tuple[Any, bytes, bytes] | None = None
+    # Of the noise drawn from a generator; the model output's where None.
+    _noise_dtype: torch.dtype | None = None
     _runs: dict[Any, Any]
     config: Any
     alphas_cumprod: Tensor
@@ -117,6 +120,10 @@ class FusedScheduler:
         """The levels of the rows: those of the timesteps in float64, or `sigmas` where it is chosen otherwise."""
         return self._levels[1] if self._levels is not None and self._levels[0] is self.sigmas else self.sigmas
 
+    @property
+    def _clip(self) -> float | None:
+        return self.config.clip_sample_range if self.config.clip_sample else None
+
     def _unsupported(self) -> str | None:
         """Why no table covers this configuration, or None."""
         config = self.config
@@ -171,7 +178,7 @@ class FusedScheduler:
         row = index - run.start
         seed = 0
         if draws:
-            noise, seed = self._noise(model_output, generator, noise, run.noisy[row], torch.float32)
+            noise, seed = self._noise(model_output, generator, noise, run.noisy[row])
         out, pred = run.step(
             row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=prediction
         )
@@ -181,13 +188,14 @@ class FusedScheduler:
         return out, pred
 
     def _noise(
-        self, like: Tensor, generator: Generators, given: Tensor | None, needed: bool, dtype: torch.dtype | None = None
+        self, like: Tensor, generator: Generators, given: Tensor | None, needed: bool
     ) -> tuple[Tensor | None, int]:
         """The noise tensor, drawn from the generator as diffusers draws it, or None and a seed for fastdiff's own."""
         if given is not None:
             return given.to(like.device), 0
         if generator is not None:
-            return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype or like.dtype), 0
+            dtype = self._noise_dtype or like.dtype
+            return randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype), 0
         if not needed:
             return None, 0
         if self.seed is not None:
@@ -207,6 +215,22 @@ class FusedScheduler:
             velocity = super().get_velocity(sample.float(), noise.float(), timesteps)  # type: ignore[misc]
             return velocity.to(sample.dtype)  # type: ignore[no-any-return]
         return super().get_velocity(sample, noise, timesteps)  # type: ignore[misc, no-any-return]
+
+
+class BySigma(FusedScheduler):
+    """A scheduler with a list of sigmas and a step index."""
+
+    def _sigmas_from(self, start: int) -> Tensor:
+        return self._sigmas()[start:]
+
+    def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
+        """The sampler's table over the levels, of which the first is that of the step `start`."""
+        raise NotImplementedError
+
+    def _build(self, start: int, key: Any) -> CoefficientTable:
+        sigmas = self._sigmas_from(start).double().cpu().numpy()
+        table = self._table(Levels.from_sigmas(sigmas, PREDICTIONS[self.config.prediction_type]), start, key)
+        return with_times(table, self.timesteps[start:].double().cpu().numpy())
 
 
 def _bytes(x: Tensor) -> bytes:

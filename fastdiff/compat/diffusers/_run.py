@@ -24,13 +24,15 @@ class Run(TableState):
         self.key = key
 
 
-def output_of(kind: Any, **values: Any) -> Any:
-    """What `kind(**values)` is, for one of diffusers' output classes.
+def output_of(kind: Any, return_dict: bool, **values: Any) -> Any:
+    """What `kind(**values)` is, for one of diffusers' output classes and all its fields, or a tuple of the values.
 
     Their constructor looks through the dataclass's fields, which takes longer than a small image's row. What it leaves
     behind is put together here, where a trial showed that it is the same.
     """
-    return _put_together(kind, values) if _is_as_constructed(kind, *values) else kind(**values)
+    if not return_dict:
+        return tuple(values.values())
+    return _put_together(kind, values) if _is_as_constructed(kind) else kind(**values)
 
 
 def _put_together(kind: Any, values: dict[str, Any]) -> Any:
@@ -42,9 +44,9 @@ def _put_together(kind: Any, values: dict[str, Any]) -> Any:
 
 
 @functools.cache
-def _is_as_constructed(kind: Any, *names: str) -> bool:
-    if not issubclass(kind, OrderedDict):
+def _is_as_constructed(kind: Any) -> bool:
+    if not (issubclass(kind, OrderedDict) and hasattr(kind, "__dataclass_fields__")):
         return False
-    values = {name: name for name in names}
+    values = {name: name for name in kind.__dataclass_fields__}
     theirs, ours = kind(**values), _put_together(kind, values)
     return vars(theirs) == vars(ours) and list(theirs.items()) == list(ours.items())

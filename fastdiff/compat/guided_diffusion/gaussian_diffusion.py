@@ -8,8 +8,10 @@ seed gives the images that it gives there.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import samplers
+from fastdiff.compat.guided_diffusion._signatures import parameter, with_parameters, with_parameters_of
 from fastdiff.compat.guided_diffusion.enums import (
     Array,
     LossType,
@@ -38,6 +41,7 @@ from fastdiff.compat.guided_diffusion.posterior import (
     extract,
 )
 from fastdiff.ops.table_state import TableState
+from fastdiff.tensors import per_sample
 
 __all__ = [
     "Array",
@@ -136,36 +140,6 @@ class GaussianDiffusion(GaussianMoments):
         sample = out["pred_xstart"] * signal + extract(np.sqrt(1 - self.alphas_cumprod_next), t, x) * eps
         return {"sample": sample, "pred_xstart": out["pred_xstart"]}
 
-    def p_sample_loop(
-        self,
-        model: Model,
-        shape: Sequence[int],
-        noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: Denoise = None,
-        cond_fn: Model | None = None,
-        model_kwargs: Kwargs = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """Sample images of `shape` by the ancestral process; see `p_sample`.
-
-        Args:
-            model: The network.
-            shape: (N, C, H, W).
-            noise: To start from; drawn if None.
-            clip_denoised: Clip the predictions of x_0 to [-1, 1].
-            denoised_fn: Applied to those predictions before.
-            cond_fn: Gradient of a classifier, (x, times, **model_kwargs) -> x's shape.
-            model_kwargs: Passed to the model and to cond_fn.
-            device: Of the images; the model's if None.
-            progress: Show a bar.
-        """
-        steps = self.p_sample_loop_progressive(
-            model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress
-        )
-        return _last(steps)
-
     def p_sample_loop_progressive(
         self,
         model: Model,
@@ -181,55 +155,47 @@ class GaussianDiffusion(GaussianMoments):
         """The dict of `p_sample` after each step."""
         options: dict[str, Any] = {"denoised_fn": denoised_fn, "cond_fn": cond_fn, "model_kwargs": model_kwargs}
         options |= {"clip_denoised": clip_denoised}
-        yield from self._loop(self.p_sample, model, shape, noise, device, progress, options)
+        return self._loop(self.p_sample, model, shape, noise=noise, device=device, progress=progress, **options)
 
-    def ddim_sample_loop(
-        self,
-        model: Model,
-        shape: Sequence[int],
-        noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: Denoise = None,
-        cond_fn: Model | None = None,
-        model_kwargs: Kwargs = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        eta: float = 0.0,
-    ) -> Tensor:
-        """Sample images of `shape` by DDIM; arguments as in `p_sample_loop`."""
-        steps = self.ddim_sample_loop_progressive(
-            model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device, progress, eta
-        )
-        return _last(steps)
+    @with_parameters_of(p_sample_loop_progressive)
+    def p_sample_loop(self, **arguments: Any) -> Tensor:
+        """Sample images of `shape` by the ancestral process; see `p_sample`.
 
-    def ddim_sample_loop_progressive(
-        self,
-        model: Model,
-        shape: Sequence[int],
-        noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: Denoise = None,
-        cond_fn: Model | None = None,
-        model_kwargs: Kwargs = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        eta: float = 0.0,
-    ) -> Iterator[Terms]:
+        Args:
+            model: The network.
+            shape: (N, C, H, W).
+            noise: To start from; drawn if None.
+            clip_denoised: Clip the predictions of x_0 to [-1, 1].
+            denoised_fn: Applied to those predictions before.
+            cond_fn: Gradient of a classifier, (x, times, **model_kwargs) -> x's shape.
+            model_kwargs: Passed to the model and to cond_fn.
+            device: Of the images; the model's if None.
+            progress: Show a bar.
+        """
+        return _last(self.p_sample_loop_progressive(**arguments))
+
+    @with_parameters([*inspect.signature(p_sample_loop_progressive).parameters.values(), parameter("eta", 0.0, 0.0)])
+    def ddim_sample_loop_progressive(self, **arguments: Any) -> Iterator[Terms]:
         """The dict of `ddim_sample` after each step."""
-        options: dict[str, Any] = {"denoised_fn": denoised_fn, "cond_fn": cond_fn, "model_kwargs": model_kwargs}
-        options |= {"clip_denoised": clip_denoised, "eta": eta}
-        yield from self._loop(self.ddim_sample, model, shape, noise, device, progress, options)
+        return self._loop(self.ddim_sample, **arguments)
+
+    @with_parameters_of(ddim_sample_loop_progressive)
+    def ddim_sample_loop(self, **arguments: Any) -> Tensor:
+        """Sample images of `shape` by DDIM; arguments as in `p_sample_loop`."""
+        return _last(self.ddim_sample_loop_progressive(**arguments))
 
     def _loop(
         self,
         step: Callable[..., Terms],
         model: Model,
         shape: Sequence[int],
+        *,
         noise: Tensor | None,
         device: torch.device | str | None,
         progress: bool,
-        options: Mapping[str, Any],
+        **options: Any,
     ) -> Iterator[Terms]:
+        """Walk from noise to an image; `options` are the step's."""
         if device is None:
             device = next(cast(nn.Module, model).parameters()).device
         image = torch.randn(*shape, device=device) if noise is None else noise
@@ -239,7 +205,7 @@ class GaussianDiffusion(GaussianMoments):
 
             indices = track(indices, description="sampling", transient=True)
         for i in indices:
-            t = torch.full((shape[0],), i, device=device, dtype=torch.int64)
+            t = _all_at(i, image)
             with torch.no_grad():
                 out = step(model, image, t, **options)
             yield out
@@ -260,12 +226,11 @@ class GaussianDiffusion(GaussianMoments):
         self, model: Model, x: Tensor, t: Tensor, sampler: str, clip: bool, eta: float, model_kwargs: Kwargs
     ) -> Terms:
         """One row of fastdiff's table of the sampler, with noise from PyTorch's generator."""
-        output = self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        output = self._call(model, x, t, model_kwargs)
         state = self._state(sampler, clip, eta)
         x = x.contiguous(memory_format=torch.contiguous_format)
         noise = torch.randn_like(x)
-        learns = self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
-        if learns and not state.table.learned_variance:
+        if self._learns_variance and not state.table.learned_variance:
             # DDIM does not read the variance.
             output = output[:, : x.shape[1]]
         row = self.num_timesteps - 1 - t
@@ -326,9 +291,9 @@ class GaussianDiffusion(GaussianMoments):
         if self.loss_type.is_vb():
             loss = self._vb_terms_bpd(model, x_start, x_t, t, clip_denoised=False, model_kwargs=model_kwargs)["output"]
             return {"loss": loss * self.num_timesteps if self.loss_type == LossType.RESCALED_KL else loss}
-        output = self._wrap_model(model)(x_t, self._scale_timesteps(t), **(model_kwargs or {}))
+        output = self._call(model, x_t, t, model_kwargs)
         terms: Terms = {}
-        if self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE):
+        if self._learns_variance:
             channels = x_t.shape[1]
             if output.shape[:2] != (x_t.shape[0], 2 * channels):
                 raise ValueError(
@@ -349,7 +314,7 @@ class GaussianDiffusion(GaussianMoments):
 
     def _prior_bpd(self, x_start: Tensor) -> Tensor:
         """KL(q(x_T | x_0) || N(0, I)) in bits per dimension, [B]; it does not depend on the network."""
-        t = torch.full((x_start.shape[0],), self.num_timesteps - 1, device=x_start.device, dtype=torch.int64)
+        t = _all_at(self.num_timesteps - 1, x_start)
         mean, _, log_variance = self.q_mean_variance(x_start, t)
         return mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / _LN2
 
@@ -363,7 +328,7 @@ class GaussianDiffusion(GaussianMoments):
         """
         found: dict[str, list[Tensor]] = {"vb": [], "xstart_mse": [], "mse": []}
         for i in range(self.num_timesteps - 1, -1, -1):
-            t = torch.full((x_start.shape[0],), i, device=x_start.device, dtype=torch.int64)
+            t = _all_at(i, x_start)
             noise = torch.randn_like(x_start)
             x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
             with torch.no_grad():
@@ -379,12 +344,13 @@ class GaussianDiffusion(GaussianMoments):
 
 def _where_noisy(t: Tensor, x: Tensor) -> Tensor:
     """1 where a step draws noise, 0 at t = 0; [B, 1, ...]."""
-    return (t != 0).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+    return per_sample((t != 0).to(x.dtype), x)
 
 
 def _last(steps: Iterator[Terms]) -> Tensor:
-    final: Tensor | None = None
-    for out in steps:
-        final = out["sample"]
-    assert final is not None
-    return final
+    return deque(steps, maxlen=1).pop()["sample"]
+
+
+def _all_at(t: int, x: Tensor) -> Tensor:
+    """The timestep of every sample, int64 [B]."""
+    return torch.full((x.shape[0],), t, device=x.device, dtype=torch.int64)

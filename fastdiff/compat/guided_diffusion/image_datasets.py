@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,12 +60,7 @@ def load_data(
     loader = DataLoader(dataset, batch_size=batch_size, shuffle=not deterministic, drop_last=True)
     if len(loader) == 0:
         raise ValueError(f"{data_dir} has {len(dataset)} images for this process, fewer than a batch of {batch_size}")
-    return _endless(loader)
-
-
-def _endless(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    while True:
-        yield from loader
+    return chain.from_iterable(repeat(loader))
 
 
 class ImageDataset(Dataset[tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.int64]]]]):

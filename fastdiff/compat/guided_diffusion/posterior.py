@@ -21,6 +21,7 @@ from fastdiff.compat.guided_diffusion.enums import (
 )
 from fastdiff.process.diffusion import Diffusion, Prediction, Variance
 from fastdiff.process.schedule import NoiseSchedule
+from fastdiff.tensors import compute_dtype, per_sample
 
 __all__ = ["PREDICTIONS", "Denoise", "GaussianMoments", "Kwargs", "Model", "Terms", "extract"]
 
@@ -106,6 +107,13 @@ class GaussianMoments:
     def _scale_timesteps(self, t: Tensor) -> Tensor:
         return t.float() * (1000.0 / self.num_timesteps) if self.rescale_timesteps else t
 
+    def _call(self, model: Model, x: Tensor, t: Tensor, model_kwargs: Kwargs) -> Tensor:
+        return self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+
+    @property
+    def _learns_variance(self) -> bool:
+        return self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
+
     # The forward process.
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +168,7 @@ class GaussianMoments:
         """
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must have shape [{x.shape[0]}], got {list(t.shape)}")
-        output = self._wrap_model(model)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        output = self._call(model, x, t, model_kwargs)
         output, variance, log_variance = self._split_variance(output, x, t)
 
         def process(x_start: Tensor) -> Tensor:
@@ -178,12 +186,11 @@ class GaussianMoments:
 
     def _split_variance(self, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         channels = x.shape[1]
-        is_learned = self.model_var_type in (ModelVarType.LEARNED, ModelVarType.LEARNED_RANGE)
-        expected = [x.shape[0], channels * (2 if is_learned else 1), *x.shape[2:]]
+        expected = [x.shape[0], channels * (2 if self._learns_variance else 1), *x.shape[2:]]
         if list(output.shape) != expected:
             raise ValueError(f"the model's output must have shape {expected}, got {list(output.shape)}")
         log_min, log_max = self._variance_logs
-        if is_learned:
+        if self._learns_variance:
             output, values = output.split(channels, dim=1)
             share = (values + 1) / 2
             log_variance = share * extract(log_max, t, x) + (1 - share) * extract(log_min, t, x)
@@ -208,14 +215,14 @@ class GaussianMoments:
         self, cond_fn: Model, p_mean_var: Terms, x: Tensor, t: Tensor, model_kwargs: Kwargs = None
     ) -> Tensor:
         """The mean shifted by variance times cond_fn, the gradient of log p(y | x). Source: Sohl-Dickstein (2015)."""
-        gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        gradient = self._call(cond_fn, x, t, model_kwargs)
         return p_mean_var["mean"].float() + p_mean_var["variance"] * gradient.float()
 
     def condition_score(
         self, cond_fn: Model, p_mean_var: Terms, x: Tensor, t: Tensor, model_kwargs: Kwargs = None
     ) -> Terms:
         """The dict of `p_mean_variance` as if the score were that of p(x | y). Source: Song (2020)."""
-        gradient = self._wrap_model(cond_fn)(x, self._scale_timesteps(t), **(model_kwargs or {}))
+        gradient = self._call(cond_fn, x, t, model_kwargs)
         eps = self._predict_eps_from_xstart(x, t, p_mean_var["pred_xstart"])
         eps = eps - extract(self.sqrt_one_minus_alphas_cumprod, t, x) * gradient
         pred = self._predict_xstart_from_eps(x, t, eps)
@@ -225,6 +232,4 @@ class GaussianMoments:
 
 def extract(array: Array, t: Tensor, x: Tensor) -> Tensor:
     """Entries of an array [T] at t [B], as [B, 1, ...] that broadcasts against x; float64 for a float64 x."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    values = torch.tensor(array, dtype=dtype, device=t.device)[t]
-    return values.view(-1, *[1] * (x.dim() - 1))
+    return per_sample(torch.tensor(array, dtype=compute_dtype(x), device=t.device)[t], x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,16 +83,14 @@ class SpacedDiffusion(GaussianDiffusion):
         return t
 
 
+@dataclass(eq=False)
 class _WrappedModel:
     """A model that is given positions in the respaced process and sees original timesteps."""
 
-    def __init__(
-        self, model: Callable[..., Tensor], timestep_map: list[int], rescale_timesteps: bool, original_num_steps: int
-    ) -> None:
-        self.model = model
-        self.timestep_map = timestep_map
-        self.rescale_timesteps = rescale_timesteps
-        self.original_num_steps = original_num_steps
+    model: Callable[..., Tensor]
+    timestep_map: list[int]
+    rescale_timesteps: bool
+    original_num_steps: int
 
     def __call__(self, x: Tensor, ts: Tensor, **kwargs: Any) -> Tensor:
         times = torch.tensor(self.timestep_map, device=ts.device, dtype=ts.dtype)[ts]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from fastdiff.compat.guided_diffusion import gaussian_diffusion as gd
+from fastdiff.compat.guided_diffusion._signatures import with_flags
 from fastdiff.compat.guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from fastdiff.compat.guided_diffusion.unet import EncoderUNetModel, SuperResModel, UNetModel
 from fastdiff.convert.openai_flags import CHANNEL_MULTS, FLAG_DEFAULTS, NUM_CLASSES
@@ -31,22 +32,25 @@ __all__ = [
     "str2bool",
 ]
 
-_SR_MULTS = {512: (1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 64: (1, 2, 3, 4)}
-_DIFFUSION_KEYS = (
-    "learn_sigma",
-    "diffusion_steps",
-    "noise_schedule",
-    "timestep_respacing",
-    "use_kl",
-    "predict_xstart",
-    "rescale_timesteps",
-    "rescale_learned_sigmas",
-)
+Net = TypeVar("Net", bound=UNetModel)
+
+_SR_MULTS: dict[int, tuple[float, ...]] = {512: (1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 64: (1, 2, 3, 4)}
+# Every flag of a network and its process, in the order of `create_model_and_diffusion`.
+_FLAGS = (
+    "image_size", "class_cond", "learn_sigma", "num_channels", "num_res_blocks", "channel_mult", "num_heads",
+    "num_head_channels", "num_heads_upsample", "attention_resolutions", "dropout", "diffusion_steps", "noise_schedule",
+    "timestep_respacing", "use_kl", "predict_xstart", "rescale_timesteps", "rescale_learned_sigmas", "use_checkpoint",
+    "use_scale_shift_norm", "resblock_updown", "use_fp16", "use_new_attention_order",
+)  # fmt: skip
+_PROCESS_FLAGS = ("learn_sigma", *_FLAGS[_FLAGS.index("diffusion_steps") : _FLAGS.index("use_checkpoint")])
+# A super-resolution network has two sizes, its own multipliers, and the legacy order of attention.
+_NOT_IN_SR = ("image_size", "channel_mult", "use_new_attention_order")
+_SR_SIZES = {"large_size": 256, "small_size": 64}
 
 
 def diffusion_defaults() -> dict[str, Any]:
     """Flags of a process, with their defaults."""
-    return {key: FLAG_DEFAULTS[key] for key in _DIFFUSION_KEYS}
+    return {name: FLAG_DEFAULTS[name] for name in _PROCESS_FLAGS}
 
 
 def classifier_defaults() -> dict[str, Any]:
@@ -73,61 +77,15 @@ def classifier_and_diffusion_defaults() -> dict[str, Any]:
     return {**classifier_defaults(), **diffusion_defaults()}
 
 
-def create_model_and_diffusion(
-    image_size: int,
-    class_cond: bool,
-    learn_sigma: bool,
-    num_channels: int,
-    num_res_blocks: int,
-    channel_mult: str,
-    num_heads: int,
-    num_head_channels: int,
-    num_heads_upsample: int,
-    attention_resolutions: str,
-    dropout: float,
-    diffusion_steps: int,
-    noise_schedule: str,
-    timestep_respacing: str,
-    use_kl: bool,
-    predict_xstart: bool,
-    rescale_timesteps: bool,
-    rescale_learned_sigmas: bool,
-    use_checkpoint: bool,
-    use_scale_shift_norm: bool,
-    resblock_updown: bool,
-    use_fp16: bool,
-    use_new_attention_order: bool,
-) -> tuple[UNetModel, SpacedDiffusion]:
+def sr_model_and_diffusion_defaults() -> dict[str, Any]:
+    """Flags of a super-resolution network and its process, with their defaults."""
+    return {name: value for name, value in FLAG_DEFAULTS.items() if name not in _NOT_IN_SR} | _SR_SIZES
+
+
+@with_flags(_FLAGS, FLAG_DEFAULTS)
+def create_model_and_diffusion(**flags: Any) -> tuple[UNetModel, SpacedDiffusion]:
     """A network and its process; see `create_model` and `create_gaussian_diffusion`."""
-    model = create_model(
-        image_size,
-        num_channels,
-        num_res_blocks,
-        channel_mult=channel_mult,
-        learn_sigma=learn_sigma,
-        class_cond=class_cond,
-        use_checkpoint=use_checkpoint,
-        attention_resolutions=attention_resolutions,
-        num_heads=num_heads,
-        num_head_channels=num_head_channels,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        dropout=dropout,
-        resblock_updown=resblock_updown,
-        use_fp16=use_fp16,
-        use_new_attention_order=use_new_attention_order,
-    )
-    diffusion = create_gaussian_diffusion(
-        steps=diffusion_steps,
-        learn_sigma=learn_sigma,
-        noise_schedule=noise_schedule,
-        use_kl=use_kl,
-        predict_xstart=predict_xstart,
-        rescale_timesteps=rescale_timesteps,
-        rescale_learned_sigmas=rescale_learned_sigmas,
-        timestep_respacing=timestep_respacing,
-    )
-    return model, diffusion
+    return create_model(**_without_process(flags)), _process(flags)
 
 
 def create_model(
@@ -153,194 +111,48 @@ def create_model(
     Raises:
         ValueError: an image size without default multipliers, or settings that `fastdiff.UNet` does not have.
     """
-    return UNetModel(
-        image_size=image_size,
-        in_channels=3,
-        model_channels=num_channels,
-        out_channels=6 if learn_sigma else 3,
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=_rates(image_size, attention_resolutions),
-        dropout=dropout,
-        channel_mult=_multipliers(image_size, channel_mult, CHANNEL_MULTS),
-        num_classes=NUM_CLASSES if class_cond else None,
-        use_checkpoint=use_checkpoint,
-        use_fp16=use_fp16,
-        num_heads=num_heads,
-        num_head_channels=num_head_channels,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        resblock_updown=resblock_updown,
-        use_new_attention_order=use_new_attention_order,
-    )
+    return _network(UNetModel, image_size, CHANNEL_MULTS, dict(locals()))
 
 
-def create_classifier_and_diffusion(
-    image_size: int,
-    classifier_use_fp16: bool,
-    classifier_width: int,
-    classifier_depth: int,
-    classifier_attention_resolutions: str,
-    classifier_use_scale_shift_norm: bool,
-    classifier_resblock_updown: bool,
-    classifier_pool: str,
-    learn_sigma: bool,
-    diffusion_steps: int,
-    noise_schedule: str,
-    timestep_respacing: str,
-    use_kl: bool,
-    predict_xstart: bool,
-    rescale_timesteps: bool,
-    rescale_learned_sigmas: bool,
-) -> tuple[EncoderUNetModel, SpacedDiffusion]:
+@with_flags((*classifier_defaults(), *_PROCESS_FLAGS), {**classifier_defaults(), **FLAG_DEFAULTS})
+def create_classifier_and_diffusion(**flags: Any) -> tuple[EncoderUNetModel, SpacedDiffusion]:
     """A classifier of noisy images and the process that makes them noisy."""
-    classifier = create_classifier(
-        image_size,
-        classifier_use_fp16,
-        classifier_width,
-        classifier_depth,
-        classifier_attention_resolutions,
-        classifier_use_scale_shift_norm,
-        classifier_resblock_updown,
-        classifier_pool,
-    )
-    diffusion = create_gaussian_diffusion(
-        steps=diffusion_steps,
-        learn_sigma=learn_sigma,
-        noise_schedule=noise_schedule,
-        use_kl=use_kl,
-        predict_xstart=predict_xstart,
-        rescale_timesteps=rescale_timesteps,
-        rescale_learned_sigmas=rescale_learned_sigmas,
-        timestep_respacing=timestep_respacing,
-    )
-    return classifier, diffusion
+    return create_classifier(**{name: flags[name] for name in classifier_defaults()}), _process(flags)
 
 
-def create_classifier(
-    image_size: int,
-    classifier_use_fp16: bool,
-    classifier_width: int,
-    classifier_depth: int,
-    classifier_attention_resolutions: str,
-    classifier_use_scale_shift_norm: bool,
-    classifier_resblock_updown: bool,
-    classifier_pool: str,
-) -> EncoderUNetModel:
+@with_flags(classifier_defaults(), classifier_defaults())
+def create_classifier(**flags: Any) -> EncoderUNetModel:
     """A classifier of noisy RGB images with 1000 classes."""
+    size = flags["image_size"]
     return EncoderUNetModel(
-        image_size=image_size,
+        image_size=size,
         in_channels=3,
-        model_channels=classifier_width,
+        model_channels=flags["classifier_width"],
         out_channels=NUM_CLASSES,
-        num_res_blocks=classifier_depth,
-        attention_resolutions=_rates(image_size, classifier_attention_resolutions),
-        channel_mult=_multipliers(image_size, "", CHANNEL_MULTS),
-        use_fp16=classifier_use_fp16,
+        num_res_blocks=flags["classifier_depth"],
+        attention_resolutions=_rates(size, flags["classifier_attention_resolutions"]),
+        channel_mult=_multipliers(size, "", CHANNEL_MULTS),
+        use_fp16=flags["classifier_use_fp16"],
         num_head_channels=64,
-        use_scale_shift_norm=classifier_use_scale_shift_norm,
-        resblock_updown=classifier_resblock_updown,
-        pool=classifier_pool,
+        use_scale_shift_norm=flags["classifier_use_scale_shift_norm"],
+        resblock_updown=flags["classifier_resblock_updown"],
+        pool=flags["classifier_pool"],
     )
 
 
-def sr_model_and_diffusion_defaults() -> dict[str, Any]:
-    """Flags of a super-resolution network and its process, with their defaults."""
-    flags = {**model_and_diffusion_defaults(), "large_size": 256, "small_size": 64}
-    known = inspect.signature(sr_create_model_and_diffusion).parameters
-    return {name: value for name, value in flags.items() if name in known}
-
-
-def sr_create_model_and_diffusion(
-    large_size: int,
-    small_size: int,
-    class_cond: bool,
-    learn_sigma: bool,
-    num_channels: int,
-    num_res_blocks: int,
-    num_heads: int,
-    num_head_channels: int,
-    num_heads_upsample: int,
-    attention_resolutions: str,
-    dropout: float,
-    diffusion_steps: int,
-    noise_schedule: str,
-    timestep_respacing: str,
-    use_kl: bool,
-    predict_xstart: bool,
-    rescale_timesteps: bool,
-    rescale_learned_sigmas: bool,
-    use_checkpoint: bool,
-    use_scale_shift_norm: bool,
-    resblock_updown: bool,
-    use_fp16: bool,
-) -> tuple[SuperResModel, SpacedDiffusion]:
+@with_flags([*_SR_SIZES, *(name for name in _FLAGS if name not in _NOT_IN_SR)], {**FLAG_DEFAULTS, **_SR_SIZES})
+def sr_create_model_and_diffusion(**flags: Any) -> tuple[SuperResModel, SpacedDiffusion]:
     """A super-resolution network and its process."""
-    model = sr_create_model(
-        large_size,
-        small_size,
-        num_channels,
-        num_res_blocks,
-        learn_sigma=learn_sigma,
-        class_cond=class_cond,
-        use_checkpoint=use_checkpoint,
-        attention_resolutions=attention_resolutions,
-        num_heads=num_heads,
-        num_head_channels=num_head_channels,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        dropout=dropout,
-        resblock_updown=resblock_updown,
-        use_fp16=use_fp16,
-    )
-    diffusion = create_gaussian_diffusion(
-        steps=diffusion_steps,
-        learn_sigma=learn_sigma,
-        noise_schedule=noise_schedule,
-        use_kl=use_kl,
-        predict_xstart=predict_xstart,
-        rescale_timesteps=rescale_timesteps,
-        rescale_learned_sigmas=rescale_learned_sigmas,
-        timestep_respacing=timestep_respacing,
-    )
-    return model, diffusion
+    return sr_create_model(**_without_process(flags)), _process(flags)
 
 
-def sr_create_model(
-    large_size: int,
-    small_size: int,
-    num_channels: int,
-    num_res_blocks: int,
-    learn_sigma: bool,
-    class_cond: bool,
-    use_checkpoint: bool,
-    attention_resolutions: str,
-    num_heads: int,
-    num_head_channels: int,
-    num_heads_upsample: int,
-    use_scale_shift_norm: bool,
-    dropout: float,
-    resblock_updown: bool,
-    use_fp16: bool,
-) -> SuperResModel:
+@with_flags(
+    [*_SR_SIZES, *(name for name in inspect.signature(create_model).parameters if name not in _NOT_IN_SR)],
+    {**FLAG_DEFAULTS, **_SR_SIZES},
+)
+def sr_create_model(**flags: Any) -> SuperResModel:
     """A network that makes images of `large_size` from such of any smaller size; `small_size` is not read."""
-    return SuperResModel(
-        image_size=large_size,
-        in_channels=3,
-        model_channels=num_channels,
-        out_channels=6 if learn_sigma else 3,
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=_rates(large_size, attention_resolutions),
-        dropout=dropout,
-        channel_mult=_multipliers(large_size, "", _SR_MULTS),
-        num_classes=NUM_CLASSES if class_cond else None,
-        use_checkpoint=use_checkpoint,
-        num_heads=num_heads,
-        num_head_channels=num_head_channels,
-        num_heads_upsample=num_heads_upsample,
-        use_scale_shift_norm=use_scale_shift_norm,
-        resblock_updown=resblock_updown,
-        use_fp16=use_fp16,
-    )
+    return _network(SuperResModel, flags["large_size"], _SR_MULTS, flags)
 
 
 def create_gaussian_diffusion(
@@ -395,11 +207,37 @@ def str2bool(v: str | bool) -> bool:
     raise argparse.ArgumentTypeError("boolean value expected")
 
 
+def _without_process(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if name == "learn_sigma" or name not in _PROCESS_FLAGS}
+
+
+def _process(flags: Mapping[str, Any]) -> SpacedDiffusion:
+    options = {name: flags[name] for name in _PROCESS_FLAGS if name != "diffusion_steps"}
+    return create_gaussian_diffusion(steps=flags["diffusion_steps"], **options)
+
+
+def _network(
+    kind: type[Net], image_size: int, multipliers: Mapping[int, tuple[float, ...]], flags: Mapping[str, Any]
+) -> Net:
+    """A U-Net of flags, most of which are arguments of its constructor."""
+    arguments = {name: flags[name] for name in inspect.signature(UNetModel).parameters if name in flags}
+    arguments |= {
+        "image_size": image_size,
+        "in_channels": 3,
+        "model_channels": flags["num_channels"],
+        "out_channels": 6 if flags["learn_sigma"] else 3,
+        "attention_resolutions": _rates(image_size, flags["attention_resolutions"]),
+        "channel_mult": _multipliers(image_size, flags.get("channel_mult", ""), multipliers),
+        "num_classes": NUM_CLASSES if flags["class_cond"] else None,
+    }
+    return kind(**arguments)
+
+
 def _rates(image_size: int, resolutions: str) -> tuple[int, ...]:
     return tuple(image_size // int(size) for size in resolutions.split(","))
 
 
-def _multipliers(image_size: int, given: str, defaults: dict[int, tuple[Any, ...]]) -> tuple[float, ...]:
+def _multipliers(image_size: int, given: str, defaults: Mapping[int, tuple[float, ...]]) -> tuple[float, ...]:
     if given:
         return tuple(float(part) if "." in part else int(part) for part in given.split(","))
     if image_size not in defaults:

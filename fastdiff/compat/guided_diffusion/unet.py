@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, MutableMapping
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastdiff.compat.guided_diffusion._signatures import parameter, with_parameters
 from fastdiff.convert.layouts import layout_entries
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import Block, UNet, timestep_embedding
@@ -20,57 +22,19 @@ __all__ = ["AttentionPool2d", "EncoderUNetModel", "SuperResModel", "UNetModel"]
 _POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
 
-def _config(
-    *,
-    image_size: int,
-    in_channels: int,
-    model_channels: int,
-    out_channels: int,
-    num_res_blocks: int,
-    attention_resolutions: Iterable[int],
-    dropout: float,
-    channel_mult: Iterable[float],
-    conv_resample: bool,
-    dims: int,
-    num_classes: int | None,
-    num_heads: int,
-    num_head_channels: int,
-    num_heads_upsample: int,
-    use_scale_shift_norm: bool,
-    resblock_updown: bool,
-    use_new_attention_order: bool,
-) -> UNetConfig:
-    if dims != 2:
-        raise ValueError(f"fastdiff has networks for images: dims must be 2, got {dims}")
-    if num_head_channels == -1 and num_heads_upsample not in (-1, num_heads):
-        raise ValueError(f"num_heads_upsample must equal num_heads={num_heads}, got {num_heads_upsample}")
-    mults = tuple(channel_mult)
-    # Rates of downsampling; those that no level has are passed over, as they do.
-    rates = [rate for rate in attention_resolutions if rate in {1 << level for level in range(len(mults))}]
-    return UNetConfig(
-        image_size=image_size,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        channels=model_channels,
-        channel_mult=mults,
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=tuple(image_size // rate for rate in rates),
-        dropout=dropout,
-        num_heads=num_heads,
-        head_channels=None if num_head_channels == -1 else num_head_channels,
-        norm_groups=32,
-        norm_eps=1e-5,
-        time_embedding="cos_sin",
-        downsample_padding="symmetric",
-        scale_shift_norm=use_scale_shift_norm,
-        resblock_updown=resblock_updown,
-        conv_resample=conv_resample,
-        num_classes=num_classes,
-        qkv_layout="new" if use_new_attention_order else "legacy",
-    )
+class _Convertible(nn.Module):
+    """A network whose type changes by these names."""
+
+    def convert_to_fp16(self) -> None:
+        """Make the network float16; norms and attention still add up in float32."""
+        self.half()
+
+    def convert_to_fp32(self) -> None:
+        """Make the network float32."""
+        self.float()
 
 
-class UNetModel(UNet):
+class UNetModel(UNet, _Convertible):
     """The full U-Net with attention and a time embedding.
 
     It is a `fastdiff.UNet`, so that `fastdiff.sample` and the engine run it. Its `state_dict` has OpenAI's names, and
@@ -123,25 +87,34 @@ class UNetModel(UNet):
         resblock_updown: bool = False,
         use_new_attention_order: bool = False,
     ) -> None:
+        if dims != 2:
+            raise ValueError(f"fastdiff has networks for images: dims must be 2, got {dims}")
+        if num_head_channels == -1 and num_heads_upsample not in (-1, num_heads):
+            raise ValueError(f"num_heads_upsample must equal num_heads={num_heads}, got {num_heads_upsample}")
+        mults = tuple(channel_mult)
+        # Rates of downsampling; those that no level has are passed over, as they do.
+        rates = [rate for rate in attention_resolutions if rate in {1 << level for level in range(len(mults))}]
         super().__init__(
-            _config(
+            UNetConfig(
                 image_size=image_size,
                 in_channels=in_channels,
-                model_channels=model_channels,
                 out_channels=out_channels,
+                channels=model_channels,
+                channel_mult=mults,
                 num_res_blocks=num_res_blocks,
-                attention_resolutions=attention_resolutions,
+                attention_resolutions=tuple(image_size // rate for rate in rates),
                 dropout=dropout,
-                channel_mult=channel_mult,
-                conv_resample=conv_resample,
-                dims=dims,
-                num_classes=num_classes,
                 num_heads=num_heads,
-                num_head_channels=num_head_channels,
-                num_heads_upsample=num_heads_upsample,
-                use_scale_shift_norm=use_scale_shift_norm,
+                head_channels=None if num_head_channels == -1 else num_head_channels,
+                norm_groups=32,
+                norm_eps=1e-5,
+                time_embedding="cos_sin",
+                downsample_padding="symmetric",
+                scale_shift_norm=use_scale_shift_norm,
                 resblock_updown=resblock_updown,
-                use_new_attention_order=use_new_attention_order,
+                conv_resample=conv_resample,
+                num_classes=num_classes,
+                qkv_layout="new" if use_new_attention_order else "legacy",
             )
         )
         self.image_size = image_size
@@ -157,14 +130,6 @@ class UNetModel(UNet):
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W], times [B] and labels [B] to [B, out_channels, H, W], in the type of x."""
         return super().forward(x, timesteps, y).to(x.dtype)
-
-    def convert_to_fp16(self) -> None:
-        """Make the network float16; norms and attention still add up in float32."""
-        self.half()
-
-    def convert_to_fp32(self) -> None:
-        """Make the network float32."""
-        self.float()
 
 
 class SuperResModel(UNetModel):
@@ -213,68 +178,32 @@ class AttentionPool2d(nn.Module):
         return y[:, :, 0]
 
 
-class EncoderUNetModel(nn.Module):
+_ENCODER_PARAMETERS = [p for p in inspect.signature(UNetModel.__init__).parameters.values() if p.name != "num_classes"]
+_ENCODER_PARAMETERS.append(parameter("pool", "adaptive", "adaptive"))
+
+
+class EncoderUNetModel(_Convertible):
     """The downward half of the U-Net with a pooling at its end: a classifier of noisy images.
 
     Arguments as `UNetModel`'s, and `pool`: "attention", "adaptive", "spatial" or "spatial_v2". State-dict names are
     OpenAI's.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        in_channels: int,
-        model_channels: int,
-        out_channels: int,
-        num_res_blocks: int,
-        attention_resolutions: Iterable[int],
-        dropout: float = 0,
-        channel_mult: Iterable[float] = (1, 2, 4, 8),
-        conv_resample: bool = True,
-        dims: int = 2,
-        use_checkpoint: bool = False,
-        use_fp16: bool = False,
-        num_heads: int = 1,
-        num_head_channels: int = -1,
-        num_heads_upsample: int = -1,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
-        pool: str = "adaptive",
-    ) -> None:
+    @with_parameters(_ENCODER_PARAMETERS)
+    def __init__(self, *, pool: str, **arguments: Any) -> None:
         super().__init__()
         if pool not in _POOLS:
             raise NotImplementedError(f"unexpected {pool} pooling; it is one of {', '.join(_POOLS)}")
-        config = _config(
-            image_size=image_size,
-            in_channels=in_channels,
-            model_channels=model_channels,
-            out_channels=out_channels,
-            num_res_blocks=num_res_blocks,
-            attention_resolutions=attention_resolutions,
-            dropout=dropout,
-            channel_mult=channel_mult,
-            conv_resample=conv_resample,
-            dims=dims,
-            num_classes=None,
-            num_heads=num_heads,
-            num_head_channels=num_head_channels,
-            num_heads_upsample=num_heads_upsample,
-            use_scale_shift_norm=use_scale_shift_norm,
-            resblock_updown=resblock_updown,
-            use_new_attention_order=use_new_attention_order,
-        )
         # The upward half is left behind here.
-        whole = UNet(config)
+        whole = UNetModel(**arguments)
+        config = whole.config
         self.config = config
         self.pool = pool
-        self.dtype = torch.float16 if use_fp16 else torch.float32
+        self.dtype = whole.dtype
         self.time_embed = whole.time_embed
         self.input_blocks = whole.input_blocks
         self.middle_block = whole.middle_block
-        self.out = _pooling(pool, config, num_head_channels, out_channels)
-        if use_checkpoint:
-            _recompute_blocks(self)
+        self.out = _pooling(pool, config, arguments["num_head_channels"], config.out_channels)
         _use_openai_names(self, config)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
@@ -289,14 +218,6 @@ class EncoderUNetModel(nn.Module):
         features = torch.cat(means, dim=1) if self.pool.startswith("spatial") else h.to(x.dtype)
         y: Tensor = self.out(features.to(dtype))
         return y.to(x.dtype)
-
-    def convert_to_fp16(self) -> None:
-        """Make the network float16."""
-        self.half()
-
-    def convert_to_fp32(self) -> None:
-        """Make the network float32."""
-        self.float()
 
 
 def _pooling(pool: str, config: UNetConfig, num_head_channels: int, out_channels: int) -> nn.Module:

@@ -6,79 +6,12 @@ Source: Crowson, k-diffusion, sampling.py and external.py; Karras et al. (2022),
 """
 
 from fastdiff.compat.k_diffusion import external, sampling, utils
-from fastdiff.compat.k_diffusion.external import (
-    CompVisDenoiser,
-    CompVisVDenoiser,
-    DenoiserFromNetwork,
-    DiscreteEpsDDPMDenoiser,
-    DiscreteSchedule,
-    DiscreteVDDPMDenoiser,
-    NetworkFromDenoiser,
-    OpenAIDenoiser,
-    VDenoiser,
-)
-from fastdiff.compat.k_diffusion.sampling import (
-    BrownianTreeNoiseSampler,
-    append_zero,
-    default_noise_sampler,
-    edm_sampler,
-    get_ancestral_step,
-    get_sigmas_exponential,
-    get_sigmas_karras,
-    get_sigmas_polyexponential,
-    get_sigmas_vp,
-    sample_dpm_2,
-    sample_dpm_2_ancestral,
-    sample_dpm_adaptive,
-    sample_dpm_fast,
-    sample_dpmpp_2m,
-    sample_dpmpp_2m_sde,
-    sample_dpmpp_2s_ancestral,
-    sample_dpmpp_3m_sde,
-    sample_dpmpp_sde,
-    sample_euler,
-    sample_euler_ancestral,
-    sample_heun,
-    sample_lms,
-    to_d,
-)
-from fastdiff.compat.k_diffusion.utils import append_dims
+from fastdiff.compat.k_diffusion.external import *  # noqa: F403
+from fastdiff.compat.k_diffusion.sampling import *  # noqa: F403
+from fastdiff.compat.k_diffusion.utils import *  # noqa: F403
 
-__all__ = [
-    "BrownianTreeNoiseSampler",
-    "CompVisDenoiser",
-    "CompVisVDenoiser",
-    "DenoiserFromNetwork",
-    "DiscreteEpsDDPMDenoiser",
-    "DiscreteSchedule",
-    "DiscreteVDDPMDenoiser",
-    "NetworkFromDenoiser",
-    "OpenAIDenoiser",
-    "VDenoiser",
-    "append_dims",
-    "append_zero",
-    "default_noise_sampler",
-    "edm_sampler",
-    "external",
-    "get_ancestral_step",
-    "get_sigmas_exponential",
-    "get_sigmas_karras",
-    "get_sigmas_polyexponential",
-    "get_sigmas_vp",
-    "sample_dpm_2",
-    "sample_dpm_2_ancestral",
-    "sample_dpm_adaptive",
-    "sample_dpm_fast",
-    "sample_dpmpp_2m",
-    "sample_dpmpp_2m_sde",
-    "sample_dpmpp_2s_ancestral",
-    "sample_dpmpp_3m_sde",
-    "sample_dpmpp_sde",
-    "sample_euler",
-    "sample_euler_ancestral",
-    "sample_heun",
-    "sample_lms",
-    "sampling",
-    "to_d",
-    "utils",
-]
+# A star brings what the module's own list names.
+__all__ = ["external", "sampling", "utils"]
+__all__ += external.__all__
+__all__ += sampling.__all__
+__all__ += utils.__all__

@@ -15,6 +15,7 @@ from fastdiff.compat.k_diffusion._steps import (
     Callback,
     Denoiser,
     NoiseSampler,
+    check_ends,
     default_noise_sampler,
 )
 from fastdiff.compat.k_diffusion.utils import append_dims
@@ -109,14 +110,10 @@ def sample_dpm_adaptive(
 
     Source: Lu et al. (2022), arXiv:2206.00927, algorithm 2 and appendix C.
     """
-    start, end = float(sigma_max), float(sigma_min)
-    if end <= 0 or start <= 0:
-        raise ValueError(f"sigma_min and sigma_max must be positive, got {end} and {start}")
+    start, end = check_ends(sigma_max, sigma_min, eta)
     if order not in (2, 3):
         raise ValueError(f"order must be 2 or 3, got {order}")
     way = 1.0 if end < start else -1.0
-    if way < 0 and eta:
-        raise ValueError("eta must be 0 on the way from data to noise")
     draw = noise_sampler or (BrownianTreeNoiseSampler(x, end, start) if eta else default_noise_sampler(x))
     s = torch.full((x.shape[0],), -math.log(start), dtype=torch.float64, device=x.device)
     finish = torch.full_like(s, -math.log(end))

@@ -14,14 +14,9 @@ from torch import Tensor
 
 from fastdiff import samplers
 from fastdiff.compat.k_diffusion.sigmas import get_ancestral_step
-from fastdiff.compat.levels import ladder_of_sigmas, variance_exploding
+from fastdiff.compat.levels import Levels, variance_exploding
 from fastdiff.ops.table_state import TableState
-from fastdiff.process.table import (
-    COEFFICIENTS,
-    DEFAULTS,
-    FLAGS,
-    CoefficientTable,
-)
+from fastdiff.process.table import DEFAULTS, CoefficientTable
 from fastdiff.samplers.exponential import phi
 from fastdiff.samplers.two_stage_method import MAX_CHURN
 
@@ -30,45 +25,53 @@ __all__ = [
     "Churn",
     "Denoiser",
     "NoiseSampler",
-    "Part",
+    "Step",
     "ancestral",
+    "check_ends",
     "churned",
     "default_noise_sampler",
-    "fall",
+    "falling",
+    "multistep",
     "multistep_sde",
     "run",
     "singlestep",
     "two_stage_sde",
-    "whole",
 ]
 
 Denoiser = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], None] | None
 NoiseSampler = Callable[[Any, Any], Tensor] | None
 
+_SOLVERS: dict[str, Callable[..., CoefficientTable]] = {
+    "euler": samplers.euler,
+    "heun": samplers.heun,
+    "dpm2": samplers.dpm2,
+    "dpmpp_2s": samplers.dpmpp_singlestep,
+}
+
 
 @dataclass
-class Part:
-    """The rows of one step.
+class Step:
+    """A sampler's step as rows of a table.
 
     Attributes:
         rows: Columns of the coefficient table.
-        step: The step's number.
+        number: The step's number.
         sigma: Its level.
         sigma_hat: The level it is raised to.
-        ends: For each row, the level to which its noise belongs.
-        at: For each row, the level of its evaluation.
-        wasted: Draws of noise that nothing uses. k-diffusion draws at each step, and a seed gives what it gives there
-            only if this does, too.
+        noise_levels: For each row, the level to which its noise belongs.
+        input_levels: For each row, the level of its evaluation.
+        unused_draws: Draws of noise that nothing uses. k-diffusion draws at each step, and a seed gives what it gives
+            there only if this does, too.
     """
 
     rows: Mapping[str, Any]
-    step: int
+    number: int
     sigma: float
     sigma_hat: float
-    ends: Sequence[float]
-    at: Sequence[float]
-    wasted: int = 0
+    noise_levels: Sequence[float]
+    input_levels: Sequence[float]
+    unused_draws: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,19 +98,13 @@ class Churn:
         return level if self.rounding is None else self.rounding(level)
 
 
-def _pair(kind: str, levels: list[float]) -> CoefficientTable:
+def _solver_rows(solver: str, sigmas: list[float]) -> CoefficientTable:
     """A step from the first level to the last, with the levels between for the solvers that stop there."""
-    way = ladder_of_sigmas(levels, "x0")
-    if kind == "dpm2":
-        table = samplers.dpm2(way.diffusion, timesteps=way.timesteps[:1], final=way.final, clip=None)
-    elif kind == "dpmpp_2s":
-        table = samplers.dpmpp_singlestep(
-            way.diffusion, timesteps=way.timesteps, final=way.final, groups=[2], clip=None
-        )
-    else:
-        build = samplers.heun if kind == "heun" else samplers.euler
-        table = build(way.diffusion, timesteps=way.timesteps, final=way.final, clip=None)
-    return variance_exploding(table)
+    levels = Levels.from_sigmas(sigmas, "x0")
+    if solver == "dpm2":
+        levels = replace(levels, timesteps=levels.timesteps[:1])
+    options = {"groups": [2]} if solver == "dpmpp_2s" else {}
+    return variance_exploding(levels.table(_SOLVERS[solver], clip=None, **options))
 
 
 def _with_noise(table: CoefficientTable, scale: float) -> CoefficientTable:
@@ -123,7 +120,7 @@ def _raise(sigma: float, sigma_hat: float, s_noise: float) -> CoefficientTable:
     return CoefficientTable({"t": [0.0], "evaluate": [0.0], "cx": [1.0], "s": [scale]}, "churn")
 
 
-def fall(sigmas: Tensor) -> list[float]:
+def falling(sigmas: Tensor) -> list[float]:
     """The levels as numbers.
 
     Raises:
@@ -137,56 +134,65 @@ def fall(sigmas: Tensor) -> list[float]:
     return levels
 
 
+def check_ends(sigma_max: float, sigma_min: float, eta: float) -> tuple[float, float]:
+    """The first level and the last as numbers.
+
+    Raises:
+        ValueError: levels that are not positive, or noise on the way to noise.
+    """
+    start, end = float(sigma_max), float(sigma_min)
+    if end <= 0 or start <= 0:
+        raise ValueError(f"sigma_min and sigma_max must be positive, got {end} and {start}")
+    if end >= start and eta:
+        raise ValueError("eta must be 0 on the way from data to noise")
+    return start, end
+
+
 def run(
     model: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    parts: Sequence[Part],
-    extra_args: Mapping[str, Any] | None,
-    callback: Callback,
-    noise_sampler: NoiseSampler,
+    steps: Sequence[Step],
     *,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback = None,
+    noise_sampler: NoiseSampler = None,
     reports_time: bool = False,
 ) -> Tensor:
     """Walk from the first level to the last; arguments as `sampling.sample_euler`.
 
     Args:
         model, x, sigmas, extra_args, callback: See there; sigmas are for the callback alone.
-        parts: The steps.
+        steps: What to execute.
         noise_sampler: (sigma, sigma_next) -> noise; torch.randn_like when None.
         reports_time: Tell the callback t = -log sigma as well.
     """
     columns = {
-        name: np.concatenate([np.broadcast_to(part.rows.get(name, DEFAULTS[name]), len(part.at)) for part in parts])
-        for name in (*COEFFICIENTS, *FLAGS)
-        if name != "t"
+        name: np.concatenate([np.broadcast_to(step.rows.get(name, value), len(step.input_levels)) for step in steps])
+        for name, value in DEFAULTS.items()
     }
-    table = CoefficientTable(columns | {"t": np.zeros(len(columns["cx"]))}, "k_diffusion")
-    state = TableState(table)
+    state = TableState(CoefficientTable(columns | {"t": np.zeros(len(columns["cx"]))}, "k_diffusion"))
     ones = x.new_ones(x.shape[0])
     draw = default_noise_sampler(x) if noise_sampler is None else noise_sampler
     row = 0
     with torch.no_grad():
-        for part in parts:
-            reported = False
-            level = sigmas.new_tensor(part.sigma)
-            for place, (at, end) in enumerate(zip(part.at, part.ends, strict=True)):
+        for step in steps:
+            level = sigmas.new_tensor(step.sigma)
+            for k, (input_level, noise_level) in enumerate(zip(step.input_levels, step.noise_levels, strict=True)):
                 output = None
                 if state.evaluates[row]:
-                    output = model(x, at * ones, **dict(extra_args or {}))
-                    if callback is not None and not reported:
-                        info: dict[str, Any] = {"x": x, "i": part.step, "sigma": sigmas[part.step],
-                                "sigma_hat": sigmas.new_tensor(part.sigma_hat), "denoised": output}  # fmt: skip
+                    output = model(x, input_level * ones, **dict(extra_args or {}))
+                    if callback is not None and k == 0:
+                        info: dict[str, Any] = {"x": x, "i": step.number, "sigma": sigmas[step.number],
+                                "sigma_hat": sigmas.new_tensor(step.sigma_hat), "denoised": output}  # fmt: skip
                         if reports_time:
                             info |= {"t": -info["sigma"].log(), "t_up": -info["sigma_hat"].log()}
                         callback(info)
-                        reported = True
-                noise = draw(level, sigmas.new_tensor(end)) if state.noisy[row] else None
-                if place == len(part.at) - 1:
-                    for _ in range(part.wasted):
-                        draw(level, sigmas.new_tensor(end))
+                noise = draw(level, sigmas.new_tensor(noise_level)) if state.noisy[row] else None
                 x, _ = state.step(row, x, output, noise=noise)
                 row += 1
+            for _ in range(step.unused_draws):
+                draw(level, sigmas.new_tensor(step.noise_levels[-1]))
     return x
 
 
@@ -195,54 +201,57 @@ def default_noise_sampler(x: Tensor) -> Callable[[Any, Any], Tensor]:
     return lambda sigma, sigma_next: torch.randn_like(x)
 
 
-def churned(kind: str, levels: list[float], churn: Churn) -> list[Part]:
+def churned(solver: str, levels: list[float], churn: Churn) -> list[Step]:
     """Steps of "euler", "heun" or "dpm2", each from a level raised by noise. Source: Karras (2022), algorithm 2."""
-    parts = []
+    steps = []
     for i, (sigma, after) in enumerate(pairwise(levels)):
         hat = churn.raised(sigma, len(levels) - 1)
-        step = _step(kind, i, sigma, hat, after, after)
         if hat > sigma:
-            parts.append(Part(_raise(sigma, hat, churn.noise).columns, i, sigma, hat, [hat], [hat]))
-        else:
-            step.wasted = 1
-        parts.append(step)
-    return parts
+            steps.append(Step(_raise(sigma, hat, churn.noise).columns, i, sigma, hat, [hat], [hat]))
+        steps.append(_solver_step(solver, i, sigma, hat, after, after))
+        steps[-1].unused_draws = int(hat <= sigma)
+    return steps
 
 
-def _step(kind: str, i: int, sigma: float, hat: float, target: float, after: float, noise: float = 0.0) -> Part:
-    """A step from `hat` to `target`, and noise from there to `after`."""
-    middle = math.sqrt(hat * target)
-    if target == 0 or kind == "euler":
-        table, at = _pair("euler", [hat, target]), [hat]
-    elif kind == "heun":
-        table, at = _pair("heun", [hat, target]), [hat, target]
-    else:
-        table, at = _pair(kind, [hat, middle, target]), [hat, middle]
-    rows = (_with_noise(table, noise) if noise else table).columns
-    return Part(rows, i, sigma, hat, [after] * len(at), at)
-
-
-def ancestral(kind: str, levels: list[float], eta: float, s_noise: float) -> list[Part]:
+def ancestral(solver: str, levels: list[float], eta: float, s_noise: float) -> list[Step]:
     """Steps of "euler", "dpm2" or "dpmpp_2s" to below the next level, and noise up to it."""
-    parts = []
+    steps = []
     for i, (sigma, after) in enumerate(pairwise(levels)):
         down, up = get_ancestral_step(sigma, after, eta)
         noise = up * s_noise if after > 0 else 0.0
-        parts.append(_step(kind, i, sigma, sigma, down, after, noise))
-        parts[-1].wasted = int(after > 0 and noise == 0)
-    return parts
+        steps.append(_solver_step(solver, i, sigma, sigma, down, after, noise))
+        steps[-1].unused_draws = int(after > 0 and noise == 0)
+    return steps
 
 
-def whole(table: CoefficientTable, levels: list[float]) -> list[Part]:
-    """The rows of a multistep table, one per step."""
-    columns = variance_exploding(table).columns
+def _solver_step(
+    solver: str, i: int, sigma: float, hat: float, target: float, after: float, noise: float = 0.0
+) -> Step:
+    """A step from `hat` to `target`, and noise from there to `after`."""
+    input_levels, ends = [hat], [target]
+    if target == 0:
+        solver = "euler"
+    elif solver == "heun":
+        input_levels = [hat, target]
+    elif solver != "euler":
+        # They stop half-way in log sigma.
+        input_levels = [hat, math.sqrt(hat * target)]
+        ends = [input_levels[1], target]
+    rows = _solver_rows(solver, [hat, *ends])
+    rows = _with_noise(rows, noise) if noise else rows
+    return Step(rows.columns, i, sigma, hat, [after] * len(input_levels), input_levels)
+
+
+def multistep(build: Callable[..., CoefficientTable], levels: list[float], **options: Any) -> list[Step]:
+    """The rows of a multistep sampler's table, one per step; `options` are its builder's."""
+    columns = variance_exploding(Levels.from_sigmas(levels, "x0").table(build, **options)).columns
     return [
-        _row({name: np.asarray(values)[i] for name, values in columns.items()}, i, sigma, after)
+        _one_row({name: np.asarray(values)[i] for name, values in columns.items()}, i, sigma, after)
         for i, (sigma, after) in enumerate(pairwise(levels))
     ]
 
 
-def multistep_sde(levels: list[float], order: int, eta: float, s_noise: float, *, heun: bool = False) -> list[Part]:
+def multistep_sde(levels: list[float], order: int, eta: float, s_noise: float, *, heun: bool = False) -> list[Step]:
     """Steps of DPM-Solver++(2M) or (3M) on an SDE whose noise has the scale eta; 1 is the exact reverse SDE.
 
     With h the fall of log sigma and x = (1 + eta) h, the state counts for sigma' / sigma exp(-eta h), the denoised
@@ -250,12 +259,12 @@ def multistep_sde(levels: list[float], order: int, eta: float, s_noise: float, *
 
     Source: Lu et al. (2022), arXiv:2211.01095, appendix B; k-diffusion, sample_dpmpp_2m_sde and sample_dpmpp_3m_sde.
     """
-    parts: list[Part] = []
+    steps: list[Step] = []
     past: list[float] = []
     now, last, older = np.eye(3)
     for i, (sigma, after) in enumerate(pairwise(levels)):
         if after == 0:
-            parts.append(_row({"c0": 1.0, "pm": 1.0}, i, sigma, after))
+            steps.append(_one_row({"c0": 1.0, "pm": 1.0}, i, sigma, after))
             break
         h = math.log(sigma / after)
         x = (1 + eta) * h
@@ -271,21 +280,21 @@ def multistep_sde(levels: list[float], order: int, eta: float, s_noise: float, *
         noise = after * math.sqrt(-math.expm1(-2 * eta * h)) * s_noise
         columns = {"cx": after / sigma * math.exp(-eta * h), "s": noise, "pm": 1.0, "push": 1.0}
         columns |= {f"c{k}": float(weight) for k, weight in enumerate(weights)}
-        parts.append(_row(columns, i, sigma, after))
+        steps.append(_one_row(columns, i, sigma, after))
         past.append(h)
-    return parts
+    return steps
 
 
-def two_stage_sde(levels: list[float], eta: float, s_noise: float, r: float) -> list[Part]:
+def two_stage_sde(levels: list[float], eta: float, s_noise: float, r: float) -> list[Step]:
     """Steps of DPM-Solver++ (stochastic): an ancestral step to the share r of the way in log sigma, then all of it.
 
     Source: Lu et al. (2022), arXiv:2211.01095; k-diffusion, sample_dpmpp_sde.
     """
-    parts: list[Part] = []
+    steps: list[Step] = []
     second = 1 / (2 * r)
     for i, (sigma, after) in enumerate(pairwise(levels)):
         if after == 0:
-            parts.append(_row({"c0": 1.0, "pm": 1.0}, i, sigma, after))
+            steps.append(_one_row({"c0": 1.0, "pm": 1.0}, i, sigma, after))
             break
         middle = sigma * (after / sigma) ** r
         (down_1, up_1), (down_2, up_2) = (get_ancestral_step(sigma, level, eta) for level in (middle, after))
@@ -301,12 +310,12 @@ def two_stage_sde(levels: list[float], eta: float, s_noise: float, r: float) -> 
             "save_base": [1.0, 0.0],
             "push": [1.0, 0.0],
         }
-        wasted = sum(scale == 0 for scale in columns["s"])
-        parts.append(Part(columns, i, sigma, sigma, [middle, after], [sigma, middle], wasted))
-    return parts
+        unused_draws = sum(scale == 0 for scale in columns["s"])
+        steps.append(Step(columns, i, sigma, sigma, [middle, after], [sigma, middle], unused_draws))
+    return steps
 
 
-def singlestep(i: int, order: int, sigma: float, down: float, noise: float, after: float) -> Part:
+def singlestep(i: int, order: int, sigma: float, down: float, noise: float, after: float) -> Step:
     """A step of DPM-Solver of order 1 to 3 from sigma to `down`, and noise of a standard deviation.
 
     Source: Lu et al. (2022), arXiv:2206.00927, algorithms 1 and 2, with r_1 = 1/2 for order 2, 1/3 and 2/3 for order 3.
@@ -336,8 +345,8 @@ def singlestep(i: int, order: int, sigma: float, down: float, noise: float, afte
     columns["s"][-1] = noise
     starts = [1.0] + [0.0] * (order - 1)
     columns |= {"bx": starts, "save_base": starts, "push": [1.0] * order, "pm": [1.0] * order}
-    return Part(columns, i, sigma, sigma, [after] * order, at)
+    return Step(columns, i, sigma, sigma, [after] * order, at, unused_draws=int(noise == 0))
 
 
-def _row(columns: Mapping[str, Any], i: int, sigma: float, after: float) -> Part:
-    return Part(columns, i, sigma, sigma, [after], [sigma])
+def _one_row(columns: Mapping[str, Any], i: int, sigma: float, after: float) -> Step:
+    return Step(columns, i, sigma, sigma, [after], [sigma])

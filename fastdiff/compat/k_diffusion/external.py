@@ -30,17 +30,46 @@ __all__ = [
 ]
 
 
-def _precondition(sigma: Tensor, input: Tensor, is_v: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(skip, out, scale) with D(x) = skip x + out F(scale x), for a network F of eps or v, shaped against the input."""
-    eps_factors = torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt()
-    factors = _v_scalings(sigma) if is_v else eps_factors
-    skip, out, scale = (append_dims(factor, input.ndim) for factor in factors)
-    return skip, out, scale
+class _Preconditioned(nn.Module):
+    """D(x) = skip x + out F(scale x, t) for a network F of eps or v."""
+
+    inner_model: Any
+    sigma_data = 1.0
+    _predicts_v = True
+    sigma_to_t: Callable[..., Tensor]
+
+    def _network(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.inner_model(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        """Mean squared error in what the network predicts, of images [B, C, ...] with noise at levels [B]: [B]."""
+        skip, out, scale = self._factors(sigma, input)
+        state = input + noise * append_dims(sigma, input.ndim)
+        target = (input - skip * state) / out if self._predicts_v else noise
+        prediction = self._network(state * scale, self.sigma_to_t(sigma), **kwargs)[:, : input.shape[1]]
+        return (prediction - target).square().flatten(1).mean(dim=1)
+
+    def forward(self, input: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        """The denoised images for states [B, C, ...] at levels [B]."""
+        skip, out, scale = self._factors(sigma, input)
+        prediction = self._network(input * scale, self.sigma_to_t(sigma), **kwargs)
+        return skip * input + out * prediction[:, : input.shape[1]]
+
+    def _factors(self, sigma: Tensor, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """skip, out and scale, shaped against the input."""
+        factors = _v_scalings(sigma) if self._predicts_v else (torch.ones_like(sigma), -sigma, _scale(sigma))
+        skip, out, scale = (append_dims(factor, input.ndim) for factor in factors)
+        return skip, out, scale
 
 
-def _sigmas(alphas_cumprod: Tensor) -> Tensor:
-    abar = alphas_cumprod.double()
-    return ((1 - abar) / abar).sqrt()
+def _scale(sigma: Tensor) -> Tensor:
+    """What makes the variance of a state 1."""
+    return 1 / (sigma**2 + 1).sqrt()
+
+
+def _v_scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale = _scale(sigma)
+    return scale**2, -sigma * scale, scale
 
 
 class DiscreteSchedule(nn.Module):
@@ -95,7 +124,14 @@ class DiscreteSchedule(nn.Module):
         return ((1 - share) * self.log_sigmas[below] + share * self.log_sigmas[above]).exp()
 
 
-class DiscreteEpsDDPMDenoiser(DiscreteSchedule):
+class _DiscreteDenoiser(DiscreteSchedule, _Preconditioned):
+    def __init__(self, model: Any, alphas_cumprod: Tensor, quantize: bool) -> None:
+        abar = alphas_cumprod.double()
+        super().__init__(((1 - abar) / abar).sqrt(), quantize)
+        self.inner_model = model
+
+
+class DiscreteEpsDDPMDenoiser(_DiscreteDenoiser):
     """D(x; sigma) of a network that predicts eps, model(x, t).
 
     Args:
@@ -104,10 +140,7 @@ class DiscreteEpsDDPMDenoiser(DiscreteSchedule):
         quantize: Move levels to the nearest timestep for the network.
     """
 
-    def __init__(self, model: Any, alphas_cumprod: Tensor, quantize: bool) -> None:
-        super().__init__(_sigmas(alphas_cumprod), quantize)
-        self.inner_model = model
-        self.sigma_data = 1.0
+    _predicts_v = False
 
     def get_scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of the output and of the input."""
@@ -115,20 +148,10 @@ class DiscreteEpsDDPMDenoiser(DiscreteSchedule):
 
     def get_eps(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the network predicts; for subclasses."""
-        return self.inner_model(*args, **kwargs)  # type: ignore[no-any-return]
+        return super()._network(*args, **kwargs)
 
-    def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        """Mean squared error in eps of images [B, C, ...] with noise at levels [B]: [B]."""
-        _, _, scale = _precondition(sigma, input, False)
-        state = input + noise * append_dims(sigma, input.ndim)
-        eps = self.get_eps(state * scale, self.sigma_to_t(sigma), **kwargs)[:, : input.shape[1]]
-        return (eps - noise).square().flatten(1).mean(dim=1)
-
-    def forward(self, input: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        """The denoised images for states [B, C, ...] at levels [B]."""
-        skip, out, scale = _precondition(sigma, input, False)
-        eps = self.get_eps(input * scale, self.sigma_to_t(sigma), **kwargs)
-        return skip * input + out * eps[:, : input.shape[1]]
+    def _network(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.get_eps(*args, **kwargs)
 
 
 class OpenAIDenoiser(DiscreteEpsDDPMDenoiser):
@@ -170,13 +193,8 @@ class CompVisDenoiser(DiscreteEpsDDPMDenoiser):
         return self.inner_model.apply_model(*args, **kwargs)  # type: ignore[no-any-return]
 
 
-class DiscreteVDDPMDenoiser(DiscreteSchedule):
+class DiscreteVDDPMDenoiser(_DiscreteDenoiser):
     """D(x; sigma) of a network that predicts v; arguments as `DiscreteEpsDDPMDenoiser`."""
-
-    def __init__(self, model: Any, alphas_cumprod: Tensor, quantize: bool) -> None:
-        super().__init__(_sigmas(alphas_cumprod), quantize)
-        self.inner_model = model
-        self.sigma_data = 1.0
 
     def get_scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Factors of the state, of the output and of the input."""
@@ -184,17 +202,10 @@ class DiscreteVDDPMDenoiser(DiscreteSchedule):
 
     def get_v(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the network predicts; for subclasses."""
-        return self.inner_model(*args, **kwargs)  # type: ignore[no-any-return]
+        return super()._network(*args, **kwargs)
 
-    def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        """Mean squared error in v of images [B, C, ...] with noise at levels [B]: [B]."""
-        return _v_loss(self.get_v, self.sigma_to_t(sigma), input, noise, sigma, kwargs)
-
-    def forward(self, input: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        """The denoised images for states [B, C, ...] at levels [B]."""
-        skip, out, scale = _precondition(sigma, input, True)
-        v = self.get_v(input * scale, self.sigma_to_t(sigma), **kwargs)
-        return skip * input + out * v[:, : input.shape[1]]
+    def _network(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.get_v(*args, **kwargs)
 
 
 class CompVisVDenoiser(DiscreteVDDPMDenoiser):
@@ -209,13 +220,12 @@ class CompVisVDenoiser(DiscreteVDDPMDenoiser):
         return v
 
 
-class VDenoiser(nn.Module):
+class VDenoiser(_Preconditioned):
     """D(x; sigma) of a v-diffusion-pytorch network, whose time is the angle atan(sigma) in units of pi / 2."""
 
     def __init__(self, inner_model: Any) -> None:
         super().__init__()
         self.inner_model = inner_model
-        self.sigma_data = 1.0
 
     def get_scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Factors of the state, of the output and of the input."""
@@ -228,30 +238,6 @@ class VDenoiser(nn.Module):
     def t_to_sigma(self, t: Tensor) -> Tensor:
         """The level of a time in [0, 1)."""
         return (t * math.pi / 2).tan()
-
-    def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        """Mean squared error in v of images [B, C, ...] with noise at levels [B]: [B]."""
-        return _v_loss(self.inner_model, self.sigma_to_t(sigma), input, noise, sigma, kwargs)
-
-    def forward(self, input: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        """The denoised images for states [B, C, ...] at levels [B]."""
-        skip, out, scale = _precondition(sigma, input, True)
-        v: Tensor = self.inner_model(input * scale, self.sigma_to_t(sigma), **kwargs)
-        return skip * input + out * v
-
-
-def _v_scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    scale = 1 / (sigma**2 + 1).sqrt()
-    return scale**2, -sigma * scale, scale
-
-
-def _v_loss(
-    network: Callable[..., Tensor], t: Tensor, input: Tensor, noise: Tensor, sigma: Tensor, kwargs: dict[str, Any]
-) -> Tensor:
-    skip, out, scale = _precondition(sigma, input, True)
-    state = input + noise * append_dims(sigma, input.ndim)
-    target = (input - skip * state) / out
-    return (network(state * scale, t, **kwargs)[:, : input.shape[1]] - target).square().flatten(1).mean(dim=1)
 
 
 class DenoiserFromNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""k-diffusion's `sampling`: its samplers, its ladders of levels, and EDM's sampler.
+"""k-diffusion's `sampling`: its samplers, its lists of levels, and EDM's sampler.
 
 A `model` here is a denoiser D(x; sigma), called as model(x, sigma [B], **extra_args), for states x = x_0 + sigma eps.
 `external` makes one of a network that predicts eps or v, and goes the other way.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import samplers
+from fastdiff.compat.k_diffusion import sigmas as sigma_lists
 from fastdiff.compat.k_diffusion._adaptive import sample_dpm_adaptive
 from fastdiff.compat.k_diffusion._brownian import BrownianTreeNoiseSampler
 from fastdiff.compat.k_diffusion._steps import (
@@ -28,36 +29,23 @@ from fastdiff.compat.k_diffusion._steps import (
     Denoiser,
     NoiseSampler,
     ancestral,
+    check_ends,
     churned,
     default_noise_sampler,
-    fall,
+    falling,
+    multistep,
     multistep_sde,
     run,
     singlestep,
     two_stage_sde,
-    whole,
 )
-from fastdiff.compat.k_diffusion.sigmas import (
-    append_zero,
-    get_ancestral_step,
-    get_sigmas_exponential,
-    get_sigmas_karras,
-    get_sigmas_polyexponential,
-    get_sigmas_vp,
-    to_d,
-)
-from fastdiff.compat.levels import ladder_of_sigmas
+from fastdiff.compat.k_diffusion.sigmas import *  # noqa: F403
+from fastdiff.compat.k_diffusion.sigmas import get_ancestral_step
 
 __all__ = [
     "BrownianTreeNoiseSampler",
-    "append_zero",
     "default_noise_sampler",
     "edm_sampler",
-    "get_ancestral_step",
-    "get_sigmas_exponential",
-    "get_sigmas_karras",
-    "get_sigmas_polyexponential",
-    "get_sigmas_vp",
     "sample_dpm_2",
     "sample_dpm_2_ancestral",
     "sample_dpm_adaptive",
@@ -71,8 +59,8 @@ __all__ = [
     "sample_euler_ancestral",
     "sample_heun",
     "sample_lms",
-    "to_d",
 ]
+__all__ += sigma_lists.__all__
 
 
 def sample_euler(
@@ -98,8 +86,8 @@ def sample_euler(
     Raises:
         ValueError: sigmas that do not fall.
     """
-    parts = churned("euler", fall(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
-    return run(model, x, sigmas, parts, extra_args, callback, None)
+    steps = churned("euler", falling(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
 
 
 def sample_heun(
@@ -108,8 +96,8 @@ def sample_heun(
     s_noise: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Heun's method, with churn: algorithm 2 of Karras et al. (2022). Arguments as `sample_euler`."""
-    parts = churned("heun", fall(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
-    return run(model, x, sigmas, parts, extra_args, callback, None)
+    steps = churned("heun", falling(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
 
 
 def sample_dpm_2(
@@ -118,8 +106,8 @@ def sample_dpm_2(
     s_noise: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver-2 with its second evaluation half-way in log sigma, with churn. Arguments as `sample_euler`."""
-    parts = churned("dpm2", fall(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
-    return run(model, x, sigmas, parts, extra_args, callback, None)
+    steps = churned("dpm2", falling(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
 
 
 def sample_euler_ancestral(
@@ -134,8 +122,8 @@ def sample_euler_ancestral(
         s_noise: Factor of the noise.
         noise_sampler: (sigma, sigma_next) -> noise of x's shape; torch.randn_like when None.
     """
-    parts = ancestral("euler", fall(sigmas), eta, s_noise)
-    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler)
+    steps = ancestral("euler", falling(sigmas), eta, s_noise)
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
 
 def sample_dpm_2_ancestral(
@@ -143,8 +131,8 @@ def sample_dpm_2_ancestral(
     disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver-2 with ancestral noise. Arguments as `sample_euler_ancestral`."""
-    parts = ancestral("dpm2", fall(sigmas), eta, s_noise)
-    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler)
+    steps = ancestral("dpm2", falling(sigmas), eta, s_noise)
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
 
 def sample_dpmpp_2s_ancestral(
@@ -152,8 +140,8 @@ def sample_dpmpp_2s_ancestral(
     disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2S) with ancestral noise. Arguments as `sample_euler_ancestral`."""
-    parts = ancestral("dpmpp_2s", fall(sigmas), eta, s_noise)
-    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler)
+    steps = ancestral("dpmpp_2s", falling(sigmas), eta, s_noise)
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
 
 def sample_lms(
@@ -161,10 +149,8 @@ def sample_lms(
     disable: bool | None = None, order: int = 4,
 ) -> Tensor:  # fmt: skip
     """The linear multistep method of order 1 to 4, with exact integrals. Other arguments as `sample_euler`."""
-    levels = fall(sigmas)
-    way = ladder_of_sigmas(levels, "x0")
-    table = samplers.lms(way.diffusion, timesteps=way.timesteps, final=way.final, order=order)
-    return run(model, x, sigmas, whole(table, levels), extra_args, callback, None)
+    steps = multistep(samplers.lms, falling(sigmas), order=order)
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
 
 
 def sample_dpmpp_2m(
@@ -172,10 +158,8 @@ def sample_dpmpp_2m(
     disable: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M). Arguments as `sample_euler`."""
-    levels = fall(sigmas)
-    way = ladder_of_sigmas(levels, "x0")
-    table = samplers.dpmpp(way.diffusion, timesteps=way.timesteps, final=way.final, clip=None, lower_order_final=False)
-    return run(model, x, sigmas, whole(table, levels), extra_args, callback, None)
+    steps = multistep(samplers.dpmpp, falling(sigmas), clip=None, lower_order_final=False)
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
 
 
 def sample_dpmpp_2m_sde(
@@ -197,8 +181,9 @@ def sample_dpmpp_2m_sde(
     """
     if solver_type not in ("heun", "midpoint"):
         raise ValueError(f"solver_type must be 'heun' or 'midpoint', got {solver_type!r}")
-    parts = multistep_sde(fall(sigmas), 2, eta, s_noise, heun=solver_type == "heun")
-    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler or _path(x, sigmas))
+    steps = multistep_sde(falling(sigmas), 2, eta, s_noise, heun=solver_type == "heun")
+    noise_sampler = noise_sampler or _path(x, sigmas)
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
 
 def sample_dpmpp_3m_sde(
@@ -206,8 +191,9 @@ def sample_dpmpp_3m_sde(
     disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(3M) on an SDE. Arguments as `sample_dpmpp_2m_sde`."""
-    parts = multistep_sde(fall(sigmas), 3, eta, s_noise)
-    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler or _path(x, sigmas))
+    steps = multistep_sde(falling(sigmas), 3, eta, s_noise)
+    noise_sampler = noise_sampler or _path(x, sigmas)
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
 
 def sample_dpmpp_sde(
@@ -225,8 +211,9 @@ def sample_dpmpp_sde(
     """
     if not 0 < r <= 1:
         raise ValueError(f"r must be in (0, 1], got {r}")
-    parts = two_stage_sde(fall(sigmas), eta, s_noise, r)
-    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler or _path(x, sigmas))
+    steps = two_stage_sde(falling(sigmas), eta, s_noise, r)
+    noise_sampler = noise_sampler or _path(x, sigmas)
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
 
 def sample_dpm_fast(
@@ -250,28 +237,25 @@ def sample_dpm_fast(
 
     Source: Lu et al. (2022), arXiv:2206.00927, section 3.3 and appendix D.3.
     """
-    start, end = float(sigma_max), float(sigma_min)
-    if end <= 0 or start <= 0:
-        raise ValueError(f"sigma_min and sigma_max must be positive, got {end} and {start}")
+    start, end = check_ends(sigma_max, sigma_min, eta)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    if end >= start and eta:
-        raise ValueError("eta must be 0 on the way from data to noise")
     num = n // 3 + 1
     orders = [3] * (num - 2) + [2, 1] if n % 3 == 0 else [3] * (num - 1) + [n % 3]
     levels = [start * (end / start) ** (i / num) for i in range(num)] + [end]
-    parts = []
+    steps = []
     for i, order in enumerate(orders):
         sigma, after = levels[i], levels[i + 1]
         down, up = after, 0.0
         if eta:
             down = max(end, get_ancestral_step(sigma, after, eta)[0])
             up = math.sqrt(after**2 - down**2)
-        part = singlestep(i, order, sigma, down, up * s_noise, after)
-        part.wasted = int(up * s_noise == 0)
-        parts.append(part)
-    sigmas = torch.tensor(levels, dtype=x.dtype, device=x.device)
-    return run(model, x, sigmas, parts, extra_args, callback, noise_sampler, reports_time=True)
+        steps.append(singlestep(i, order, sigma, down, up * s_noise, after))
+    levels_of_x = torch.tensor(levels, dtype=x.dtype, device=x.device)
+    return run(
+        model, x, levels_of_x, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler,
+        reports_time=True,
+    )  # fmt: skip
 
 
 def edm_sampler(
@@ -287,8 +271,8 @@ def edm_sampler(
     """
     sigma_min, sigma_max = max(sigma_min, float(net.sigma_min)), min(sigma_max, float(net.sigma_max))
     ramp = torch.arange(num_steps, dtype=torch.float64, device=latents.device) / max(num_steps - 1, 1)
-    steps = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    steps = torch.cat([torch.as_tensor(net.round_sigma(steps)), torch.zeros_like(steps[:1])])
+    sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    sigmas = torch.cat([torch.as_tensor(net.round_sigma(sigmas)), torch.zeros_like(sigmas[:1])])
 
     def rounded(level: float) -> float:
         return float(net.round_sigma(torch.as_tensor(level, dtype=torch.float64)))
@@ -296,9 +280,9 @@ def edm_sampler(
     def model(state: Tensor, sigma: Tensor) -> Tensor:
         return net(state, sigma, class_labels).to(torch.float64)  # type: ignore[no-any-return]
 
-    parts = churned("heun", fall(steps), Churn(S_churn, S_min, S_max, S_noise, rounded))
-    x = latents.to(torch.float64) * steps[0]
-    return run(model, x, steps, parts, None, None, lambda *_: randn_like(x))
+    steps = churned("heun", falling(sigmas), Churn(S_churn, S_min, S_max, S_noise, rounded))
+    x = latents.to(torch.float64) * sigmas[0]
+    return run(model, x, sigmas, steps, noise_sampler=lambda *_: randn_like(x))
 
 
 def _path(x: Tensor, sigmas: Tensor) -> BrownianTreeNoiseSampler:

@@ -1,4 +1,4 @@
-"""Ladders of noise levels, and the small functions that k-diffusion's samplers are made of."""
+"""Lists of noise levels, and the small functions that k-diffusion's samplers are made of."""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ from fastdiff.ops.table_state import TableState
 from fastdiff.process.checks import check_keys
 from fastdiff.process.diffusion import Diffusion, Prediction
 from fastdiff.process.schedule import NoiseSchedule
+from fastdiff.process.table import CoefficientTable
+from fastdiff.tensors import per_sample
 
 __all__ = ["GaussianDiffusion", "ModelPrediction"]
 
@@ -104,7 +106,7 @@ class GaussianDiffusion(nn.Module):
         self.auto_normalize = auto_normalize
         for name, values in _buffers(self.schedule, objective, min_snr_gamma if min_snr_loss_weight else None).items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
-        self._tables: dict[tuple[Any, ...], TableState] = {}
+        self._tables: dict[tuple[str, str], TableState] = {}
 
     betas: Tensor
 
@@ -127,8 +129,7 @@ class GaussianDiffusion(nn.Module):
         return (img + 1) * 0.5 if self.auto_normalize else img
 
     def _at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
-        values: Tensor = getattr(self, name)[t]
-        return values.view(-1, *[1] * (x.dim() - 1))
+        return per_sample(getattr(self, name)[t], x)
 
     def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_0 from x_t and its noise; t is int64 [B]."""
@@ -190,7 +191,7 @@ class GaussianDiffusion(nn.Module):
     def p_sample(self, x: Tensor, t: int, x_self_cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x_{t-1} and the predicted image."""
         if self._can_fuse():
-            return self._fused_step(x, t, x_self_cond, ("ddpm",), self.num_timesteps - 1 - t, draw=t > 0)
+            return self._fused_step(x, t, x_self_cond, self._state(samplers.ddpm), self.num_timesteps - 1 - t)
         times = torch.full((x.shape[0],), t, device=self.device, dtype=torch.int64)
         mean, _, log_variance, start = self.p_mean_variance(x, times, x_self_cond, clip_denoised=True)
         noise = torch.randn_like(x) if t > 0 else torch.zeros_like(x)
@@ -210,12 +211,11 @@ class GaussianDiffusion(nn.Module):
         """Images of `shape` by DDIM; with `return_all_timesteps` [B, steps + 1, C, H, W]."""
         # float32, as theirs: where a time falls on a whole number, rounding decides.
         grid = torch.linspace(-1, self.num_timesteps - 1, steps=self.sampling_timesteps + 1).int().tolist()
-        times = tuple(sorted(set(grid[1:])))
-        key = ("ddim", times, float(self.ddim_sampling_eta))
+        times = sorted(set(grid[1:]))
+        state = self._state(samplers.ddim, timesteps=times, eta=float(self.ddim_sampling_eta))
 
         def step(x: Tensor, start: Tensor | None, row: int) -> tuple[Tensor, Tensor]:
-            t = times[len(times) - 1 - row]
-            return self._fused_step(x, t, start, key, row, draw=row < len(times) - 1)
+            return self._fused_step(x, times[-1 - row], start, state, row)
 
         return self._loop(step, shape, range(len(times)), return_all_timesteps)
 
@@ -258,29 +258,21 @@ class GaussianDiffusion(nn.Module):
         return all(getattr(type(self), name) is getattr(GaussianDiffusion, name) for name in kept)
 
     def _fused_step(
-        self,
-        x: Tensor,
-        t: int,
-        x_self_cond: Tensor | None,
-        key: tuple[Any, ...],
-        row: int,
-        *,
-        draw: bool,
+        self, x: Tensor, t: int, x_self_cond: Tensor | None, state: TableState, row: int
     ) -> tuple[Tensor, Tensor]:
+        """One row of a table; the last draws nothing."""
         times = torch.full((x.shape[0],), t, device=x.device, dtype=torch.int64)
         out = self.model(x, times, x_self_cond).contiguous()
-        noise = torch.randn_like(x) if draw else torch.zeros_like(x)
-        sample, pred = self._state(key).step(row, x.contiguous(), out, noise=noise, prediction=True)
+        noise = torch.zeros_like(x) if row == len(state.table) - 1 else torch.randn_like(x)
+        sample, pred = state.step(row, x.contiguous(), out, noise=noise, prediction=True)
         assert pred is not None
         return sample, pred
 
-    def _state(self, key: tuple[Any, ...]) -> TableState:
+    def _state(self, build: Callable[..., CoefficientTable], **options: Any) -> TableState:
+        """A sampler's table in execution, built once for its options."""
+        key = (build.__name__, repr(options))
         if key not in self._tables:
-            if key[0] == "ddpm":
-                table = samplers.ddpm(self.diffusion)
-            else:
-                table = samplers.ddim(self.diffusion, timesteps=list(key[1]), eta=key[2])
-            self._tables[key] = TableState(table)
+            self._tables[key] = TableState(build(self.diffusion, **options))
         return self._tables[key]
 
     def noise_assignment(self, x_start: Tensor, noise: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,8 @@ class Trainer:
         if len(self.ds) < 100:
             raise ValueError(f"{folder} must hold at least 100 images ({', '.join(_SUFFIXES)}), got {len(self.ds)}")
         workers = (os.cpu_count() or 1) if self.device.type == "cuda" else 0
-        self.dl = _cycle(DataLoader(self.ds, batch_size=train_batch_size, shuffle=True, num_workers=workers))
+        loader = DataLoader(self.ds, batch_size=train_batch_size, shuffle=True, num_workers=workers)
+        self.dl = chain.from_iterable(repeat(loader))
         self.opt = Adam(diffusion_model.parameters(), lr=train_lr, betas=adam_betas)
         self.ema = _Average(diffusion_model, ema_decay, ema_update_every).to(self.device)
         self.results_folder = Path(results_folder)
@@ -233,8 +234,3 @@ class Trainer:
         images = torch.cat([average.sample(batch_size=size) for size in sizes])
         write_grid(self.results_folder / f"sample-{milestone}.png", images.clone().cpu() * 2 - 1)
         self.save(milestone)
-
-
-def _cycle(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield from loader

@@ -201,7 +201,7 @@ def test_output_of_an_unknown_kind_is_constructed():
             super().__init__(values)
             self.extra = True
 
-    assert output_of(Odd, prev_sample=torch.zeros(1)).extra
+    assert output_of(Odd, True, prev_sample=torch.zeros(1)).extra
 
 
 @pytest.mark.parametrize("name", NAMES)
