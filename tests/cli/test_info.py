@@ -26,8 +26,9 @@ def test_info_lists_presets_with_the_papers_sizes():
 
 
 def test_info_lists_schedules_and_samplers():
-    assert all(name in works("info", "schedules", "-T", 100) for name in NoiseSchedule.names())
-    assert all(name in works("info", "samplers") for name in fastdiff.samplers.names(with_statistics=True))
+    schedules, samplers = works("info", "schedules", "-T", 100), works("info", "samplers")
+    assert all(name in schedules for name in NoiseSchedule.names())
+    assert all(name in samplers for name in fastdiff.samplers.names(with_statistics=True))
 
 
 def test_info_writes_a_table(tmp_path):

@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fastdiff.cli.app import app
+from fastdiff.cli.demo import digits
 from fastdiff.cli.demo.digits import (
     DemoConfig,
     delete_run,
@@ -34,8 +35,18 @@ def demo(tmp_path_factory):
     """(folder, metrics, what was printed) of one run."""
     out = tmp_path_factory.mktemp("demo") / "out"
     printed = io.StringIO()
-    result = run_demo(out, TINY, console=Console(file=printed, width=100))
-    return out, result, printed.getvalue()
+    own, judges = digits._judges, []
+
+    def trained_once(train, config):
+        if not judges:
+            judges.append(own(train, config))
+        return judges[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        # The classifiers are the same in every run here, and take most of its time.
+        patch.setattr(digits, "_judges", trained_once)
+        result = run_demo(out, TINY, console=Console(file=printed, width=100))
+        yield out, result, printed.getvalue()
 
 
 def test_demo_writes_every_file(demo):
