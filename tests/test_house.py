@@ -118,3 +118,50 @@ def test_files_are_no_longer_than_they_may_be():
     lines = {name(path): len(path.read_text().splitlines()) for path in files}
     long = {path for path, count in lines.items() if count > MAX_LINES}
     assert long == set(LONG_FILES), "split the file, or give the reason in LONG_FILES"
+
+
+# What pytest, NumPy and PyTorch call the limits of a comparison.
+LIMITS = {"atol", "rtol", "abs", "rel"}
+# Upper limits below it are tolerances; above, they are what a test is about.
+SMALL = 5e-3
+
+
+def literals(node, largest):
+    """Whether a literal that could be a tolerance stands in an expression."""
+    return any(
+        isinstance(n, ast.Constant) and isinstance(n.value, float) and 0 < n.value <= largest for n in ast.walk(node)
+    )
+
+
+def bare_tolerances(path):
+    """Lines of statements with a tolerance as a number, and no comment in the three lines above."""
+    text = path.read_text()
+    lines = text.splitlines()
+    for statement in ast.walk(ast.parse(text)):
+        if not isinstance(statement, ast.Assert | ast.Expr | ast.Assign | ast.Return):
+            continue
+        keywords = [n.value for n in ast.walk(statement) if isinstance(n, ast.keyword) and n.arg in LIMITS]
+        bounds = [
+            n.comparators[-1]
+            for n in ast.walk(statement)
+            if isinstance(statement, ast.Assert)
+            and isinstance(n, ast.Compare)
+            and isinstance(n.ops[-1], ast.Lt | ast.LtE)
+        ]
+        found = any(literals(value, 1) for value in keywords) or any(literals(bound, SMALL) for bound in bounds)
+        above = lines[max(0, statement.lineno - 4) : statement.lineno - 1]
+        if found and not any(line.strip().startswith("#") for line in above):
+            yield statement.lineno
+
+
+def test_tolerances_have_names_or_reasons():
+    """tests/support/tolerances.py has the names; a special number has its reason on a line above."""
+    paths = [path for path in python_files(TESTS) if path.name != "tolerances.py"]
+    assert not [f"{name(path)}:{line}" for path in paths for line in bare_tolerances(path)]
+
+
+def test_tolerances_of_the_table_have_their_reasons():
+    lines = (TESTS / "support" / "tolerances.py").read_text().splitlines()
+    for i, line in enumerate(lines):
+        if "=" in line and not line.startswith("#"):
+            assert lines[i - 1].startswith("# "), line

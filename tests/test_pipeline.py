@@ -9,6 +9,7 @@ import fastdiff as fd
 from fastdiff import likelihood
 from fastdiff.files.data import DataScaling
 from support.networks import small_unet
+from support.tolerances import FLOAT32_DEEP, FLOAT32_RUN, FLOAT32_SUM
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_pipeline_sample_is_the_same_in_smaller_batches(diffusion: fd.Diffusion)
     labels = torch.tensor([0, 1, 2, 0, 1])
     whole = pipe.sample(5, steps=4, labels=labels, sample_ids=range(7, 12))
     parts = pipe.sample(5, steps=4, labels=labels, sample_ids=range(7, 12), batch_size=2)
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(parts, whole, rtol=FLOAT32_SUM, atol=FLOAT32_SUM)
     assert pipe.sample(0, steps=4, labels=labels[:0]).shape == (0, 1, 8, 8)
 
 
@@ -107,8 +108,8 @@ def test_pipeline_edits_as_the_functions_do(diffusion: fd.Diffusion) -> None:
     assert shown.previews.shape == (3, 2, 1, 8, 8)
     eps = net(x, torch.tensor([7, 7]))
     sigma = float(diffusion.signal_noise()[1][7])
-    torch.testing.assert_close(pipe.score(x, 7), -eps / sigma, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(pipe.views().eps(x, 7), eps, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(pipe.score(x, 7), -eps / sigma, rtol=FLOAT32_RUN, atol=FLOAT32_DEEP)
+    torch.testing.assert_close(pipe.views().eps(x, 7), eps, rtol=FLOAT32_RUN, atol=FLOAT32_DEEP)
     # Stored values go through the data's own scaling.
     stored = (torch.arange(64).reshape(1, 1, 8, 8) * 4).to(torch.uint8)
     assert torch.equal(pipe.vary(stored, strength=0), DataScaling().to_model(stored))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from fastdiff.files.checkpoint import load_model
 from support.command_line import fails, run, small_model, works
+from support.tolerances import FLOAT32_SUM
 
 
 def test_likelihood_prints_its_terms(model, pictures, tmp_path):
@@ -33,7 +34,7 @@ def test_likelihood_is_that_of_the_library(model, pictures, tmp_path):
     loaded, images = load_model(model), data.load(pictures)
     expected = likelihood.bound(loaded.unet, loaded.diffusion, images.to_model(images.images))
     found = json.loads((tmp_path / "n.json").read_text())
-    assert found["bits_per_dim"] == pytest.approx(expected.mean, rel=1e-5)
+    assert found["bits_per_dim"] == pytest.approx(expected.mean, rel=FLOAT32_SUM)
 
 
 def test_likelihood_of_continuous_data_is_a_density(tmp_path):

@@ -10,6 +10,7 @@ import fastdiff as fd
 from fastdiff import convert
 from fastdiff.nets.config import UNetConfig
 from support.diffusers_networks import SMALL
+from support.tolerances import FLOAT32_DEEP, FLOAT32_ROUNDING, FLOAT32_SUM
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,12 @@ def test_diffusion_from_scheduler_has_the_schedule_of_diffusers(name):
     scheduler = DDPMScheduler(**SCHEDULERS[name])
     diffusion = convert.diffusion_from_scheduler(scheduler.config)
     # Theirs is in float32.
-    np.testing.assert_allclose(diffusion.schedule.betas, scheduler.betas.double().numpy(), rtol=1e-4, atol=2e-7)
-    np.testing.assert_allclose(diffusion.schedule.alphas_cumprod, scheduler.alphas_cumprod.double().numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        diffusion.schedule.betas, scheduler.betas.double().numpy(), rtol=FLOAT32_DEEP, atol=2 * FLOAT32_ROUNDING
+    )
+    np.testing.assert_allclose(
+        diffusion.schedule.alphas_cumprod, scheduler.alphas_cumprod.double().numpy(), atol=FLOAT32_SUM
+    )
     assert (
         diffusion.prediction
         == {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}[scheduler.config.prediction_type]
@@ -82,7 +87,9 @@ def test_scheduler_from_diffusion_inverts_exactly(name):
     written = json.loads(json.dumps(convert.scheduler_from_diffusion(diffusion)))
     assert convert.diffusion_from_scheduler(written) == diffusion
     theirs = DDPMScheduler.from_config(written)
-    np.testing.assert_allclose(theirs.betas.double().numpy(), diffusion.schedule.betas, rtol=1e-4, atol=2e-7)
+    np.testing.assert_allclose(
+        theirs.betas.double().numpy(), diffusion.schedule.betas, rtol=FLOAT32_DEEP, atol=2 * FLOAT32_ROUNDING
+    )
 
 
 def test_diffusion_from_scheduler_takes_other_schedulers_and_a_learned_variance():

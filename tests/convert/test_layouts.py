@@ -8,6 +8,7 @@ from fastdiff import convert
 from fastdiff.nets.config import PRESETS, UNetConfig
 from support.networks import random_unet, small_preset
 from support.openai_networks import openai_names
+from support.tolerances import FLOAT32_SUM
 
 QKV_LAYOUTS = ("separate", "new", "legacy", "edm")
 
@@ -95,7 +96,7 @@ def test_to_layout_keeps_the_outputs_in_every_row_order(target):
     x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([1, 900]), torch.tensor([0, 4])
     with torch.no_grad():
         expected = unet(x, t, y)
-        torch.testing.assert_close(other(x, t, y), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        torch.testing.assert_close(other(x, t, y), expected, rtol=0, atol=FLOAT32_SUM * float(expected.abs().max()))
 
 
 def test_from_layout_names_what_is_missing_and_surplus():

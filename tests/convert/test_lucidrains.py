@@ -9,6 +9,7 @@ from fastdiff.convert.lucidrains import infer_process
 from fastdiff.convert.save import save_as
 from support import peer_lucidrains
 from support.lucidrains_networks import assert_same, both
+from support.tolerances import FLOAT32_FEW, FLOAT32_SUM
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
@@ -29,7 +30,9 @@ def test_infer_process_reads_schedule_and_objective_off_the_buffers(schedule, ob
         assert diffusion.prediction == {"pred_noise": "eps", "pred_x0": "x0", "pred_v": "v"}[objective]
         assert diffusion.schedule.name == schedule
         assert diffusion.variance == "fixed_small"
-        np.testing.assert_allclose(diffusion.schedule.alphas_cumprod, process.alphas_cumprod, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            diffusion.schedule.alphas_cumprod, process.alphas_cumprod, rtol=FLOAT32_SUM, atol=FLOAT32_FEW
+        )
 
 
 @pytest.mark.parametrize("name", ["plain", "deep_grey", "self_condition", "full_attention"])

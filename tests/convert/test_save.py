@@ -14,7 +14,7 @@ from fastdiff.nets.config import PRESETS
 from fastdiff.tensors import QkvLayout
 from support.converted_networks import ho, tiny
 from support.networks import random_unet, small_preset
-from support.tolerances import PEER_NETWORK
+from support.tolerances import FLOAT32_SUM, PEER_NETWORK
 
 LINEAR = fd.Diffusion(fd.NoiseSchedule.linear(1000), variance="fixed_large")
 
@@ -34,7 +34,7 @@ def test_save_as_diffusers_is_read_by_diffusers(tmp_path):
     assert isinstance(peer.scheduler, DDPMScheduler)
     assert peer.scheduler.config.variance_type == "fixed_large"
     torch.testing.assert_close(
-        peer.scheduler.betas.double(), torch.tensor(pipe.diffusion.schedule.betas), rtol=1e-5, atol=0
+        peer.scheduler.betas.double(), torch.tensor(pipe.diffusion.schedule.betas), rtol=FLOAT32_SUM, atol=0
     )
     images = peer(
         batch_size=1, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np"
@@ -93,7 +93,7 @@ def test_convert_keeps_the_outputs_of_every_preset_and_qkv_layout(tmp_path, pres
         assert loaded.diffusion == pipe.diffusion
         with torch.no_grad():
             found = loaded.unet(x, torch.tensor([7]), y)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=0, atol=FLOAT32_SUM)
     ours, back = (
         convert.to_layout(ends.unet.state_dict(), ends.unet.config, "openai", qkv_layout="legacy")
         for ends in (pipe, loaded)

@@ -8,6 +8,7 @@ import torch
 
 import fastdiff as fd
 from fastdiff.samplers.catalogue import to_markdown
+from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -29,6 +30,6 @@ def test_docs_example_of_an_own_sampler_runs():
     diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(1000))
     noisy, quiet = fd.samplers.ddim(diffusion, 20, eta=1.0), fd.samplers.ddim(diffusion, 20)
     for key in ("t", "px", "pm", "cx", "c0", "s"):
-        np.testing.assert_allclose(table[key][0], noisy[key][0], rtol=1e-9)
-        np.testing.assert_allclose(table[key][-1], quiet[key][-1], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(table[key][0], noisy[key][0], rtol=FLOAT64_DIFFERENCE)
+        np.testing.assert_allclose(table[key][-1], quiet[key][-1], rtol=FLOAT64_DIFFERENCE, atol=FLOAT64)
     assert len(re.search(r"def fading_ddim.*?return [^\n]*", code, re.DOTALL)[0].splitlines()) <= 20

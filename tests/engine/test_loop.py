@@ -12,6 +12,7 @@ import fastdiff as fd
 from fastdiff.engine import loop as engine_loop
 from support.engine_networks import network
 from support.networks import redrawn
+from support.tolerances import FLOAT32_RUN
 
 
 def sampled(net, table, runner, **options):
@@ -25,14 +26,14 @@ def test_sample_native_follows_eager(sampler):
     diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v")
     table = fd.samplers.build(sampler, diffusion, 20)
     eager, native = (sampled(net, table, runner) for runner in ("eager", "native"))
-    assert (native - eager).abs().max() < 1e-3 * max(1.0, float(eager.abs().max()))
+    assert (native - eager).abs().max() < FLOAT32_RUN * max(1.0, float(eager.abs().max()))
     assert torch.equal(sampled(net, table, "auto"), native)
 
 
 def test_sample_native_fifty_steps_of_ddim():
     net = network("ho")
     table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 50)
-    assert (sampled(net, table, "native") - sampled(net, table, "eager")).abs().max() < 1e-3
+    assert (sampled(net, table, "native") - sampled(net, table, "eager")).abs().max() < FLOAT32_RUN
 
 
 def test_sample_native_with_labels_and_a_learned_variance(monkeypatch):
@@ -43,7 +44,7 @@ def test_sample_native_with_labels_and_a_learned_variance(monkeypatch):
     table = fd.samplers.ddpm(diffusion, 12)
     options = {"model_kwargs": {"y": torch.tensor([0, 3, 6])}}
     eager, native = (sampled(wide, table, runner, **options) for runner in ("eager", "native"))
-    assert (native - eager).abs().max() < 1e-3
+    assert (native - eager).abs().max() < FLOAT32_RUN
     # In parts, and with few times at hand: the same to the bit.
     monkeypatch.setattr(engine_loop, "MAX_PART", 2)
     monkeypatch.setattr(engine_loop, "TIMES_NUMBERS", 1)
@@ -64,8 +65,8 @@ def test_sample_native_calls_back_like_eager():
         )
     assert [s[:2] for s in seen["native"]] == [s[:2] for s in seen["eager"]]
     for ours, theirs in zip(seen["native"], seen["eager"], strict=True):
-        assert (ours[2] - theirs[2]).abs().max() < 1e-3
-        assert (ours[3] - theirs[3]).abs().max() < 1e-3
+        assert (ours[2] - theirs[2]).abs().max() < FLOAT32_RUN
+        assert (ours[3] - theirs[3]).abs().max() < FLOAT32_RUN
 
 
 def test_sample_native_stops_at_chosen_rows_and_runs_on_between(monkeypatch):
@@ -125,7 +126,7 @@ def test_sample_native_on_images_that_are_not_square():
     table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 10)
     options = {"shape": (2, 3, 12, 20), "progress": False}
     eager, native = (fd.sample(net, table, runner=runner, **options) for runner in ("eager", "native"))
-    assert (native - eager).abs().max() < 1e-3
+    assert (native - eager).abs().max() < FLOAT32_RUN
     assert fd.sample(net, table, runner="native", **options | {"shape": (0, 3, 12, 20)}).shape == (0, 3, 12, 20)
     with pytest.raises(ValueError, match="positive multiples of 2"):
         fd.sample(net, table, runner="native", **options | {"shape": (2, 3, 12, 21)})
@@ -138,7 +139,7 @@ def test_sample_native_refuses_a_table_that_does_not_fit():
     # Six channels fit a table that ignores the last three.
     ignored = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 3)
     eager, native = (sampled(network("iddpm"), ignored, runner) for runner in ("eager", "native"))
-    assert (native - eager).abs().max() < 1e-3
+    assert (native - eager).abs().max() < FLOAT32_RUN
 
 
 def test_sample_native_follows_the_threads_of_a_callback():
@@ -158,7 +159,7 @@ def test_sample_native_starts_in_the_middle():
     table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(1000), prediction="v"), 8)
     x = torch.randn(3, 3, 16, 16)
     eager, native = (sampled(net, table, runner, x_init=x, start_row=5) for runner in ("eager", "native"))
-    assert (native - eager).abs().max() < 1e-3
+    assert (native - eager).abs().max() < FLOAT32_RUN
 
 
 def test_sample_native_stops_at_ctrl_c():

@@ -13,7 +13,15 @@ from support.diffusers_networks import CASES as DIFFUSERS_CASES
 from support.diffusers_networks import diffusers_model
 from support.engine_networks import CONFIGS, double, inputs, network, relative
 from support.networks import redrawn
-from support.tolerances import ENGINE_INSTRUCTION, ENGINE_NETWORK
+from support.tolerances import (
+    ENGINE_INSTRUCTION,
+    ENGINE_NETWORK,
+    FLOAT32_DEEP,
+    FLOAT32_FEW,
+    FLOAT32_RUN,
+    FLOAT32_SUM,
+    FLOAT64_DIFFERENCE,
+)
 
 
 @pytest.mark.parametrize("precision", ["fast", "strict"])
@@ -40,13 +48,13 @@ def test_native_executor_is_a_converted_diffusers_network(case):
     x, t, y = inputs(net, 2, net.config.image_size, net.config.image_size)
     with torch.no_grad():
         expected = model(x, t, class_labels=y).sample
-    assert relative(fd.compile(net)(x, t, y), expected.double()) < 1e-4
+    assert relative(fd.compile(net)(x, t, y), expected.double()) < FLOAT32_DEEP
     table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.linear(1000)), 4)
     options = {"shape": tuple(x.shape), "model_kwargs": None if y is None else {"y": y}, "progress": False}
     if net.config.out_channels == net.config.in_channels:
         native, auto, eager = (fd.sample(net, table, runner=r, **options) for r in ("native", "auto", "eager"))
         assert torch.equal(native, auto)
-        assert (native - eager).abs().max() < 1e-3 * max(1.0, float(eager.abs().max()))
+        assert (native - eager).abs().max() < FLOAT32_RUN * max(1.0, float(eager.abs().max()))
 
 
 @pytest.mark.slow
@@ -57,7 +65,7 @@ def test_native_executor_is_the_published_network():
     x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 900])
     with torch.no_grad():
         expected = double(net)(x.double(), t)
-    assert relative(fd.compile(net)(x, t), expected) < 1e-4
+    assert relative(fd.compile(net)(x, t), expected) < FLOAT32_DEEP
 
 
 def run_one(instruction, buffers, layers, x, others=()):
@@ -178,8 +186,8 @@ def test_statistics_match_float64(shape, offset):
     actual = run_one(Instruction("stats", (0,), 1), buffers, [], x)
     mean = x.double().mean(dim=(2, 3))
     squares = (x.double() - mean[:, :, None, None]).square().sum(dim=(2, 3))
-    np.testing.assert_allclose(actual[:, :, 0, 0], mean, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(actual[:, :, 1, 0], squares, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(actual[:, :, 0, 0], mean, rtol=FLOAT32_FEW, atol=FLOAT32_FEW)
+    np.testing.assert_allclose(actual[:, :, 1, 0], squares, rtol=FLOAT32_SUM, atol=FLOAT64_DIFFERENCE)
 
 
 @pytest.mark.parametrize("case", ["ho", "iddpm", "adm", "grey"])

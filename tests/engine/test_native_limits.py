@@ -23,6 +23,7 @@ from fastdiff.engine import native as engine_native
 from fastdiff.engine.native import NativeNetwork
 from fastdiff.engine.pack import CODE_FIELDS
 from support.engine_networks import inputs, network
+from support.tolerances import FLOAT32_DEEP, FLOAT32_RUN, FLOAT32_SUM
 
 TABLE = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(100)), 3)
 
@@ -110,7 +111,7 @@ def test_call_takes_and_gives_what_the_module_does(dtype, batch):
         expected = net(x, t)
     actual = fd.compile(net)(x, t)
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=FLOAT32_DEEP, atol=FLOAT32_DEEP)
 
 
 def test_call_takes_any_strides_and_times():
@@ -331,7 +332,7 @@ def test_a_compiled_network_samples_with_its_precision():
     options = {"shape": (2, 3, 16, 16), "progress": False}
     results = {runner: fd.sample(strict, TABLE, runner=runner, **options) for runner in ("auto", "native", "eager")}
     assert torch.equal(results["auto"], results["native"])
-    assert (results["eager"] - results["native"]).abs().max() < 1e-5
+    assert (results["eager"] - results["native"]).abs().max() < FLOAT32_SUM
     assert torch.equal(fd.sample(fast, TABLE, **options), fd.sample(net, TABLE, **options))
     assert not torch.equal(results["native"], fd.sample(fast, TABLE, **options))
 
@@ -342,7 +343,7 @@ def test_guidance_takes_a_compiled_network():
     options = {"shape": (2, 3, 16, 16), "model_kwargs": {"y": y}, "progress": False}
     guided = [fd.guidance.ClassifierFreeGuidance(model, {"y": 0}, 2.0) for model in (net, fd.compile(net))]
     eager, native = (fd.sample(model, TABLE, **options) for model in guided)
-    assert (eager - native).abs().max() < 1e-3
+    assert (eager - native).abs().max() < FLOAT32_RUN
 
 
 def test_processes_may_be_forked_after_use():

@@ -5,6 +5,7 @@ import torch
 
 from fastdiff.engine import lower, run_plan
 from support.engine_networks import CONFIGS, inputs, network, relative
+from support.tolerances import FLOAT64
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -15,4 +16,4 @@ def test_reference_executor_is_the_network(case, size):
     with torch.no_grad():
         expected = net(x.double(), t, y)
         actual = run_plan(lower(net, *size), net, x.double(), t, y)
-    assert relative(actual, expected) < 1e-12
+    assert relative(actual, expected) < FLOAT64

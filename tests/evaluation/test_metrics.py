@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fastdiff.evaluation import metrics
 from fastdiff.files.data import digits
+from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE, FLOAT64_PRODUCT, FLOAT64_RUN
 
 RNG = np.random.default_rng(0)
 
@@ -15,14 +16,14 @@ def test_dct_features_match_scipy():
     fft = pytest.importorskip("scipy.fft")
     images = RNG.normal(size=(5, 3, 8, 8))
     expected = fft.dctn(images, axes=(2, 3), norm="ortho")[:, :, :4, :4].reshape(5, -1)
-    np.testing.assert_allclose(metrics.dct_features(images, 4), expected, atol=1e-12)
+    np.testing.assert_allclose(metrics.dct_features(images, 4), expected, atol=FLOAT64)
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 8, 8), (3, 3, 5, 7), (2, 1, 1, 1)])
 def test_dct_features_with_all_frequencies_keep_distances(shape):
     a, b = RNG.normal(size=shape), RNG.normal(size=shape)
     features = metrics.dct_features(a, 8) - metrics.dct_features(b, 8)
-    np.testing.assert_allclose((features**2).sum(axis=1), ((a - b) ** 2).sum(axis=(1, 2, 3)), rtol=1e-10)
+    np.testing.assert_allclose((features**2).sum(axis=1), ((a - b) ** 2).sum(axis=(1, 2, 3)), rtol=FLOAT64_PRODUCT)
 
 
 @pytest.mark.parametrize("images", [np.zeros((8, 8)), np.zeros((0, 1, 8, 8))], ids=["not-4d", "empty"])
@@ -48,7 +49,7 @@ def test_frechet_distance_of_normals_with_diagonal_covariances():
     a = _with_moments(np.array([0.0, 1.0, 2.0]), np.diag([1.0, 4.0, 9.0]))
     b = _with_moments(np.array([1.0, 1.0, 0.0]), np.diag([4.0, 4.0, 1.0]))
     # |difference of means|^2 + sum of (difference of deviations)^2
-    assert metrics.frechet_distance(a, b) == pytest.approx((1 + 4) + (1 + 0 + 4), rel=1e-9)
+    assert metrics.frechet_distance(a, b) == pytest.approx((1 + 4) + (1 + 0 + 4), rel=FLOAT64_DIFFERENCE)
 
 
 def test_frechet_distance_matches_scipys_matrix_root():
@@ -58,14 +59,14 @@ def test_frechet_distance_matches_scipys_matrix_root():
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = np.real(linalg.sqrtm(cov_a @ cov_b))
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root)
-    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected, rel=FLOAT64_RUN)
 
 
 def test_frechet_distance_of_singular_covariances():
     a = np.zeros((50, 4))
     a[:, 0] = RNG.normal(size=50)
-    assert metrics.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-10)
-    assert metrics.frechet_distance(a, a + np.array([0, 3.0, 0, 0])) == pytest.approx(9.0, rel=1e-9)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0.0, abs=FLOAT64_PRODUCT)
+    assert metrics.frechet_distance(a, a + np.array([0, 3.0, 0, 0])) == pytest.approx(9.0, rel=FLOAT64_DIFFERENCE)
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,7 +76,7 @@ def test_frechet_distance_is_symmetric_and_not_negative(width, seed):
     a, b = rng.normal(size=(20, width)), 2 * rng.normal(size=(9, width)) + 1
     there, back = metrics.frechet_distance(a, b), metrics.frechet_distance(b, a)
     assert there >= 0
-    assert there == pytest.approx(back, rel=1e-8, abs=1e-10)
+    assert there == pytest.approx(back, rel=FLOAT64_RUN, abs=FLOAT64_PRODUCT)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_nearest_neighbours_match_brute_force(num_queries):
     distances, indices = metrics.nearest_neighbours(a, b, 3)
     every = np.sqrt(((a[:, None] - b[None]) ** 2).sum(axis=(2, 3, 4)))
     np.testing.assert_array_equal(indices, np.argsort(every, axis=1)[:, :3])
-    np.testing.assert_allclose(distances, np.sort(every, axis=1)[:, :3], rtol=1e-12)
+    np.testing.assert_allclose(distances, np.sort(every, axis=1)[:, :3], rtol=FLOAT64)
 
 
 def test_nearest_neighbours_find_a_copy_exactly():
@@ -120,6 +121,7 @@ def test_copy_report_tells_copies_from_new_images():
     honest = metrics.copy_report(new, train, held_out)
     assert honest.exact_copies == 0
     assert honest.below_1st_percentile < 0.05
+    # Medians over two samples of one distribution.
     assert honest.median_samples == pytest.approx(honest.median_held_out, rel=0.1)
     copied = metrics.copy_report(train[:50], train, held_out)
     assert copied.exact_copies == 50
@@ -155,6 +157,7 @@ def test_independent_pixels_bits_of_a_known_distribution():
 
 def test_independent_pixels_bits_without_knowledge_are_uniform():
     bits = metrics.independent_pixels_bits(np.zeros((1, 3)), np.ones((2, 3)), 17, smoothing=1e9)
+    # A smoothing that outweighs the one count by far.
     assert bits == pytest.approx(np.log2(17), rel=1e-6)
 
 
@@ -177,6 +180,7 @@ def test_classifier_knows_the_held_out_digits(real):
     judge = metrics.DigitClassifier(*real["train"], members=1)
     probabilities = judge.probabilities(real["test"][0])
     assert probabilities.shape == (360, 10)
+    # Probabilities are float32.
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
     found = metrics.recognition(probabilities, real["test"][1])
     assert found.accuracy >= 0.97

@@ -46,6 +46,7 @@ def test_network_on_a_gpu_has_the_gradients_of_float64(cuda):
         unet(x.to(device, dtype), t.to(device)).square().mean().backward()
         grads.append({name: p.grad.cpu().double() for name, p in unet.named_parameters()})
     for name, exact in grads[0].items():
+        # TensorFloat-32 in the convolutions and their gradients.
         assert float((grads[1][name] - exact).norm()) <= 1e-2 * float(exact.norm()) + 1e-7, name
 
 
@@ -64,6 +65,7 @@ def test_network_in_a_cuda_graph(cuda):
             out = unet(x, t)
         x.copy_(x.flip(0))
         graph.replay()
+        # 16 bits: another memory plan may choose other algorithms.
         assert torch.allclose(out, unet(x, t), rtol=2e-2, atol=2e-2)
 
 
@@ -72,6 +74,7 @@ def test_network_compiles_in_one_graph(cuda):
     x, t = inputs(cuda)
     with torch.no_grad():
         compiled = torch.compile(unet, fullgraph=True)(x, t)
+        # TensorFloat-32 in the convolutions, compiled or not.
         assert torch.allclose(compiled, unet(x, t), rtol=1e-2, atol=1e-2)
 
 
@@ -92,6 +95,7 @@ def test_losses_on_a_gpu_have_the_values_and_gradients_of_float64(cuda):
         (grad,) = torch.autograd.grad((simple + bound).sum(), m)
         found.append([v.detach().cpu().double() for v in (simple, bound, *grad)])
     for exact, ours in zip(*found, strict=True):
+        # Quotients of differences of nearly equal probabilities, in float32.
         assert float((ours - exact).abs().max()) <= 1e-3 * float(exact.abs().max())
 
 
@@ -101,6 +105,7 @@ def test_conv2d_fused_on_a_gpu_matches_float64(cuda, dtype):
     weight = torch.randn(16, 3, 3, 3, generator=torch.Generator().manual_seed(3)) / 27**0.5
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     found = ops.conv2d_fused(x.to(cuda, dtype), weight.to(cuda, dtype), implementation="triton").cpu().double()
+    # Sums of 27 products, in TensorFloat-32 or from 16 bits.
     assert float((found - exact).abs().max()) <= (1e-4 if dtype == torch.float32 else 3e-2)
 
 
@@ -125,5 +130,6 @@ def test_norm_of_more_than_two_billion_elements(cuda):
     y = ops.group_norm_act(x, weight, bias, 8, act=False)
     part = x[1].float()
     expected = (3.0 - part.mean()) / part.var(unbiased=False).add(1e-5).sqrt()
+    # bfloat16 has 8 bits.
     assert torch.allclose(y[1, :, -1, -1].float(), expected.expand(32), rtol=2e-2)
     assert not y[0].any()

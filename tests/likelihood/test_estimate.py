@@ -67,6 +67,7 @@ def test_estimates_are_one_for_every_prediction():
             diffusion = Diffusion(NoiseSchedule.named(schedule, 50), prediction)
             seen.append(eps_error(exact_model(diffusion), diffusion, gaussian_images(4).float()))
         for other in seen[1:]:
+            # float32, and eps is a small difference where sigma is small.
             np.testing.assert_allclose(other, seen[0], rtol=1e-3, atol=1e-7)
 
 
@@ -87,6 +88,7 @@ def test_estimates_of_a_network_that_knows_the_image():
         return torch.cat([image.expand_as(x), torch.full_like(x, 9.0)], dim=1)
 
     assert (eps_error(model, diffusion, image.repeat(3, 1, 1, 1)) == 0).all()
+    # A mean of 3,200 squares of normals has a standard error of 0.025; ten of them.
     np.testing.assert_allclose(eps_moment(model, diffusion, image.repeat(50, 1, 1, 1)), 1, atol=0.25)
 
 
@@ -105,6 +107,7 @@ def test_estimates_take_bytes_and_conditions():
         model, diffusion, bytes_, levels=17, model_kwargs=kwargs, batch_size=10,
         on_progress=lambda done, of: seen.append((done, of)),
     )  # fmt: skip
+    # Bytes are scaled in float32.
     np.testing.assert_allclose(a, eps_moment(model, diffusion, scaled, model_kwargs=kwargs), rtol=1e-5)
     assert seen == [(10, 24), (20, 24), (24, 24)]
 
@@ -124,6 +127,7 @@ def test_estimated_moments_make_tables_that_keep_the_marginals():
     table = analytic_ddpm(diffusion, 10, eps_moment=moment, clip=None)
     variances, _ = run_table(table, diffusion)
     expected = table.alphas**2 * DATA_VARIANCE + table.sigmas**2
+    # From statistics that are themselves estimated.
     np.testing.assert_allclose(variances[:-1], expected[1:-1], rtol=0.05)
 
 

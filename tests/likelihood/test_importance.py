@@ -64,6 +64,7 @@ def test_iwae_does_not_depend_on_the_batch():
     x = torch.randint(0, 17, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     whole = likelihood.iwae(net, diffusion, x, levels=17, trajectories=3)
     split = likelihood.iwae(net, diffusion, x[1:], levels=17, trajectories=5, sample_ids=[1, 2], batch_size=4)
+    # float32, and log-weights of hundreds of nats.
     torch.testing.assert_close(split.log_weights[:, :3], whole.log_weights[1:], rtol=1e-4, atol=1e-2)
     for wrong in (0, -3, 1.5, math.nan, "8", None, True):
         with pytest.raises(ValueError, match="trajectories"):

@@ -20,6 +20,7 @@ def test_compare_pairs_by_image():
     totals = [pipe.likelihood(DIGITS, seed=2).total for pipe in (a, b)]
     torch.testing.assert_close(result.difference, totals[0] - totals[1])
     expected = scipy.stats.ttest_rel(totals[0], totals[1]).confidence_interval(0.95)
+    # The totals are the same on both sides: it is the formula that is compared.
     assert result.interval == pytest.approx((expected.low, expected.high), rel=1e-6)
     assert likelihood.compare(a, a, DIGITS).mean == 0
     assert not likelihood.compare(a, a, DIGITS).is_significant
@@ -39,6 +40,7 @@ def test_compare_intervals_cover():
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30, 101, 1000, 2_000_000])
 def test_student_quantile_is_that_of_scipy(degrees):
     for p in (0.75, 0.975, 0.999):
+        # Beyond a million degrees of freedom the normal's quantile is taken.
         assert student_quantile(p, degrees) == pytest.approx(scipy.stats.t.ppf(p, degrees), rel=1e-5)
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from fastdiff.likelihood.runge_kutta import integrate
+from support.tolerances import FLOAT64
 
 
 def test_integrate_has_order_five_and_every_sample_its_own_steps():
@@ -17,5 +18,5 @@ def test_integrate_has_order_five_and_every_sample_its_own_steps():
         # Backwards in time, so the exponentials grow; the error is a share of them.
         expected = torch.exp(2 * rates)[:, None]
         assert float((found.state / expected - 1).abs().max()) < 2000 * tolerance
-        torch.testing.assert_close(found.integrals[:, 0], -2 * rates, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.integrals[:, 0], -2 * rates, rtol=FLOAT64, atol=FLOAT64)
         assert found.steps[0] < found.steps[1] < found.steps[2]

@@ -9,6 +9,7 @@ import torch
 import fastdiff as fd
 from fastdiff import likelihood
 from support.gaussian_networks import gaussian_network
+from support.tolerances import FLOAT64
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.linear(200), "eps", "fixed_large")
 OPTIONS = {"decoder": "gaussian", "clip": None}
@@ -23,7 +24,7 @@ def test_bound_of_chosen_timesteps_has_their_terms():
     full = likelihood.bound(network(), DIFFUSION, X, seed=3, **OPTIONS)
     some = likelihood.bound(network(), DIFFUSION, X, seed=3, timesteps=[100, 0, 7], **OPTIONS)
     assert some.evaluations == 3 * 4
-    torch.testing.assert_close(some.terms[:, [0, 7, 100]], full.terms[:, [0, 7, 100]], rtol=1e-12, atol=0)
+    torch.testing.assert_close(some.terms[:, [0, 7, 100]], full.terms[:, [0, 7, 100]], rtol=FLOAT64, atol=0)
     assert int(torch.isnan(some.terms).sum()) == 4 * 197
     assert torch.isnan(some.sampling_error).all()
     torch.testing.assert_close(full.sampling_error, torch.zeros(4, dtype=torch.float64))
@@ -34,7 +35,7 @@ def test_bound_of_chosen_timesteps_is_a_quadrature():
     full = likelihood.bound(network(), DIFFUSION, X, **OPTIONS)
     some = likelihood.bound(network(), DIFFUSION, X, timesteps=[0, *t.tolist()], **OPTIONS)
     by_hand = np.array([np.interp(np.arange(200), [0, *t], row[[0, *t]]).sum() for row in full.terms.numpy()])
-    np.testing.assert_allclose(some.total.numpy(), full.prior.numpy() + by_hand, rtol=1e-12)
+    np.testing.assert_allclose(some.total.numpy(), full.prior.numpy() + by_hand, rtol=FLOAT64)
     # 41 of 200 noisy terms, most of them where the terms are large: near the bound of all of them.
     assert some.mean == pytest.approx(full.mean, abs=0.15)
 
@@ -84,7 +85,7 @@ def test_estimate_stops_at_the_requested_error():
 def test_estimate_with_all_terms_is_the_bound():
     full = likelihood.bound(network(), DIFFUSION, X, seed=5, **OPTIONS)
     all_terms = likelihood.bound_estimate(network(), DIFFUSION, X, seed=5, target_error=1e-12, **OPTIONS)
-    torch.testing.assert_close(all_terms.total, full.total, rtol=1e-12, atol=0)
+    torch.testing.assert_close(all_terms.total, full.total, rtol=FLOAT64, atol=0)
     assert all_terms.mean_sampling_error == 0
     one = fd.Diffusion(fd.NoiseSchedule.from_betas([0.5]), "x0")
     assert likelihood.bound_estimate(lambda x, t: 0 * x, one, X, **OPTIONS).evaluations == 4
@@ -94,7 +95,7 @@ def test_estimate_does_not_depend_on_the_batch_size():
     runs = [
         likelihood.bound_estimate(network(), DIFFUSION, X, target_error=0.1, batch_size=n, **OPTIONS) for n in (5, 999)
     ]
-    torch.testing.assert_close(runs[0].total, runs[1].total, rtol=1e-12, atol=0)
+    torch.testing.assert_close(runs[0].total, runs[1].total, rtol=FLOAT64, atol=0)
     assert runs[0].evaluations == runs[1].evaluations
 
 

@@ -19,6 +19,7 @@ from fastdiff.nets import unet
 from fastdiff.nets.fused_modules import Fused
 from support import openai_networks as openai
 from support.networks import fan_scaled, image
+from support.tolerances import FLOAT32_DEEP, FLOAT32_SUM, FLOAT64_DIFFERENCE
 
 TIMES = torch.tensor([3, 700])
 
@@ -150,7 +151,7 @@ def test_accelerate_takes_the_block_of_old_lucidrains_versions():
     report = fd.accelerate(block)
     assert "Block" in [r.kind for r in report.replaced]
     for ours, theirs in zip((block(image()), block(image(), scale_shift)), expected, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)
+        assert torch.allclose(ours, theirs, atol=FLOAT32_SUM)
 
 
 class OwnBlock(OldBlock):
@@ -169,7 +170,7 @@ def test_accelerate_does_not_believe_a_name():
     assert [(left.kind, left.reason.partition(";")[0]) for left in report.left] == [
         ("Block", "it does not compute what its class is known for")
     ]
-    assert torch.allclose(block(image()), expected, atol=1e-5)
+    assert torch.allclose(block(image()), expected, atol=FLOAT32_SUM)
 
     class GroupNorm32(nn.GroupNorm):
         def forward(self, x):
@@ -203,13 +204,13 @@ def test_accelerate_keeps_hooks():
     seen.clear()
     evaluate(model)
     for name in ("norm before", "block"):
-        assert torch.allclose(seen[name][0], expected[name][0], atol=1e-4)
+        assert torch.allclose(seen[name][0], expected[name][0], atol=FLOAT32_DEEP)
     fd.restore(model)
     plain = {name: values[0] for name, values in seen.items()}
     seen.clear()
     evaluate(model)
     for name in ("norm after", "last norm"):
-        assert torch.allclose(seen[name][0], plain[name], atol=1e-4)
+        assert torch.allclose(seen[name][0], plain[name], atol=FLOAT32_DEEP)
 
 
 def test_accelerate_gives_the_gradients():
@@ -222,7 +223,9 @@ def test_accelerate_gives_the_gradients():
         evaluate(model, x).square().mean().backward()
         grads.append({"x": x.grad} | {name: p.grad for name, p in model.named_parameters()})
     for name, expected in grads[0].items():
-        assert float((grads[1][name] - expected).abs().max()) <= 1e-9 * max(1, float(expected.abs().max())), name
+        assert float((grads[1][name] - expected).abs().max()) <= FLOAT64_DIFFERENCE * max(
+            1, float(expected.abs().max())
+        ), name
 
 
 def test_accelerate_under_autocast():
@@ -244,7 +247,7 @@ def test_accelerated_networks_compile_in_one_graph(network):
     fd.accelerate(model)
     expected = evaluate(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(evaluate(compiled), expected, atol=1e-5)
+    assert torch.allclose(evaluate(compiled), expected, atol=FLOAT32_SUM)
 
 
 @pytest.mark.parametrize("network", ["diffusers", "openai", "openai, improved"])
@@ -287,10 +290,10 @@ def test_accelerate_checks_itself(check):
     state = torch.get_rng_state()
     report = fd.accelerate(model, check=check)
     assert torch.equal(torch.get_rng_state(), state)
-    assert 0 <= report.error < 1e-4
+    assert 0 <= report.error < FLOAT32_DEEP
     errors = [r.error for r in report.replaced if r.kind in ("ResnetBlock2D", "Attention")]
     assert errors
-    assert all(0 <= error < 1e-4 for error in errors)
+    assert all(0 <= error < FLOAT32_DEEP for error in errors)
     assert "largest difference" in str(report)
 
 
@@ -308,7 +311,7 @@ def test_accelerate_of_a_network_in_16_bits(dtype):
 
 def test_accelerate_checks_a_network_of_one_tensor():
     layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.SiLU())
-    assert fd.accelerate(layers, check=image()).error < 1e-5
+    assert fd.accelerate(layers, check=image()).error < FLOAT32_SUM
 
 
 def test_accelerate_restores_and_raises_where_the_check_fails(monkeypatch):

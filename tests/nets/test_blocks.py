@@ -162,6 +162,7 @@ def test_unet_attention_does_not_overflow_in_float16() -> None:
         block.proj.weight.copy_(torch.eye(64))
     x = torch.randn(1, 64, 4, 4, generator=torch.Generator().manual_seed(4))
     expected = block.double()(x.double())
+    # A few roundings to float16, of 5e-4 each.
     assert relative_error(block.half()(x.half()), expected) <= 4e-3
 
 
@@ -190,6 +191,7 @@ def test_unet_norm_rounds_low_precision_once(dtype: torch.dtype, half_ulp: float
     affine = (1 + scale.double())[:, :, None, None], shift.double()[:, :, None, None]
     expected = silu_formula(norm_formula(x, norm) * affine[0] + affine[1])
     error = (norm(x, scale, shift).double() - expected).abs()
+    # Half an ulp, and what float32 does before it is rounded.
     assert torch.all(error <= 1.01 * half_ulp * expected.abs() + 1e-6)
 
 

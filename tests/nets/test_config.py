@@ -27,6 +27,7 @@ def test_unet_parameter_count_is_that_of_ho(preset: str, count: int) -> None:
     [("adm-imagenet64", 296), ("adm-imagenet128", 422), ("adm-imagenet256", 554), ("adm-imagenet512", 559)],
 )
 def test_unet_parameter_count_is_that_of_adm(preset: str, millions: int) -> None:
+    # The paper gives three digits.
     assert num_parameters(PRESETS[preset]) == pytest.approx(millions * 1e6, rel=0.01)
 
 

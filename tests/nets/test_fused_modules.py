@@ -8,7 +8,7 @@ import fastdiff as fd
 from fastdiff.nets import fused_modules
 from fastdiff.nets.fused_modules import Fused
 from support.networks import fan_scaled, image
-from support.tolerances import FLOAT32
+from support.tolerances import FLOAT32, FLOAT32_SUM
 
 
 def test_accelerate_leaves_the_norm_of_a_sequential_that_is_called_alone():
@@ -18,12 +18,12 @@ def test_accelerate_leaves_the_norm_of_a_sequential_that_is_called_alone():
     alone, whole, part, twice = layers[0](x), layers(x), layers[:2](x), layers[1:](layers[0](x) * 2)
     fd.accelerate(layers)
     assert isinstance(layers, Fused)
-    assert torch.allclose(layers[0](x), alone, atol=1e-5)
-    assert torch.allclose(layers(x), whole, atol=1e-5)
-    assert torch.allclose(layers[:2](x), part, atol=1e-5)
-    assert torch.allclose(layers[1:](layers[0](x) * 2), twice, atol=1e-5)
+    assert torch.allclose(layers[0](x), alone, atol=FLOAT32_SUM)
+    assert torch.allclose(layers(x), whole, atol=FLOAT32_SUM)
+    assert torch.allclose(layers[:2](x), part, atol=FLOAT32_SUM)
+    assert torch.allclose(layers[1:](layers[0](x) * 2), twice, atol=FLOAT32_SUM)
     layers[1] = nn.Tanh()
-    assert torch.allclose(layers[:2](x), torch.tanh(alone), atol=1e-5)
+    assert torch.allclose(layers[:2](x), torch.tanh(alone), atol=FLOAT32_SUM)
 
 
 def test_accelerated_attention_leaves_other_calls_to_diffusers():
@@ -35,9 +35,9 @@ def test_accelerated_attention_leaves_other_calls_to_diffusers():
     expected = [layer(x, **call) for call in calls]
     assert [r.kind for r in fd.accelerate(layer).replaced] == ["Attention"]
     for call, theirs in zip(calls, expected, strict=True):
-        assert torch.allclose(layer(x, **call), theirs, atol=1e-5)
+        assert torch.allclose(layer(x, **call), theirs, atol=FLOAT32_SUM)
     layer.set_processor(attention.SlicedAttnProcessor(1))
-    assert torch.allclose(layer(x), expected[0], atol=1e-5)
+    assert torch.allclose(layer(x), expected[0], atol=FLOAT32_SUM)
 
 
 def test_norm_act_is_the_norm_of_the_module_and_a_silu():

@@ -10,7 +10,7 @@ from fastdiff import ops
 from fastdiff.calls import GroupNormActCall
 from fastdiff.nets.unet import GroupNormAct, UNet, UNetConfig
 from fastdiff.ops.reference import group_norm_act as reference_norm
-from support.tolerances import FLOAT32, FLOAT64, STORAGE
+from support.tolerances import FLOAT32, FLOAT32_DEEP, FLOAT32_FEW, FLOAT32_SUM, FLOAT64, STORAGE
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -94,7 +94,7 @@ def test_group_norm_act_withstands_an_offset(layout):
     y = ops.group_norm_act(x, weight, bias, 2, eps=1e-6, act=False)
     exact = by_pytorch(x, weight, bias, 2, eps=1e-6, act=False)
     # One rounding of the mean: 3e-5 of a thousand.
-    assert float((y.double() - exact).abs().max()) < 1e-4
+    assert float((y.double() - exact).abs().max()) < FLOAT32_DEEP
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -157,7 +157,7 @@ def test_group_norm_act_gradients_have_the_types_of_their_tensors(dtype):
         assert ours.dtype == value.dtype
         assert ours.shape == value.shape
         rounding = STORAGE[str(ours.dtype).removeprefix("torch.")]
-        assert bool(((ours.double() - theirs).abs() <= rounding * theirs.abs() + 1e-5).all())
+        assert bool(((ours.double() - theirs).abs() <= rounding * theirs.abs() + FLOAT32_SUM).all())
 
 
 def assert_gradients_match_float64(op, values, grads, *, relative=0.0):
@@ -169,7 +169,9 @@ def assert_gradients_match_float64(op, values, grads, *, relative=0.0):
         assert ours.dtype == value.dtype
         rounding = STORAGE[str(ours.dtype).removeprefix("torch.")] + relative
         # Sums over pixels and samples: a few float32 roundings of their largest term.
-        assert bool(((ours.double() - theirs).abs() <= rounding * theirs.abs() + 1e-5 * theirs.abs().max()).all())
+        assert bool(
+            ((ours.double() - theirs).abs() <= rounding * theirs.abs() + FLOAT32_SUM * theirs.abs().max()).all()
+        )
 
 
 # What the C++ cuts in its own way: channels not in sixteens, blocks of several groups, more pixels than a chunk.
@@ -300,7 +302,7 @@ def test_group_norm_act_compiles_without_graph_breaks():
 
     ours, eager = (torch.autograd.grad(loss(results), values) for results in (compiled(), run()))
     for one, other in zip(ours, eager, strict=True):
-        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(one, other, rtol=FLOAT32_SUM, atol=FLOAT32_FEW)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

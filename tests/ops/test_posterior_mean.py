@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastdiff import Diffusion, NoiseSchedule, ops
-from support.tolerances import FLOAT32, STORAGE
+from support.tolerances import FLOAT32, FLOAT32_FEW, FLOAT64_RUN, STORAGE
 
 SCHEDULE = NoiseSchedule.cosine(20)
 PREDICTIONS = ["eps", "x0", "v", "score"]
@@ -39,7 +39,7 @@ def test_posterior_mean_is_that_of_the_two_gaussians(prediction):
     first, second = (1 - beta) / beta, 1 / (1 - prev).clamp(min=1e-300)
     expected = (first * x_t / (1 - beta).sqrt() + second * prev.sqrt() * x0) / (first + second)
     # The end of a cosine schedule divides by an alpha of 1e-3.
-    assert torch.allclose(mean, expected, rtol=1e-8, atol=1e-8)
+    assert torch.allclose(mean, expected, rtol=FLOAT64_RUN, atol=FLOAT64_RUN)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpu"])
@@ -76,7 +76,7 @@ def test_posterior_mean_is_what_a_ddpm_step_adds_noise_to():
     row = int(np.flatnonzero(table["t"] == 7)[0])
     step = ops.step(x_t, m, ops.table_rows(table), row, noise=torch.zeros_like(x_t))
     ours = ops.posterior_mean(x_t, m, torch.tensor([7, 7]), table_of("eps", torch.float32), clip=1.0)
-    assert torch.allclose(ours, step, atol=1e-6)
+    assert torch.allclose(ours, step, atol=FLOAT32_FEW)
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])

@@ -5,6 +5,7 @@ import torch
 
 from fastdiff import ops
 from fastdiff.process.table import ROW_FIELDS, ROW_WIDTH
+from support.tolerances import FLOAT32_FEW, FLOAT32_SUM
 
 pytestmark = pytest.mark.skipif(not ops.has_extension(), reason="the C++ extension is not built")
 
@@ -67,7 +68,7 @@ def test_step_flat_equals_tiles(names, shape, dtype):
     by_reference = {"base": base.clone(), "history": torch.stack(past[:3]), "pred_out": torch.full_like(x, torch.nan)}
     expected = ops.step(x, m, rows, 1, implementation="reference", **by_reference)
     for ours, theirs in zip(results[0], (expected, *by_reference.values()), strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(ours, theirs, rtol=FLOAT32_SUM, atol=FLOAT32_SUM)
 
 
 @pytest.mark.parametrize("layout", ["flat", "tiles"])
@@ -99,6 +100,6 @@ def test_step_takes_absent_slots_for_zero(layout):
     output = m if layout == "flat" else torch.cat([m, m], dim=1)
     expected = ops.step(x, m, rows, 0, base=torch.zeros_like(x), history=torch.zeros(3, *x.shape))
     # Another loop than with a base: sums are fused otherwise.
-    assert torch.allclose(ops.step(x, output, rows, 0), expected, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(ops.step(x, output, rows, 0), expected, rtol=FLOAT32_FEW, atol=FLOAT32_FEW)
     without_model = ops.step(x, None, rows, 0)
     assert torch.equal(without_model, ops.step(x, torch.zeros_like(x), rows, 0))

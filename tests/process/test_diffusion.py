@@ -8,7 +8,7 @@ import pytest
 
 from fastdiff import Diffusion, NoiseSchedule
 from fastdiff.process.diffusion import Prediction
-from support.tolerances import FLOAT64
+from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE
 
 PREDICTIONS = get_args(Prediction)
 
@@ -24,8 +24,8 @@ def test_diffusion_target_determines_x0_and_eps(prediction, schedule):
     px, pm = diffusion.x0_coefficients()
     ex, em = diffusion.eps_coefficients()
     alpha, _ = diffusion.signal_noise()
-    np.testing.assert_allclose(px * x_t + pm * target, x0, atol=1e-11 / alpha.min())
-    np.testing.assert_allclose(ex * x_t + em * target, z, atol=1e-9)
+    np.testing.assert_allclose(px * x_t + pm * target, x0, atol=(10 * FLOAT64) / alpha.min())
+    np.testing.assert_allclose(ex * x_t + em * target, z, atol=FLOAT64_DIFFERENCE)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -25,7 +25,7 @@ from fastdiff.samplers.analytic import (
     step_costs,
 )
 from support.gaussian_tables import network_gains, run_table
-from support.tolerances import FLOAT64
+from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE
 
 SCHEDULES = {"linear": NoiseSchedule.linear(1000), "cosine": NoiseSchedule.cosine(1000)}
 DATA_VARIANCE = 0.25
@@ -47,6 +47,7 @@ def test_analytic_variance_reproduces_the_marginals_row_by_row(schedule, eta, sp
         np.testing.assert_allclose(variances[:-1], expected[1:-1], rtol=1e-7)
         # The last row gives the mean: the variance that is left out is that of x0 given the last state.
         left = DATA_VARIANCE * table.sigmas[-2] ** 2 / expected[-2]
+        # The variance that is left out is a difference as small as the last level.
         assert variances[-1] == pytest.approx(DATA_VARIANCE - left, rel=1e-7)
 
 
@@ -63,7 +64,7 @@ def test_analytic_variance_is_the_papers_formula(schedule):
         lambda2 = eta**2 * (1 - prev) / (1 - abar) * (1 - abar / prev)
         slope = np.sqrt((1 - abar) / (abar / prev)) - np.sqrt(1 - prev - lambda2)
         paper = lambda2 + slope**2 * (1 - (1 - abar) * gamma)
-        np.testing.assert_allclose(table["s"][:-1] ** 2, paper[:0:-1], rtol=1e-9)
+        np.testing.assert_allclose(table["s"][:-1] ** 2, paper[:0:-1], rtol=FLOAT64_DIFFERENCE)
 
 
 def test_analytic_variance_lies_within_its_bounds():
@@ -72,13 +73,13 @@ def test_analytic_variance_lies_within_its_bounds():
     chosen = diffusion.subset(spaced_indices(1000, 20)).schedule
     small = analytic_ddpm(diffusion, 20, eps_moment=np.ones(1000))
     large = analytic_ddpm(diffusion, 20, eps_moment=np.zeros(1000), data_bound=None)
-    np.testing.assert_allclose(small["s"], ddpm(diffusion, 20)["s"], rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(large["s"][:-1] ** 2, (chosen.betas / chosen.alphas)[:0:-1], rtol=1e-9)
+    np.testing.assert_allclose(small["s"], ddpm(diffusion, 20)["s"], rtol=FLOAT64_DIFFERENCE, atol=FLOAT64)
+    np.testing.assert_allclose(large["s"][:-1] ** 2, (chosen.betas / chosen.alphas)[:0:-1], rtol=FLOAT64_DIFFERENCE)
     bounded = analytic_ddpm(diffusion, 20, eps_moment=np.zeros(1000), data_bound=0.5)
     snr = chosen.alphas_cumprod / chosen.one_minus_alphas_cumprod
     v = np.minimum(1 / snr, 0.25)
     expected = chosen.posterior_variance + chosen.posterior_mean_coef1**2 * v
-    np.testing.assert_allclose(bounded["s"][:-1] ** 2, expected[:0:-1], rtol=1e-9)
+    np.testing.assert_allclose(bounded["s"][:-1] ** 2, expected[:0:-1], rtol=FLOAT64_DIFFERENCE)
     # An estimate above 1 says no more than 1.
     above = analytic_ddpm(diffusion, 20, eps_moment=np.full(1000, 1.01))
     np.testing.assert_array_equal(above["s"], small["s"])
@@ -96,7 +97,7 @@ def test_analytic_identities(clip):
     for ours, plain in ((b, ddpm(diffusion, 15, clip=clip)), (None, ddim(diffusion, 15, clip=clip))):
         table = ours or analytic_ddim(diffusion, 15, eps_moment=moment, clip=clip)
         for name in ("t", "px", "pm", "clip", "cx", "c0"):
-            np.testing.assert_allclose(table[name], plain[name], rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(table[name], plain[name], rtol=FLOAT64_DIFFERENCE, atol=FLOAT64)
         assert (table["s"][:-1] > plain["s"][:-1]).all()
 
 
@@ -123,6 +124,7 @@ def test_analytic_variance_keeps_the_mean_square_of_data_that_is_not_isotropic(e
             return reached
 
         exact = table.alphas[row + 1] ** 2 * np.mean(spectrum) + table.sigmas[row + 1] ** 2
+        # alpha of the cosine schedule ends at 5e-5, which amplifies the rounding of 1 - moment.
         assert mean_square(table) == pytest.approx(exact, rel=1e-7)
         if row > 0:
             assert all(abs(mean_square(other) - exact) > 0.005 for other in tables.values())
@@ -165,7 +167,7 @@ def test_optimal_timesteps_equal_brute_force(variance, levels):
             chosen = optimal_timesteps(diffusion, error, steps, variance=variance, levels=levels)
             assert len(chosen) == steps
             assert chosen[-1] == 7
-            assert path_cost(costs, last, chosen) == pytest.approx(best, rel=1e-12), (trial, steps)
+            assert path_cost(costs, last, chosen) == pytest.approx(best, rel=FLOAT64), (trial, steps)
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
@@ -178,6 +180,7 @@ def test_optimal_timesteps_beat_every_spacing(schedule, variance):
         chosen = optimal_timesteps(diffusion, error, steps, variance=variance, data_bound=None)
         best = path_cost(costs, last, chosen)
         for spacing in ("trailing", "linspace"):
+            # Bits that show at all.
             assert best < path_cost(costs, last, spaced_indices(1000, steps, spacing)) - 0.001
         # Any sampler takes them.
         assert ddpm(diffusion, timesteps=chosen)["t"].tolist() == chosen[::-1]
@@ -192,7 +195,7 @@ def test_optimal_timesteps_more_steps_cost_no_more():
         path_cost(costs, last, optimal_timesteps(diffusion, error, n, variance="analytic", data_bound=None))
         for n in range(1, 101)
     ]
-    assert (np.diff(bounds) <= 1e-12).all()
+    assert (np.diff(bounds) <= FLOAT64).all()
 
 
 def test_optimal_timesteps_tie_for_gaussian_data_with_the_best_variance():
@@ -207,7 +210,9 @@ def test_optimal_timesteps_tie_for_gaussian_data_with_the_best_variance():
     left = DATA_VARIANCE * (1 - a) / (a * DATA_VARIANCE + 1 - a)
     for steps in (1, 2, 30, 1000):
         path = [*sorted(rng.choice(999, steps - 1, replace=False)), 999]
-        assert path_cost(costs, last, path) == pytest.approx(0.5 * math.log2(2 * math.pi * math.e * left), rel=1e-9)
+        assert path_cost(costs, last, path) == pytest.approx(
+            0.5 * math.log2(2 * math.pi * math.e * left), rel=FLOAT64_DIFFERENCE
+        )
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
@@ -239,6 +244,7 @@ def test_step_costs_of_coded_values_are_those_of_the_density_for_many_values():
         same, coded = step_costs(diffusion, error, variance=variance, levels=65_536)
         np.testing.assert_array_equal(costs, same)
         where = np.isfinite(density)
+        # The density over a bin of 65,536 is not quite constant.
         np.testing.assert_allclose(coded[where], density[where] + math.log2(65_535 / 2), atol=1e-4)
     # Without the width a certain network would code for nothing.
     _, certain = step_costs(diffusion, np.zeros(50), variance="analytic", levels=256)

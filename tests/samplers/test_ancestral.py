@@ -13,6 +13,7 @@ from fastdiff.process.diffusion import Prediction, Variance
 from fastdiff.samplers import SPACINGS, spaced_indices
 from support.gaussian_tables import gaussian_moments
 from support.table_runs import linear_row
+from support.tolerances import FLOAT64_DIFFERENCE, PEER_RUN
 
 SCHEDULES = {"linear": NoiseSchedule.linear(1000), "cosine": NoiseSchedule.cosine(1000)}
 
@@ -35,7 +36,7 @@ def test_ddpm_with_the_exact_posterior_variance_reproduces_the_marginals(predict
     start = a[-1] * data_variance + 1 - a[-1]
     expected = (prev * data_variance + 1 - prev)[::-1]
     # The run starts from variance 1 and not from the exact start, a difference that decays with the signal.
-    np.testing.assert_allclose(seen, expected, rtol=abs(1 - start) + 1e-9)
+    np.testing.assert_allclose(seen, expected, rtol=abs(1 - start) + FLOAT64_DIFFERENCE)
 
 
 @pytest.mark.parametrize("variance", get_args(Variance))
@@ -82,7 +83,7 @@ def test_ddpm_equals_diffusers(prediction, clip, spacing, variance):
         if row == len(table) - 1 and t > 0:
             # A fault of theirs: the last step draws noise when its t is above 0.
             theirs = theirs - float(scheduler._get_variance(t)) ** 0.5 * z
-        np.testing.assert_allclose(mine, theirs, atol=1e-4 * max(1, np.abs(theirs).max()))
+        np.testing.assert_allclose(mine, theirs, atol=PEER_RUN * max(1, np.abs(theirs).max()))
 
 
 @settings(max_examples=60, deadline=None)

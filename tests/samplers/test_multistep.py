@@ -14,6 +14,7 @@ from fastdiff.samplers.unipc import unipc
 from support.diffusers_runs import PREDICTIONS, same, theirs_and_ours
 from support.gaussian_tables import convergence_order, run_table
 from support.table_runs import execute, toy_model
+from support.tolerances import FLOAT64_DIFFERENCE, ORDER
 
 
 def without_the_cleanest(schedule):
@@ -71,7 +72,7 @@ def test_solver_has_its_order(case, schedule, prediction):
     builder, options, theory = ORDERS[case]
     diffusion = Diffusion(SCHEDULES[schedule], prediction)
     order, errors = convergence_order(lambda d, n: builder(d, n, **options, **EVEN), diffusion, COUNTS)
-    assert abs(order - theory) < 0.15, errors
+    assert abs(order - theory) < ORDER, errors
 
 
 def test_solver_order_of_the_peers_third_order_formula_is_two():
@@ -80,7 +81,7 @@ def test_solver_order_of_the_peers_third_order_formula_is_two():
     order, _ = convergence_order(
         lambda d, n: dpmpp(d, n, order=3, clip=None, compat="diffusers", **EVEN), diffusion, 4 * COUNTS
     )
-    assert abs(order - 2) < 0.15
+    assert abs(order - 2) < ORDER
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -93,6 +94,7 @@ def test_dpmpp_sde_reaches_the_data_variance(order):
         errors.append(abs(variances[-1] / 0.25 - 1))
     assert errors[2] < errors[0] / 10
     if order > 1:
+        # What 800 steps leave of it, by the second orders and by the first.
         assert errors[2] < 1e-3
     assert errors[2] < 0.02
 
@@ -121,7 +123,8 @@ def test_first_orders_are_ddim(prediction, spacing, final):
         (unipc, {"order": 1, "corrector": False, "predict_x0": False}),
     ):
         result = execute(builder(diffusion, 9, spacing=spacing, final=final, **options), toy_model, x)
-        torch.testing.assert_close(result, unclipped, rtol=1e-7, atol=1e-9)
+        # Noise and image forms differ by quotients of alpha, which reach 1e2.
+        torch.testing.assert_close(result, unclipped, rtol=1e-7, atol=FLOAT64_DIFFERENCE)
 
 
 def test_named_orders_are_their_general_form():

@@ -11,6 +11,7 @@ from fastdiff import Diffusion, NoiseSchedule, samplers
 from fastdiff.process.diffusion import Prediction, Variance
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.registry import SAMPLERS
+from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE
 
 ALL = samplers.names(with_statistics=True)
 # Times fall along the rows of a sampler, but for the jumps back into noise and the way from data to noise.
@@ -53,7 +54,7 @@ def test_samplers_hold_their_invariants(data):
     assert name in JUMPS or ((direction >= 0) if name in RISES else (direction <= 0)).all()
     assert ((table["t"] >= 0) & (table["t"] <= diffusion.num_timesteps - 1)).all()
     assert len(table.alphas) == len(table.sigmas) == len(table) + 1
-    np.testing.assert_allclose(table.alphas**2 + table.sigmas**2, 1, rtol=1e-9)
+    np.testing.assert_allclose(table.alphas**2 + table.sigmas**2, 1, rtol=FLOAT64_DIFFERENCE)
     clean = 0 if name in RISES else -1
     assert (table.alphas[clean], table.sigmas[clean]) == (1, 0)
     again = CoefficientTable.from_json(table.to_json())
@@ -79,7 +80,7 @@ def test_samplers_reach_every_prediction_alike(name):
     if not np.any(table["cm"]) and not np.any(table["bm"]):
         for other in maps[1:]:
             for a, b in zip(maps[0], other, strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+                np.testing.assert_allclose(a, b, rtol=FLOAT64, atol=FLOAT64)
 
 
 def test_names_without_statistics_build_from_a_diffusion_alone():

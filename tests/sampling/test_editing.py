@@ -10,6 +10,7 @@ import fastdiff as fd
 from fastdiff import samplers
 from fastdiff.sampling import editing
 from support.gaussian_networks import Mixture, gaussian_network
+from support.tolerances import BATCH_SPLIT, FLOAT64, FLOAT64_DIFFERENCE
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.cosine(40))
 GAUSSIAN = gaussian_network(DIFFUSION, 0.25)
@@ -33,6 +34,7 @@ def test_round_trip_error_is_that_of_the_round_trip(net):
         back = editing.decode(net, DIFFUSION, editing.encode(net, DIFFUSION, X, **options), **plain)
         expected = (back - X).square().flatten(1).mean(dim=1).sqrt()
         error = editing.round_trip_error(net, DIFFUSION, X, **options)
+        # Small differences of float32 images; the exact form's are as small as their roundings.
         torch.testing.assert_close(error.float(), expected, rtol=1e-3, atol=1e-7)
 
 
@@ -44,9 +46,10 @@ def test_exact_encoding_comes_back_exactly(schedule, steps):
     model = gaussian_network(diffusion, 0.25)
     rough = editing.round_trip_error(model, diffusion, x, order=1, steps=steps)
     exact = editing.round_trip_error(model, diffusion, x, exact=True, steps=steps)
+    # Five iterations, each of which gains about a digit.
     assert float(exact.max()) < 1e-3 * float(rough.max()) < 1e-3
     more = editing.round_trip_error(model, diffusion, x, exact=True, iterations=20, steps=steps)
-    assert float(more.max()) < 1e-11
+    assert float(more.max()) < 10 * FLOAT64
 
 
 def test_exact_encoding_of_a_mixture_comes_back_exactly():
@@ -60,6 +63,7 @@ def test_exact_encoding_of_a_mixture_comes_back_exactly():
         for n in (5, 15, 40)
     ]
     assert errors[0] > errors[1] > errors[2]
+    # Forty iterations in directions that gain little from each.
     assert errors[2] < 1e-5
 
 
@@ -96,7 +100,7 @@ def test_edits_of_a_sample_do_not_depend_on_the_batch(net):
     ]
     for call in calls:
         whole = call(X, [5, 6, 7])
-        torch.testing.assert_close(call(X[1:2], [6]), whole[1:2], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(call(X[1:2], [6]), whole[1:2], rtol=BATCH_SPLIT, atol=BATCH_SPLIT)
 
 
 @pytest.mark.parametrize("mode", ["slerp", "linear"])
@@ -107,6 +111,7 @@ def test_interpolate_ends_at_both_images(mode, level):
         GAUSSIAN, DIFFUSION, a, b, weight=[0, 0.5, 1], mode=mode, level=level, order=4, steps=40
     )
     assert found.shape == (3, *a.shape)
+    # What encoding and decoding by order 4 leave in 40 steps.
     assert float((found[0] - a).abs().max()) < 2e-3
     assert float((found[2] - b).abs().max()) < 2e-3
     half = editing.interpolate(GAUSSIAN, DIFFUSION, a, b, mode=mode, level=level, order=4, steps=40)
@@ -119,7 +124,7 @@ def test_interpolate_ends_at_both_images(mode, level):
 def test_interpolate_of_noised_images_shares_the_noise():
     a, b = X.double(), X.double()
     same = editing.interpolate(GAUSSIAN, DIFFUSION, a, b, weight=[0.0, 0.3], mode="linear", stochastic=True, level=0.5)
-    torch.testing.assert_close(same[0], same[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(same[0], same[1], rtol=FLOAT64_DIFFERENCE, atol=FLOAT64_DIFFERENCE)
 
 
 def test_slerp_stays_on_the_sphere():

@@ -6,6 +6,7 @@ from torch import nn
 
 import fastdiff as fd
 from fastdiff.sampling.guidance import AutoGuidance, ClassifierFreeGuidance, ClassifierGuidance
+from support.tolerances import FLOAT32_SUM
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.linear(100, 1e-3, 0.2))
 
@@ -83,7 +84,7 @@ def test_classifier_guidance_gives_the_exact_posterior(prediction):
     for time in (0, 30, 99):
         t = torch.full((11,), time)
         guided = ClassifierGuidance(lambda x, t: network(x, t, 0.0, 1.0), gradient, diffusion)(x, t)
-        torch.testing.assert_close(guided, network(x, t, 1.0, 0.5), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(guided, network(x, t, 1.0, 0.5), rtol=FLOAT32_SUM, atol=FLOAT32_SUM)
 
 
 def test_guided_models_are_sampled_and_keep_eval_mode():

@@ -8,6 +8,7 @@ from fastdiff import samplers
 from fastdiff.sampling import editing
 from fastdiff.sampling.known_pixels import Known
 from support.gaussian_networks import gaussian_network
+from support.tolerances import FLOAT32_RUN
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.cosine(40))
 
@@ -38,7 +39,7 @@ def test_inpaint_runners_agree(net):
         editing.inpaint(net, DIFFUSION, X, mask, steps=8, jump_length=2, jump_repeats=2, runner=runner)
         for runner in ("eager", "native")
     ]
-    torch.testing.assert_close(both[0], both[1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(both[0], both[1], rtol=FLOAT32_RUN, atol=FLOAT32_RUN)
 
 
 HALF = torch.zeros(8, 8)

@@ -8,7 +8,7 @@ import fastdiff as fd
 from fastdiff.process import noise
 from fastdiff.process.noise import Stream
 from support.networks import redrawn
-from support.tolerances import BATCH_SPLIT
+from support.tolerances import BATCH_SPLIT, FLOAT32_DEEP, FLOAT32_FEW, FLOAT32_SUM
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.linear(100, 1e-3, 0.2))
 S2 = 0.25
@@ -51,7 +51,7 @@ def test_sample_ddim_follows_the_closed_form():
         eps = np.sqrt(1 - a) / (a * S2 + 1 - a)
         gain *= table["cx"][r] + table["c0"][r] * (table["px"][r] + table["pm"][r] * eps)
     start = noise.normals(5, [0, 1], 48, Stream.INITIAL, 0).reshape(2, 3, 4, 4)
-    np.testing.assert_allclose(x.numpy(), gain * start, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(x.numpy(), gain * start, rtol=FLOAT32_DEEP, atol=FLOAT32_SUM)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_sample_scales_the_models_input_and_the_first_state():
 
     table = fd.CoefficientTable({"t": [1.0], "ci": [0.5], "cx": [1.0]}, init_scale=80.0)
     x = fd.sample(model, table, shape=(1, 1, 2, 2), seed=4, progress=False)
-    np.testing.assert_allclose(x.numpy().ravel(), 80 * noise.normals(4, [0], 4, Stream.INITIAL, 0)[0], rtol=1e-6)
+    np.testing.assert_allclose(x.numpy().ravel(), 80 * noise.normals(4, [0], 4, Stream.INITIAL, 0)[0], rtol=FLOAT32_FEW)
     torch.testing.assert_close(inputs[0], 0.5 * x)
 
 
@@ -201,7 +201,7 @@ def test_sample_learned_variance():
     large = fd.samplers.ddpm(diffusion, clip=None, variance="fixed_large")
     a = fd.sample(model, table, shape=(2, 1, 4, 4), seed=1, progress=False)
     b = fd.sample(model, large, shape=(2, 1, 4, 4), seed=1, progress=False)
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(a, b, rtol=FLOAT32_DEEP, atol=FLOAT32_SUM)
 
 
 def test_sample_other_ranks_and_empty_batches():

@@ -2,8 +2,26 @@
 
 # float64 arrays that were computed in two orders: a few hundred rounding errors of 1e-16.
 FLOAT64 = 1e-12
+# The same for products and sums over a whole schedule of up to 4,000 steps, and for second moments.
+FLOAT64_PRODUCT = 1e-10
+# The same where a difference of nearly equal numbers stands between, as 1 - abar does: three digits are lost in it.
+FLOAT64_DIFFERENCE = 1e-9
+# The same through a whole run, or a quotient by a sigma near 0: coefficients reach 1e4 where little signal is left.
+FLOAT64_RUN = 1e-8
 # float32 results against float64: a handful of roundings of 6e-8 on values of order 10.
 FLOAT32 = 2e-6
+# One rounding to float32, relative: 6e-8.
+FLOAT32_ROUNDING = 1e-7
+# A few roundings of float32, relative, as of a time or a level that is computed in it.
+FLOAT32_FEW = 1e-6
+# float32 through one layer, or sums of some hundred products in two orders, on values of order 1.
+FLOAT32_SUM = 1e-5
+# float32 through a dozen layers, or their gradients, on values of order 1.
+FLOAT32_DEEP = 1e-4
+# A whole sampling run of a float32 network by two executors: each step hands its roundings on to the next.
+FLOAT32_RUN = 1e-3
+# A run, or its coefficients, against a peer that keeps its levels and states in float32.
+PEER_RUN = 1e-4
 # The in-kernel normals against the contract's formula in float64: 3 ulp were seen over 16.8 million draws.
 NORMAL_ULP = 6
 # float32 networks on differently split batches: PyTorch picks other convolution algorithms per batch size.
@@ -19,3 +37,5 @@ ENGINE_NETWORK = 2e-5
 WINOGRAD = 3e-5
 # A whole small float32 network against a peer's of the same weights: the convolutions and norms sum in other orders.
 PEER_NETWORK = 1e-5
+# A fitted order of convergence: how far the slope may be from theory.
+ORDER = 0.15

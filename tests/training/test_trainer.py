@@ -38,6 +38,7 @@ from fastdiff.process import noise
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
 from fastdiff.training.trainer import TrainConfig, Trainer, TrainProgress
+from support.tolerances import FLOAT32_DEEP, FLOAT32_FEW
 from support.training_runs import CONFIG, HYBRID, SCHEDULE, SIMPLE, digests, images, metrics, network, trainer
 
 TOLERANCE = {
@@ -426,7 +427,7 @@ def test_trainer_has_the_loss_of_plain_pytorch(case: str, tmp_path: Path, monkey
     plain, plain_grads = run()
     assert torch.allclose(plain, fused, rtol=TOLERANCE["loss"])
     for ours, theirs in zip(fused_grads, plain_grads, strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(ours, theirs, rtol=FLOAT32_DEEP, atol=FLOAT32_FEW)
 
 
 def test_trainer_uses_fused_adamw_and_one_call_for_the_averages(tmp_path: Path) -> None:

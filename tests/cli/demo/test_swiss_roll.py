@@ -21,10 +21,12 @@ from fastdiff.cli.demo.swiss_roll import (
 def test_roll_density_integrates_to_one_and_has_the_entropy_of_its_points():
     edge = torch.linspace(-1.2, 1.2, 121, dtype=torch.float64)
     density = roll_log_density(torch.cartesian_prod(edge, edge), 500).exp()
+    # The sum over a grid of this width has that error.
     assert float(density.sum() * (edge[1] - edge[0]) ** 2) == pytest.approx(1, abs=1e-4)
     # The quadrature has converged, but for a few points beyond the roll's ends.
     points = roll_points(500, 3)
     difference = roll_log_density(points, 2000) - roll_log_density(points)
+    # Two quadratures of one density; the largest is where it is next to nothing.
     assert float(difference.abs().median()) < 1e-6
     assert float(difference.abs().max()) < 0.02
     assert float(points.abs().max()) < 1.1

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from fastdiff.compat.guided_diffusion import enums, gaussian_diffusion
+from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE
 
 
 @pytest.mark.parametrize("num", [100, 1000, 4000])
 def test_linear_betas_are_hos_scaled_to_the_number_of_steps(num):
     scale = 1000 / num
     expected = np.linspace(scale * 1e-4, scale * 0.02, num)
-    np.testing.assert_allclose(enums.get_named_beta_schedule("linear", num), expected, rtol=1e-12)
+    np.testing.assert_allclose(enums.get_named_beta_schedule("linear", num), expected, rtol=FLOAT64)
 
 
 def test_cosine_betas_follow_nichol_and_dhariwal():
@@ -20,10 +21,10 @@ def test_cosine_betas_follow_nichol_and_dhariwal():
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
     expected = [min(1 - abar((i + 1) / 50) / abar(i / 50), 0.999) for i in range(50)]
-    np.testing.assert_allclose(enums.get_named_beta_schedule("cosine", 50), expected, rtol=1e-9)
-    np.testing.assert_allclose(enums.betas_for_alpha_bar(50, abar), expected, rtol=1e-9)
+    np.testing.assert_allclose(enums.get_named_beta_schedule("cosine", 50), expected, rtol=FLOAT64_DIFFERENCE)
+    np.testing.assert_allclose(enums.betas_for_alpha_bar(50, abar), expected, rtol=FLOAT64_DIFFERENCE)
     capped = enums.betas_for_alpha_bar(50, abar, max_beta=0.5)
-    np.testing.assert_allclose(capped, np.minimum(expected, 0.5), rtol=1e-9)
+    np.testing.assert_allclose(capped, np.minimum(expected, 0.5), rtol=FLOAT64_DIFFERENCE)
 
 
 def test_betas_are_the_callers_to_change():

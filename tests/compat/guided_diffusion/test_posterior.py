@@ -6,7 +6,7 @@ import torch
 
 from fastdiff.compat.guided_diffusion import gaussian_diffusion as gd
 from support.guided_process import ORACLE, T, images, is_learned, learned, network, process
-from support.tolerances import FLOAT64
+from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE, FLOAT64_PRODUCT
 
 MEANS = (gd.ModelMeanType.EPSILON, gd.ModelMeanType.START_X, gd.ModelMeanType.PREVIOUS_X)
 
@@ -23,11 +23,11 @@ def test_p_mean_variance_follows_the_papers(mean, var, clip):
     raw = model(x, t).numpy()
     for i in range(T):
         centre, log, pred = ORACLE.reverse(raw[i], x[i].numpy(), i, mean, var, clip)
-        np.testing.assert_allclose(out["mean"][i], centre, rtol=1e-9, atol=FLOAT64)
-        np.testing.assert_allclose(out["log_variance"][i], log, rtol=1e-9)
-        np.testing.assert_allclose(out["pred_xstart"][i], pred, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(out["mean"][i], centre, rtol=FLOAT64_DIFFERENCE, atol=FLOAT64)
+        np.testing.assert_allclose(out["log_variance"][i], log, rtol=FLOAT64_DIFFERENCE)
+        np.testing.assert_allclose(out["pred_xstart"][i], pred, rtol=FLOAT64_DIFFERENCE, atol=FLOAT64_DIFFERENCE)
         if not (i == 0 and var == gd.ModelVarType.FIXED_SMALL):
-            np.testing.assert_allclose(out["variance"][i], np.exp(log), rtol=1e-9)
+            np.testing.assert_allclose(out["variance"][i], np.exp(log), rtol=FLOAT64_DIFFERENCE)
     if var == gd.ModelVarType.FIXED_SMALL:
         # Their table has the true variance there, and only its log that of t = 1.
         assert (out["variance"][0] == 0).all()
@@ -41,15 +41,15 @@ def test_q_functions_follow_the_papers():
     post, post_variance, post_log = diffusion.q_posterior_mean_variance(x, x_t, t)
     for i in range(T):
         abar = ORACLE.abar[i]
-        np.testing.assert_allclose(mean[i], np.sqrt(abar) * x[i], rtol=1e-10, atol=FLOAT64)
-        np.testing.assert_allclose(variance[i], 1 - abar, rtol=1e-10)
-        np.testing.assert_allclose(log[i], np.log(1 - abar), rtol=1e-9)
-        np.testing.assert_allclose(x_t[i], np.sqrt(abar) * x[i] + np.sqrt(1 - abar) * noise[i], rtol=1e-9)
+        np.testing.assert_allclose(mean[i], np.sqrt(abar) * x[i], rtol=FLOAT64_PRODUCT, atol=FLOAT64)
+        np.testing.assert_allclose(variance[i], 1 - abar, rtol=FLOAT64_PRODUCT)
+        np.testing.assert_allclose(log[i], np.log(1 - abar), rtol=FLOAT64_DIFFERENCE)
+        np.testing.assert_allclose(x_t[i], np.sqrt(abar) * x[i] + np.sqrt(1 - abar) * noise[i], rtol=FLOAT64_DIFFERENCE)
         np.testing.assert_allclose(
-            post[i], ORACLE.posterior_mean(x[i].numpy(), x_t[i].numpy(), i), rtol=1e-9, atol=FLOAT64
+            post[i], ORACLE.posterior_mean(x[i].numpy(), x_t[i].numpy(), i), rtol=FLOAT64_DIFFERENCE, atol=FLOAT64
         )
-        np.testing.assert_allclose(post_variance[i], ORACLE.small[i], rtol=1e-9, atol=FLOAT64)
-        np.testing.assert_allclose(post_log[i], ORACLE.log_small(i), rtol=1e-9)
+        np.testing.assert_allclose(post_variance[i], ORACLE.small[i], rtol=FLOAT64_DIFFERENCE, atol=FLOAT64)
+        np.testing.assert_allclose(post_log[i], ORACLE.log_small(i), rtol=FLOAT64_DIFFERENCE)
 
 
 def test_cond_fn_shifts_the_mean_by_variance_times_gradient_and_ddim_by_the_score():
@@ -68,6 +68,7 @@ def test_cond_fn_shifts_the_mean_by_variance_times_gradient_and_ddim_by_the_scor
     torch.manual_seed(0)
     plain = diffusion.p_sample(model, x, t, model_kwargs=kwargs)["sample"]
     shift = torch.tensor([0.3, -0.6]).view(2, 1, 1, 1) * ORACLE.beta[4]
+    # As theirs, the mean and the gradient are float32 here.
     torch.testing.assert_close(out - plain, shift.expand_as(x).double(), rtol=1e-5, atol=1e-6)
     out = diffusion.ddim_sample(model, x, t, clip_denoised=False, cond_fn=gradient, model_kwargs=kwargs)["sample"]
     eps = network(x, t) - np.sqrt(1 - ORACLE.abar[4]) * torch.tensor([0.3, -0.6]).view(2, 1, 1, 1)

@@ -20,6 +20,7 @@ def test_loss_second_moment_resampler_weighs_by_root_mean_squares():
     counts = torch.bincount(t, minlength=T) / 4000
     # The standard deviation of a share is below 0.008.
     np.testing.assert_allclose(counts, expected, atol=0.04)
+    # Their weights are float32.
     np.testing.assert_allclose(weights, 1 / (T * expected[t.numpy()]), rtol=1e-6)
     with pytest.raises(NotImplementedError, match="unknown schedule sampler"):
         resample.create_named_schedule_sampler("fast", process())

@@ -10,6 +10,7 @@ from fastdiff.nets.unet import timestep_embedding
 from support.guided_networks import tiny_model
 from support.networks import random_unet, shaken, small_preset
 from support.openai_networks import openai_names
+from support.tolerances import FLOAT32_DEEP, FLOAT32_ROUNDING, FLOAT32_SUM
 
 
 @pytest.mark.parametrize("flags", [{}, {"class_cond": True, "resblock_updown": True, "use_new_attention_order": True}])
@@ -45,7 +46,7 @@ def test_unet_model_recomputes_with_use_checkpoint_and_gives_the_same_gradients(
         model(x, torch.tensor([3])).square().mean().backward()
         grads.append([parameter.grad.clone() for parameter in model.parameters()])
     for first, second in zip(*grads, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(first, second, rtol=FLOAT32_DEEP, atol=FLOAT32_ROUNDING)
 
 
 def test_unet_model_in_half_precision_gives_the_type_of_its_input():
@@ -116,7 +117,9 @@ def test_encoder_unet_model_pools_and_saves_as_theirs(pool):
         assert logits.shape == (2, 10)
         if pool == "attention":
             expected = classifier_reference(model, x, t)
-            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+            torch.testing.assert_close(
+                logits, expected, rtol=FLOAT32_DEEP, atol=FLOAT32_SUM * float(expected.abs().max())
+            )
         again = unet.EncoderUNetModel(32, 3, 64, 10, 1, (2,), channel_mult=(1, 2), **options).eval()
         again.load_state_dict(state)
         assert torch.equal(again(x, t), logits)

@@ -8,6 +8,7 @@ import torch
 
 from fastdiff.compat import k_diffusion as k
 from support.k_diffusion_runs import SAME_RUN, denoise, down_up, one, start
+from support.tolerances import FLOAT64_DIFFERENCE
 
 
 def eps_of(x, sigma):
@@ -118,6 +119,7 @@ def test_dpm_adaptive_equals_its_published_steps_for_each_sample(order, gains):
     )
     for b in (0, 1):
         expected, counts = dpm_adaptive(x[b : b + 1], 0.05, 40.0, order, 0.01, 1e-4, gains)
+        # The sizes of some fifty steps follow from the errors, so roundings grow.
         torch.testing.assert_close(both[b : b + 1], expected, rtol=1e-7, atol=1e-7)
         assert [int(info["n_accept"][b]), int(info["n_reject"][b])] == counts
     # The two samples took steps of their own.
@@ -133,18 +135,21 @@ def test_dpm_adaptive_does_not_couple_the_samples_of_a_batch(eta):
     for batch in (x, x[:1]):
         torch.manual_seed(0)
         results.append(k.sample_dpm_adaptive(denoise, batch, 0.05, 40.0, eta=eta)[0])
-    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(results[0], results[1], rtol=FLOAT64_DIFFERENCE, atol=FLOAT64_DIFFERENCE)
 
 
 def test_dpm_adaptive_keeps_its_tolerance_reports_and_refuses():
     x = start()
+    # The solver's own tolerances: a fine run and a rough one.
     fine = k.sample_dpm_adaptive(denoise, x, 0.05, 40.0, rtol=1e-5, atol=1e-6)
     seen = []
     rough = k.sample_dpm_adaptive(denoise, x, 0.05, 40.0, rtol=0.01, atol=1e-3, callback=seen.append)
     assert 1e-6 < (rough - fine).abs().max() < 0.05
     assert {"x", "i", "sigma", "sigma_hat", "t", "t_up", "denoised", "error", "h", "steps", "nfe", "n_accept",
             "n_reject"} == set(seen[0])  # fmt: skip
+    # Arrived is within 1e-5 of the end, in log sigma, and so is the last step's level.
     assert torch.allclose(seen[-1]["sigma"], torch.tensor(0.05, dtype=torch.float64), rtol=1e-4)
+    # The solver's own tolerances; over the whole way and back it keeps them to three digits.
     back = k.sample_dpm_adaptive(denoise, fine, 40.0, 0.05, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(back, x, rtol=1e-2, atol=1e-2)
     with pytest.raises(ValueError, match="order must be 2 or 3, got 1"):

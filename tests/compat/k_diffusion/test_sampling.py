@@ -253,4 +253,5 @@ def test_denoiser_sampled_by_euler_is_ddim():
                          progress=False)  # fmt: skip
     sigmas = torch.tensor(np.asarray(table.sigmas) / np.asarray(table.alphas))
     ours = k.sample_euler(denoiser, x / table.alphas[0], sigmas)
+    # The denoiser's levels are float32, which it finds the timesteps by.
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)

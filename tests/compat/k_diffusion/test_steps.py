@@ -59,6 +59,7 @@ def test_noise_keeps_the_level_s_variance(name):
     result = WALKS[name](still, x, TO_SIGMA_MIN, **options)
     # The standard deviation of a variance of so many numbers is 0.7 % of it; four of them.
     assert float(((result - IMAGE) / TO_SIGMA_MIN[-1]).var()) == pytest.approx(1, abs=0.03)
+    # The standard error of the mean of so many numbers is 0.005; four of them.
     assert float((result - IMAGE).mean() / TO_SIGMA_MIN[-1]) == pytest.approx(0, abs=0.02)
 
 

@@ -10,6 +10,7 @@ import fastdiff as fd
 from fastdiff.compat import lucidrains
 from support import peer_lucidrains
 from support.networks import one_level, shaken
+from support.tolerances import FLOAT32_DEEP, FLOAT32_FEW, FLOAT32_RUN, FLOAT32_SUM
 
 OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
 # Their schedules are in float32 from T on; the coefficients 1/alpha of the noisiest steps reach 1e2 to 1e3.
@@ -62,7 +63,9 @@ def test_state_dict_has_their_buffers(schedule, objective, min_snr):
     _, ours = pair(**options)
     for key, value in ours.state_dict().items():
         # Their sigmoid takes its ends in float32: 6e-8 of an abar that ends at 1e-5.
-        np.testing.assert_allclose(value, expected[key], rtol=2e-2 if schedule == "sigmoid" else 1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            value, expected[key], rtol=2e-2 if schedule == "sigmoid" else FLOAT32_DEEP, atol=FLOAT32_FEW
+        )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -72,17 +75,19 @@ def test_losses_and_predictions_are_theirs(objective):
     times = torch.tensor([0, 3, 7, 11])
     for options in ({"times": times}, {"times": times, "loss_reduction": "none"}, {}):
         expected, found = (seeded(process, img, **options) for process in (theirs, ours))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=FLOAT32_DEEP, atol=FLOAT32_SUM)
     x = torch.randn(4, 3, 8, 8)
     for clip in (False, True):
         for rederive in (False, True):
             expected = theirs.model_predictions(x, times, None, clip, rederive)
             found = ours.model_predictions(x, times, None, clip, rederive)
             for one, other in zip(found, expected, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(one, other, rtol=FLOAT32_RUN, atol=FLOAT32_DEEP)
     for one, other in zip(ours.p_mean_variance(x, times), theirs.p_mean_variance(x, times), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(seeded(ours.q_sample, x, times), seeded(theirs.q_sample, x, times), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=FLOAT32_RUN, atol=FLOAT32_DEEP)
+    torch.testing.assert_close(
+        seeded(ours.q_sample, x, times), seeded(theirs.q_sample, x, times), rtol=FLOAT32_SUM, atol=FLOAT32_SUM
+    )
 
 
 @pytest.mark.parametrize("options", [{"immiscible": True}, {"offset_noise_strength": 0.1}, {"auto_normalize": False}])
@@ -90,7 +95,7 @@ def test_losses_with_the_rarer_options_are_theirs(options):
     theirs, ours = pair(**options)
     img = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     expected, found = (seeded(process, img, loss_reduction="none") for process in (theirs, ours))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=FLOAT32_DEEP, atol=FLOAT32_SUM)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -130,7 +135,9 @@ def test_a_replaced_method_is_called():
     model = network(peer)
     plain, halved = (kind(model, image_size=8, timesteps=5) for kind in (lucidrains.GaussianDiffusion, Halved))
     x = torch.randn(1, 3, 8, 8)
-    torch.testing.assert_close(halved.p_sample(x, 0)[0], 0.5 * plain.p_sample(x, 0)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        halved.p_sample(x, 0)[0], 0.5 * plain.p_sample(x, 0)[0], rtol=FLOAT32_DEEP, atol=FLOAT32_SUM
+    )
 
 
 def test_any_network_is_taken_and_fastdiffs_samplers_run():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fastdiff import ops
 from fastdiff.calls import Conv2dFusedCall
 from fastdiff.ops.reference import conv2d_fused as reference_conv
-from support.tolerances import FLOAT32
+from support.tolerances import FLOAT32, FLOAT32_DEEP, FLOAT32_FEW, FLOAT32_SUM
 from support.triton_cases import DTYPES, FORMATS, ROUNDING
 
 # Batch, C, O, H, W, k, stride, padding: tails of pixels and of channels, several tiles, one pixel.
@@ -73,7 +73,7 @@ def run_and_check(shape, device, parts, dtype="float32", layout="nhwc", act=True
     assert bool(((y.double() - exact[0]).abs() <= bound).all())
     # Of y as it was rounded.
     for ours, theirs in zip((mean, squares), reference_conv.statistics(y.double()), strict=True):
-        assert torch.allclose(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(ours.double(), theirs, rtol=FLOAT32_SUM, atol=FLOAT32_SUM)
     return y
 
 
@@ -102,8 +102,8 @@ def test_conv2d_fused_leaves_the_outside_at_zero(device):
     y = ops.conv2d_fused(x, weight, gain=vector, offset=vector, implementation="triton")
     one = float(F.silu(torch.tensor(1.0)))
     # Nine pixels of four channels in the middle, four in the corner.
-    assert float(y[0, 0, 1, 1]) == pytest.approx(36 * one, rel=1e-5)
-    assert float(y[0, 0, 0, 0]) == pytest.approx(16 * one, rel=1e-5)
+    assert float(y[0, 0, 1, 1]) == pytest.approx(36 * one, rel=FLOAT32_SUM)
+    assert float(y[0, 0, 0, 0]) == pytest.approx(16 * one, rel=FLOAT32_SUM)
 
 
 def test_conv2d_fused_statistics_withstand_an_offset(device):
@@ -113,8 +113,8 @@ def test_conv2d_fused_statistics_withstand_an_offset(device):
     bias = torch.full((4,), 1000.0, device=device)
     y, mean, squares = ops.conv2d_fused_with_statistics(x, weight, bias, implementation="triton")
     exact = reference_conv.statistics(y.double())
-    assert torch.allclose(mean.double(), exact[0], rtol=1e-6)
-    assert torch.allclose(squares.double(), exact[1], rtol=1e-4)
+    assert torch.allclose(mean.double(), exact[0], rtol=FLOAT32_FEW)
+    assert torch.allclose(squares.double(), exact[1], rtol=FLOAT32_DEEP)
 
 
 def test_conv2d_fused_does_not_depend_on_the_batch(device):

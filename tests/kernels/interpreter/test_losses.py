@@ -8,7 +8,7 @@ from fastdiff.calls import BoundLossBackwardCall, BoundLossCall, MseBackwardCall
 from fastdiff.ops._dispatch import dispatch
 from fastdiff.ops.reference import bound as losses
 from fastdiff.ops.reference.bound import BoundTable
-from support.tolerances import FLOAT32
+from support.tolerances import FLOAT32, FLOAT32_DEEP, FLOAT32_SUM
 from support.triton_cases import DTYPES, FORMATS, ROUNDING, images
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (2, 4, 4, 4), (3, 3, 19, 19)]
@@ -105,8 +105,8 @@ def test_bound_terms_are_the_bound_and_the_error_of_x0(device, shape, clip, layo
     wide = exact(output.double(), x_t, x0, x_t, t, process, clip)[1]
     mean = BoundTable.from_rows(table.rows().double(), True).x0(x_t.double(), t, output.double().chunk(2, dim=1)[0])
     mean = mean if clip is None else mean.clamp(-clip, clip)
-    assert torch.allclose(bound.double(), wide, rtol=1e-4)
-    assert torch.allclose(x0_mse.double(), losses.mse(mean, x0.double()), rtol=1e-5)
+    assert torch.allclose(bound.double(), wide, rtol=FLOAT32_DEEP)
+    assert torch.allclose(x0_mse.double(), losses.mse(mean, x0.double()), rtol=FLOAT32_SUM)
 
 
 @pytest.mark.parametrize("layout", FORMATS)

@@ -25,6 +25,7 @@ from fastdiff.ops.reference.bound import (
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
 from support.exact_bins import exact_bin, grid
+from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE
 
 TOLERANCE = {
     # Relative to max(1, |value|). float32 edges are rounded to 6e-8, which the distance in deviations passes on; a
@@ -186,7 +187,7 @@ def test_terms_match_the_full_posterior_means(name: str, variance: str) -> None:
     q = torch.distributions.Normal(coef1 * x0 + coef2 * x_t, var_q.sqrt())
     p = torch.distributions.Normal(coef1 * x0_pred + coef2 * x_t, var_p.sqrt())
     expected = torch.distributions.kl_divergence(q, p).mean(dim=(1, 2)) / math.log(2)
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got, expected, rtol=FLOAT64_DIFFERENCE, atol=FLOAT64)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -243,7 +244,7 @@ def test_table_gives_x0_and_the_variances() -> None:
     for prediction, output in {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma}.items():
         diffusion = Diffusion(schedule, prediction, "learned_range")  # type: ignore[arg-type]
         table = BoundTable.build(diffusion, dtype=torch.float64)
-        torch.testing.assert_close(table.x0(x_t, t, output), x0, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(table.x0(x_t, t, output), x0, rtol=FLOAT64_DIFFERENCE, atol=FLOAT64_DIFFERENCE)
     ones = torch.ones_like(x0)
     torch.testing.assert_close(table.log_variance(t, x0, ones), ones * torch.tensor(np.log(schedule.betas))[:, None])
     torch.testing.assert_close(
