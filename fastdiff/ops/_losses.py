@@ -26,6 +26,7 @@ from fastdiff.ops._dispatch import (
     wanted_gradients,
 )
 from fastdiff.ops.reference import losses as reference
+from fastdiff.process.checks import whole_number
 from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
 
 
@@ -189,8 +190,7 @@ def _check_bound(call: BoundTermsCall, target: Tensor | None) -> None:
         raise ValueError(f"clip must be finite and above 0, or None, got {clip}")
     if decoder not in ("discrete", "gaussian"):
         raise ValueError(f"decoder must be 'discrete' or 'gaussian', got {decoder!r}")
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+    whole_number("levels", levels, low=2)
 
 
 def _check_output(output: Tensor) -> None:

@@ -211,7 +211,7 @@ BAD = {
     r"t must be int64 \[3\]": {"t": torch.zeros(3)},
     "BoundTable.rows": {"table": torch.zeros(T, 4)},
     "decoder must be": {"decoder": "laplace"},
-    "levels must be at least 2, got 1": {"levels": 1},
+    "levels must be a whole number, at least 2, got 1": {"levels": 1},
 }
 
 

@@ -41,6 +41,7 @@ from fastdiff.compat.k_diffusion._steps import (
 )
 from fastdiff.compat.k_diffusion.sigmas import *  # noqa: F403
 from fastdiff.compat.k_diffusion.sigmas import get_ancestral_step
+from fastdiff.process.checks import whole_number
 
 __all__ = [
     "BrownianTreeNoiseSampler",
@@ -238,8 +239,7 @@ def sample_dpm_fast(
     Source: Lu et al. (2022), arXiv:2206.00927, section 3.3 and appendix D.3.
     """
     start, end = check_ends(sigma_max, sigma_min, eta)
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
+    n = whole_number("n", n, low=1)
     num = n // 3 + 1
     orders = [3] * (num - 2) + [2, 1] if n % 3 == 0 else [3] * (num - 1) + [n % 3]
     levels = [start * (end / start) ** (i / num) for i in range(num)] + [end]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.calls import Decoder
+from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
 from fastdiff.tensors import per_sample
@@ -106,8 +107,7 @@ def discretized_gaussian_log_likelihood(
 
     Source: Ho, eq. 13; the approximation: Page (1977), as in the code of Ho and of IDDPM.
     """
-    if levels < 2:
-        raise ValueError(f"levels must be at least 2, got {levels}")
+    whole_number("levels", levels, low=2)
     if cdf not in ("exact", "tanh"):
         raise ValueError(f"cdf must be 'exact' or 'tanh', got {cdf!r}")
     # Neighbours must compute the edge between them as one number, or the bins of a narrow Gaussian overlap by rounding.

@@ -5,7 +5,6 @@ import inspect
 import pytest
 
 from fastdiff.compat.guided_diffusion import (
-    _signatures,
     dist_util,
     fp16_util,
     image_datasets,
@@ -19,6 +18,7 @@ from fastdiff.compat.guided_diffusion import (
     unet,
 )
 from fastdiff.compat.guided_diffusion import gaussian_diffusion as gd
+from fastdiff.compat.guided_diffusion._signatures import parameter, with_flags, with_parameters, with_parameters_of
 
 # Names, order and defaults of guided-diffusion's functions; what stands behind * is by keyword alone.
 LOOP = "model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, device=None, "
@@ -127,35 +127,53 @@ def test_signatures_have_their_names_order_and_defaults(function):
     assert str(inspect.Signature(kept)) == f"({SIGNATURES[function]})"
 
 
-def test_parameters_of_a_table_are_bound_like_written_ones():
-    @_signatures.with_flags(("size", "rate"), {"rate": 0.5, "size": 3})
-    def build(**flags):
-        return flags
-
-    assert (
-        str(inspect.signature(build).replace(return_annotation=inspect.Signature.empty))
-        == "(size: 'int', rate: 'float')"
-    )
-    assert build(4, 0.1) == build(4, rate=0.1) == build(rate=0.1, size=4) == {"size": 4, "rate": 0.1}
-    for arguments, keywords, said in (
-        ((), {"size": 1}, "missing 1 required positional argument: 'rate'"),
-        ((), {}, "missing 2 required positional arguments: 'size', 'rate'"),
-        ((1, 2, 3), {}, "too many positional arguments"),
-        ((1,), {"size": 2}, "multiple values"),
-        ((), {"sise": 1}, "unexpected keyword argument 'sise'"),
-    ):
-        with pytest.raises(TypeError, match=said):
-            build(*arguments, **keywords)
+FLAGS = {"size": 8, "name": "", "rate": 0.5}
 
 
-def test_parameters_of_another_function_come_with_their_defaults():
-    def other(x, *, scale=2.0):
-        return x, scale
+@with_flags(("name", "size"), FLAGS)
+def flagged(**flags):
+    """Takes flags."""
+    return flags
 
-    @_signatures.with_parameters_of(other)
-    def call(**given):
-        return given
 
-    assert call(1) == {"x": 1, "scale": 2.0}
-    assert call(1, scale=3.0) == {"x": 1, "scale": 3.0}
-    assert inspect.signature(call).parameters.keys() == {"x", "scale"}
+def plain(a: int, b: str = "x") -> None:
+    """Has parameters."""
+
+
+@with_parameters_of(plain)
+def like_plain(**arguments) -> int:
+    return arguments
+
+
+@with_parameters([*inspect.signature(plain).parameters.values(), parameter("rate", 0.5, 0.1)])
+def longer(**arguments):
+    return arguments
+
+
+@pytest.mark.parametrize("given", [(("n", 3), {}), (("n",), {"size": 3}), ((), {"size": 3, "name": "n"})], ids=str)
+def test_with_flags_takes_positions_and_keywords(given):
+    args, kwargs = given
+    assert flagged(*args, **kwargs) == {"name": "n", "size": 3}
+
+
+def test_signatures_are_shown_with_types_and_defaults():
+    assert str(inspect.signature(flagged)) == "(name: 'str', size: 'int')"
+    assert inspect.signature(like_plain).replace(return_annotation=None) == inspect.signature(plain)
+    assert str(inspect.signature(longer)) == "(a: int, b: str = 'x', rate: 'float' = 0.1)"
+    assert flagged.__doc__ == "Takes flags."
+    assert like_plain(1) == {"a": 1, "b": "x"}
+    assert longer(1, rate=2.0) == {"a": 1, "b": "x", "rate": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"nme": "n"}, r"^flagged\(\) got an unexpected keyword argument 'nme'$"),
+        ({"size": 3}, r"^flagged\(\) missing 1 required positional argument: 'name'$"),
+        ({}, r"^flagged\(\) missing 2 required positional arguments: 'name', 'size'$"),
+    ],
+    ids=["unknown", "one missing", "all missing"],
+)
+def test_with_flags_refuses_what_a_function_refuses(kwargs, match):
+    with pytest.raises(TypeError, match=match):
+        flagged(**kwargs)

@@ -76,7 +76,7 @@ def test_dpm_fast_goes_back_to_the_noise_it_came_from():
     assert [info["i"] for info in seen] == [0, 1]
     assert {"x", "i", "sigma", "sigma_hat", "t", "t_up", "denoised"} == set(seen[0])
     for low, high, n, eta, message in (
-        (0.0, 1.0, 3, 0.0, "must be positive"), (0.1, 1.0, 0, 0.0, "n must be at least 1"),
+        (0.0, 1.0, 3, 0.0, "must be positive"), (0.1, 1.0, 0, 0.0, "n must be a whole number, at least 1"),
         (1.0, 0.1, 3, 0.5, "eta must be 0"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -127,7 +127,7 @@ def test_tanh_cdf_is_the_papers_formula() -> None:
 
 def test_discretized_likelihood_refuses_bad_arguments() -> None:
     x = torch.zeros(1)
-    with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="levels must be a whole number, at least 2, got 1"):
         discretized_gaussian_log_likelihood(x, x, x, levels=1)
     with pytest.raises(ValueError, match="cdf must be"):
         discretized_gaussian_log_likelihood(x, x, x, cdf="probit")  # type: ignore[arg-type]
