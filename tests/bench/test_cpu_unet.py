@@ -1,40 +1,29 @@
 """The benchmark of the CPU engine: what it measures and prints, on the smallest network."""
 
-import importlib
-import sys
 from pathlib import Path
 
+import cpu_unet
 import pytest
 import torch
 
 
-@pytest.fixture(scope="module")
-def bench():
-    folder = str(Path(__file__).parents[2] / "bench")
-    sys.path.insert(0, folder)
-    try:
-        yield importlib.import_module("cpu_unet")
-    finally:
-        sys.path.remove(folder)
-
-
-def test_bench_covers_the_published_table(bench):
-    assert {("ho-cifar10", batch) for batch in (1, 4, 8, 16)} < set(bench.CASES)
-    assert {("iddpm-imagenet64", 1), ("digits", 1)} < set(bench.CASES)
+def test_bench_covers_the_published_table():
+    assert {("ho-cifar10", batch) for batch in (1, 4, 8, 16)} < set(cpu_unet.CASES)
+    assert {("iddpm-imagenet64", 1), ("digits", 1)} < set(cpu_unet.CASES)
 
 
 @torch.no_grad()
-def test_bench_prints_every_line_the_mean_and_the_split(bench):
-    result = bench.measure("digits", 2, False, 3)
+def test_bench_prints_every_line_the_mean_and_the_split():
+    result = cpu_unet.measure("digits", 2, False, 3)
     assert set(result["times_faster"]) == {"eager nchw", "eager nhwc"}
-    split = bench.split_of("digits", 2)
+    split = cpu_unet.split_of("digits", 2)
     assert sum(kind["share"] for kind in split["kinds"].values()) == pytest.approx(1)
     assert sum(kind["count"] for kind in split["kinds"].values()) == len(split["instructions"])
     assert all(one["predicted_ms"] > 0 for one in split["instructions"])
-    assert bench.scaling("digits", 2, 3) > 0
+    assert cpu_unet.scaling("digits", 2, 3) > 0
     about = {"processor": "p", "threads": 2, "isa": "i", "load": 0, "commit": "c", "versions": {"torch": "2"}}
     twice = [result | {"times_faster_than_best": 2.0}, result | {"times_faster_than_best": 8.0}]
-    text = bench.to_markdown(about, twice, [split], 1.9, {"engine": 1.0, "diffusers": 2.0})
+    text = cpu_unet.to_markdown(about, twice, [split], 1.9, {"engine": 1.0, "diffusers": 2.0})
     assert "Geometric mean over the best peer: 4.00x" in text
     assert text.count("| digits | 2 |") == 2
     assert "of peak" in text
@@ -42,5 +31,5 @@ def test_bench_prints_every_line_the_mean_and_the_split(bench):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from /proc")
-def test_bench_measures_memory_in_a_process(bench):
-    assert 0 <= bench.peak_memory("engine", "digits", 2) < 100
+def test_bench_measures_memory_in_a_process():
+    assert 0 <= cpu_unet.peak_memory("engine", "digits", 2) < 100

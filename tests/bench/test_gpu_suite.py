@@ -74,13 +74,10 @@ def test_gpu_suite_takes_diffusers_and_chosen_sections(tmp_path):
 
 
 def test_gpu_suite_fails_where_a_gate_does(tmp_path):
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        import gpu_measure
-        import gpu_suite
-        import torch
-    finally:
-        sys.path.pop(0)
+    import gpu_measure
+    import gpu_suite
+    import torch
+
     x = torch.ones(4)
     arms = {"fastdiff": lambda: x * 1.1, "torch": lambda: x.clone()}
     case = gpu_measure.Case("wrong", arms, lambda: x.double(), "torch", torch.float32)

@@ -1,12 +1,9 @@
 """Every shipped GPU kernel compiled ahead of time, with no GPU: nothing spills, accesses are wide."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("triton", reason="needs Triton: the extra 'triton'")
+import kernel_report
 
 # Of a configuration in bench/kernel_report.py: loads and stores of tensors, {bytes per thread and instruction: count}.
 # The few loads of ids, rows and coefficients (4 or 8 bytes each) come on top.
@@ -82,17 +79,9 @@ ELSEWHERE += ["step float32, history 3, base, pred"]
 ELSEWHERE += [name for name in GROUP_NORM if "bfloat16 nhwc" in name] + GROUP_NORM_OTHERS
 
 
-@pytest.fixture(scope="module")
-def report():
-    folder = str(Path(__file__).parents[2] / "bench")
-    sys.path.insert(0, folder)
-    yield importlib.import_module("kernel_report")
-    sys.path.remove(folder)
-
-
-def check(report, name, target):
-    kernel = report.compile_launch(report.SHIPPED[name], target)
-    found = report.inspect(kernel)
+def check(name, target):
+    kernel = kernel_report.compile_launch(kernel_report.SHIPPED[name], target)
+    found = kernel_report.inspect(kernel)
     assert found.spills == 0
     assert found.registers <= 168
     return kernel, found
@@ -104,26 +93,26 @@ def check_widths(found, loads, stores):
     assert max(loads) == 16 or found.loads[16] == 0
 
 
-def test_every_shipped_kernel_has_its_test(report):
+def test_every_shipped_kernel_has_its_test():
     tested = [*CONTIGUOUS, *CHANNELS_LAST, *OTHERS, *GROUP_NORM, *GROUP_NORM_OTHERS]
-    here = [name for name in report.SHIPPED if name.startswith(("diffuse", "step", "group norm"))]
+    here = [name for name in kernel_report.SHIPPED if name.startswith(("diffuse", "step", "group norm"))]
     assert sorted(tested) == sorted(here)
     # Each of the others has a file of its own.
     elsewhere = ("attention", "posterior mean", "mse", "bound loss", "bound terms", "conv")
-    assert all(name.startswith(elsewhere) for name in set(report.SHIPPED) - set(here))
+    assert all(name.startswith(elsewhere) for name in set(kernel_report.SHIPPED) - set(here))
 
 
 @pytest.mark.parametrize("name", CONTIGUOUS)
-def test_contiguous_kernels_have_wide_accesses(report, name):
-    kernel, found = check(report, name, "sm_90")
+def test_contiguous_kernels_have_wide_accesses(name):
+    kernel, found = check(name, "sm_90")
     check_widths(found, *CONTIGUOUS[name])
     assert found.shared == 0, "the noise is not drawn where it is used"
     assert "f64" not in kernel.asm["ptx"]
 
 
 @pytest.mark.parametrize("name", CHANNELS_LAST)
-def test_channels_last_kernels_move_their_noise_once(report, name):
-    kernel, found = check(report, name, "sm_90")
+def test_channels_last_kernels_move_their_noise_once(name):
+    kernel, found = check(name, "sm_90")
     check_widths(found, *CHANNELS_LAST[name])
     moves = [line for line in kernel.asm["ttgir"].splitlines() if "ttg.convert_layout" in line and "f32" in line]
     assert len(moves) == 1, moves
@@ -137,22 +126,22 @@ def check_group_norm_widths(found, loads, stores):
 
 
 @pytest.mark.parametrize("name", GROUP_NORM)
-def test_group_norm_has_wide_accesses(report, name):
-    kernel, found = check(report, name, "sm_90")
+def test_group_norm_has_wide_accesses(name):
+    kernel, found = check(name, "sm_90")
     check_group_norm_widths(found, *GROUP_NORM[name])
     assert found.registers * 32 * kernel.metadata.num_warps <= 65536, "not even one program fits on a multiprocessor"
     assert "f64" not in kernel.asm["ptx"]
 
 
 @pytest.mark.parametrize("name", [*OTHERS, *GROUP_NORM_OTHERS])
-def test_kernels_that_cannot_be_wide_compile(report, name):
-    check(report, name, "sm_90")
+def test_kernels_that_cannot_be_wide_compile(name):
+    check(name, "sm_90")
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
-def test_kernels_compile_for_other_targets(report, target, name):
-    _, found = check(report, name, target)
+def test_kernels_compile_for_other_targets(target, name):
+    _, found = check(name, target)
     if name in CONTIGUOUS and target == "sm_80":
         check_widths(found, *CONTIGUOUS[name])
     if name in GROUP_NORM and target == "sm_80":
