@@ -18,8 +18,6 @@ from support.tolerances import PEER_NETWORK
 
 LINEAR = fd.Diffusion(fd.NoiseSchedule.linear(1000), variance="fixed_large")
 LEARNED = fd.Diffusion(fd.NoiseSchedule.cosine(50), variance="learned_range")
-
-
 HINTS = {"image_size": 8, "num_heads": 2, "qkv_layout": "legacy"}
 
 

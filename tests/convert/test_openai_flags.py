@@ -11,8 +11,6 @@ ADM64 = (
     "--learn_sigma True --noise_schedule cosine --num_channels 192 --num_head_channels 64 --num_res_blocks 3 "
     "--resblock_updown True --use_new_attention_order True --use_fp16 True --use_scale_shift_norm True"
 )
-
-
 IDDPM_CIFAR10 = (
     "--image_size 32 --num_channels 128 --num_res_blocks 3 --learn_sigma True --dropout 0.3 --diffusion_steps 4000 "
     "--noise_schedule cosine --rescale_timesteps True"

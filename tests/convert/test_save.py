@@ -17,8 +17,6 @@ from support.networks import random_unet, small_preset
 from support.tolerances import FLOAT32_SUM, PEER_NETWORK
 
 LINEAR = fd.Diffusion(fd.NoiseSchedule.linear(1000), variance="fixed_large")
-
-
 LEARNED = fd.Diffusion(fd.NoiseSchedule.cosine(50), variance="learned_range")
 
 

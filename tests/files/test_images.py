@@ -43,9 +43,6 @@ def png(height: int, width: int, bit_depth: int, color_type: int, rows: list[byt
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
-# Reading
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.TIFF", "a.webp"])
 def test_images_lossless_formats_keep_every_pixel(tmp_path: Path, name: str) -> None:
     pixels = picture(7, 10)
@@ -255,9 +252,6 @@ def test_images_damage_ends_in_pixels_or_a_value_error(
         except ValueError as error:
             outcome = str(error)
         assert outcome == "(4, 4)" or f"a.{suffix}: " in outcome
-
-
-# Writing
 
 
 def test_images_folder_reads_back(tmp_path: Path) -> None:

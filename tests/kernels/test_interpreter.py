@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-
-
 FILES = sorted(path.name for path in (ROOT / "tests/kernels/interpreter").glob("test_*.py"))
 
 

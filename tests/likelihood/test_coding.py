@@ -11,17 +11,9 @@ from support.gaussian_networks import gaussian_network
 from support.networks import small_pipeline
 
 D = fd.Diffusion(fd.NoiseSchedule.linear(50), "eps", "fixed_large")
-
-
 MODEL = gaussian_network(D, 0.25)
-
-
 OPTIONS = {"decoder": "gaussian", "clip": None}
-
-
 X = torch.from_numpy(np.random.default_rng(0).normal(0, 0.5, (60, 1, 2, 2)))
-
-
 DIGITS = torch.randint(0, 17, (12, 1, 8, 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 
 

@@ -65,6 +65,7 @@ def test_a_seed_keeps_its_64_bits_as_a_signed_number(seed):
     assert signed % 2**64 == seed
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
 def test_modes_transforms_and_tracers_watch():
     seen = []
 

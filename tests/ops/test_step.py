@@ -158,8 +158,6 @@ def test_step_refuses_rows_out_of_range(implementation, row):
 
 
 X = images((2, 3, 4, 4))
-
-
 BAD_STEP = {
     "integers": ({"x": X.int()}, "state must be"),
     "no channels": ({"x": X[:, 0, 0, 0]}, "state must be"),

@@ -20,9 +20,6 @@ from support.gaussian_tables import convergence_order, run_table
 from support.table_runs import close, execute, toy_model
 from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE, FLOAT64_PRODUCT, ORDER
 
-# diffusers gives torch tensors to NumPy in ways that NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
-
 SCHEDULES = {"linear": NoiseSchedule.linear(1000), "cosine": NoiseSchedule.cosine(1000)}
 BUILDERS = {f.__name__: f for f in (euler, euler_ancestral, heun, dpm2, dpm2_ancestral, edm)}
 EVEN = {"spacing": "logsnr", "final": "sigma_min", "continuous": True, "clip": None}
@@ -141,9 +138,6 @@ def test_two_stage_equals_the_textbook_loop(name, clip, schedule, prediction, fi
         close(*run_both(table, diffusion, rhos, textbook_heun, clip, gammas, 1.01))
 
 
-# Network evaluations.
-
-
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("spacing", [*SPACINGS, *LEVEL_SPACINGS])
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
@@ -222,9 +216,6 @@ def test_two_stage_timesteps_are_the_levels():
     assert heun(diffusion, timesteps=[900, 400, 10], final="sigma_min")["t"].tolist() == [900, 400, 400, 10, 10, 0]
     with pytest.raises(ValueError, match="steps = 3 disagrees with the 5 evaluations"):
         heun(diffusion, 3, timesteps=[10, 400, 900])
-
-
-# Orders.
 
 
 def counts(parity):
@@ -316,9 +307,6 @@ def test_two_stage_keeps_the_marginals_of_a_point(case, spaced, schedule):
         np.testing.assert_allclose(mean, table.alphas[1:], atol=FLOAT64 * max(1, np.abs(table["c0"]).max()))
 
 
-# Identities.
-
-
 @pytest.mark.parametrize("prediction", get_args(Prediction))
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("clip", [None, 1.0])
@@ -389,9 +377,6 @@ def test_dpm2_middle_levels():
         assert ancestral["t"].tolist() == [999, 500, 500, 498, 498, 497, 497, 0, 0]
 
 
-# EDM's churn.
-
-
 def test_edm_raises_levels_as_the_paper_does():
     diffusion = Diffusion(SCHEDULES["linear"])
     plain, table = (edm(diffusion, 15, s_churn=s, s_tmin=0.05, s_tmax=50.0, s_noise=1.003) for s in (0.0, 2.0))
@@ -435,9 +420,6 @@ def test_edm_on_whole_timesteps_raises_to_whole_timesteps():
         assert table.integer_times
         assert (np.diff(table["t"]) > 0).any()
         assert table.is_stochastic
-
-
-# Limits.
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -559,6 +541,3 @@ def test_two_stage_options_are_json():
     diffusion = Diffusion(NoiseSchedule.cosine(10))
     for builder in BUILDERS.values():
         assert json.loads(json.dumps(builder(diffusion, 5).options))["steps"] == 5
-
-
-# diffusers, whole trajectories: the same levels, the same toy network, the same noise.

@@ -9,12 +9,11 @@ from fastdiff.samplers.two_stage import dpm2, dpm2_ancestral, euler, euler_ances
 from support.table_runs import close, execute, toy_model
 from support.tolerances import FLOAT64, PEER_RUN
 
+# diffusers gives torch tensors to NumPy in ways that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
 SCHEDULES = {"linear": NoiseSchedule.linear(1000), "cosine": NoiseSchedule.cosine(1000)}
-
-
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-
-
 # diffusers computes its levels and states in float32: x / alpha reaches 157, where a rounding is 1e-5.
 DIFFUSERS = 1e-4
 
@@ -74,8 +73,6 @@ PEERS = {
     "KDPM2DiscreteScheduler": (dpm2, ["epsilon", "v_prediction"]),
     "KDPM2AncestralDiscreteScheduler": (dpm2_ancestral, ["epsilon", "v_prediction"]),
 }
-
-
 CASES = [(name, p) for name, (_, predictions) in PEERS.items() for p in predictions]
 
 

@@ -11,11 +11,7 @@ from support.gaussian_networks import gaussian_network
 from support.tolerances import FLOAT32_RUN
 
 DIFFUSION = fd.Diffusion(fd.NoiseSchedule.cosine(40))
-
-
 GAUSSIAN = gaussian_network(DIFFUSION, 0.25)
-
-
 X = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 

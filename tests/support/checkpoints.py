@@ -14,11 +14,7 @@ from fastdiff.process.schedule import NoiseSchedule
 from support.networks import one_level
 
 CONFIG = one_level()
-
-
 DIFFUSION = Diffusion(NoiseSchedule.cosine(10), prediction="v")
-
-
 SCALING = DataScaling(17)
 
 

@@ -17,8 +17,6 @@ CIFAR10 = {
     "flip_sin_to_cos": False,
     "downsample_padding": 0,
 }
-
-
 SMALL = {
     "sample_size": 8,
     "block_out_channels": (8, 16),
@@ -28,8 +26,6 @@ SMALL = {
     "norm_num_groups": 4,
     "attention_head_dim": 8,
 }
-
-
 RESNET = {
     "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
     "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
@@ -37,8 +33,6 @@ RESNET = {
     "downsample_type": "resnet",
     "upsample_type": "resnet",
 }
-
-
 CASES = {
     "cifar10": CIFAR10,
     "small": SMALL,

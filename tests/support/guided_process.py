@@ -8,8 +8,6 @@ import torch
 from fastdiff.compat.guided_diffusion import gaussian_diffusion as gd
 
 T = 12
-
-
 BETAS = gd.get_named_beta_schedule("cosine", T)
 
 

@@ -5,11 +5,7 @@ import torch
 from fastdiff.compat import k_diffusion as k
 
 SIGMAS = k.get_sigmas_karras(7, 0.05, 40.0).double()
-
-
 TO_SIGMA_MIN = SIGMAS[:-1]
-
-
 # Two float64 runs that order their sums otherwise, on states of up to 40.
 SAME_RUN = 1e-8
 

@@ -18,17 +18,9 @@ SHAPES = [
     (4, 2),
     (2, 3, 1100),
 ]
-
-
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-
 IMPLEMENTATIONS = ["reference", "cpu"]
-
-
 DIFFUSION = Diffusion(NoiseSchedule.linear(100, 1e-3, 0.2), "v")
 
 

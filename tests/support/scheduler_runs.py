@@ -15,8 +15,6 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
 ]
 NAMES = [name for name in ours.__all__ if name.endswith("Scheduler") and name != "FusedScheduler"]
-
-
 # What the drop-ins promise; diffusers computes its levels and states in float32.
 SAME_IMAGES = 1e-4
 

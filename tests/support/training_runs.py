@@ -18,17 +18,9 @@ from fastdiff.training.trainer import TrainConfig, Trainer
 from support.networks import one_level
 
 NETWORK = one_level(dropout=0.2)
-
-
 SCHEDULE = NoiseSchedule.cosine(20)
-
-
 SIMPLE = Diffusion(SCHEDULE, prediction="v")
-
-
 HYBRID = Diffusion(SCHEDULE, variance="learned_range")
-
-
 CONFIG = TrainConfig(steps=6, batch_size=5, learning_rate=1e-2, warmup_steps=4, seed=3, checkpoint_every=2, log_every=1)
 
 

@@ -23,13 +23,9 @@ TOLERANCE = {
     # Seven bits of mantissa, 4e-3 per rounding, over a few tens of layers.
     "network bfloat16": 3e-2,
 }
-
-
 TINY = UNetConfig(
     image_size=8, channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), norm_groups=4
 )
-
-
 TINY_ADM = UNetConfig.from_dict(
     {
         **TINY.to_dict(),
@@ -44,8 +40,6 @@ TINY_ADM = UNetConfig.from_dict(
         "qkv_layout": "legacy",
     }
 )
-
-
 CONFIGS = {"ho": TINY, "adm": TINY_ADM}
 
 

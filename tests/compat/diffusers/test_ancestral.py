@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff import NoiseSchedule
-from fastdiff.compat import diffusers as ours
-from support.scheduler_runs import QUIET, assert_same, pair, run, toy, with_timesteps
+diffusers = pytest.importorskip("diffusers", reason="diffusers is in the test extra")
+
+from fastdiff import NoiseSchedule  # noqa: E402
+from fastdiff.compat import diffusers as ours  # noqa: E402
+from support.scheduler_runs import QUIET, assert_same, pair, run, toy, with_timesteps  # noqa: E402
 
 pytestmark = QUIET
-
-
-diffusers = pytest.importorskip("diffusers", reason="diffusers is in the test extra")
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])

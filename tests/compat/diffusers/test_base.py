@@ -13,8 +13,6 @@ from fastdiff.compat import diffusers as ours  # noqa: E402
 from support.scheduler_runs import NAMES, QUIET, assert_same, pair, run, toy, with_timesteps  # noqa: E402
 
 pytestmark = QUIET
-
-
 SPACINGS = ["leading", "trailing", "linspace"]
 STEP_BY_STRIDE = ("DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler")
 

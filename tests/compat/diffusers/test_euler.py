@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("diffusers", reason="diffusers is in the test extra")
+
 from fastdiff.compat import diffusers as ours
 from support.scheduler_runs import QUIET, toy
 from support.tolerances import FLOAT32

@@ -22,31 +22,21 @@ from fastdiff.compat.guided_diffusion._signatures import parameter, with_flags, 
 
 # Names, order and defaults of guided-diffusion's functions; what stands behind * is by keyword alone.
 LOOP = "model, shape, noise=None, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None, device=None, "
-
-
 STEP = "model, x, t, clip_denoised=True, denoised_fn=None, cond_fn=None, model_kwargs=None"
-
-
 NETWORK = (
     "image_size, in_channels, model_channels, out_channels, num_res_blocks, attention_resolutions, dropout=0, "
     "channel_mult=(1, 2, 4, 8), conv_resample=True, dims=2, {}use_checkpoint=False, use_fp16=False, num_heads=1, "
     "num_head_channels=-1, num_heads_upsample=-1, use_scale_shift_norm=False, resblock_updown=False, "
     "use_new_attention_order=False"
 )
-
-
 PROCESS = (
     "learn_sigma, diffusion_steps, noise_schedule, timestep_respacing, use_kl, predict_xstart, rescale_timesteps, "
     "rescale_learned_sigmas"
 )
-
-
 CLASSIFIER = (
     "image_size, classifier_use_fp16, classifier_width, classifier_depth, classifier_attention_resolutions, "
     "classifier_use_scale_shift_norm, classifier_resblock_updown, classifier_pool"
 )
-
-
 SIGNATURES = {
     gd.GaussianDiffusion: "*, betas, model_mean_type, model_var_type, loss_type, rescale_timesteps=False",
     gd.GaussianDiffusion.q_mean_variance: "x_start, t",
