@@ -58,6 +58,7 @@ class TableState:
         self._scales: list[float] = table["ci"].tolist()
         self._depth = table.history_depth
         self._uses_base = table.uses_base
+        self._learns = table.learned_variance
         self._layout: Any = None
         self._rows: dict[Any, Tensor] = {}
         self._times: dict[torch.device, Tensor] = {}
@@ -136,10 +137,10 @@ class TableState:
             ValueError: see `fastdiff.ops.step`.
         """
         one_row = not isinstance(row, Tensor)
-        if isinstance(row, int) and not 0 <= row < len(self.t):
+        if one_row and not 0 <= row < len(self.t):
             raise IndexError(f"row must be in [0, {len(self.t)}), got {row}")
         if learned_variance is None:
-            learned_variance = self.table.learned_variance and (isinstance(row, Tensor) or self.evaluates[row])
+            learned_variance = self._learns and (isinstance(row, Tensor) or self.evaluates[row])
         plain = one_row and not learned_variance and model_output is not None
         dense = plain and out is None and not self.noisy[row] and _is_dense(x, model_output)  # type: ignore[arg-type]
         if out is None:
