@@ -14,6 +14,7 @@ from fastdiff import ops
 from fastdiff.engine.choose import RUNNERS, Runner, native_network
 from fastdiff.engine.loop import run_table
 from fastdiff.engine.native import NativeNetwork
+from fastdiff.engine.threads import check_threads
 from fastdiff.nets.model import Model, eval_mode, model_device, model_dtype
 from fastdiff.ops.table_state import TableState
 from fastdiff.process.checks import nearest_name
@@ -107,6 +108,8 @@ def sample(
     if table.init_scale == 0 and x_init is None:
         raise ValueError(f"the table of {table.name!r} starts from an image: give it as x_init")
     place = model_device(model, x_init, device)
+    if place.type == "cpu":
+        check_threads()
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     ids = checked_ids(sample_ids, shape[0], place)
     wanted = _wanted_rows(callback, callback_rows, len(table))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import ops
+from fastdiff.engine.threads import check_threads
 from fastdiff.files.checkpoint import (
     MODEL_FILE,
     RAW_PREFIX,
@@ -160,6 +161,8 @@ class Trainer:
         if until is not None:
             until = whole_number("until", until, low=1)
         stop = self.config.steps if until is None else min(until, self.config.steps)
+        if self._device.type == "cpu":
+            check_threads()
         start, started = self.step, time.monotonic()
         loss: float | None = None
         with ExitStack() as stack:
