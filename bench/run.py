@@ -1,4 +1,7 @@
-"""Run the CPU suites and write bench/results/cpu.json and cpu.md: `make bench`, or `python bench/run.py diffuse`."""
+"""Run the CPU suites and write bench/results/cpu.json and cpu.md: `make bench`.
+
+`python bench/run.py diffuse step` runs some of them, and writes cpu_diffuse_step.json and .md beside those of all.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,11 @@ def main() -> int:
     suites = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"any of {', '.join(suites)}; else all")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cpu", help="results, without suffix")
+    parser.add_argument("--out", type=Path, help="results, without suffix")
     options = parser.parse_args()
     if unknown := set(options.suites) - set(suites):
         parser.error(f"unknown suite {sorted(unknown)}: known are {', '.join(suites)}")
+    out = options.out or results_place(options.suites)
     from harness import machine
 
     about = machine()
@@ -36,12 +40,17 @@ def main() -> int:
             return int(code)
         timings = json.loads(raw.read_text())["benchmarks"]
     table = to_markdown(about, timings)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     results = {"machine": about, "results": compact(timings)}
-    options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(table)
+    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table)
     print(table)
     return 0
+
+
+def results_place(suites: list[str]) -> Path:
+    """Where the results of these suites go, without suffix: those of all have a place of their own."""
+    return RESULTS / "_".join(["cpu", *sorted(set(suites))])
 
 
 def compact(timings: list[dict[str, object]]) -> list[dict[str, object]]:
