@@ -37,10 +37,13 @@ _PLACES = {
     "data": "files.data",
     "editing": "sampling.editing",
     "estimate": "likelihood.estimate",
+    "figures": "files.figures",
     "guidance": "sampling.guidance",
     "langevin": "sampling.langevin",
     "likelihood": "likelihood",
     "load_model": "files.checkpoint:load_model",
+    "metrics": "evaluation.metrics",
+    "noise": "process.noise",
     "ops": "ops",
     "restore": "nets.acceleration:restore",
     "sample": "sampling.runner:sample",
@@ -53,7 +56,9 @@ if TYPE_CHECKING:
     from fastdiff import likelihood as likelihood
     from fastdiff import ops as ops
     from fastdiff.engine import compile as compile
+    from fastdiff.evaluation import metrics as metrics
     from fastdiff.files import data as data
+    from fastdiff.files import figures as figures
     from fastdiff.files.checkpoint import load_model as load_model
     from fastdiff.files.checkpoint import save_model as save_model
     from fastdiff.likelihood import estimate as estimate
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
     from fastdiff.nets.config import UNetConfig as UNetConfig
     from fastdiff.nets.unet import UNet as UNet
     from fastdiff.pipeline import Pipeline as Pipeline
+    from fastdiff.process import noise as noise
     from fastdiff.sampling import editing as editing
     from fastdiff.sampling import guidance as guidance
     from fastdiff.sampling import langevin as langevin

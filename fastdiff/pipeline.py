@@ -75,6 +75,11 @@ class Pipeline:
         self.scaling = DataScaling() if scaling is None else scaling
         self.metadata = dict(metadata or {})
 
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.unet.parameters())
+        where = f", from {self.metadata['path']}" if self.metadata.get("path") else ""
+        return f"Pipeline({type(self.unet).__name__} of {size:,} parameters, {self.diffusion}{where})"
+
     @classmethod
     def from_pretrained(
         cls,

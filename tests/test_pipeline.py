@@ -164,3 +164,17 @@ def test_pipeline_refuses_what_does_not_fit_to_edit_or_score(diffusion: fd.Diffu
     learned = fd.Pipeline(small_unet(), fd.Diffusion(diffusion.schedule, "eps", "learned_range"))
     with pytest.raises(ValueError, match="variance is learned"):
         learned.likelihood(x - 1)
+
+
+def test_representations_take_a_line_or_two():
+    config = fd.UNetConfig(image_size=8, channels=16, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(),
+                           norm_groups=8)  # fmt: skip
+    unet, process = fd.UNet(config), fd.Diffusion(fd.NoiseSchedule.cosine(10))
+    for shown, named in (
+        (fd.Pipeline(unet, process, metadata={"path": "somewhere"}), "from somewhere"),
+        (fd.Views(unet, process), "Views(UNet"),
+        (fd.compile(unet), "'fast'"),
+    ):
+        text = repr(shown)
+        assert named in text
+        assert len(text) < 240 and "\n" not in text

@@ -162,6 +162,13 @@ class NativeNetwork:
         # Whatever the engine cannot run is found here, not in the middle of sampling.
         self.check()
 
+    def __repr__(self) -> str:
+        unet = self._network()
+        if unet is None:
+            return "NativeNetwork(a network that is gone)"
+        size = sum(parameter.numel() for parameter in unet.parameters())
+        return f"NativeNetwork(UNet of {size:,} parameters, {self.precision!r})"
+
     def __reduce__(self) -> tuple[type[NativeNetwork], tuple[UNet, Precision]]:
         return NativeNetwork, (self.unet, self.precision)
 

@@ -42,6 +42,10 @@ class Views:
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     clip: float | None = None
 
+    def __repr__(self) -> str:
+        model = type(self.model).__name__ if isinstance(self.model, torch.nn.Module) else repr(self.model)
+        return f"Views({model}, {self.diffusion}, clip={self.clip})"
+
     def x0(self, x: Tensor, t: Tensor | float) -> Tensor:
         """The predicted image.
 
