@@ -177,4 +177,5 @@ def test_representations_take_a_line_or_two():
     ):
         text = repr(shown)
         assert named in text
-        assert len(text) < 240 and "\n" not in text
+        assert len(text) < 240
+        assert "\n" not in text

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `fastdiff --help` a
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -63,6 +64,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the command line."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        # PyTorch's threads would hold a processor for milliseconds while they wait for each other. libgomp reads this
+        # when it is loaded, which no command has done yet.
+        os.environ["GOMP_SPINCOUNT"] = "10000"
     app(prog_name="fastdiff")
 
 

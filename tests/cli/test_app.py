@@ -1,5 +1,6 @@
 """The command line: every command on tiny things, and one clear line for whatever is wrong."""
 
+import os
 import subprocess
 import sys
 
@@ -46,3 +47,19 @@ def test_library_warnings_become_one_line(model, tmp_path):
     result = run("likelihood", model, tmp_path / "positive.npy")
     assert "warning: " in result.stderr
     assert "UserWarning" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"OMP_WAIT_POLICY": "active"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")],
+    ids=["nothing set", "a policy set", "a count set"],
+)
+def test_waiting_threads_sleep_early_unless_told(given, expected):
+    script = (
+        "import os, sys; from fastdiff.cli import app; sys.argv = ['fastdiff', '--version']\n"
+        "try: app.main()\n"
+        "finally: print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    clean = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=clean | given, check=True)
+    assert done.stdout.split()[-1] == expected

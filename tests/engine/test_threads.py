@@ -18,11 +18,11 @@ def _groups(tmp_path, membership, files):
 
 
 @pytest.mark.parametrize(
-    "membership, files, quota",
+    ("membership", "files", "quota"),
     [
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
-        ("0::/a/b\n", {"cpu.max": "max 100000\n", "a/cpu.max": "100000 100000\n", "a/b/cpu.max": "300000 100000\n"}, 1.0),
+        ("0::/a/b\n", {"cpu.max": "max 1\n", "a/cpu.max": "9000 9000\n", "a/b/cpu.max": "30000 10000\n"}, 1.0),
         ("0::/of/the/host\n", {"cpu.max": "50000 100000\n"}, 0.5),
         (
             "4:memory:/x\n3:cpu,cpuacct:/x\n",
@@ -60,7 +60,7 @@ def test_check_says_nothing_on_a_quiet_machine(fresh, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("number, load, said", [(8, 0.0, "8 threads on 2 processors"), (2, 9.0, "a load of 9.0")])
+@pytest.mark.parametrize(("number", "load", "said"), [(8, 0.0, "8 threads on 2 processors"), (2, 9.0, "a load of 9.0")])
 def test_check_names_what_is_wrong_once(fresh, caplog, number, load, said):
     fresh.setattr(torch, "get_num_threads", lambda: number)
     fresh.setattr(threads.os, "getloadavg", lambda: (load, 0.0, 0.0))
@@ -68,7 +68,8 @@ def test_check_names_what_is_wrong_once(fresh, caplog, number, load, said):
         threads.check_threads()
         threads.check_threads()
     assert len(caplog.records) == 1
-    assert said in caplog.text and "OMP_NUM_THREADS" in caplog.text
+    assert said in caplog.text
+    assert "OMP_NUM_THREADS" in caplog.text
 
 
 def test_one_thread_is_told_nothing_under_load(fresh, caplog):
