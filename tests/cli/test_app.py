@@ -56,8 +56,8 @@ def test_library_warnings_become_one_line(model, tmp_path):
 )
 def test_waiting_threads_sleep_early_unless_told(given, expected):
     script = (
-        "import os, sys; from fastdiff.cli import app; sys.argv = ['fastdiff', '--version']\n"
-        "try: app.main()\n"
+        "import os, sys; from fastdiff.cli.app import main; sys.argv = ['fastdiff', '--version']\n"
+        "try: main()\n"
         "finally: print(os.environ.get('GOMP_SPINCOUNT'))"
     )
     clean = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
