@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.nets.config import UNetConfig
+from fastdiff.process.checks import check_types, height_and_width
 from fastdiff.process.diffusion import Diffusion, Prediction, Variance
 from fastdiff.process.schedule import NoiseSchedule
 
@@ -15,6 +16,7 @@ __all__ = [
     "DIFFUSERS_VERSION",
     "diffusion_from_scheduler",
     "scheduler_from_diffusion",
+    "size_from_diffusers",
     "swaps_sin_and_cos",
     "unet_config_from_diffusers",
     "unet_config_to_diffusers",
@@ -56,6 +58,43 @@ _DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
+_TYPES: dict[str, str] = {
+    "in_channels": "count",
+    "out_channels": "count",
+    "center_input_sample": "flag",
+    "time_embedding_type": "text",
+    "time_embedding_dim": "count or null",
+    "freq_shift": "number",
+    "flip_sin_to_cos": "flag",
+    "down_block_types": "texts",
+    "mid_block_type": "text or null",
+    "up_block_types": "texts",
+    "block_out_channels": "counts",
+    "mid_block_scale_factor": "number",
+    "downsample_padding": "number",
+    "downsample_type": "text",
+    "upsample_type": "text",
+    "dropout": "number",
+    "act_fn": "text",
+    "attention_head_dim": "count or null",
+    "norm_num_groups": "count",
+    "attn_norm_num_groups": "count or null",
+    "norm_eps": "number",
+    "resnet_time_scale_shift": "text",
+    "add_attention": "flag",
+    "class_embed_type": "text or null",
+    "num_class_embeds": "count or null",
+}
+_SCHEDULER_TYPES: dict[str, str] = {
+    "num_train_timesteps": "count",
+    "beta_start": "number",
+    "beta_end": "number",
+    "beta_schedule": "text",
+    "trained_betas": "numbers or null",
+    "prediction_type": "text",
+    "variance_type": "text or null",
+    "rescale_betas_zero_snr": "flag or null",
+}
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _VARIANCES: dict[str, Variance] = {
     "fixed_small": "fixed_small",
@@ -84,12 +123,11 @@ def unet_config_from_diffusers(config: Mapping[str, Any], *, image_size: int | N
     unknown = sorted(set(known) - set(_DEFAULTS))
     if unknown:
         raise ValueError(f"unknown keys in the configuration of a UNet2DModel: {', '.join(unknown)}")
+    check_types(known, _TYPES)
     _check_settings(known)
     attention, resampling = _block_kinds(known)
     widths = tuple(known["block_out_channels"])
-    size = _size_of(known["sample_size"]) if image_size is None else image_size
-    if size is None:
-        raise ValueError("the configuration has no sample_size: give the images' height as image_size")
+    size = size_from_diffusers(config)[0] if image_size is None else image_size
     head_channels = known["attention_head_dim"]
     shift = known["freq_shift"]
     if shift not in (0, 1):
@@ -114,6 +152,20 @@ def unet_config_from_diffusers(config: Mapping[str, Any], *, image_size: int | N
         num_classes=known["num_class_embeds"],
         qkv_layout="separate",
     )
+
+
+def size_from_diffusers(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the images that a `UNet2DModel`'s configuration states.
+
+    Raises:
+        ValueError: it states none, or something else than one number or two.
+    """
+    size = config.get("sample_size")
+    if size is None:
+        raise ValueError(
+            "the configuration has no sample_size: give the images' height, or (height, width), as image_size"
+        )
+    return height_and_width("sample_size", size)
 
 
 def swaps_sin_and_cos(config: Mapping[str, Any]) -> bool:
@@ -194,6 +246,7 @@ def diffusion_from_scheduler(config: Mapping[str, Any], *, learned_variance: boo
     Raises:
         ValueError: the scheduler has no discrete process, or one that is not known here.
     """
+    check_types(config, _SCHEDULER_TYPES)
     num = config.get("num_train_timesteps", 1000)
     schedule = _schedule(config, num)
     prediction = config.get("prediction_type", "epsilon")
@@ -341,9 +394,3 @@ def _block_kinds(known: Mapping[str, Any]) -> tuple[list[bool], bool]:
             f"upsample_type={known['upsample_type']!r}"
         )
     return attention, True in resampling
-
-
-def _size_of(sample_size: Any) -> int | None:
-    if sample_size is None or isinstance(sample_size, int):
-        return sample_size
-    return int(sample_size[0])

@@ -11,34 +11,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastdiff.convert.diffusers_config import diffusion_from_scheduler, unet_config_from_diffusers
-from fastdiff.convert.diffusers_unet import build_unet, tensors_from_diffusers
+from fastdiff.convert.diffusers_folder import load_diffusers
+from fastdiff.convert.diffusers_unet import build_unet
 from fastdiff.convert.infer import Inferred, infer_ddim, infer_openai, recognise
 from fastdiff.convert.layouts import Layout, from_layout
+from fastdiff.convert.lucidrains import LUCIDRAINS_HINTS, load_lucidrains
 from fastdiff.convert.openai_flags import diffusion_from_flags, parse_flags, rescaled, unet_config_from_flags
 from fastdiff.convert.published import KnownModel, known_file, known_preset
-from fastdiff.convert.untrusted import (
-    is_optimizer_state,
-    is_state_dict,
-    read_json,
-    read_tensors,
-)
+from fastdiff.convert.untrusted import is_optimizer_state, is_state_dict, read_json, read_tensors
 from fastdiff.files.checkpoint import FORMAT, LoadedModel, WeightKind
+from fastdiff.files.contents import check_data, check_room, check_sum, describing
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
-from fastdiff.process.checks import check_keys
+from fastdiff.process.checks import check_keys, height_and_width
 from fastdiff.process.diffusion import Diffusion
 
 __all__ = ["SIDECAR_KEYS", "Hints", "is_foreign", "load_foreign", "sidecar_path"]
 
 SIDECAR_KEYS = ("format", "unet", "diffusion", "scaling", "weights", "flags")
-"""Keys of the JSON file that fastdiff writes beside a .pt file, since the latter says so little."""
+"""Keys of the JSON file that fastdiff writes beside a .pt file, since the latter says so little.
 
-_WEIGHT_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.safetensors",
-)
+"data" is there as well where the images are not square, and "checksum" in files that are not of an older release.
+"""
+
 # What the caller may say about a network; the rest is read off the file.
 _UNET_HINTS = (
     "image_size",
@@ -70,8 +65,9 @@ class Hints:
     Attributes:
         preset: A name in `fastdiff.nets.config.PRESETS`.
         flags: Flags of improved- or guided-diffusion's scripts, as one line or a mapping.
-        unet: Fields of `UNetConfig`: image_size, num_heads, head_channels, qkv_layout, dropout, norm_groups, norm_eps,
-            time_embedding and downsample_padding. They win over the other sources.
+        unet: Fields of `UNetConfig`: image_size (one number or (height, width)), num_heads, head_channels, qkv_layout,
+            dropout, norm_groups, norm_eps, time_embedding and downsample_padding. They win over the other sources. For
+            lucidrains' files image_size, sinusoidal_pos_emb_theta and self_condition.
         diffusion: The process. It wins over the other sources.
 
     Raises:
@@ -84,7 +80,8 @@ class Hints:
     diffusion: Diffusion | None = None
 
     def __post_init__(self) -> None:
-        check_keys(dict(self.unet or {}), _UNET_HINTS, "what files do not say of a network (unet=)")
+        known = dict.fromkeys((*_UNET_HINTS, *LUCIDRAINS_HINTS))
+        check_keys(dict(self.unet or {}), known, "what files do not say of a network (unet=)")
 
     @property
     def is_empty(self) -> bool:
@@ -122,13 +119,13 @@ def load_foreign(
     """
     hints = hints or Hints()
     if path.is_dir():
-        return _load_diffusers(path, device, hints)
+        if hints.preset is not None or hints.flags is not None:
+            raise ValueError(f"{path} holds its configuration: leave out preset= and flags=")
+        return load_diffusers(path, device=device, weights=weights, unet=hints.unet or {}, diffusion=hints.diffusion)
     content = read_tensors(path)
     tensors, kind = _choose_weights(content, path, weights)
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if _is_lucidrains(tensors):
-        from fastdiff.convert.lucidrains import load_lucidrains
-
         if hints.preset is not None or hints.flags is not None:
             raise ValueError(f"{path} is a lucidrains model: preset= and flags= are of other projects")
         return load_lucidrains(tensors, path, kind, device=device, unet=hints.unet or {}, diffusion=hints.diffusion)
@@ -212,6 +209,7 @@ def _load_openai_or_ddim(
         inferred = infer_openai(tensors) if layout == "openai" else infer_ddim(tensors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    check_keys(dict(hints.unet or {}), _UNET_HINTS, f"unet= for {path}, a network of the {layout} layout")
     if inferred.fields["in_channels"] == 6 and inferred.fields["out_channels"] in (3, 6):
         raise ValueError(
             f"{path} is a super-resolution network (6 input channels, 3 of them the small image): load it with "
@@ -219,32 +217,50 @@ def _load_openai_or_ddim(
         )
     sidecar = read_json(sidecar_path(path)) if sidecar_path(path).is_file() and hints.is_empty else None
     if sidecar is not None and sidecar.get("format") == FORMAT:
-        check_keys(sidecar, SIDECAR_KEYS, f"{sidecar_path(path)}")
-        source = f"{sidecar_path(path).name}"
-        config, diffusion = UNetConfig.from_dict(sidecar["unet"]), Diffusion.from_dict(sidecar["diffusion"])
+        config, diffusion, scaling, kind, data = _read_sidecar(sidecar, path)
+        source = sidecar_path(path).name
         _check_agreement(path, inferred, KnownModel(source, config, diffusion))
-        scaling, kind = DataScaling.from_dict(sidecar["scaling"]), sidecar["weights"]
         said = {"everything but the shapes": source}
     else:
-        config, diffusion, said = _resolve(path, inferred, layout, hints)
+        config, diffusion, said, data = _resolve(path, inferred, layout, hints)
         scaling = DataScaling()
         said["weights"] = "the file's name" if kind else "nothing: they may be the average or the trained ones"
-    try:
+    with describing(path):
+        check_room(config, len(tensors))
         fitted = from_layout(tensors, config, layout)
         unet = build_unet(config, {name: value.float() for name, value in fitted.items()}, device=device)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     metadata = {"path": str(path), "format": layout, "weights": kind, "said": said}
-    return LoadedModel(unet, diffusion, scaling, metadata | _NO_TRAINING)
+    metadata |= {"step": None, "training": None, "data": data, "versions": None}
+    return LoadedModel(unet, diffusion, scaling, metadata)
 
 
-_NO_TRAINING: dict[str, Any] = {"step": None, "training": None, "data": None, "versions": None}
+def _read_sidecar(
+    sidecar: dict[str, Any], path: Path
+) -> tuple[UNetConfig, Diffusion, DataScaling, WeightKind | None, dict[str, Any] | None]:
+    """What fastdiff wrote beside a weights file of its own: network, process, scaling, kind of weights, data."""
+    where = sidecar_path(path)
+    with describing(where):
+        check_keys(sidecar, [*SIDECAR_KEYS, "data", "checksum"], "what stands beside a weights file")
+        missing = [key for key in SIDECAR_KEYS if key not in sidecar]
+        if missing:
+            raise ValueError(f"missing keys: {', '.join(missing)}")
+        if sidecar["weights"] not in ("ema", "raw", None):
+            raise ValueError(f"weights must be 'ema', 'raw' or null, got {sidecar['weights']!r}")
+        check_data(sidecar.get("data"))
+    with describing(where, "unet"):
+        config = UNetConfig.from_dict(sidecar["unet"])
+    with describing(where, "diffusion"):
+        diffusion = Diffusion.from_dict(sidecar["diffusion"])
+    with describing(where, "scaling"):
+        scaling = DataScaling.from_dict(sidecar["scaling"])
+    check_sum(path, sidecar.get("checksum"), said_by=where)
+    return config, diffusion, scaling, sidecar["weights"], sidecar.get("data")
 
 
 def _resolve(
     path: Path, inferred: Inferred, layout: Layout, hints: Hints
-) -> tuple[UNetConfig, Diffusion, dict[str, str]]:
-    """The configuration and the process, from the file and what else is known; and who said what."""
+) -> tuple[UNetConfig, Diffusion, dict[str, str], dict[str, Any] | None]:
+    """Configuration and process, from the file and what else is known; who said what; the shape if not square."""
     sources = _sources(path, layout, hints)
     for source in sources:
         _check_agreement(path, inferred, source)
@@ -288,10 +304,14 @@ def _resolve(
     if fields.get("head_channels") is not None:
         fields["num_heads"] = 1
     fields.setdefault("dropout", 0.0)
-    size = fields["image_size"]
-    fields["attention_resolutions"] = tuple(size >> level for level in inferred.attention_levels)
+    height, width = height_and_width("image_size", fields["image_size"])
+    fields["image_size"] = height
+    fields["attention_resolutions"] = tuple(height >> level for level in inferred.attention_levels)
     config = UNetConfig.from_dict(fields)
-    return config, _fitting(path, diffusion, inferred), said
+    if width % config.size_divisor:
+        raise ValueError(f"{path}: the width must be divisible by {config.size_divisor} for this network, got {width}")
+    data = None if height == width else {"shape": [config.in_channels, height, width]}
+    return config, _fitting(path, diffusion, inferred), said, data
 
 
 def _sources(path: Path, layout: Layout, hints: Hints) -> list[KnownModel]:
@@ -358,66 +378,3 @@ def _summary(inferred: Inferred) -> str:
 
 def _presets_like(layout: Layout) -> list[str]:
     return ["ho-cifar10", "ho-256"] if layout == "ddim" else ["iddpm-cifar10", "adm-imagenet64", "..."]
-
-
-def _load_diffusers(folder: Path, device: torch.device | str, hints: Hints) -> LoadedModel:
-    """A `UNet2DModel` folder, or the folder of a pipeline that has one."""
-    if hints.preset is not None or hints.flags is not None:
-        raise ValueError(f"{folder} holds its configuration: leave out preset= and flags=")
-    unet_folder = _part(folder, "unet", "config.json")
-    if unet_folder is None:
-        index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-        raise ValueError(f"{folder} is a {index.get('_class_name', 'folder')} without a unet: nothing to load")
-    settings = read_json(unet_folder / "config.json")
-    allowed = {"image_size"}
-    surplus = sorted(set(hints.unet or {}) - allowed)
-    if surplus:
-        raise ValueError(f"{unet_folder} says {', '.join(surplus)} itself: leave it out of unet=")
-    try:
-        config = unet_config_from_diffusers(settings, image_size=(hints.unet or {}).get("image_size"))
-    except ValueError as error:
-        raise ValueError(f"{unet_folder / 'config.json'}: {error}") from error
-    learned = config.out_channels == 2 * config.in_channels
-    said: dict[str, str] = {"weights": "nothing: they may be the average or the trained ones"}
-    scheduler = _part(folder, "scheduler", "scheduler_config.json") or _part(
-        folder.parent, "scheduler", "scheduler_config.json"
-    )
-    if hints.diffusion is not None:
-        diffusion, said["diffusion"] = hints.diffusion, "diffusion="
-    elif scheduler is not None:
-        path = scheduler / "scheduler_config.json"
-        try:
-            diffusion = diffusion_from_scheduler(read_json(path), learned_variance=learned)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    else:
-        raise ValueError(
-            f"{folder} does not say the process (T, schedule, prediction): there is no scheduler_config.json; give "
-            "diffusion="
-        )
-    if diffusion.learned_variance != learned:
-        raise ValueError(
-            f"{unet_folder}: the network has {config.in_channels} input and {config.out_channels} output channels, "
-            f"which does not fit variance={diffusion.variance!r}"
-        )
-    file = next((unet_folder / name for name in _WEIGHT_FILES if (unet_folder / name).is_file()), None)
-    if file is None:
-        raise ValueError(f"{unet_folder} holds none of {', '.join(_WEIGHT_FILES)}")
-    content = read_tensors(file)
-    if not is_state_dict(content):
-        raise ValueError(f"{file} is not a state dict")
-    try:
-        tensors = tensors_from_diffusers(content, config, settings)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    unet = build_unet(config, {name: value.float() for name, value in tensors.items()}, device=device)
-    metadata = {"path": str(folder), "format": "diffusers", "weights": None, "said": said}
-    return LoadedModel(unet, diffusion, DataScaling(), metadata | _NO_TRAINING)
-
-
-def _part(folder: Path, name: str, file: str) -> Path | None:
-    """The sub-folder of a pipeline's part, or the folder itself, where some pipelines keep everything."""
-    for place in (folder / name, folder):
-        if (place / file).is_file():
-            return place
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +15,17 @@ from fastdiff.files.checkpoint import LoadedModel, WeightKind
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.lucidrains import Unet
 from fastdiff.nets.unet import UNet
-from fastdiff.process.checks import check_keys
+from fastdiff.process.checks import check_keys, height_and_width
 from fastdiff.process.diffusion import Diffusion, Prediction
 from fastdiff.process.schedule import NoiseSchedule, recognise_schedule
 
-__all__ = ["infer_process", "infer_unet", "load_lucidrains"]
+__all__ = ["LUCIDRAINS_HINTS", "infer_process", "infer_unet", "load_lucidrains"]
+
+LUCIDRAINS_HINTS = ("image_size", "sinusoidal_pos_emb_theta", "self_condition")
+"""What a caller may say of a network in a lucidrains file."""
+
+DEFAULT_THETA = 10000
+"""Of lucidrains' `Unet`."""
 
 
 def load_lucidrains(
@@ -40,30 +47,45 @@ def load_lucidrains(
         path: For messages.
         kind: What the weights are, where that is known.
         device: Where the network goes.
-        unet: {"image_size": height of the images in pixels}, which no such file says.
+        unet: What no such file says: "image_size" in pixels, one number or (height, width);
+            "sinusoidal_pos_emb_theta", lucidrains' default where it is left out; "self_condition", which is asked for
+            where the channels of a network without its process leave it open.
         diffusion: The process, where the file holds the network alone.
 
     Raises:
         ValueError: something is left open, or the names are of a version of lucidrains before 2.
     """
-    check_keys(dict(unet), ["image_size"], f"unet= for {path}: such a file says everything else")
+    check_keys(dict(unet), LUCIDRAINS_HINTS, f"unet= for {path}: such a file says everything else")
     prefix = "model." if "model.init_conv.weight" in tensors else ""
     network = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     process = {name: value for name, value in tensors.items() if prefix and not name.startswith(prefix)}
     said: dict[str, str] = {"image_size": "unet=", "objective": "the loss weights in the file"}
     if "image_size" not in unet:
         raise ValueError(f"{path} does not say the size of the images: give unet={{'image_size': 128}}, for example")
-    size = unet["image_size"]
+    height, width = height_and_width("image_size", unet["image_size"])
+    chosen = unet.get("self_condition")
+    if chosen is not None and not isinstance(chosen, bool):
+        raise ValueError(f"self_condition must be True, False or None, got {chosen!r}")
     try:
-        settings = infer_unet(network)
+        settings = infer_unet(network, self_condition=chosen, is_process="betas" in process)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (KeyError, IndexError) as error:
+        raise _of_another_version(path, error) from error
+    said["self_condition"] = "the channels" if chosen is None else "unet="
+    if not settings["learned_sinusoidal_cond"]:
+        settings["sinusoidal_pos_emb_theta"] = _theta(unet.get("sinusoidal_pos_emb_theta", DEFAULT_THETA))
+        given = "sinusoidal_pos_emb_theta" in unet
+        said["sinusoidal_pos_emb_theta"] = "unet=" if given else f"nothing: lucidrains' default, {DEFAULT_THETA}"
+    elif "sinusoidal_pos_emb_theta" in unet:
+        raise ValueError(f"{path} has learned frequencies: leave sinusoidal_pos_emb_theta out of unet=")
+    try:
         with torch.device("meta"):
             model = Unet(**settings)
         model.to_empty(device=device)
         model.load_state_dict(network)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} has the names of denoising-diffusion-pytorch, but not those of its version 2: {error}"
-        ) from error
+        raise _of_another_version(path, error) from error
     if diffusion is None:
         if "betas" not in process or "loss_weight" not in process:
             raise ValueError(f"{path} does not say the process (T, schedule, objective): give diffusion=")
@@ -79,15 +101,37 @@ def load_lucidrains(
         "said": said,
         "step": None,
         "training": None,
-        "data": {"shape": [model.channels, size, size]},
+        "data": {"shape": [model.channels, height, width]},
         "versions": None,
     }
     # A Pipeline needs of its network that it can be called, and its `config`.
     return LoadedModel(cast(UNet, model.eval()), diffusion, DataScaling(), metadata)
 
 
-def infer_unet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of `Unet` from its state dict; `sinusoidal_pos_emb_theta` and `dropout` keep their defaults."""
+def _of_another_version(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} has the names of denoising-diffusion-pytorch, but not those of its version 2: {error}")
+
+
+def _theta(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 < value < math.inf:
+        raise ValueError(f"sinusoidal_pos_emb_theta must be a number above 1, got {value!r}")
+    return value
+
+
+def infer_unet(
+    tensors: Mapping[str, Tensor], *, self_condition: bool | None = None, is_process: bool = True
+) -> dict[str, Any]:
+    """Arguments of `Unet` from its state dict; `sinusoidal_pos_emb_theta` and `dropout` keep their defaults.
+
+    Args:
+        tensors: The state dict.
+        self_condition: Whether the network is self-conditioned; the channels tell when None.
+        is_process: Whether the network comes with its process. lucidrains' processes take as many channels out as the
+            images have, or, without self-conditioning, twice as many. A network of its own may be anything.
+
+    Raises:
+        ValueError: the channels do not fit, or leave open whether the network is self-conditioned.
+    """
     num = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("downs."))
     dim = tensors["time_mlp.1.weight"].shape[0] // 4
     outputs = [
@@ -98,9 +142,21 @@ def infer_unet(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     memories = [tensors[f"downs.{level}.2.mem_kv"].shape for level in range(num)]
     has_features = "time_mlp.0.weights" in tensors
     num_in, num_out = tensors["init_conv.weight"].shape[1], tensors["final_conv.weight"].shape[0]
-    # 6 in and 6 out are images of 3 channels, self-conditioned and with a variance, rather than images of 6.
-    self_condition = num_in == 2 * num_out or (num_in == num_out and num_in % 2 == 0)
+    if self_condition is None:
+        if num_in == num_out and num_in % 2 == 0 and not is_process:
+            raise ValueError(
+                f"{num_in} channels in and out are images of {num_in} channels, or of {num_in // 2} with "
+                "self-conditioning and a learned variance: give unet={'self_condition': False} or True"
+            )
+        self_condition = num_in == 2 * num_out
+    if self_condition and num_in % 2:
+        raise ValueError(f"a self-conditioned network has an even number of channels in, got {num_in}")
     channels = num_in // 2 if self_condition else num_in
+    if num_out not in (channels, 2 * channels):
+        raise ValueError(
+            f"{num_in} channels in and {num_out} out fit no images"
+            + (" with self-conditioning" if self_condition else "")
+        )
     return {
         "dim": dim,
         "init_dim": tensors["init_conv.weight"].shape[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -74,13 +75,17 @@ def known_file(name: str) -> KnownModel | None:
 
 
 def known_preset(name: str) -> KnownModel:
-    """A preset of `fastdiff.nets.config.PRESETS` with the process of its recipe.
+    """A preset of `fastdiff.nets.config.PRESETS` as its recipe builds it, with the process of the recipe.
 
     Raises:
         ValueError: the name is unknown.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: {nearest_name(name, PRESETS)}")
-    settings = RECIPES.get(name, {}).get("diffusion")
-    diffusion = None if settings is None else build_diffusion(settings)[0]
-    return KnownModel(f"preset {name!r}", PRESETS[name], diffusion)
+    recipe = RECIPES.get(name, {})
+    unet = dataclasses.replace(PRESETS[name], **recipe.get("unet", {}))
+    if "diffusion" not in recipe:
+        return KnownModel(f"preset {name!r}", unet, None)
+    diffusion = build_diffusion(recipe["diffusion"])[0]
+    unet = dataclasses.replace(unet, out_channels=diffusion.model_channels(unet.in_channels))
+    return KnownModel(f"preset {name!r}", unet, diffusion)

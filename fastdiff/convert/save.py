@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fastdiff.convert.diffusers_config import DIFFUSERS_VERSION, scheduler_from_diffusion, unet_config_to_diffusers
 from fastdiff.convert.layouts import to_layout
 from fastdiff.convert.load import sidecar_path
 from fastdiff.convert.openai_flags import flags_from_model, why_not_openai
-from fastdiff.files.atomic import atomic_file, atomic_folder, write_text
+from fastdiff.convert.untrusted import read_json
+from fastdiff.files.atomic import atomic_file, atomic_folder, atomic_path
 from fastdiff.files.checkpoint import FORMAT, DescribedModel, save_described
+from fastdiff.files.contents import checksum
 from fastdiff.nets.unet import UNet
 from fastdiff.process.checks import nearest_name
 
@@ -40,6 +44,7 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     Raises:
         ValueError: the target is unknown, the path exists, the project has no such network, or the network is not a
             `fastdiff.UNet`.
+        RuntimeError: it could not be written; nothing of it is left behind.
     """
     path = Path(path)
     if target not in get_args(Target):
@@ -54,11 +59,35 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     if target == "fastdiff":
         return save_described(path, pipe)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _save_diffusers(pipe, path) if target == "diffusers" else _save_openai(pipe, path)
+    write = _save_diffusers if target == "diffusers" else _save_openai
+    try:
+        return write(pipe, path)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise RuntimeError(f"could not write {path}: {_reason(error)}; nothing of it is left behind") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, beneath what torch or safetensors made of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    match = re.search(r"I/O error: (.+) \(os error \d+\)", str(error))
+    return match[1] if match else str(error)
+
+
+def _shape(model: DescribedModel) -> list[int] | None:
+    """[C, H, W] of the images, where it is known and they are not square."""
+    shape = (model.metadata.get("data") or {}).get("shape")
+    return shape if shape is not None and shape[1] != shape[2] else None
 
 
 def _save_diffusers(model: DescribedModel, folder: Path) -> Path:
     settings = unet_config_to_diffusers(model.unet.config)
+    shape = _shape(model)
+    if shape is not None:
+        settings["sample_size"] = shape[1:]
     scheduler = scheduler_from_diffusion(model.diffusion)
     tensors = to_layout(model.unet.state_dict(), model.unet.config, "diffusers")
     index = {
@@ -84,6 +113,9 @@ def _save_diffusers(model: DescribedModel, folder: Path) -> Path:
 def _save_openai(model: DescribedModel, path: Path) -> Path:
     if path.suffix not in (".pt", ".pth"):
         raise ValueError(f"an OpenAI checkpoint is a file that ends in .pt, got {path}")
+    beside_path = sidecar_path(path)
+    if beside_path.exists() and read_json(beside_path).get("format") != FORMAT:
+        raise ValueError(f"{beside_path} exists already and nothing is overwritten: choose another name")
     config, diffusion = model.unet.config, model.diffusion
     tensors = to_layout(model.unet.state_dict(), config, "openai")
     reasons = why_not_openai(config, diffusion)
@@ -93,7 +125,7 @@ def _save_openai(model: DescribedModel, path: Path) -> Path:
             "fastdiff reads it back exactly",
             stacklevel=3,
         )
-    beside = {
+    beside: dict[str, Any] = {
         "format": FORMAT,
         "unet": config.to_dict(),
         "diffusion": diffusion.to_dict(),
@@ -101,7 +133,14 @@ def _save_openai(model: DescribedModel, path: Path) -> Path:
         "weights": model.metadata.get("weights"),
         "flags": None if reasons else flags_from_model(config, diffusion),
     }
-    with atomic_file(path, sync=True) as file:
-        torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
-    write_text(sidecar_path(path), json.dumps(beside) + "\n")
+    shape = _shape(model)
+    if shape is not None:
+        beside["data"] = {"shape": shape}
+    # The name that people look for appears last, when both files are whole.
+    with atomic_path(path, sync=True) as partial:
+        with partial.open("r+b") as file:
+            torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file)
+        beside["checksum"] = checksum(partial)
+        with atomic_file(beside_path, sync=True) as file:
+            file.write((json.dumps(beside) + "\n").encode())
     return path

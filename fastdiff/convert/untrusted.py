@@ -38,6 +38,8 @@ def read_tensors(path: Path, *, optimizers: bool = False) -> Any:
             f"{path} is the state of an optimizer, by its name: give the weights written beside it, such as model*.pt "
             "or ema_*.pt"
         )
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file: a folder, a pipe or a device is not read")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -85,11 +87,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is missing, not JSON, or something else than an object.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file: a folder, a pipe or a device is not read")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON, perhaps cut short: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")

@@ -31,7 +31,9 @@ def target_path(path: str | Path, suffix: str) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
-    """Another name beside `path`, whose file is moved there when the block ends without an error.
+    """An empty file beside `path`, under a name that nobody can guess, moved there when the block ends well.
+
+    What lies at `path`, a link for example, is replaced and not written to.
 
     Args:
         path: Where the file is to appear; its folder is made.
@@ -40,6 +42,8 @@ def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial_name(target)
+    # Nothing that lies there already, a link least of all, is opened.
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield partial
         if sync:
@@ -54,8 +58,7 @@ def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, sync: bool = False) -> Iterator[BinaryIO]:
     """A file to write to, which appears at `path` when the block ends without an error; see `atomic_path`."""
-    # "x": nothing that lies there already, a link least of all, is written to.
-    with atomic_path(path, sync=sync) as partial, partial.open("xb") as file:
+    with atomic_path(path, sync=sync) as partial, partial.open("r+b") as file:
         yield file
 
 
@@ -108,7 +111,7 @@ def remove_stale(parent: Path, pattern: str) -> None:
 
 def _partial_name(path: Path) -> Path:
     """A name beside `path` that says whose it is, and that nobody can have guessed."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(16)}.partial")
 
 
 def _is_running(pid: int) -> bool:

@@ -4,6 +4,9 @@ A model folder holds `config.json` (the network, the process, the scaling of the
 `model.safetensors`, the weights one samples with. A run folder holds `checkpoints/step_00001000/` and so on: model
 folders that hold `training.safetensors` as well, from which training goes on.
 
+`config.json` has a checksum of each of these files. Loading compares it, at the cost of reading the file once more:
+about 0.15 s for the 143 MB of Ho's network, 0.6 s for a checkpoint of its training.
+
 A folder is written under another name beside its place, synced to the disk, and renamed; older checkpoints go only
 after that. Whatever happens in between, a full disk or a kill, the checkpoints before it stay whole.
 """
@@ -25,10 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastdiff.files.atomic import atomic_folder, delete_folder, remove_stale
+from fastdiff.files.contents import check_data, check_room, check_sum, checksum, describing
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
-from fastdiff.process.checks import check_keys, whole_number
+from fastdiff.process.checks import check_keys, shortened, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.version import __version__
 
@@ -61,6 +65,8 @@ CHECKPOINTS = "checkpoints"
 RAW_PREFIX = "raw."
 
 _KEYS = ("format", "format_version", "unet", "diffusion", "scaling", "weights", "step", "training", "data", "versions")
+# Models of earlier releases have none.
+_CHECKSUMS = "checksums"
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _MAX_LISTED = 5
 
@@ -261,13 +267,21 @@ def load_model(
     config = read_config(folder)
     file, prefix, kind = _weights_file(folder, config, weights)
     where = folder / CONFIG_FILE
-    with _naming(where):
+    with describing(where, "unet"):
         unet_config = UNetConfig.from_dict(config["unet"])
+    with describing(where, "diffusion"):
         diffusion = Diffusion.from_dict(config["diffusion"])
+    with describing(where, "scaling"):
         scaling = DataScaling.from_dict(config["scaling"])
+    shapes = _shapes(file, prefix)
+    with describing(where, "unet"):
+        check_room(unet_config, len(shapes))
         # On the meta device nothing is initialised: the caller's random state stays as it is.
         with torch.device("meta"):
             unet = UNet(unet_config)
+    # Before there is room for the network, which a damaged configuration may make enormous.
+    _check_fit(str(file), unet.state_dict(), shapes)
+    check_sum(file, config[_CHECKSUMS].get(file.name), said_by=where)
     unet.to_empty(device=device)
     load_tensors(file, unet.state_dict(), prefix=prefix)
     metadata = {"path": str(folder), "weights": kind}
@@ -282,11 +296,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: the file is missing, not JSON, not ours, of another version, or has unknown or missing keys.
     """
     path = Path(folder) / CONFIG_FILE
+    _check_file(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {_reason(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON, perhaps cut short: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f'{path} was not written by fastdiff: it has no "format": "{FORMAT}"')
@@ -296,14 +311,20 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{path} has format version {version!r}, and this fastdiff reads version {FORMAT_VERSION}: "
             "use the fastdiff that wrote it, or a newer one"
         )
-    with _naming(path):
-        check_keys(config, _KEYS, "the configuration of a model")
+    with describing(path):
+        check_keys(config, [*_KEYS, _CHECKSUMS], "the configuration of a model")
         missing = [key for key in _KEYS if key not in config]
         if missing:
             raise ValueError(f"missing keys: {', '.join(missing)}")
         if config["weights"] not in get_args(WeightKind):
             raise ValueError(f"weights must be 'ema' or 'raw', got {config['weights']!r}")
         whole_number("step", config["step"], low=0, strict=True)
+        check_data(config["data"])
+        for key in ("training", "versions"):
+            if not isinstance(config[key], dict | None):
+                raise ValueError(f"{key} must be an object or null, got {shortened(config[key])}")
+        if not isinstance(config.setdefault(_CHECKSUMS, {}), dict):
+            raise ValueError(f"{_CHECKSUMS} must be an object, got {shortened(config[_CHECKSUMS])}")
     return config
 
 
@@ -319,15 +340,20 @@ def load_tensors(path: str | Path, targets: Mapping[str, Tensor], *, prefix: str
     Raises:
         ValueError: the file is missing, damaged or truncated, or names or shapes differ; the first few are listed.
     """
+    _check_fit(str(path), targets, _shapes(Path(path), prefix))
     with _opened(Path(path)) as file:
-        shapes = {
+        for name, target in targets.items():
+            target.copy_(file.get_tensor(prefix + name))
+
+
+def _shapes(path: Path, prefix: str) -> dict[str, list[int]]:
+    """Of the tensors in a file whose names start with the prefix, by the rest of the name."""
+    with _opened(path) as file:
+        return {
             name.removeprefix(prefix): file.get_slice(name).get_shape()
             for name in file.keys()  # noqa: SIM118
             if name.startswith(prefix)
         }
-        _check_fit(str(path), targets, shapes)
-        for name, target in targets.items():
-            target.copy_(file.get_tensor(prefix + name))
 
 
 def list_checkpoints(run_folder: str | Path) -> list[tuple[int, Path]]:
@@ -355,12 +381,13 @@ def latest_checkpoint(run_folder: str | Path) -> Path | None:
 
 
 def _fault(folder: Path) -> str | None:
-    """What keeps a checkpoint from being loaded, by its configuration and the files' headers and lengths."""
+    """What keeps a checkpoint from being loaded, by its configuration, the files' headers, lengths and checksums."""
     try:
-        read_config(folder)
+        config = read_config(folder)
         for name in (MODEL_FILE, TRAINING_FILE):
             with _opened(folder / name):
                 pass
+            check_sum(folder / name, config[_CHECKSUMS].get(name), said_by=folder / CONFIG_FILE)
     except ValueError as error:
         return str(error)
     return None
@@ -383,6 +410,8 @@ def _model_folder(path: Path) -> Path:
         if newest is None:
             raise ValueError(f"the training run {path} has no complete checkpoint yet")
         return newest
+    if not path.is_dir():
+        raise ValueError(f"{path} is neither a folder nor a file: a pipe or a device is not read")
     message = f"{path} is not a fastdiff model folder: {CONFIG_FILE} is missing"
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
     if pickles:
@@ -404,17 +433,14 @@ def _weights_file(folder: Path, config: dict[str, Any], weights: WeightKind | No
     )
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name in front of what is wrong with its contents."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file: a folder, a pipe or a device is not read")
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    _check_file(path)
     try:
         # The header is read and held to the file's length here.
         file = safe_open(path, framework="pt")
@@ -453,16 +479,18 @@ def _reason(error: BaseException) -> str:
 def _write_folder(folder: Path, config: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write a folder whole or not at all."""
     with atomic_folder(folder) as partial:
-        # One key per line: the betas of a schedule would fill a thousand.
-        lines = ",\n".join(
-            f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in config.items()
-        )
-        path = partial / CONFIG_FILE
-        path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+        described = partial / CONFIG_FILE
+        described.touch()
         # safetensors makes files that only their owner may read.
-        mode = path.stat().st_mode & 0o777
+        mode = described.stat().st_mode & 0o777
         for name, tensors in files.items():
             path = partial / name
             # With more than one entry, the order of the metadata, and so the file, would change from run to run.
             save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path, {"format": "pt"})
             path.chmod(mode)
+        config = config | {_CHECKSUMS: {name: checksum(partial / name) for name in files}}
+        # One key per line: the betas of a schedule would fill a thousand.
+        lines = ",\n".join(
+            f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in config.items()
+        )
+        described.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")

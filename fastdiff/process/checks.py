@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -48,6 +49,74 @@ def whole_number(
         kind = "an int" if strict else "a whole number"
         raise ValueError(f"{name} must be {kind}{_range(low, high)}, got {value!r}")
     return number
+
+
+def check_types(data: Mapping[str, Any], types: Mapping[str, str]) -> None:
+    """Check the values that stand under some keys; keys that are not there are passed over.
+
+    Args:
+        data: The values.
+        types: "count" (an int from 1 to 2^31 - 1), "number" (finite), "flag", "text"; a list of them in the plural;
+            with " or null", None as well.
+
+    Raises:
+        ValueError: a value is of another type; the message names the key.
+    """
+    for key, words in types.items():
+        value = data.get(key)
+        kind = words.removesuffix(" or null")
+        if key not in data or (value is None and kind != words):
+            continue
+        one, many, is_right = _TYPES[kind.removesuffix("s")]
+        if kind.endswith("s"):
+            fits = isinstance(value, list | tuple) and all(is_right(part) for part in value)
+        else:
+            fits = is_right(value)
+        if not fits:
+            raise ValueError(
+                f"{key} must be {many if kind.endswith('s') else one}{words[len(kind) :]}, got {shortened(value)}"
+            )
+
+
+def shortened(value: Any) -> str:
+    """The repr of a value, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python prints no whole numbers of thousands of digits.
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+# One, a list of them, and the test.
+_TYPES: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
+    "count": (
+        "a whole number from 1 to 2^31 - 1",
+        "a list of whole numbers from 1 to 2^31 - 1",
+        lambda value: type(value) is int and 1 <= value < 2**31,
+    ),
+    "number": ("a finite number", "a list of finite numbers", _is_number),
+    "flag": ("true or false", "a list of true and false", lambda value: isinstance(value, bool)),
+    "text": ("text", "a list of texts", lambda value: isinstance(value, str)),
+}
+
+
+def height_and_width(name: str, value: Any) -> tuple[int, int]:
+    """Height and width in pixels from one number or two.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    pair = value if isinstance(value, list | tuple) else (value, value)
+    try:
+        height, width = (whole_number(name, number, low=1, strict=True) for number in pair)
+    except ValueError:
+        raise ValueError(f"{name} must be a number of pixels, or (height, width), got {value!r}") from None
+    return height, width
 
 
 def _range(low: int | None, high: int | None) -> str:

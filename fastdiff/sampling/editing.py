@@ -24,6 +24,7 @@ from fastdiff.samplers.flow import flow_decode, flow_encode
 from fastdiff.samplers.invertible import invertible_decode, invertible_encode
 from fastdiff.sampling.known_pixels import Known, checked_mask
 from fastdiff.sampling.runner import SamplingStep, checked_ids, sample
+from fastdiff.sampling.self_conditioning import ARGUMENT, is_self_conditioned
 from fastdiff.tensors import compute_dtype, per_sample
 
 __all__ = [
@@ -74,6 +75,8 @@ def encode(
         model_kwargs: Passed to the model at each call.
         runner: See `fastdiff.sample`.
 
+    A self-conditioned network is evaluated without an earlier prediction here, so that each way is the other's inverse.
+
     Returns:
         The state at that level, x's shape, float32 (float64 for float64); about N(0, I) for level 1.
 
@@ -88,7 +91,7 @@ def encode(
         table = samplers.ddim_encode(process, _few(steps, process))
     else:
         table = flow_encode(process, steps, order=order)
-    return _run(model, table, x, model_kwargs=model_kwargs, runner=runner)
+    return _run(model, table, x, model_kwargs=_unconditioned(model, model_kwargs), runner=runner)
 
 
 def decode(
@@ -130,7 +133,13 @@ def decode(
         table = samplers.ddim(process, _few(steps, process), clip=None)
     else:
         table = flow_decode(process, steps, order=order)
-    return _run(model, table, latent, model_kwargs=model_kwargs, runner=runner)
+    return _run(model, table, latent, model_kwargs=_unconditioned(model, model_kwargs), runner=runner)
+
+
+def _unconditioned(model: Model, model_kwargs: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What the network is given where its output must follow from state and time alone: no earlier prediction."""
+    kwargs = model_kwargs or {}
+    return {**kwargs, ARGUMENT: None} if is_self_conditioned(model, kwargs) else model_kwargs
 
 
 def round_trip_error(

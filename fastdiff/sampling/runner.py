@@ -21,6 +21,7 @@ from fastdiff.process.checks import nearest_name
 from fastdiff.process.noise import Stream, check_seed
 from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling.known_pixels import Known, KnownPixels
+from fastdiff.sampling.self_conditioning import SelfConditioning, is_self_conditioned
 from fastdiff.sampling.thresholding import DynamicThreshold
 
 
@@ -71,7 +72,8 @@ def sample(
     Args:
         model: Any callable (x [B, C, ...], t [B], **model_kwargs) -> [B, C or 2C, ...]. t is int64 when all times of
             the table are whole numbers, else float32. x has the dtype of the module's parameters, else float32. A
-            `UNet` that `fastdiff.compile` compiled is one, and keeps its precision.
+            `UNet` that `fastdiff.compile` compiled is one, and keeps its precision. One whose `self_condition` is True
+            is given its last prediction of x_0 as `x_self_cond` as well, unless `model_kwargs` has that.
         table: The sampler, from `fastdiff.samplers`.
         shape: [B, C, H, W] of the result; other ranks work as well.
         seed: In [0, 2^64).
@@ -186,18 +188,24 @@ def _run_eager(
 ) -> None:
     state, x = run.state, run.x
     input_dtype = model_dtype(model, x.dtype)
-    prediction = torch.empty_like(x) if run.callback is not None else None
+    feedback = SelfConditioning(state.table) if is_self_conditioned(model, model_kwargs) else None
+    prediction = torch.empty_like(x) if run.callback is not None or feedback is not None else None
     for row in run.rows:
         output = None
         if state.evaluates[row]:
-            output = model(*state.network_input(row, x, input_dtype), **model_kwargs)
+            last = {} if feedback is None else feedback.arguments(input_dtype)
+            output = model(*state.network_input(row, x, input_dtype), **model_kwargs, **last)
             if not isinstance(output, Tensor):
                 raise ValueError(
                     f"the model must return a tensor, got {type(output).__name__}; wrap it to pick its sample"
                 )
             if threshold is not None:
                 output = threshold.apply(state.table, row, x, output)
+        # The step overwrites the state that the prediction was made from.
+        before = x.clone() if feedback is not None else x
         state.step(row, x, output, seed=run.seed, sample_ids=run.ids, prediction=prediction, out=x)
+        if feedback is not None and output is not None and prediction is not None:
+            feedback.keep(row, before, prediction)
         advance(1)
         run.after_row(row, None if output is None else prediction)
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 import fastdiff as fd
 from fastdiff import convert
 from fastdiff.convert.openai_flags import rescaled
+from fastdiff.convert.save import save_as
 from fastdiff.nets.config import UNetConfig
 from support.converted_networks import assert_same_network, ho, openai_state, tiny
 from support.diffusers_networks import SMALL, diffusers_model
@@ -185,3 +186,32 @@ def test_from_pretrained_of_its_own_models_takes_no_hints(tmp_path):
     )
     with pytest.raises(ValueError, match=r"loose\.safetensors is the weights of a fastdiff model: give its folder"):
         fd.Pipeline.from_pretrained(tmp_path / "loose.safetensors")
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 8)])
+def test_pictures_that_are_not_square_stay_so_in_every_form(tmp_path, size):
+    pipe = fd.Pipeline(random_unet(tiny(out_channels=3)), fd.Diffusion(LINEAR.schedule, variance="fixed_large"))
+    save_as(pipe, tmp_path / "0", "diffusers")
+    config = tmp_path / "0" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": list(size)}))
+    expected = None
+    for i, target in enumerate(["fastdiff", "openai", "diffusers", "openai", "fastdiff"], start=1):
+        before = tmp_path / (f"{i - 1}.pt" if (tmp_path / f"{i - 1}.pt").exists() else f"{i - 1}")
+        loaded = fd.Pipeline.from_pretrained(before)
+        assert loaded.image_shape == (3, *size)
+        images = loaded.sample(1, steps=2)
+        assert images.shape == (1, 3, *size)
+        expected = images if expected is None else expected
+        torch.testing.assert_close(images, expected, rtol=PEER_NETWORK, atol=PEER_NETWORK)
+        save_as(loaded, tmp_path / (f"{i}.pt" if target == "openai" else f"{i}"), target)
+
+
+def test_a_size_of_two_numbers_can_be_given(tmp_path):
+    unet = random_unet(tiny())
+    torch.save(openai_state(unet), tmp_path / "model.pt")
+    pipe = fd.Pipeline.from_pretrained(tmp_path / "model.pt", unet=HINTS | {"image_size": (8, 12)}, diffusion=LEARNED)
+    assert pipe.sample(1, steps=2).shape == (1, 3, 8, 12)
+    with pytest.raises(ValueError, match="width must be divisible by 2"):
+        fd.Pipeline.from_pretrained(tmp_path / "model.pt", unet=HINTS | {"image_size": (8, 7)}, diffusion=LEARNED)
+    with pytest.raises(ValueError, match="unknown key 'self_condition'"):
+        fd.Pipeline.from_pretrained(tmp_path / "model.pt", unet=HINTS | {"self_condition": True}, diffusion=LEARNED)

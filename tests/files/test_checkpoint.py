@@ -183,7 +183,7 @@ def test_full_disk_at_any_write_leaves_the_previous_checkpoint(tmp_path: Path, m
         # Only the last sync comes after the new name is in place.
         assert f"the previous checkpoint {run}/checkpoints/step_{step:08d} is intact" in message
     # Three files and their folder are on the disk before the name is theirs, and then the name.
-    assert failed == ["mkdir", "write_text", "save_file", "save_file", *["fsync"] * 4, "rename", "fsync"]
+    assert failed == ["mkdir", "save_file", "save_file", "write_text", *["fsync"] * 4, "rename", "fsync"]
 
 
 def test_full_disk_at_the_first_checkpoint_says_that_there_is_none(
