@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `fastdiff --help` a
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -26,8 +27,8 @@ from fastdiff.version import __version__
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells use it."""
+SIGNALLED = 128
+"""Added to the signal's number, the exit code after a signal, as shells use it: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
 class Commands(TyperGroup):
@@ -48,7 +49,7 @@ class Commands(TyperGroup):
             except KeyboardInterrupt as interrupt:
                 said = f"{interrupt}; the same command goes on from there" if str(interrupt) else "stopped"
                 typer.echo(f"\n{said}", err=True)
-                raise typer.Exit(INTERRUPTED) from interrupt
+                raise typer.Exit(SIGNALLED + getattr(interrupt, "signal_number", signal.SIGINT)) from interrupt
 
 
 app = typer.Typer(

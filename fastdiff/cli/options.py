@@ -9,13 +9,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
+from fastdiff.process.checks import shown
+
 if TYPE_CHECKING:
     from fastdiff.pipeline import Pipeline
 
-__all__ = ["DeviceOption", "ModelArgument", "WeightsOption", "key_values", "load_pipeline", "read_yaml"]
+__all__ = [
+    "DeviceOption",
+    "ModelArgument",
+    "ThreadsOption",
+    "WeightsOption",
+    "key_values",
+    "load_pipeline",
+    "read_yaml",
+]
+
+
+def _set_threads(threads: int | None) -> int | None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return threads
+
 
 DeviceOption = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.", show_default=True)
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, callback=_set_threads, help="Of the CPU; as many as there are cores, if left out."),
 ]
 ModelArgument = Annotated[Path, typer.Argument(help="A model folder, or the folder of a training run.")]
 WeightsOption = Annotated[
@@ -24,7 +47,18 @@ WeightsOption = Annotated[
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also reads 1e-4 as a number and none as no value."""
+    """YAML's safe loader, which also reads 1e-4 as a number and none as no value, and knows no aliases.
+
+    An alias is no more than another name of a value, and a few of them make gigabytes.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse aliases, else as ever."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not read")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -47,7 +81,10 @@ def read_yaml(text: str, what: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise ValueError(f"{what}: nested too deeply") from error
+    # A date or a number that YAML's forms allow and Python does not is a ValueError.
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{what}: {' '.join(str(error).split())}") from error
 
 
@@ -61,7 +98,7 @@ def key_values(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
-            raise ValueError(f"an option is name=value, for example eta=0.5, got {pair!r}")
+            raise ValueError(f"an option is name=value, for example eta=0.5, got {shown(pair)}")
         options[name.strip().replace("-", "_")] = read_yaml(text, f"option {name.strip()}")
     return options
 

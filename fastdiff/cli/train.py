@@ -7,6 +7,7 @@ from the data unless it is given.
 from __future__ import annotations
 
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,20 +16,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from fastdiff.cli.options import read_yaml
+from fastdiff.cli.options import DeviceOption, ThreadsOption, read_yaml
 from fastdiff.nets.config import PRESETS, UNetConfig
 from fastdiff.nets.recipes import RECIPES, Settings, build_diffusion
-from fastdiff.process.checks import check_keys, nearest_name
+from fastdiff.process.checks import check_keys, nearest_name, shown
 from fastdiff.process.diffusion import Diffusion
 
 if TYPE_CHECKING:
     from fastdiff.files.data import ImageData
+    from fastdiff.nets.unet import UNet
     from fastdiff.training.config import TrainConfig
 
 __all__ = ["SECTIONS", "TrainingPlan", "plan_training", "read_config_file", "train"]
 
 DATA_KEYS = ("source", "split", "size", "channels", "layout", "labels")
-SECTIONS = ("out", "unet", "diffusion", "data", "train")
+SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
+CONFIG_FILE = "config.yaml"
+"""What a run folder keeps of its settings."""
+
+# Names of classes in one line.
+_MOST_NAMES = 10
+# Sub-folders that are parts of a set rather than classes.
+_SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper without aliases, which `read_yaml` does not read."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Always."""
+        return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +58,7 @@ class TrainingPlan:
         data: The images.
         train: Settings of the training.
         out: Run folder; None where it was not given.
+        init_from: Model whose weights a new run starts from; None for weights drawn from the seed.
         settings: All of it as plain values; written as YAML, it is a file for `--config`.
     """
 
@@ -49,18 +67,24 @@ class TrainingPlan:
     data: ImageData
     train: TrainConfig
     out: Path | None
+    init_from: str | None
     settings: Settings
 
     def to_yaml(self) -> str:
         """The settings as YAML."""
-        return yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True, default_flow_style=None)
+        return yaml.dump(self.settings, None, _Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def train(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A .yaml, .yml or .toml file.")] = None,
     preset: Annotated[str | None, typer.Option(help="Of the network; `fastdiff info presets` lists them.")] = None,
     data: Annotated[str | None, typer.Option(help="digits, a folder of images, or a .npz or .npy file.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; a run in it is continued.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; a run in it is continued, by --out alone as well.")
+    ] = None,
+    init_from: Annotated[
+        str | None, typer.Option("--init-from", help="A model whose network and weights a new run starts from.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps in all.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Of AdamW.")] = None,
@@ -77,12 +101,14 @@ def train(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting: unet.channels=64. May be repeated.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU if there is one.")] = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as YAML and leave.")] = False,
 ) -> None:
     """Train a network on images. The same command again continues a run that was stopped."""
     flags: Settings = {
         "out": None if out is None else str(out),
+        "init_from": init_from,
         "unet": {"preset": preset},
         "diffusion": {
             "schedule": schedule,
@@ -101,10 +127,10 @@ def train(
             "seed": seed,
         },
     }
-    given = _merged({} if config is None else read_config_file(config), _without_none(flags))
+    given = _without_none(flags)
     for text in setting or []:
         given = _merged(given, _parsed_setting(text))
-    plan = plan_training(given)
+    plan = plan_training(_merged(_settings_before(given) if config is None else read_config_file(config), given))
     if print_config:
         typer.echo(plan.to_yaml(), nl=False)
         return
@@ -150,13 +176,16 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
 
     given = dict(given)
     check_keys(given, SECTIONS, "the configuration")
-    sections = {name: _section(given, name) for name in SECTIONS[1:]}
+    sections = {name: _section(given, name) for name in SECTIONS[2:]}
     check_keys(sections["data"], DATA_KEYS, "section 'data'")
+    init_from = None if given.get("init_from") is None else str(given["init_from"])
     preset = sections["unet"].pop("preset", None)
+    if init_from is not None and preset is None and not sections["unet"]:
+        sections["unet"] = _network_of(init_from)
     if preset is None and not sections["unet"]:
         preset = "digits" if sections["data"].get("source") == "digits" else "ho-cifar10"
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: {nearest_name(str(preset), PRESETS)}")
+    if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
+        raise ValueError(f"unknown preset {shown(preset)}: {nearest_name(preset, PRESETS)}")
     recipe: Settings = RECIPES.get(preset, {}) if preset is not None else {}
     network = _merged(recipe.get("unet", {}), sections["unet"])
     process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
@@ -174,8 +203,9 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     settings = TrainConfig.from_dict(training)
     out = given.get("out")
     plain: Settings = {} if out is None else {"out": str(out)}
+    plain |= {} if init_from is None else {"init_from": init_from}
     plain |= {"unet": unet.to_dict(), "diffusion": process, "data": source, "train": settings.to_dict()}
-    return TrainingPlan(unet, diffusion, images, settings, None if out is None else Path(out), plain)
+    return TrainingPlan(unet, diffusion, images, settings, None if out is None else Path(str(out)), init_from, plain)
 
 
 def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
@@ -184,25 +214,105 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
     from fastdiff.cli.environment import resolve_device
     from fastdiff.cli.progress import Bars, duration
     from fastdiff.files.atomic import write_text
+    from fastdiff.files.checkpoint import list_checkpoints
     from fastdiff.nets.unet import UNet
     from fastdiff.training.trainer import Trainer
 
     device = resolve_device(device_name)
     torch.manual_seed(plan.train.seed)
     unet = UNet(plan.unet).to(device)
+    if plan.init_from is not None and not list_checkpoints(out):
+        _take_weights(unet, plan.diffusion, plan.init_from)
     trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out)
     size = sum(parameter.numel() for parameter in unet.parameters())
     typer.echo(f"{plan.data!r}; {size:,} parameters on {device}")
+    for line in about_classes(plan.data, plan.unet.num_classes):
+        typer.echo(line)
     if trainer.step:
         typer.echo(f"going on from step {trainer.step:,} of {plan.train.steps:,}")
-    write_text(out / "config.yaml", plan.to_yaml())
+    elif plan.init_from is not None:
+        typer.echo(f"starting from the weights of {plan.init_from}")
+    for name, (before, now) in trainer.changes.items():
+        typer.echo(f"from here on {name} is {now}, it was {before}")
+    if plan.train.warmup_steps >= plan.train.steps:
+        reached = trainer.learning_rate(plan.train.steps - 1)
+        warnings.warn(
+            f"the warm-up takes {plan.train.warmup_steps:,} steps and the training {plan.train.steps:,}: the learning "
+            f"rate gets no further than {reached:.2g} of {plan.train.learning_rate:g}; "
+            f"--set train.warmup_steps={plan.train.steps // 10} would let it",
+            stacklevel=2,
+        )
+
+    def keep_settings() -> None:
+        write_text(out / CONFIG_FILE, plan.to_yaml())
+
     with Bars() as bars:
-        result = trainer.run(progress=bars.training("training", plan.train, trainer.step))
+        progress = bars.training("training", plan.train, trainer.step)
+        result = trainer.run(progress=progress, on_start=keep_settings)
     for note in result.notes:
         typer.echo(note)
     taken = result.step - result.resumed_from
     typer.echo(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
     typer.echo(f"next: fastdiff sample {out} --out samples.png")
+
+
+def about_classes(data: ImageData, num_classes: int | None) -> list[str]:
+    """Sentences on which classes the data have, and whether a network of so many classes is trained on them."""
+    if data.labels is None:
+        return []
+    names = data.label_names or tuple(str(label) for label in range(int(data.labels.max()) + 1))
+    listed = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
+    count = "1 class" if len(names) == 1 else f"{len(names)} classes"
+    if num_classes is None:
+        said = f"{count} found ({listed}), not used: with --set unet.num_classes={len(names)} the network learns them"
+    else:
+        more = "" if num_classes == len(names) else f"; the network has room for {num_classes}"
+        said = f"{count}: {listed}{more}"
+    lines = [said]
+    splits = [name for name in data.label_names or () if name.lower() in _SPLITS]
+    if splits and len(splits) == len(names):
+        lines.append(
+            f"the folders {', '.join(splits)} look like parts of the data and not like classes: images of all of them "
+            f"are trained on; --data {data.source}/{splits[-1]} would take one"
+        )
+    return lines
+
+
+def _settings_before(given: Settings) -> Settings:
+    """The settings of the run in the folder, where nobody says what to train on."""
+    out = given.get("out")
+    path = None if out is None else Path(str(out), CONFIG_FILE)
+    says = any(given.get(key) for key in ("init_from", "data")) or "preset" in _section(given, "unet")
+    return {} if path is None or says or not path.is_file() else read_config_file(path)
+
+
+def _network_of(model: str) -> Settings:
+    from fastdiff.pipeline import Pipeline
+
+    settings: Settings = Pipeline.from_pretrained(model).unet.config.to_dict()
+    return settings
+
+
+def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
+    from fastdiff.pipeline import Pipeline
+
+    found = Pipeline.from_pretrained(model)
+    own, theirs = unet.state_dict(), found.unet.state_dict()
+    wrong = [name for name in own if name not in theirs or theirs[name].shape != own[name].shape]
+    wrong += [name for name in theirs if name not in own]
+    if wrong:
+        raise ValueError(
+            f"the weights of {model} do not fit this network ({', '.join(wrong[:5])}): leave out the preset and the "
+            "settings of the network, which are then those of the model"
+        )
+    unet.load_state_dict(theirs)
+    if found.diffusion.to_dict() != diffusion.to_dict():
+        warnings.warn(
+            f"{model} was trained on another process (prediction {found.diffusion.prediction}, "
+            f"{found.diffusion.num_timesteps} timesteps) than this run ({diffusion.prediction}, "
+            f"{diffusion.num_timesteps} timesteps)",
+            stacklevel=2,
+        )
 
 
 def _images(settings: Settings) -> tuple[ImageData, Settings]:
@@ -238,7 +348,7 @@ def _section(given: Mapping[str, Any], name: str) -> Settings:
     if section is None:
         return {}
     if not isinstance(section, Mapping):
-        raise ValueError(f"section {name!r} must hold keys and values, got {section!r}")
+        raise ValueError(f"section {name!r} must hold keys and values, got {shown(section)}")
     return dict(section)
 
 

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import difflib
 import operator
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+# Of a value in a message.
+_LONGEST = 200
+# Bounded in work as well: a value may be made of itself many times over.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, _LONGEST, _LONGEST, _LONGEST
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = _SHORT.maxarray = 16
 
-def nearest_name(name: str, known: Iterable[str]) -> str:
+
+def shown(value: object) -> str:
+    """A value as messages show it: its repr, cut to 200 characters."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def nearest_name(name: object, known: Iterable[str]) -> str:
     """A sentence part that suggests the known names, the nearest first. Empty suggestions are left out."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name if isinstance(name, str) else shown(name), known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(sorted(known))}"
 
@@ -22,7 +36,7 @@ def check_keys(data: dict[str, Any], known: Iterable[str], what: str) -> None:
     known = list(known)
     for key in data:
         if key not in known:
-            raise ValueError(f"unknown key {key!r} in {what}: {nearest_name(str(key), known)}")
+            raise ValueError(f"unknown key {shown(key)} in {what}: {nearest_name(key, known)}")
 
 
 def whole_number(
@@ -47,7 +61,7 @@ def whole_number(
         fits = False
     if not fits or (low is not None and number < low) or (high is not None and number > high):
         kind = "an int" if strict else "a whole number"
-        raise ValueError(f"{name} must be {kind}{_range(low, high)}, got {value!r}")
+        raise ValueError(f"{name} must be {kind}{_range(low, high)}, got {shown(value)}")
     return number
 
 

@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fastdiff.process.checks import check_keys, nearest_name, whole_number
+from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.noise import MAX_ROW, check_seed
 
-__all__ = ["FREE", "Loss", "Precision", "TrainConfig", "differences"]
+__all__ = ["CHANGEABLE", "FREE", "Loss", "Precision", "TrainConfig", "changes", "differences"]
 
 Precision = Literal["float32", "bfloat16"]
 Loss = Literal["simple", "hybrid"]
 
 # What a resumed run may change without becoming another run. The data may have moved: their contents are compared.
-FREE = ("steps", "checkpoint_every", "keep", "log_every", "source")
+FREE = ("steps", "checkpoint_every", "keep", "log_every", "source", "classes", "changes")
+# What it may change as well, from there on: said, and recorded in the checkpoints.
+CHANGEABLE = ("learning_rate", "warmup_steps", "clip_norm", "weight_decay", "ema_decay", "precision")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class TrainConfig:
         for name, choices in (("precision", get_args(Precision)), ("loss", get_args(Loss))):
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"unknown {name} {value!r}: {nearest_name(str(value), choices)}")
+                raise ValueError(f"unknown {name} {shown(value)}: {nearest_name(value, choices)}")
         check_seed(self.seed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,6 +100,11 @@ class TrainConfig:
         if "steps" not in values:
             raise ValueError("a training configuration needs the key 'steps'")
         return cls(**values)
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings in `CHANGEABLE` that are not the same, with the value they had and the one they have."""
+    return {name: (then.get(name), now[name]) for name in CHANGEABLE if then.get(name) != now[name]}
 
 
 def differences(name: str, then: Any, now: Any) -> list[str]:
@@ -130,7 +137,7 @@ _COUNTS: tuple[tuple[str, int, int | None], ...] = (
 
 def _require(holds: bool, name: str, what: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {what}, got {value!r}")
+        raise ValueError(f"{name} must be {what}, got {shown(value)}")
 
 
 def _is_number(value: object) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ __all__ = ["TrainLog"]
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = "train.lock"
 LOGS_FOLDER = "logs"
+
+# What file systems without flock say.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class TrainLog:
@@ -51,12 +56,7 @@ class TrainLog:
         with ExitStack() as stack, self._explained():
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(self.folder / LOCK_FILE, "w", encoding="utf-8"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RuntimeError(
-                    f"another process is training in {self.folder}: wait for it, stop it, or use another folder"
-                ) from None
+            self._lock(lock)
             self._metrics = stack.enter_context(self._open_metrics())
             self._board = self._open_board()
             if self._board is not None:
@@ -90,26 +90,42 @@ class TrainLog:
                 for name, value in values.items():
                     self._board.add_scalar(name, value, step)
 
+    def _lock(self, file: TextIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another process is training in {self.folder}: wait for it, stop it, or use another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"{self.folder} cannot be locked ({error.strerror}): take care that no other process trains in it",
+                stacklevel=4,
+            )
+
     def _open_metrics(self) -> TextIO:
         path = self.folder / METRICS_FILE
         if path.exists():
-            kept = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if self._is_kept(line))
-            write_text(path, kept)
+            kept, damaged = [], 0
+            # What follows the last newline is half a line, which a killed process may leave.
+            *lines, _ = path.read_bytes().split(b"\n")
+            for line in lines:
+                step = _step_of(line)
+                damaged += step is None
+                if step is not None and step <= self.step:
+                    kept.append(line.decode() + "\n")
+            if damaged:
+                self.notes += (f"{path}: {damaged} damaged lines were dropped",)
+            write_text(path, "".join(kept))
         return open(path, "a", encoding="utf-8")
-
-    def _is_kept(self, line: str) -> bool:
-        # A killed process may leave half a line.
-        try:
-            step: int = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            return False
-        return line.endswith("\n") and step <= self.step
 
     def _open_board(self) -> Any:
         try:
             board = importlib.import_module("torch.utils.tensorboard")
         except ImportError:
-            self.notes = (
+            self.notes += (
                 'TensorBoard is not installed, so there are no logs for it: pip install "fastdiff-ddpm[log]"',
             )
             return None
@@ -122,3 +138,12 @@ class TrainLog:
         except OSError as error:
             reason = error.strerror or error
             raise RuntimeError(f"could not write the log in {self.folder}: {reason}; checkpoints are intact") from error
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of an entry; None for what is no entry."""
+    try:
+        step = json.loads(line.decode())["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +37,9 @@ from fastdiff.ops.reference.bound import VLB_WEIGHT, BoundTable, Decoder
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream, integers, words
-from fastdiff.training.config import TrainConfig, differences
+from fastdiff.training.config import TrainConfig, changes, differences
 from fastdiff.training.ema import Ema
+from fastdiff.training.interrupt import Interrupt, Interrupted
 from fastdiff.training.log import TrainLog
 
 __all__ = ["TrainConfig", "TrainProgress", "TrainResult", "Trainer"]
@@ -107,6 +105,9 @@ class Trainer:
     Attributes:
         step: Steps taken.
         ema: The averaged weights.
+        changes: Settings that are other than in the checkpoint that was loaded, with the value they had and the one
+            they have from here on. `fastdiff.training.config.CHANGEABLE` names those that may change; the checkpoints
+            say what changed at which step.
 
     Raises:
         ValueError: network, process, data and settings do not fit each other, or are not those of the checkpoint.
@@ -122,6 +123,8 @@ class Trainer:
         self.config = config
         self.folder = Path(folder)
         self.step = 0
+        self.changes: dict[str, tuple[Any, Any]] = {}
+        self._changed: list[dict[str, Any]] = []
         self.ema = Ema(unet, config.ema_decay)
         self._device = next(unet.parameters()).device
         self._optimizer = torch.optim.AdamW(
@@ -143,15 +146,23 @@ class Trainer:
         if newest is not None:
             self._restore(newest)
 
-    def run(self, *, progress: Callable[[TrainProgress], None] | None = None, until: int | None = None) -> TrainResult:
+    def run(
+        self,
+        *,
+        progress: Callable[[TrainProgress], None] | None = None,
+        until: int | None = None,
+        on_start: Callable[[], None] | None = None,
+    ) -> TrainResult:
         """Train to the end, and save.
 
-        Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt; a second one interrupts at once.
+        Ctrl-C, SIGTERM and SIGHUP finish the step, save a checkpoint and raise `Interrupted`, a KeyboardInterrupt; a
+        second one does at once what it does elsewhere.
         The global random state is afterwards as it was before.
 
         Args:
             progress: Called at each entry in the log.
             until: Stop, and save, after this many steps in all; `config.steps` when None.
+            on_start: Called once the folder is this run's alone, before the first step.
 
         Raises:
             ValueError: until below 1.
@@ -167,16 +178,18 @@ class Trainer:
         loss: float | None = None
         with ExitStack() as stack:
             log = stack.enter_context(TrainLog(self.folder, self.step))
+            if on_start is not None:
+                on_start()
             devices = [self._device] if self._device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
             stack.enter_context(_training_mode(self.unet))
-            interrupt = stack.enter_context(_Interrupt())
+            interrupt = stack.enter_context(Interrupt())
             interval = _Interval(self.step)
             while self.step < stop:
                 interval.values.append(self._train_step(self.step))
                 self.step += 1
                 interrupted = interrupt.requested
-                ends = self.step == stop or interrupted
+                ends = self.step == stop or interrupted is not None
                 logs = ends or self.step % self.config.log_every == 0
                 saves = ends or self.step % self.config.checkpoint_every == 0
                 if logs or saves:
@@ -191,8 +204,9 @@ class Trainer:
                     if progress is not None:
                         progress(entry)
                     interval = _Interval(self.step)
-                if interrupted:
-                    raise KeyboardInterrupt(f"training stopped at step {self.step} and was saved to {checkpoint}")
+                if interrupted is not None:
+                    said = f"training stopped at step {self.step} and was saved to {checkpoint}"
+                    raise Interrupted(said, interrupted)
             notes = log.notes
         seconds = time.monotonic() - started
         checkpoint = latest_checkpoint(self.folder) or self.save()
@@ -211,7 +225,7 @@ class Trainer:
             self.data.scaling,
             step=self.step,
             ema=self.ema.state_dict(),
-            training=self.config.to_dict(),
+            training=self.config.to_dict() | ({"changes": self._changed} if self._changed else {}),
             data=self._description,
             training_tensors=self._training_tensors(),
             keep=self.config.keep,
@@ -254,7 +268,9 @@ class Trainer:
             advice += ", precision 'float32'"
         if self.config.clip_norm is None:
             advice += ", a clip_norm"
-        raise RuntimeError(f"{what} at step {step}, so training stopped; {left}. Try {advice}, and look at the data")
+        goes_on = "; the run goes on from there with such settings" if newest else ""
+        said = f"{what} at step {step}, so training stopped; {left}. Try {advice}, and look at the data{goes_on}"
+        raise RuntimeError(said)
 
     def _check_interval(self, interval: _Interval) -> None:
         # On the CPU each step was checked.
@@ -346,6 +362,13 @@ class Trainer:
             "scaling": self.data.scaling.to_dict(),
             "data": self._description,
         }
+        then = saved["training"]
+        if isinstance(then, dict):
+            self.changes = changes(then, now["training"])
+            self._changed = list(then.get("changes") or [])
+            if self.changes:
+                self._changed.append({"step": saved["step"]} | {key: list(both) for key, both in self.changes.items()})
+            saved["training"] = then | {key: both[1] for key, both in self.changes.items()}
         lines = [line for key, value in now.items() for line in differences(key, saved[key], value)]
         if lines:
             listed = "\n  ".join(lines)
@@ -369,35 +392,6 @@ class _Interval:
         self.start = start
         self.started = time.monotonic()
         self.values: list[Tensor] = []
-
-
-class _Interrupt:
-    """A context in which a first Ctrl-C only sets `requested`. Outside of the main thread it does nothing."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
-
-    def __enter__(self) -> Self:
-        previous = signal.getsignal(signal.SIGINT)
-        # None: not installed from Python, so it could not be put back. Ignored: in the background, say.
-        if threading.current_thread() is threading.main_thread() and previous not in (None, signal.SIG_IGN):
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._put_back()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._put_back()
-
-    def _put_back(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
 
 
 @contextmanager
@@ -435,7 +429,8 @@ def _describe(data: ImageData, *, with_labels: bool) -> dict[str, Any]:
         if tensor is not None:
             array: Any = tensor.cpu().contiguous().numpy()
             digest.update(array)
-    return {"source": data.source, "num_images": len(data), "shape": list(data.shape), "sha256": digest.hexdigest()}
+    about = {"source": data.source, "num_images": len(data), "shape": list(data.shape), "sha256": digest.hexdigest()}
+    return about | ({"classes": list(data.label_names)} if with_labels and data.label_names else {})
 
 
 def _check_fit(unet: UNet, diffusion: Diffusion, data: ImageData, config: TrainConfig) -> None:

@@ -1,7 +1,10 @@
 """`fastdiff train`: runs, resumed runs, configuration files, Ctrl-C."""
 
+import dataclasses
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +15,9 @@ import pytest
 import torch
 import yaml
 
-from fastdiff.cli.train import plan_training, read_config_file
+from fastdiff.cli.train import about_classes, plan_training, read_config_file
 from fastdiff.files.checkpoint import load_model
+from fastdiff.files.data import DataScaling, ImageData
 from fastdiff.nets.config import PRESETS
 from support.command_line import SMALL_UNET, fails, run, train_options, works
 
@@ -160,12 +164,109 @@ def test_configuration_files_that_cannot_be_read(tmp_path):
     assert "c.yaml" in fails("train", "--config", tmp_path / "c.yaml")
 
 
+def test_messages_cut_what_they_quote(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"data": {"source": "digits"}, "train": {"steps": ["x" * 50] * 100_000}}))
+    said = fails("train", "--config", path, "--out", tmp_path / "run")
+    assert "steps must be an int" in said
+    assert len(said) < 500
+
+
+def test_the_folder_alone_goes_on(tmp_path):
+    pytest.importorskip("sklearn")
+    out = tmp_path / "run"
+    works(*train_options(out, "--steps", 2))
+    assert "going on from step 2 of 3" in works("train", "--out", out, "--steps", 3)
+    assert "0 steps in" in works("train", "--out", out)
+    assert "what to train on? give --data" in fails("train", "--out", tmp_path / "nothing")
+
+
+def test_another_rate_is_said_and_kept(tmp_path):
+    pytest.importorskip("sklearn")
+    out = tmp_path / "run"
+    works(*train_options(out, "--steps", 2, "--lr", "1e-3"))
+    printed = works("train", "--out", out, "--steps", 3, "--lr", "1e-4")
+    assert "from here on learning_rate is 0.0001, it was 0.001" in printed
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["learning_rate"] == 1e-4
+    assert load_model(out).metadata["training"]["changes"] == [{"step": 2, "learning_rate": [1e-3, 1e-4]}]
+    assert "from here on" not in works("train", "--out", out, "--steps", 4)
+
+
+def test_a_second_training_changes_nothing_of_the_running_one(tmp_path):
+    pytest.importorskip("sklearn")
+    out = tmp_path / "run"
+    works(*train_options(out, "--steps", 2))
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    with open(out / "train.lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process is training in" in fails("train", "--out", out, "--steps", 9, "--lr", "0.5")
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+
+
+def test_a_run_starts_from_the_weights_of_a_model(tmp_path):
+    pytest.importorskip("sklearn")
+    first, second = tmp_path / "first", tmp_path / "second"
+    works(*train_options(first, "--steps", 2))
+    # The rate is so low that the weights stay what they were.
+    printed = works(*train_options(second, "--steps", 1, "--init-from", first, "--lr", "1e-30", "--seed", 9))
+    assert f"starting from the weights of {first}" in printed
+    ours, theirs = load_model(second, weights="raw").unet.state_dict(), load_model(first).unet.state_dict()
+    for name, value in ours.items():
+        assert float((value - theirs[name]).abs().max()) < 1e-25, name
+    # The network is the model's, where nobody says.
+    options = ["--init-from", first, "--data", "digits", "--out", tmp_path / "third", "--steps", 1]
+    found = yaml.safe_load(works("train", *options, "--print-config"))
+    assert found["unet"] == load_model(first).unet.config.to_dict()
+    assert "do not fit this network" in fails("train", *options, "--set", "unet.channels=16", "--preset", "digits")
+    # Going on, the weights are the run's own: the model may be gone.
+    shutil.rmtree(first)
+    assert "going on from step 1 of 2" in works("train", "--out", second, "--steps", 2)
+
+
+def test_a_warm_up_longer_than_the_training_is_said(tmp_path):
+    pytest.importorskip("sklearn")
+    options = train_options(tmp_path / "run", "--set", "train.warmup_steps=40", "--lr", "1e-3")
+    assert "the warm-up takes 40 steps and the training 4: the learning rate gets no further than 0.0001 of" in (
+        run(*options).stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "num_classes", "expected"),
+    [
+        (("cat", "dog"), None, ["2 classes found (cat, dog), not used: with --set unet.num_classes=2 the network"]),
+        (("cat", "dog"), 2, ["2 classes: cat, dog"]),
+        (("cat", "dog"), 3, ["2 classes: cat, dog; the network has room for 3"]),
+        (None, 2, ["2 classes: 0, 1"]),
+        (("test", "train"), None, ["2 classes found (test, train), not used", "the folders test, train look like"]),
+    ],
+    ids=["unused", "used", "null class", "no names", "splits"],
+)
+def test_classes_are_said(names, num_classes, expected):
+    data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, DataScaling(), "here", names)
+    said = about_classes(data, num_classes)
+    assert len(said) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(said, expected, strict=True)), said
+    assert about_classes(dataclasses.replace(data, labels=None), None) == []
+
+
+def test_threads_are_those_asked_for(tmp_path):
+    pytest.importorskip("sklearn")
+    before = torch.get_num_threads()
+    try:
+        works(*train_options(tmp_path / "run", "--steps", 1, "--threads", 3))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_train_needs_a_folder(pictures):
     assert "give --out" in fails("train", "--data", pictures, "--steps", 1)
     assert "--set takes section.key=value" in fails("train", "--data", pictures, "--set", "channels=3")
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_signals_save_and_the_same_command_goes_on(tmp_path, number):
     pytest.importorskip("sklearn")
     out = tmp_path / "run"
     command = [
@@ -181,11 +282,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < until
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "was saved to" in errors
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors

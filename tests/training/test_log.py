@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +31,30 @@ def test_metrics_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
     trainer(tmp_path).run()
     assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert set(metrics(tmp_path)[0]) == {"step", "loss", "grad_norm", "learning_rate", "images_per_second"}
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"\xff\xfe\x00 junk", b"[" * 100_000, b'{"step": "2"}', b'{"step": null}', b"7", b"[]", b'{"loss": 1}', b"{"],
+    ids=["bytes", "nested", "text", "null", "number", "list", "no step", "torn"],
+)
+def test_a_damaged_log_does_not_keep_a_run_from_going_on(tmp_path: Path, junk: bytes) -> None:
+    trainer(tmp_path).run(until=4)
+    path = tmp_path / "metrics.jsonl"
+    first, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(first + b"\n" + junk + b"\n" + rest + junk)
+    result = trainer(tmp_path).run()
+    assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert any("1 damaged lines were dropped" in note for note in result.notes)
+
+
+def test_file_systems_without_locks_train_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked .No locks available.: take care"):
+        assert trainer(tmp_path).run().step == 6
 
 
 def test_log_entries_are_means_over_their_steps(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fastdiff import ops
@@ -47,6 +48,11 @@ TOLERANCE = {
     "loss": 1e-5,
     "weights": 1e-4,
 }
+
+
+def load_tensors_of(checkpoint: Path | None) -> dict[str, Tensor]:
+    assert checkpoint is not None
+    return load_file(checkpoint / "training.safetensors")
 
 
 def reference_batch(data: ImageData, config: TrainConfig, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -225,22 +231,6 @@ def test_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert [e["loss"] for e in metrics(tmp_path / "killed")] == [e["loss"] for e in metrics(tmp_path / "whole")]
 
 
-def test_ctrl_c_saves_and_interrupts(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole").run()
-    handler = signal.getsignal(signal.SIGINT)
-
-    def press(entry: TrainProgress) -> None:
-        if entry.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt, match=r"stopped at step 4 and was saved to .*step_00000004"):
-        trainer(tmp_path / "parts", checkpoint_every=100).run(progress=press)
-    assert signal.getsignal(signal.SIGINT) is handler
-    rest = trainer(tmp_path / "parts", checkpoint_every=2).run()
-    assert rest.resumed_from == 4
-    assert digests(rest.checkpoint) == digests(whole.checkpoint)
-
-
 def test_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
     def press_twice(entry: TrainProgress) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -287,11 +277,52 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) 
 
     expected = (
         r"the loss is (nan|inf) at step 6, so training stopped; the checkpoint .*step_00000004 is intact\. Try a "
+        r"learning_rate below 0\.01, warmup_steps above 4, and look at the data; the run goes on from there"
     )
-    with pytest.raises(RuntimeError, match=expected + "learning_rate below 0.01, warmup_steps above 4, and"):
+    with pytest.raises(RuntimeError, match=expected):
         run.run(progress=poison)
     assert all(bool(p.isfinite().all()) for p in load_model(tmp_path).unet.parameters())
     assert trainer(tmp_path).step == 4
+
+
+def test_a_run_goes_on_with_what_a_diverged_one_is_advised(tmp_path: Path) -> None:
+    """The state is the checkpoint's, the steps are those of the new settings, and the checkpoints say so."""
+    trainer(tmp_path).run(until=2)
+    kept = load_tensors_of(latest_checkpoint(tmp_path))
+    advised = {"learning_rate": 1e-3, "clip_norm": 0.5, "warmup_steps": 10, "ema_decay": 0.5, "weight_decay": 0.1}
+    run = trainer(tmp_path, **advised)
+    assert run.step == 2
+    assert run.changes == {name: (getattr(CONFIG, name), value) for name, value in advised.items()}
+    for name, parameter in run.unet.named_parameters():
+        assert torch.equal(parameter, kept["raw." + name]), name
+        assert torch.equal(run._optimizer.state[parameter]["exp_avg"], kept["exp_avg." + name]), name
+    assert run.learning_rate(4) == pytest.approx(1e-3 * 5 / 10)
+    run.run(until=4)
+    said = {"step": 2} | {name: [getattr(CONFIG, name), value] for name, value in advised.items()}
+    assert load_model(tmp_path).metadata["training"]["changes"] == [said]
+    # Resuming as before is nothing new; another change is added to the first.
+    assert trainer(tmp_path, **advised).changes == {}
+    trainer(tmp_path, **{**advised, "learning_rate": 1e-4}).run()
+    assert load_model(tmp_path).metadata["training"]["changes"] == [said, {"step": 4, "learning_rate": [1e-3, 1e-4]}]
+
+
+def test_the_start_is_called_where_the_folder_is_free(tmp_path: Path) -> None:
+    started: list[int] = []
+    trainer(tmp_path).run(until=1, on_start=lambda: started.append(1))
+    with open(tmp_path / "train.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="another process is training in"):
+            trainer(tmp_path).run(on_start=lambda: started.append(2))
+    assert started == [1]
+
+
+def test_class_names_are_kept_and_are_not_compared(tmp_path: Path) -> None:
+    data, unet = images(labels=True), network(num_classes=3)
+    named = dataclasses.replace(data, label_names=("a", "b", "c"))
+    Trainer(unet, SIMPLE, data, CONFIG, tmp_path).run(until=2)
+    assert "classes" not in load_model(tmp_path).metadata["data"]
+    Trainer(unet, SIMPLE, named, CONFIG, tmp_path).run(until=4)
+    assert load_model(tmp_path).metadata["data"]["classes"] == ["a", "b", "c"]
 
 
 def test_full_disk_stops_and_the_run_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
