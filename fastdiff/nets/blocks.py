@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastdiff import ops
 from fastdiff.nets.config import DownsamplePadding, TimeEmbedding
@@ -292,10 +293,22 @@ class AttentionBlock(nn.Module):
 
 
 class Block(nn.ModuleList):
-    """Layers that run one after the other; those that want the embedding get it."""
+    """Layers that run one after the other; those that want the embedding get it.
+
+    Attributes:
+        recompute: Compute activations again in the backward pass instead of keeping them.
+    """
+
+    recompute = False
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Features [B, C, H, W] and activated embedding [B, E] to features."""
+        if self.recompute and torch.is_grad_enabled():
+            y: Tensor = checkpoint(self._run, x, emb, use_reentrant=False)
+            return y
+        return self._run(x, emb)
+
+    def _run(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x

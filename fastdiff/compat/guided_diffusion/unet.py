@@ -9,10 +9,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fastdiff.compat.guided_diffusion._signatures import parameter, with_parameters
-from fastdiff.convert.layouts import layout_entries
+from fastdiff.convert.layouts import Entry, layout_entries
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import Block, UNet, timestep_embedding
 from fastdiff.tensors import split_qkv
@@ -125,7 +124,7 @@ class UNetModel(UNet, _Convertible):
         self.dtype = torch.float16 if use_fp16 else torch.float32
         if use_checkpoint:
             _recompute_blocks(self)
-        _use_openai_names(self, self.config)
+        _use_openai_names(self)
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W], times [B] and labels [B] to [B, out_channels, H, W], in the type of x."""
@@ -204,7 +203,7 @@ class EncoderUNetModel(_Convertible):
         self.input_blocks = whole.input_blocks
         self.middle_block = whole.middle_block
         self.out = _pooling(pool, config, arguments["num_head_channels"], config.out_channels)
-        _use_openai_names(self, config)
+        _use_openai_names(self)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy images [B, C, H, W] and times [B] to logits [B, out_channels]."""
@@ -243,41 +242,38 @@ def _pooling(pool: str, config: UNetConfig, num_head_channels: int, out_channels
 
 
 def _recompute_blocks(model: nn.Module) -> None:
-    """Have each block compute its activations again in the backward pass instead of keeping them."""
     for module in model.modules():
         if isinstance(module, Block):
-            plain = module.forward
-
-            def forward(x: Tensor, emb: Tensor, plain: Any = plain) -> Any:
-                if not torch.is_grad_enabled():
-                    return plain(x, emb)
-                return checkpoint(plain, x, emb, use_reentrant=False)
-
-            module.forward = forward  # type: ignore[method-assign]
+            module.recompute = True
 
 
-def _use_openai_names(model: nn.Module, config: UNetConfig) -> None:
+def _use_openai_names(model: nn.Module) -> None:
     """Give a module's state dict OpenAI's names and shapes, and let it load those or its own."""
-    # A classifier has a part of the network, and its own module "out".
-    whole = isinstance(model, UNet)
+    model.register_state_dict_post_hook(_write_openai_names)
+    model.register_load_state_dict_pre_hook(_read_openai_names)
+
+
+# Functions of the module that they are called with, so that a copy or a pickle of it has them as well.
+def _write_openai_names(module: nn.Module, state: MutableMapping[str, Any], prefix: str, metadata: Any) -> None:
+    for entry in _entries(module):
+        name = prefix + entry.ours
+        if name in state:
+            value = state.pop(name)
+            state[prefix + entry.theirs[0]] = value[(..., *[None] * entry.trailing)]
+
+
+def _read_openai_names(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    for entry in _entries(module):
+        name = prefix + entry.theirs[0]
+        if name in state and name != prefix + entry.ours:
+            value = state.pop(name)
+            state[prefix + entry.ours] = value.flatten(1) if entry.trailing else value
+        elif name in state and entry.trailing and state[name].dim() == 3:
+            state[name] = state[name].flatten(1)
+
+
+def _entries(module: nn.Module) -> list[Entry]:
+    """Tensors of a network, or of the part of it that a classifier has, which has its own module "out"."""
+    entries = layout_entries(cast(UNetConfig, module.config), "openai")
     parts = ("time_embed.", "input_blocks.", "middle_block.")
-    entries = [entry for entry in layout_entries(config, "openai") if whole or entry.ours.startswith(parts)]
-
-    def write(module: nn.Module, state: MutableMapping[str, Any], prefix: str, metadata: Any) -> None:
-        for entry in entries:
-            name = prefix + entry.ours
-            if name in state:
-                value = state.pop(name)
-                state[prefix + entry.theirs[0]] = value[(..., *[None] * entry.trailing)]
-
-    def read(module: nn.Module, state: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
-        for entry in entries:
-            name = prefix + entry.theirs[0]
-            if name in state and name != prefix + entry.ours:
-                value = state.pop(name)
-                state[prefix + entry.ours] = value.flatten(1) if entry.trailing else value
-            elif name in state and entry.trailing and state[name].dim() == 3:
-                state[name] = state[name].flatten(1)
-
-    model.register_state_dict_post_hook(write)
-    model.register_load_state_dict_pre_hook(read)
+    return [entry for entry in entries if isinstance(module, UNet) or entry.ours.startswith(parts)]
