@@ -53,4 +53,37 @@ def convert(
     )
     for what, who in (pipe.metadata.get("said") or {}).items():
         typer.echo(f"not in the file: {what}, from {who}")
-    typer.echo(str(save_as(pipe, target, form)))
+    written = save_as(pipe, target, form)
+    typer.echo(str(written))
+    typer.echo(_how_to_use(written, form, pipe))
+
+
+def _how_to_use(written: Path, form: str, pipe: Any) -> str:
+    """Lines of Python that sample what was written, and what the other side cannot do with it."""
+    classes = pipe.unet.config.num_classes
+    channels, height, width = pipe.image_shape
+    if form == "openai":
+        return f"its flags are in {written}.json; sample it with image_sample.py --model_path {written}"
+    if form == "fastdiff":
+        labels = "" if classes is None else ", labels=0"
+        return (
+            "to sample it:\n"
+            "    import fastdiff as fd\n"
+            f"    images = fd.Pipeline.from_pretrained({str(written)!r}).sample(4{labels})"
+        )
+    if classes is None:
+        return (
+            "to sample it:\n"
+            "    import diffusers\n"
+            f"    images = diffusers.DDPMPipeline.from_pretrained({str(written)!r})(batch_size=4).images"
+        )
+    # DDPMPipeline and DDIMPipeline call the network with no labels, which it then refuses.
+    return (
+        f"diffusers' DDPMPipeline gives a network no labels, and this one has {classes} classes; to sample it:\n"
+        "    import diffusers, torch\n"
+        f"    pipe = diffusers.DDPMPipeline.from_pretrained({str(written)!r})\n"
+        f"    x, labels = torch.randn(4, {channels}, {height}, {width}), torch.zeros(4).long()\n"
+        "    for t in pipe.scheduler.timesteps:\n"
+        "        output = pipe.unet(x, t, class_labels=labels).sample\n"
+        "        x = pipe.scheduler.step(output, t, x).prev_sample"
+    )

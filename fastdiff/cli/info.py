@@ -132,37 +132,52 @@ def coefficients(
 
 
 @info_app.command()
-def model(path: Annotated[Path, typer.Argument(help="A model folder, or the folder of a training run.")]) -> None:
-    """What a saved model is."""
-    from fastdiff.files.checkpoint import load_model
-    from fastdiff.nets.config import PRESETS
+def model(
+    path: Annotated[str, typer.Argument(help="Whatever `sample` reads: a model, a training run, a file.")],
+) -> None:
+    """What a saved model is, of fastdiff or of another project."""
+    from fastdiff.nets.config import PRESETS, UNetConfig
+    from fastdiff.pipeline import Pipeline
 
-    loaded = load_model(path)
-    network, diffusion, known = loaded.unet.config, loaded.diffusion, loaded.metadata
+    loaded = Pipeline.from_pretrained(path)
+    # A network of another architecture has a configuration of its own.
+    network: Any = loaded.unet.config
+    diffusion, known = loaded.diffusion, loaded.metadata
     table = _table("", "")
-    table.add_row("folder", str(known["path"]))
-    table.add_row("weights", f"{known['weights']}, after {known['step']:,} steps")
+    table.add_row("from", str(known.get("path", path)))
+    steps = known.get("step")
+    table.add_row(
+        "weights", f"{known.get('weights', 'as they are')}" + ("" if steps is None else f", after {steps:,} steps")
+    )
     size = sum(parameter.numel() for parameter in loaded.unet.parameters())
     table.add_row("parameters", f"{size:,}")
-    preset = next((name for name, config in PRESETS.items() if config == network), None)
-    differs = {key: value for key, value in network.to_dict().items() if value != PRESETS["ho-cifar10"].to_dict()[key]}
-    table.add_row("network", preset or ", ".join(f"{key}={value}" for key, value in differs.items()))
+    if isinstance(network, UNetConfig):
+        preset = next((name for name, config in PRESETS.items() if config == network), None)
+        standard = PRESETS["ho-cifar10"].to_dict()
+        differs = {key: value for key, value in network.to_dict().items() if value != standard[key]}
+        table.add_row("network", preset or ", ".join(f"{key}={value}" for key, value in differs.items()))
+    else:
+        table.add_row("network", f"{type(loaded.unet).__name__}: {network}")
     table.add_row("diffusion", f"{diffusion.schedule}, predicts {diffusion.prediction}, variance {diffusion.variance}")
     levels = loaded.scaling.levels
     table.add_row("pixels", f"{levels} values" if levels else "continuous")
-    data = known["data"]
-    if data is not None:
+    table.add_row("images", "x".join(map(str, loaded.image_shape)))
+    data = known.get("data")
+    if data is not None and "source" in data:
         shape = "x".join(map(str, data["shape"]))
         table.add_row("trained on", f"{data['source']}: {data['num_images']:,} images of {shape}")
-    if known["training"] is not None:
+    if known.get("training") is not None:
         table.add_row("training", ", ".join(f"{key}={value}" for key, value in known["training"].items()))
-    table.add_row("saved by", ", ".join(f"{key} {value}" for key, value in known["versions"].items()))
+    for what, who in (known.get("said") or {}).items():
+        table.add_row("not in the file", f"{what}, from {who}")
+    if known.get("versions"):
+        table.add_row("saved by", ", ".join(f"{key} {value}" for key, value in known["versions"].items()))
     _print(table)
 
 
 @info_app.command()
 def plan(
-    network: Annotated[str, typer.Argument(help="A preset, a model folder, or the folder of a training run.")],
+    network: Annotated[str, typer.Argument(help="A preset, or whatever `sample` reads.")],
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
     size: Annotated[int | None, typer.Option(min=1, help="Height and width; the network's own if left out.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Direct convolutions alone.")] = False,
@@ -170,11 +185,11 @@ def plan(
     """The instructions that the C++ engine makes of a network, and what each costs on this machine."""
     from fastdiff.engine import compile as compile_network
     from fastdiff.engine import engine_peak, matrix_peak, profile
-    from fastdiff.files.checkpoint import load_model
     from fastdiff.nets.config import PRESETS
     from fastdiff.nets.unet import UNet
+    from fastdiff.pipeline import Pipeline
 
-    unet = UNet(PRESETS[network]).eval() if network in PRESETS else load_model(Path(network)).unet
+    unet = UNet(PRESETS[network]).eval() if network in PRESETS else Pipeline.from_pretrained(network).unet
     side = size or unet.config.image_size
     compiled = compile_network(unet, precision="strict" if strict else "fast")
     times = profile(compiled, batch, (side, side))

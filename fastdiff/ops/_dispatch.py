@@ -12,6 +12,7 @@ import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import torch
@@ -20,7 +21,10 @@ from torch import Tensor
 from fastdiff.ops._schema import schema
 
 Implementation = Literal["auto", "reference", "cpu", "triton"]
-BUILD_COMMAND = "pip install --no-build-isolation -e ."
+# In a checkout, or from the source distribution.
+BUILD_COMMAND = "pip install --no-build-isolation --force-reinstall --no-deps " + (
+    "-e ." if (Path(__file__).parents[2] / "setup.py").exists() else "--no-binary fastdiff-ddpm fastdiff-ddpm"
+)
 
 try:
     importlib.import_module("fastdiff._C")

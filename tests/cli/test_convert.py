@@ -1,5 +1,6 @@
 """`fastdiff convert`: it names what a file does not say."""
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -34,3 +35,19 @@ def test_cli_convert_names_what_the_file_does_not_say(tmp_path):
     before, after = (torch.load(tmp_path / name, weights_only=True) for name in ("model.pt", "back.pt"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("num_classes", [None, 3], ids=["no labels", "labels"])
+@pytest.mark.parametrize("form", ["diffusers", "fastdiff"])
+def test_cli_convert_prints_lines_that_sample(tmp_path, form, num_classes):
+    pytest.importorskip("diffusers", reason="the other side")
+    config = fd.UNetConfig(image_size=8, channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(),
+                           num_classes=num_classes)  # fmt: skip
+    fd.Pipeline(fd.UNet(config), fd.Diffusion(fd.NoiseSchedule.cosine(20))).save_pretrained(tmp_path / "model")
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "model"), str(tmp_path / "out"), "--to", form])
+    assert done.exit_code == 0, done.output
+    lines = [line.removeprefix("    ") for line in done.output.splitlines() if line.startswith("    ")]
+    assert ("no labels" in done.output) == (form == "diffusers" and num_classes is not None)
+    names = {}
+    exec("\n".join(lines), names)
+    assert any(name in names for name in ("images", "x"))

@@ -67,3 +67,11 @@ def test_info_describes_a_model(model, tmp_path):
     assert "raw, after 0 steps" in printed
     assert "256 values" in printed
     assert "does not exist" in fails("info", "model", tmp_path / "missing")
+
+
+def test_info_reads_what_sample_reads(model, tmp_path):
+    works("convert", model, tmp_path / "theirs", "--to", "diffusers")
+    printed = works("info", "model", tmp_path / "theirs")
+    for expected in ("parameters", "predicts", "images", "3x8x8"):
+        assert expected in printed
+    assert "instructions" in works("info", "plan", tmp_path / "theirs")
