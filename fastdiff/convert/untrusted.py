@@ -56,7 +56,7 @@ def read_tensors(path: Path, *, optimizers: bool = False) -> Any:
     # The unpickler meets bytes that are no pickle with what comes to hand.
     except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"{path} is not a file of weights, or is truncated or damaged: "
+            f"{path} is truncated or damaged, or no file of weights: "
             f"{str(error).splitlines()[0] if str(error) else error!r}"
         ) from (error)
     if not optimizers and is_optimizer_state(content):
