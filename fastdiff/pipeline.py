@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -12,14 +13,18 @@ from torch import Tensor
 
 from fastdiff import likelihood as scoring
 from fastdiff import samplers
-from fastdiff.engine.choose import Runner
+from fastdiff.engine.choose import Runner, compiled_or_not
 from fastdiff.files.checkpoint import WeightKind, load_model, save_described
 from fastdiff.files.data import DataScaling
+from fastdiff.nets.model import Model
 from fastdiff.nets.unet import UNet
-from fastdiff.process.checks import check_keys, nearest_name, whole_number
+from fastdiff.process.arguments import check_options
+from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling import editing
+from fastdiff.sampling.guidance import ClassifierFreeGuidance
+from fastdiff.sampling.labels import Classes, Labels
 from fastdiff.sampling.runner import SamplingStep, checked_ids, sample
 from fastdiff.sampling.thresholding import DynamicThreshold
 from fastdiff.sampling.views import Views
@@ -145,6 +150,18 @@ class Pipeline:
         return next(self.unet.parameters()).device
 
     @property
+    def classes(self) -> Classes:
+        """How many classes the network has, and their names where the training data had some."""
+        return Classes(self.unet.config.num_classes, self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that the model was trained on; empty where they are not known."""
+        names = (self.metadata.get("data") or {}).get("classes")
+        num = self.unet.config.num_classes
+        return tuple(map(str, names)) if isinstance(names, list) and num is not None and len(names) <= num else ()
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """[C, H, W] of the images that the model was trained on."""
         shape = (self.metadata.get("data") or {}).get("shape")
@@ -161,13 +178,15 @@ class Pipeline:
         steps: int | None = None,
         seed: int = 0,
         sample_ids: Tensor | Iterable[int] | None = None,
-        labels: Tensor | None = None,
+        labels: Labels | None = None,
         batch_size: int | None = None,
         runner: Runner = "auto",
         progress: bool = False,
         callback: Callable[[SamplingStep], None] | None = None,
         callback_rows: Iterable[int] | None = None,
         threshold: DynamicThreshold | None = None,
+        guidance: float | None = None,
+        null_label: int | str | None = None,
         **options: Any,
     ) -> Tensor:
         """Sample images.
@@ -178,13 +197,16 @@ class Pipeline:
             steps: Network evaluations per image; when None, all timesteps for "ddpm" and at most 50 for the others.
             seed: In [0, 2^64).
             sample_ids: One whole number per image; 0..num-1 when None.
-            labels: [num] int64, for a network with classes.
+            labels: For a network with classes: [num] int64, or a list of num numbers or names (`class_names`).
             batch_size: Images at a time; all when None. It changes nothing but speed and memory.
             runner: See `fastdiff.sample`.
             progress: Show a progress bar per batch.
             callback: Called after each row of each batch.
             callback_rows: Call it after these rows only.
             threshold: Dynamic thresholding.
+            guidance: Scale of classifier-free guidance, for a network that was trained with a null class; 1 is none.
+                `fastdiff.guidance.ClassifierFreeGuidance` has more options.
+            null_label: The null class, where the model does not say which it is.
             **options: Of the sampler, such as eta=0.5.
 
         Returns:
@@ -198,17 +220,18 @@ class Pipeline:
             batch_size = whole_number("batch_size", batch_size, low=1)
         table = self._table(sampler, steps, options)
         ids = checked_ids(sample_ids, num, self.device)
-        labels = self._checked_labels(labels, num)
+        kwargs = self._kwargs(self._checked_labels(labels, num))
+        model = self._guided(guidance, null_label, runner)
         rows = None if callback_rows is None else list(callback_rows)
         size = max(1, num if batch_size is None else batch_size)
         parts = [
             sample(
-                self.unet,
+                model,
                 table,
                 shape=(len(part), *self.image_shape),
                 seed=seed,
                 sample_ids=part,
-                model_kwargs=None if labels is None else {"y": labels[first : first + size]},
+                model_kwargs=None if kwargs is None else {"y": kwargs["y"][first : first + size]},
                 runner=runner,
                 progress=progress,
                 callback=callback,
@@ -224,7 +247,7 @@ class Pipeline:
         x: Tensor,
         method: Method = "bound",
         *,
-        labels: Tensor | None = None,
+        labels: Labels | None = None,
         **options: Any,
     ) -> Any:
         """Score images in bits/dim.
@@ -252,8 +275,9 @@ class Pipeline:
         scorer = _SCORERS[method]
         known = [key for key in inspect.signature(scorer).parameters if key not in ("model", "diffusion", "x")]
         check_keys(options, [key for key in known if key != "model_kwargs"], f"likelihood method {method!r}")
+        check_options(options, scorer, f"likelihood method {method!r}")
         self._check_images(x, "x")
-        labels = self._checked_labels(labels, x.shape[0])
+        kwargs = self._kwargs(self._checked_labels(labels, x.shape[0]))
         levels = self.scaling.levels
         if method == "ode":
             options = {"levels": levels} | options
@@ -261,36 +285,44 @@ class Pipeline:
             options = {"decoder": "gaussian" if levels is None else "discrete", "levels": levels or 256} | options
         if levels is None and x.is_floating_point() and bool((x.abs() > 1 + _RANGE_TOLERANCE).any()):
             raise ValueError(f"x must be in [-1, 1], the model's range, got {float(x.min()):g} to {float(x.max()):g}")
-        return scorer(self.unet, self.diffusion, x, model_kwargs=self._kwargs(labels), **options)
+        return scorer(self.unet, self.diffusion, x, model_kwargs=kwargs, **options)
 
-    def encode(self, x: Tensor, *, labels: Tensor | None = None, **options: Any) -> Tensor:
+    def encode(self, x: Tensor, *, labels: Labels | None = None, **options: Any) -> Tensor:
         """Map images to noise along the probability flow; options, result and errors: `fastdiff.editing.encode`."""
         x, kwargs = self._edited(x, labels, options, editing.encode)
         return editing.encode(self.unet, self.diffusion, x, model_kwargs=kwargs, **options)
 
-    def decode(self, latent: Tensor, *, labels: Tensor | None = None, **options: Any) -> Tensor:
+    def decode(self, latent: Tensor, *, labels: Labels | None = None, **options: Any) -> Tensor:
         """Map noise to images, the inverse of `encode`; options, result and errors: `fastdiff.editing.decode`."""
         latent, kwargs = self._edited(latent, labels, options, editing.decode)
         return editing.decode(self.unet, self.diffusion, latent, model_kwargs=kwargs, **options)
 
-    def round_trip_error(self, x: Tensor, *, labels: Tensor | None = None, **options: Any) -> Tensor:
+    def round_trip_error(self, x: Tensor, *, labels: Labels | None = None, **options: Any) -> Tensor:
         """[B] what encoding and decoding lose; see `fastdiff.editing.round_trip_error`."""
         x, kwargs = self._edited(x, labels, options, editing.round_trip_error)
         return editing.round_trip_error(self.unet, self.diffusion, x, model_kwargs=kwargs, **options)
 
     def vary(
-        self, x: Tensor, *, strength: float | Sequence[float] = 0.5, labels: Tensor | None = None, **options: Any
+        self,
+        x: Tensor,
+        *,
+        strength: float | Sequence[float] = 0.5,
+        labels: Labels | None = None,
+        guidance: float | None = None,
+        null_label: int | str | None = None,
+        **options: Any,
     ) -> Tensor:
         """Noise images up to a share of the timesteps and bring them back; see `fastdiff.editing.vary`.
+
+        `guidance` and `null_label` are those of `sample`.
 
         At strength 0 this is x, at strength 1 what `sample` gives for the same seed, ids, sampler and steps.
         """
         x, kwargs = self._edited(x, labels, options, editing.vary)
         steps = options.pop("steps", None)
         steps = default_steps(options.get("sampler", "ddim"), self.diffusion) if steps is None else steps
-        return editing.vary(
-            self.unet, self.diffusion, x, strength=strength, steps=steps, model_kwargs=kwargs, **options
-        )
+        model = self._guided(guidance, null_label, options.get("runner", "auto"))
+        return editing.vary(model, self.diffusion, x, strength=strength, steps=steps, model_kwargs=kwargs, **options)
 
     def interpolate(
         self,
@@ -298,7 +330,7 @@ class Pipeline:
         b: Tensor,
         *,
         weight: float | Sequence[float] = 0.5,
-        labels: Tensor | None = None,
+        labels: Labels | None = None,
         **options: Any,
     ) -> Tensor:
         """Mix images in the space of their noise; see `fastdiff.editing.interpolate`."""
@@ -306,10 +338,23 @@ class Pipeline:
         b = self._edited(b, labels, options, editing.interpolate)[0]
         return editing.interpolate(self.unet, self.diffusion, a, b, weight=weight, model_kwargs=kwargs, **options)
 
-    def inpaint(self, x: Tensor, mask: Tensor, *, labels: Tensor | None = None, **options: Any) -> Tensor:
-        """Fill the pixels where the mask is 0, and keep those where it is 1; see `fastdiff.editing.inpaint`."""
+    def inpaint(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        *,
+        labels: Labels | None = None,
+        guidance: float | None = None,
+        null_label: int | str | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Fill the pixels where the mask is 0, and keep those where it is 1; see `fastdiff.editing.inpaint`.
+
+        `guidance` and `null_label` are those of `sample`.
+        """
         x, kwargs = self._edited(x, labels, options, editing.inpaint)
-        return editing.inpaint(self.unet, self.diffusion, x, mask, model_kwargs=kwargs, **options)
+        model = self._guided(guidance, null_label, options.get("runner", "auto"))
+        return editing.inpaint(model, self.diffusion, x, mask, model_kwargs=kwargs, **options)
 
     def progressive(
         self,
@@ -320,7 +365,7 @@ class Pipeline:
         steps: int | None = None,
         seed: int = 0,
         sample_ids: Tensor | Iterable[int] | None = None,
-        labels: Tensor | None = None,
+        labels: Labels | None = None,
         **options: Any,
     ) -> editing.Progress:
         """Sample, and keep the predicted image at some rows; see `sample` and `fastdiff.editing.progressive`."""
@@ -336,13 +381,13 @@ class Pipeline:
             model_kwargs=kwargs,
         )
 
-    def views(self, *, labels: Tensor | None = None, clip: float | None = None) -> Views:
+    def views(self, *, labels: Labels | None = None, clip: float | None = None) -> Views:
         """The network as eps, x_0, v, score and denoiser; see `fastdiff.sampling.views.Views`."""
-        labels = None if labels is None else self._checked_labels(labels, labels.shape[0])
-        return Views(self.unet, self.diffusion, self._kwargs(labels) or {}, clip)
+        checked = None if labels is None else self._checked_labels(labels, len(labels))
+        return Views(self.unet, self.diffusion, self._kwargs(checked) or {}, clip)
 
     @torch.no_grad()
-    def score(self, x: Tensor, t: Tensor | float, *, labels: Tensor | None = None) -> Tensor:
+    def score(self, x: Tensor, t: Tensor | float, *, labels: Labels | None = None) -> Tensor:
         """The score, the gradient of log q(x_t), that the network gives at states x [B, C, H, W] and its time t.
 
         Args:
@@ -354,16 +399,17 @@ class Pipeline:
             ValueError: t out of range, or shapes that do not fit.
         """
         self._check_images(x, "x")
-        labels = self._checked_labels(labels, x.shape[0])
-        return Views(self.unet, self.diffusion, self._kwargs(labels) or {}).score(x.to(self.device), t)
+        kwargs = self._kwargs(self._checked_labels(labels, x.shape[0]))
+        return Views(self.unet, self.diffusion, kwargs or {}).score(x.to(self.device), t)
 
     def _edited(
-        self, x: Tensor, labels: Tensor | None, options: dict[str, Any], function: Callable[..., Tensor]
+        self, x: Tensor, labels: Labels | None, options: dict[str, Any], function: Callable[..., Tensor]
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Images as the model takes them, and what else the network is passed."""
         known = list(inspect.signature(function).parameters)
         own = ("model", "diffusion", "x", "a", "b", "latent", "mask", "model_kwargs")
         check_keys(options, [key for key in known if key not in own], function.__name__)
+        check_options(options, function, function.__name__)
         self._check_images(x, "images")
         if x.dtype == torch.uint8:
             x = self.scaling.to_model(x)
@@ -387,16 +433,16 @@ class Pipeline:
             sampler, self.diffusion, default_steps(sampler, self.diffusion) if steps is None else steps, **options
         )
 
-    def _checked_labels(self, labels: Tensor | None, num: int) -> Tensor | None:
-        classes = self.unet.config.num_classes
-        if labels is None:
-            if classes is not None:
-                raise ValueError(f"the network has {classes} classes: give labels, one per image")
-            return None
-        if classes is None:
-            raise ValueError("the network has no classes: leave labels out")
-        if labels.shape != (num,) or labels.dtype != torch.int64:
-            raise ValueError(f"labels must be int64 [{num}], got {labels.dtype} {list(labels.shape)}")
-        if num and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-            raise ValueError(f"labels must be in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
-        return labels.to(self.device)
+    def _checked_labels(self, labels: Labels | None, num: int) -> Tensor | None:
+        return self.classes.checked(labels, num, self.device)
+
+    def _guided(self, guidance: float | None, null_label: int | str | None, runner: object) -> Model:
+        """The network, or a wrapper that guides it."""
+        if guidance is None:
+            if null_label is not None:
+                raise ValueError("a null label is for guidance: give a guidance as well, or leave it out")
+            return self.unet
+        if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, 1 for none, got {shown(guidance)}")
+        network = self.unet if runner == "eager" else compiled_or_not(self.unet)
+        return ClassifierFreeGuidance(network, {"y": self.classes.null_of(null_label)}, float(guidance))

@@ -8,6 +8,7 @@ import torch
 import fastdiff as fd
 from fastdiff import likelihood
 from fastdiff.files.data import DataScaling
+from fastdiff.sampling.guidance import ClassifierFreeGuidance
 from support.networks import small_unet
 from support.tolerances import FLOAT32_DEEP, FLOAT32_RUN, FLOAT32_SUM
 
@@ -179,3 +180,62 @@ def test_representations_take_a_line_or_two():
         assert named in text
         assert len(text) < 240
         assert "\n" not in text
+
+
+@pytest.fixture
+def named(diffusion: fd.Diffusion) -> fd.Pipeline:
+    """Two classes by name, and the null class."""
+    return fd.Pipeline(small_unet(num_classes=3), diffusion, metadata={"data": {"classes": ["cat", "dog"]}})
+
+
+def test_pipeline_guides_by_the_null_class(named: fd.Pipeline) -> None:
+    """As the wrapper does with the network in PyTorch."""
+    labels = torch.tensor([1, 0])
+    guided = ClassifierFreeGuidance(named.unet, {"y": 2}, 3.0)
+    table = fd.samplers.ddim(named.diffusion, 4)
+    expected = fd.sample(guided, table, shape=(2, *named.image_shape), model_kwargs={"y": labels})
+    found = named.sample(2, steps=4, labels=["dog", "cat"], guidance=3)
+    torch.testing.assert_close(found, expected, rtol=FLOAT32_RUN, atol=FLOAT32_RUN)
+    assert float((found - named.sample(2, steps=4, labels=labels)).abs().max()) > 1e-3
+    torch.testing.assert_close(
+        named.sample(2, steps=4, labels=labels, guidance=1.0),
+        named.sample(2, steps=4, labels=labels),
+        rtol=FLOAT32_RUN,
+        atol=FLOAT32_RUN,
+    )
+    x = torch.rand(2, *named.image_shape) * 2 - 1
+    for find in (
+        lambda **how: named.vary(x, strength=1.0, steps=4, labels=labels, **how),
+        lambda **how: named.inpaint(x, torch.zeros(x.shape[-2:]), steps=4, jump_repeats=1, labels=labels, **how),
+    ):
+        plain, strong = find(), find(guidance=3.0, null_label=2)
+        assert float((plain - strong).abs().max()) > 1e-3
+        torch.testing.assert_close(find(guidance=1.0), plain, rtol=FLOAT32_RUN, atol=FLOAT32_RUN)
+
+
+def test_pipeline_refuses_guidance_that_cannot_be(named: fd.Pipeline, diffusion: fd.Diffusion) -> None:
+    nameless = fd.Pipeline(small_unet(num_classes=3), diffusion)
+    with pytest.raises(ValueError, match="does not say which of its 3 classes is the null one"):
+        nameless.sample(1, labels=[0], guidance=2.0)
+    with pytest.raises(ValueError, match="guidance needs a network with classes"):
+        fd.Pipeline(small_unet(), diffusion).sample(1, guidance=2.0)
+    with pytest.raises(ValueError, match="guidance must be a finite number, 1 for none, got '3'"):
+        named.sample(1, labels=[0], guidance="3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a null label is for guidance"):
+        named.sample(1, labels=[0], null_label=2)
+
+
+@pytest.mark.parametrize("seed", [[1, 2], "1", None, 2**64], ids=str)
+def test_pipeline_refuses_seeds_that_are_none(named: fd.Pipeline, seed: object) -> None:
+    with pytest.raises(ValueError, match=r"seed must be a whole number from 0 to 2\^64 - 1"):
+        named.sample(2, labels=[0, 1], seed=seed)  # type: ignore[arg-type]
+
+
+def test_pipeline_refuses_options_of_a_wrong_type(named: fd.Pipeline) -> None:
+    x = torch.zeros(2, *named.image_shape)
+    with pytest.raises(ValueError, match="eta of sampler 'ddim' must be a number, got 'a'"):
+        named.sample(2, labels=[0, 1], eta="a")
+    with pytest.raises(ValueError, match="clip of likelihood method 'rate_distortion' must be a number or"):
+        named.likelihood(x, "rate_distortion", labels=[0, 1], clip="a")
+    with pytest.raises(ValueError, match="order of encode must be a whole number, got 'a'"):
+        named.encode(x, labels=[0, 1], order="a")

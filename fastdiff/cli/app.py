@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `fastdiff --help` a
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -26,6 +27,12 @@ from fastdiff.cli.train import train
 from fastdiff.version import __version__
 
 __all__ = ["app", "main"]
+
+LONGEST = 4000
+"""Characters of a message."""
+
+# An argument of a function as messages name it, which is an option here: size=64 or size=, at the end of a part.
+_ARGUMENT = re.compile(r"(?<![\w.='\"-])(size|channels|layout|split|weights)=(?=(\w|[\"'])?)")
 
 SIGNALLED = 128
 """Added to the signal's number, the exit code after a signal, as shells use it: 130 after Ctrl-C, 143 after SIGTERM."""
@@ -99,10 +106,11 @@ app.add_typer(info_app, name="info")
 
 
 def _message(error: BaseException) -> str:
-    """What an exception says, with the file's name where the system reports one."""
+    """What an exception says, in the words of the command line, with the file's name where the system reports one."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
+    text = _ARGUMENT.sub(lambda found: f"--{found[1]}{' ' if found[2] else ''}", str(error)) or type(error).__name__
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 @contextmanager

@@ -62,6 +62,7 @@ def _how_to_use(written: Path, form: str, pipe: Any) -> str:
     """Lines of Python that sample what was written, and what the other side cannot do with it."""
     classes = pipe.unet.config.num_classes
     channels, height, width = pipe.image_shape
+    steps = min(50, pipe.diffusion.num_timesteps)
     if form == "openai":
         return f"its flags are in {written}.json; sample it with image_sample.py --model_path {written}"
     if form == "fastdiff":
@@ -75,13 +76,14 @@ def _how_to_use(written: Path, form: str, pipe: Any) -> str:
         return (
             "to sample it:\n"
             "    import diffusers\n"
-            f"    images = diffusers.DDPMPipeline.from_pretrained({str(written)!r})(batch_size=4).images"
+            f"    images = diffusers.DDPMPipeline.from_pretrained({str(written)!r})(4, num_inference_steps={steps}).images"
         )
     # DDPMPipeline and DDIMPipeline call the network with no labels, which it then refuses.
     return (
         f"diffusers' DDPMPipeline gives a network no labels, and this one has {classes} classes; to sample it:\n"
         "    import diffusers, torch\n"
         f"    pipe = diffusers.DDPMPipeline.from_pretrained({str(written)!r})\n"
+        ff"    pipe.scheduler.set_timesteps({steps})\n"
         f"    x, labels = torch.randn(4, {channels}, {height}, {width}), torch.zeros(4).long()\n"
         "    for t in pipe.scheduler.timesteps:\n"
         "        output = pipe.unet(x, t, class_labels=labels).sample\n"

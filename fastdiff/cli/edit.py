@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import DeviceOption, ModelArgument, load_pipeline
+from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, load_pipeline
+from fastdiff.cli.output import OverwriteOption, check_free, check_holds, check_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,10 +30,19 @@ NumOption = Annotated[int | None, typer.Option("--num", "-n", min=1, help="The f
 StepsOption = Annotated[int, typer.Option(min=1, help="Steps from the image to pure noise.")]
 OrderOption = Annotated[int, typer.Option(min=1, max=4, help="Of the solver; 1 is DDIM.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise.")]
-LabelOption = Annotated[int | None, typer.Option(help="Class of the images, for networks with classes.")]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="The results: .png or .npz.")]
+LabelOption = Annotated[
+    str | None, typer.Option(help="Class of the images, number or name, for networks with classes.")
+]
+GuidanceOption = Annotated[
+    float | None, typer.Option(help="Scale of classifier-free guidance, for a network with a null class: 1 is none.")
+]
+NullOption = Annotated[
+    str | None, typer.Option("--null-label", help="The null class, number or name, where the model does not say.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The results: .png, .npz or .npy (float32).")]
 PictureOption = Annotated[
-    Path | None, typer.Option(help="The side-by-side picture (.png); beside the results, if left out.")
+    Path | None,
+    typer.Option(help="The side-by-side picture (.png); beside the results, if left out and they are no .npy."),
 ]
 
 # Where nobody said how many.
@@ -51,10 +61,12 @@ def encode(
     iterations: Annotated[int, typer.Option(min=1, help="Of the fixed-point iteration, per step.")] = 5,
     label: LabelOption = None,
     picture: PictureOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Map images to noise, deterministically, and tell how well they come back."""
-    pipe, x, labels = _prepared(model, images, out, num, label, device)
+    pipe, x, labels = _prepared(model, images, out, num, label, device, picture, overwrite)
     options: dict[str, Any] = {"steps": steps, "order": order, "exact": exact, "labels": labels}
     latent = pipe.encode(x, iterations=iterations, **options)
     back = pipe.decode(latent, **options)
@@ -73,16 +85,22 @@ def decode(
     order: OrderOption = 2,
     exact: Annotated[bool, typer.Option("--exact", help="As encode was told.")] = False,
     label: LabelOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Map noise that encode wrote back to images."""
-    _check_out(out)
+    _check_out(out, None, overwrite)
     import torch
 
     from fastdiff.files.images import read_arrays
 
-    latent = torch.from_numpy(read_arrays(latents, ["arr_0"])["arr_0"].copy())
+    stored = read_arrays(latents, ["arr_0"])["arr_0"]
+    if stored.dtype.kind != "f":
+        raise ValueError(f"{latents}: expected the floats that encode wrote, got {stored.dtype}")
+    latent = torch.from_numpy(stored.copy())
     pipe = load_pipeline(model, device)
+    _check_place(pipe, out)
     found = pipe.decode(latent, steps=steps, order=order, exact=exact, labels=_labels(pipe, label, len(latent)))
     _write(out, found)
 
@@ -100,14 +118,27 @@ def vary(
     steps: StepsOption = 50,
     seed: SeedOption = 0,
     label: LabelOption = None,
+    guidance: GuidanceOption = None,
+    null_label: NullOption = None,
     picture: PictureOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Noise images up to a level and bring them back: variations of them."""
     shares = _numbers("--strength", strength)
-    pipe, x, labels = _prepared(model, images, out, num, label, device)
+    pipe, x, labels = _prepared(model, images, out, num, label, device, picture, overwrite)
     steps = min(steps, pipe.diffusion.num_timesteps)
-    found = pipe.vary(x, strength=shares, sampler=sampler, steps=steps, seed=seed, labels=labels)
+    found = pipe.vary(
+        x,
+        strength=shares,
+        sampler=sampler,
+        steps=steps,
+        seed=seed,
+        labels=labels,
+        guidance=guidance,
+        null_label=null_label,
+    )
     _write(out, found.flatten(0, 1))
     columns = [(f"strength {share:g}", varied) for share, varied in zip(shares, found, strict=True)]
     _side_by_side(out, picture, [("image", x), *columns])
@@ -127,11 +158,13 @@ def interpolate(
     order: OrderOption = 2,
     label: LabelOption = None,
     picture: PictureOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Mix images in the space of their noise."""
     weights = _numbers("--weight", weight)
-    pipe, first, labels = _prepared(model, a, out, num, label, device)
+    pipe, first, labels = _prepared(model, a, out, num, label, device, picture, overwrite)
     second = _read(pipe, b, num)
     chosen: Any = mode
     found = pipe.interpolate(
@@ -155,13 +188,17 @@ def inpaint(
     jump_repeats: Annotated[int, typer.Option(min=1, help="RePaint: how often each place is sampled.")] = 5,
     seed: SeedOption = 0,
     label: LabelOption = None,
+    guidance: GuidanceOption = None,
+    null_label: NullOption = None,
     picture: PictureOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Fill a part of images; the rest stays as it is."""
     if (mask is None) == (hole is None):
         raise ValueError("give either --mask or --hole")
-    pipe, x, labels = _prepared(model, images, out, num, label, device)
+    pipe, x, labels = _prepared(model, images, out, num, label, device, picture, overwrite)
     known = _mask(mask, hole, x)
     found = pipe.inpaint(
         x,
@@ -171,23 +208,48 @@ def inpaint(
         jump_repeats=jump_repeats,
         seed=seed,
         labels=labels,
+        guidance=guidance,
+        null_label=null_label,
     )
     _write(out, found)
     _side_by_side(out, picture, [("image", x), ("known", x.where(known.bool(), x.new_zeros(()))), ("filled", found)])
 
 
 def _prepared(
-    model: Path, images: str, out: Path, num: int | None, label: int | None, device: str
+    model: Path,
+    images: str,
+    out: Path,
+    num: int | None,
+    label: str | None,
+    device: str,
+    picture: Path | None,
+    overwrite: bool,
 ) -> tuple[Pipeline, Tensor, Tensor | None]:
-    _check_out(out)
+    beside = _picture(out, picture)
+    _check_out(out, beside, overwrite)
     pipe = load_pipeline(model, device)
+    _check_place(pipe, out, *([] if beside is None else [beside]))
     x = _read(pipe, images, num)
     return pipe, x, _labels(pipe, label, len(x))
 
 
-def _check_out(out: Path) -> None:
-    if out.suffix.lower() not in (".png", ".npz"):
-        raise ValueError(f"--out takes a .png or a .npz, got {str(out)!r}")
+def _check_out(out: Path, picture: Path | None, overwrite: bool) -> None:
+    check_free(out, (".png", ".npz", ".npy"), overwrite=overwrite)
+    if picture is not None:
+        check_free(picture, (".png",), overwrite=overwrite, option="--picture")
+
+
+def _check_place(pipe: Pipeline, *paths: Path) -> None:
+    for path in paths:
+        check_holds(path.suffix.lower(), pipe.image_shape[0], pipe.scaling.levels)
+        check_writable(path.parent)
+
+
+def _picture(out: Path, picture: Path | None) -> Path | None:
+    """Where the side-by-side picture goes; none is made of arrays that no picture may hold, unless it was asked for."""
+    if picture is None and out.suffix.lower() == ".npy":
+        return None
+    return picture or out.with_name(f"{out.stem}_side_by_side.png")
 
 
 def _read(pipe: Pipeline, source: str, num: int | None) -> Tensor:
@@ -217,12 +279,12 @@ def _read(pipe: Pipeline, source: str, num: int | None) -> Tensor:
     return x[: _MOST if num is None else num]
 
 
-def _labels(pipe: Pipeline, label: int | None, num: int) -> Tensor | None:
+def _labels(pipe: Pipeline, label: str | None, num: int) -> Tensor | None:
     import torch
 
-    if label is None and pipe.unet.config.num_classes is not None:
-        raise ValueError(f"the network has {pipe.unet.config.num_classes} classes: give --label")
-    return None if label is None else torch.full((num,), label)
+    if label is None and pipe.classes.num is not None:
+        raise ValueError(f"the network has {pipe.classes.num} classes: give --label")
+    return None if label is None else torch.full((num,), pipe.classes.number(label, "--label"))
 
 
 def _mask(path: Path | None, hole: str | None, x: Tensor) -> Tensor:
@@ -232,7 +294,7 @@ def _mask(path: Path | None, hole: str | None, x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     if hole is not None:
         numbers = _numbers("--hole", hole)
-        if len(numbers) != 4 or any(number != int(number) or number < 0 for number in numbers):
+        if len(numbers) != 4 or any(number < 0 or not number.is_integer() for number in numbers):
             raise ValueError(f"--hole takes top,left,height,width in whole pixels, got {hole!r}")
         top, left, tall, wide = (int(number) for number in numbers)
         if tall < 1 or wide < 1 or top + tall > height or left + wide > width:
@@ -266,6 +328,9 @@ def _write(out: Path, images: Tensor, kind: str = "image") -> None:
     if out.suffix.lower() == ".png":
         shown = images / 3 if kind == "latent" else images
         write_grid(out, shown, scale=1 if len(images) == 1 else None)
+    elif out.suffix.lower() == ".npy":
+        with atomic_file(out) as file:
+            np.save(file, images.float().numpy())
     elif kind == "latent":
         with atomic_file(target_path(out, ".npz")) as file:
             np.savez(file, images.numpy())
@@ -280,9 +345,9 @@ def _side_by_side(out: Path, picture: Path | None, columns: list[tuple[str, Tens
 
     from fastdiff.files.images import write_grid
 
-    path = picture or out.with_name(f"{out.stem}_side_by_side.png")
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--picture writes a .png, got {str(path)!r}")
+    path = _picture(out, picture)
+    if path is None:
+        return
     tiles = torch.stack([part.detach().cpu().float() for _, part in columns], dim=1).flatten(0, 1)
     labels = [name for name, _ in columns] * len(columns[0][1])
     typer.echo(str(write_grid(path, tiles, columns=len(columns), labels=labels)))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import DeviceOption, ModelArgument, WeightsOption, key_values, load_pipeline
+from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, WeightsOption, key_values, load_pipeline
+from fastdiff.cli.output import check_free, check_writable
 
 if TYPE_CHECKING:
     from fastdiff.files.data import ImageData
@@ -42,14 +43,21 @@ def likelihood(
         Path | None, typer.Option(help="Draw the bound by timestep, or rate and distortion, into this .png.")
     ] = None,
     weights: WeightsOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies at --json and --figure.")] = False,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Score images in bits/dim: their negative log-likelihood, or a bound on it."""
-    if figure is not None and figure.suffix.lower() != ".png":
-        raise ValueError(f"--figure writes a .png, got {str(figure)!r}")
+    if figure is not None:
+        check_free(figure, (".png",), overwrite=overwrite, option="--figure")
+    if json_file is not None:
+        check_free(json_file, (json_file.suffix.lower(),), overwrite=overwrite, option="--json")
     if figure is not None and method in ("ode", "iwae"):
         raise ValueError(f"method {method!r} has no figure: leave out --figure")
     options = key_values(option or [])
+    for path in (figure, json_file):
+        if path is not None:
+            check_writable(path.parent)
     pipe = load_pipeline(model, device, weights)
     from fastdiff.files import data as sources
 

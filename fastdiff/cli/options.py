@@ -55,8 +55,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse aliases, else as ever."""
         if self.check_event(yaml.AliasEvent):
-            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: aliases (*{event.anchor}) are not read")
+            event: yaml.AliasEvent = self.peek_event()  # type: ignore[no-untyped-call]
+            line = 0 if event.start_mark is None else event.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: aliases (*{event.anchor}) are not read")
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import DeviceOption, ModelArgument, WeightsOption, key_values, load_pipeline
+from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, WeightsOption, key_values, load_pipeline
+from fastdiff.cli.output import ImageFolder, OverwriteOption, check_free, check_holds, check_writable, digest
+from fastdiff.process.checks import shown
 from fastdiff.process.table import CoefficientTable
 
 if TYPE_CHECKING:
@@ -18,11 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["sample"]
 
+LAST_ID = 2**63 - 1
+_SUFFIXES = (".png", ".npz", ".npy")
+
 
 def sample(
     model: ModelArgument,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many images.")] = 64,
-    sampler: Annotated[str, typer.Option(help="Its name; `fastdiff info samplers` lists them.")] = "ddim",
+    sampler: Annotated[str | None, typer.Option(help="`fastdiff info samplers` lists them; ddim, if left out.")] = None,
     steps: Annotated[
         int | None,
         typer.Option(help="Network evaluations; if left out, all timesteps for ddpm, at most 50 for others."),
@@ -30,100 +38,197 @@ def sample(
     option: Annotated[
         list[str] | None, typer.Option("--option", help="Of the sampler, as name=value: eta=0.5. May be repeated.")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="A table of coefficients (.json, `CoefficientTable.to_json`) as the sampler.")
+    ] = None,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="A grid (.png), an archive (.npz: arr_0 uint8 NHWC) or a folder of PNGs."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="A grid (.png), an archive (.npz: arr_0 uint8 NHWC; .npy: float32 NCHW) or a folder of PNGs, "
+            "which a stopped command leaves and the same command goes on with.",
+        ),
     ] = Path("samples.png"),
+    overwrite: OverwriteOption = False,
     seed: Annotated[int, typer.Option(min=0, help="Sample i of a seed is the same image in any batch.")] = 0,
     start_id: Annotated[int, typer.Option(min=0, help="Number of the first sample.")] = 0,
     label: Annotated[
         str | None,
-        typer.Option(help="For networks with classes: numbers such as 3 or 0,1,2, taken in turn. All, if left out."),
+        typer.Option(help="For networks with classes: numbers or names such as 3 or cat,dog, taken in turn; else all."),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance, for a network with a null class: 1 is none."),
+    ] = None,
+    null_label: Annotated[
+        str | None, typer.Option(help="The null class, number or name, where the model does not say.")
     ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes nothing but speed and memory.")
     ] = 64,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Sample images from a model into a picture, a folder or an archive."""
-    _check_target(out)
+    _check_name(out, overwrite)
+    if start_id + num - 1 > LAST_ID:
+        raise ValueError(f"--start-id and --num count up to {LAST_ID}, got {start_id} and {num}")
     options = key_values(option or [])
+    if table is not None and (sampler is not None or steps is not None or options):
+        raise ValueError("--table is the whole sampler: leave out --sampler, --steps and --option")
     pipe = load_pipeline(model, device, weights)
-    from fastdiff import samplers
-    from fastdiff.cli.progress import Bars
-    from fastdiff.pipeline import default_steps
-
-    steps = default_steps(sampler, pipe.diffusion) if steps is None else steps
-    table = samplers.build(sampler, pipe.diffusion, steps, **options)
-    labels = _labels_for(pipe, label, num)
-    with Bars() as bars:
-        update = bars.counting(f"sampling, {table.name}, {len(table)} rows", num)
-        images = _sample_batches(pipe, table, num, batch_size, seed, start_id, labels, update)
-    typer.echo(f"{num} images: {_write_samples(out, images, start_id, labels)}")
-
-
-def _labels_for(pipe: Pipeline, text: str | None, num: int) -> Tensor | None:
-    """One label per sample, or None for a network without classes."""
     import torch
 
-    num_classes = pipe.unet.config.num_classes
-    if num_classes is None:
+    from fastdiff import samplers
+    from fastdiff.pipeline import default_steps
+
+    if table is not None:
+        rows = _read_table(table)
+    else:
+        sampler = "ddim" if sampler is None else sampler
+        steps = default_steps(sampler, pipe.diffusion) if steps is None else steps
+        rows = samplers.build(sampler, pipe.diffusion, steps, **options)
+    check_holds(out.suffix.lower() or ".png", pipe.image_shape[0], pipe.scaling.levels)
+    turn = _labels_in_turn(pipe, label)
+    work = Work(
+        pipe=pipe,
+        table=rows,
+        seed=seed,
+        ids=list(range(start_id, start_id + num)),
+        labels=None if turn is None else [turn[i % len(turn)] for i in range(num)],
+        guidance=guidance,
+        null_label=null_label,
+        batch_size=batch_size,
+    )
+    if guidance is not None:
+        # Said before, not after, the first evaluation.
+        pipe.classes.null_of(null_label)
+    if out.suffix:
+        check_writable(out.parent)
+        images = torch.cat(list(_sampled(work)))
+        labels = None if work.labels is None else torch.tensor(work.labels)
+        _write_samples(out, images, labels, pipe)
+    else:
+        folder = ImageFolder(out, _about(work, turn, start_id), overwrite=overwrite)
+        missing = folder.missing(work.ids)
+        if len(missing) < num:
+            typer.echo(f"{num - len(missing):,} of {num:,} images are in {out} already")
+        try:
+            for _ in _sampled(work.part(missing), folder):
+                pass
+        except KeyboardInterrupt as interrupt:
+            left = len(folder.missing(work.ids))
+            raise KeyboardInterrupt(f"{num - left:,} of {num:,} images are in {out}") from interrupt
+    typer.echo(f"{num} images: {out}")
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What there is to sample."""
+
+    pipe: Pipeline
+    table: CoefficientTable
+    seed: int
+    ids: list[int]
+    labels: list[int] | None
+    guidance: float | None
+    null_label: str | None
+    batch_size: int
+
+    def part(self, places: Sequence[int]) -> Work:
+        """The samples at some places of `ids`."""
+        labels = None if self.labels is None else [self.labels[place] for place in places]
+        return dataclasses.replace(self, ids=[self.ids[place] for place in places], labels=labels)
+
+
+def _about(work: Work, turn: list[int] | None, start_id: int) -> dict[str, Any]:
+    """What decides an image of a folder, besides its number."""
+    about: dict[str, Any] = {
+        "weights": digest(work.pipe.unet),
+        "shape": list(work.pipe.image_shape),
+        "table": work.table.to_dict(),
+        "seed": work.seed,
+    }
+    if turn is not None:
+        # By number: a command that starts elsewhere takes its labels in turn from there.
+        about["labels"] = [turn[(number - start_id) % len(turn)] for number in range(len(turn))]
+        about["guidance"] = work.guidance
+        about["null_label"] = None if work.guidance is None else work.pipe.classes.null_of(work.null_label)
+    return about
+
+
+def _labels_in_turn(pipe: Pipeline, text: str | None) -> list[int] | None:
+    """The labels that samples take in turn, or None for a network without classes."""
+    if pipe.classes.num is None:
         if text is not None:
             raise ValueError("this network has no classes: leave out --label")
         return None
+    if text is None:
+        return list(range(pipe.classes.num_real))
+    return [pipe.classes.number(part.strip(), "--label") for part in text.split(",")]
+
+
+def _read_table(path: Path) -> CoefficientTable:
     try:
-        chosen = list(range(num_classes)) if text is None else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--label takes whole numbers, such as 3 or 0,1,2, got {text!r}") from None
-    if min(chosen) < 0 or max(chosen) >= num_classes:
-        raise ValueError(f"labels must be in 0..{num_classes - 1}, got {text}")
-    return torch.tensor([chosen[i % len(chosen)] for i in range(num)])
+        return CoefficientTable.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(f"--table {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _sample_batches(
-    pipe: Pipeline,
-    table: CoefficientTable,
-    num: int,
-    batch_size: int,
-    seed: int,
-    start_id: int,
-    labels: Tensor | None,
-    update: Any,
-) -> Tensor:
-    done = 0
+def _sampled(work: Work, folder: ImageFolder | None = None) -> Iterator[Tensor]:
+    """The samples, batch by batch; written to the folder, where there is one."""
+    from fastdiff.cli.progress import Bars
 
-    def advance(step: SamplingStep) -> None:
-        nonlocal done
-        count = step.x.shape[0]
-        update(done + count * (step.row + 1) / step.num_rows)
-        if step.row + 1 == step.num_rows:
-            done += count
+    done, total = 0, len(work.ids)
+    with Bars() as bars:
+        name = f"sampling, {work.table.name}, {len(work.table)} rows"
+        update = bars.counting(name, total) if total else None
 
-    return pipe.sample(
-        num,
-        sampler=table,
-        seed=seed,
-        sample_ids=range(start_id, start_id + num),
-        labels=labels,
-        batch_size=batch_size,
-        callback=advance,
-    ).cpu()
+        def advance(step: SamplingStep) -> None:
+            if update is not None:
+                update(done + step.x.shape[0] * (step.row + 1) / step.num_rows)
 
-
-def _check_target(out: Path) -> None:
-    if out.suffix.lower() not in ("", ".png", ".npz"):
-        raise ValueError(f"--out takes a .png, a .npz or a folder, got {str(out)!r}")
-    if out.suffix == "" and out.is_file():
-        raise ValueError(f"--out {str(out)!r} is a file: give a folder, or a name that ends in .png or .npz")
+        for first in range(0, total, work.batch_size):
+            places = range(first, min(first + work.batch_size, total))
+            batch = work.part(places)
+            images = work.pipe.sample(
+                len(places),
+                sampler=work.table,
+                seed=work.seed,
+                sample_ids=batch.ids,
+                labels=batch.labels,
+                callback=advance,
+                guidance=work.guidance,
+                null_label=work.null_label,
+            ).cpu()
+            done += len(places)
+            if folder is not None:
+                folder.write(images, batch.ids)
+            yield images
 
 
-def _write_samples(out: Path, images: Tensor, start_id: int, labels: Tensor | None) -> Path:
-    from fastdiff.files.images import write_grid, write_images, write_npz
+def _check_name(out: Path, overwrite: bool) -> None:
+    if out.suffix.lower() not in ("", *_SUFFIXES):
+        raise ValueError(f"--out takes a .png, a .npz, a .npy or a folder, got {shown(str(out))}")
+    if out.suffix:
+        check_free(out, _SUFFIXES, overwrite=overwrite)
+    elif out.exists() and not out.is_dir():
+        raise ValueError(f"--out {shown(str(out))} is a file: give a folder, or a name that ends in .png or .npz")
 
-    if out.suffix.lower() == ".png":
-        return write_grid(out, images, labels=labels)
-    if out.suffix.lower() == ".npz":
-        return write_npz(out, images, labels)
-    write_images(out, images, start=start_id)
-    return out
+
+def _write_samples(out: Path, images: Tensor, labels: Tensor | None, pipe: Pipeline) -> None:
+    import numpy as np
+
+    from fastdiff.files.atomic import atomic_file
+    from fastdiff.files.images import write_grid, write_npz
+
+    suffix = out.suffix.lower()
+    if suffix == ".png":
+        write_grid(out, images, labels=None if labels is None else [pipe.classes.name(i) for i in labels.tolist()])
+    elif suffix == ".npz":
+        write_npz(out, images, labels)
+    else:
+        with atomic_file(out) as file:
+            np.save(file, images.float().numpy())

@@ -94,6 +94,8 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of weights, order, noise.")] = None,
     size: Annotated[int | None, typer.Option(help="Crop and resize a folder's images to this.")] = None,
     channels: Annotated[int | None, typer.Option(help="Of a folder's images: 1 or 3.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of the digits: train, test or all.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Noise schedule; `fastdiff info schedules`.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Noising steps.")] = None,
     prediction: Annotated[str | None, typer.Option(help="eps, x0, v or score.")] = None,
@@ -116,7 +118,7 @@ def train(
             "prediction": prediction,
             "variance": variance,
         },
-        "data": {"source": data, "size": size, "channels": channels},
+        "data": {"source": data, "size": size, "channels": channels, "split": split, "layout": layout},
         "train": {
             "steps": steps,
             "batch_size": batch_size,

@@ -55,9 +55,11 @@ def read_tensors(path: Path, *, optimizers: bool = False) -> Any:
         ) from error
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    # The unpickler meets bytes that are no pickle with what comes to hand.
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"{path} is truncated or damaged: {str(error).splitlines()[0] if str(error) else error!r}"
+            f"{path} is truncated or damaged, or no file of weights: "
+            f"{str(error).splitlines()[0] if str(error) else error!r}"
         ) from (error)
     if not optimizers and is_optimizer_state(content):
         raise ValueError(

@@ -6,7 +6,7 @@ import warnings
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.engine.lower import Unsupported
@@ -14,7 +14,7 @@ from fastdiff.engine.native import NativeNetwork, cached_network
 from fastdiff.nets.model import Model, model_dtype
 from fastdiff.nets.unet import UNet
 
-__all__ = ["RUNNERS", "Runner", "native_network"]
+__all__ = ["RUNNERS", "Runner", "compiled_or_not", "native_network"]
 
 Runner = Literal["auto", "eager", "native"]
 RUNNERS = get_args(Runner)
@@ -71,3 +71,17 @@ def native_network(
     if runner == "native":
         raise ValueError(f"runner 'native' cannot run this: {reason}; use 'auto' or 'eager'")
     return None
+
+
+def compiled_or_not(unet: nn.Module) -> Model:
+    """The network compiled for the CPU, to stand in a wrapper; itself where the engine cannot run it."""
+    if not isinstance(unet, UNet) or not ops.has_extension() or torch.is_autocast_enabled("cpu"):
+        return unet
+    if model_dtype(unet, torch.float32) != torch.float32 or next(unet.parameters()).device.type != "cpu":
+        return unet
+    try:
+        network = cached_network(unet)
+        network.check(thorough=True)
+    except Unsupported:
+        return unet
+    return network

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from fastdiff.process.arguments import check_options
 from fastdiff.process.checks import check_keys, nearest_name
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
@@ -92,6 +93,7 @@ def build_diffusion(settings: Mapping[str, Any]) -> tuple[Diffusion, Settings]:
         builder: Any = getattr(NoiseSchedule, name, None)
         accepted = [] if builder is None else list(inspect.signature(builder).parameters)
         check_keys(options, [key for key in accepted if key != "num_timesteps"], f"schedule {name!r}")
+        check_options(options, builder, f"schedule {name!r}")
         made = builder(timesteps, **options)
     else:
         made = NoiseSchedule.named(name, timesteps)

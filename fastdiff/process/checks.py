@@ -19,7 +19,11 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = _SHORT.maxar
 
 def shown(value: object) -> str:
     """A value as messages show it: its repr, cut to 200 characters."""
-    text = _SHORT.repr(value)
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:
+        # Python prints no whole numbers of thousands of digits.
+        text = f"a {type(value).__name__} of too many digits"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, overload
 
+from fastdiff.process.arguments import check_options
 from fastdiff.process.checks import check_keys, nearest_name
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
@@ -76,4 +77,5 @@ def build(name: str, diffusion: Diffusion, steps: int | None = None, **options: 
     """
     entry = registered(name)
     check_keys(options, [key for key in entry.parameters if key not in ("diffusion", "steps")], f"sampler {name!r}")
+    check_options(options, entry.build, f"sampler {name!r}")
     return entry.build(diffusion, steps, **options)

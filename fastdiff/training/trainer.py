@@ -8,6 +8,7 @@ bytes that an uninterrupted one ends with.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,8 @@ from fastdiff.training.interrupt import Interrupt, Interrupted
 from fastdiff.training.log import TrainLog
 
 __all__ = ["TrainConfig", "TrainProgress", "TrainResult", "Trainer"]
+
+_LOGGER = logging.getLogger("fastdiff.training")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Trainer:
     """Trains a network, with everything it needs to go on after a stop in one folder.
 
     The folder gets `checkpoints/` (see `fastdiff.files.checkpoint`), `metrics.jsonl` and, with TensorBoard, `logs/`. If
-    it holds checkpoints already, the newest complete one is loaded, into `unet` as well.
+    it holds checkpoints already, the newest complete one is loaded, into `unet` as well. What happens is logged under
+    the name "fastdiff.training", at the level INFO.
 
     Args:
         unet: The network, float32, on the device to train on. Initialise it from a fixed seed to repeat a run.
@@ -198,8 +202,12 @@ class Trainer:
                     entry = self._summary(interval, stop)
                     loss = entry.loss
                     log.write(self.step, _metrics(entry))
+                    _LOGGER.info(
+                        "step %d of %d, loss %.4f, %.0f s left", entry.step, stop, entry.loss, entry.seconds_left
+                    )
                 if saves:
                     checkpoint = self.save()
+                    _LOGGER.info("saved %s", checkpoint)
                 if logs:
                     if progress is not None:
                         progress(entry)
@@ -383,6 +391,9 @@ class Trainer:
             self._optimizer.state[parameter]["step"] = steps.clone()
         load_tensors(checkpoint / MODEL_FILE, self.ema.state_dict())
         self.step = saved["step"]
+        _LOGGER.info("going on from %s", checkpoint)
+        for name, (before, changed) in self.changes.items():
+            _LOGGER.info("from step %d on %s is %s, it was %s", self.step, name, changed, before)
 
 
 class _Interval:

@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fastdiff
-from support.command_line import run, works
+from support.command_line import fails, run, works
 
 
 def test_help_is_fast_and_imports_no_torch():
@@ -63,3 +64,20 @@ def test_waiting_threads_sleep_early_unless_told(given, expected):
     clean = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=clean | given, check=True)
     assert done.stdout.split()[-1] == expected
+
+
+def test_messages_name_options_and_not_arguments(model, tmp_path):
+    for i in range(2):
+        Image.new("RGB", (16, 16 + i)).save(tmp_path / f"{i}.png")
+    train = ["train", "--out", tmp_path / "run", "--steps", 1, "--data"]
+    assert "pass --size, say --size 64, to crop" in fails(*train, tmp_path)
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 8, 3), np.uint8))
+    assert "pass --layout " in fails(*train, tmp_path / "x.npy")
+    assert "weights only, got --weights 'ema'" in fails("sample", model, "--weights", "ema")
+    assert "takes no --layout (got 'NCHW')" in fails(*train, tmp_path, "--layout", "NCHW")
+    # What was typed stays as it was.
+    assert "got 'size=3'" in fails(*train, "digits", "--set", "size=3")
+
+
+def test_messages_are_bounded(tmp_path):
+    assert len(fails("sample", tmp_path / ("x" * 100), "--label", "9" * 100_000)) < 5000

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.command_line import fails, works
+from support.command_line import fails, small_model, works
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,31 @@ def test_edit_refuses(model, picture, archive, tmp_path):
     assert "slerp" in fails("edit", "interpolate", model, picture, picture, "--mode", "slurp")
     np.savez(tmp_path / "grey.npz", np.zeros((2, 16, 16), np.uint8))
     assert "the model's images are 3x16x16" in fails("edit", "vary", model, tmp_path / "grey.npz")
+
+
+def test_edit_writes_over_nothing_unasked(model, picture, tmp_path):
+    out, beside = tmp_path / "x.png", tmp_path / "x_side_by_side.png"
+    command = ["edit", "vary", model, picture, "--strength", 0, "--out", out]
+    for path in (out, beside):
+        path.write_bytes(b"mine")
+        assert "exists already" in fails(*command)
+        assert path.read_bytes() == b"mine"
+        path.unlink()
+    works(*command)
+    works(*command, "--overwrite")
+
+
+def test_edit_refuses_pictures_of_four_channels_and_writes_their_floats(tmp_path):
+    model = small_model(tmp_path / "model", channels=4)
+    np.save(tmp_path / "z.npy", np.zeros((2, 4, 16, 16), np.float32))
+    command = ["edit", "decode", model, tmp_path / "z.npy", "--steps", 2]
+    assert "a .png holds 1 or 3 channels" in fails(*command, "--out", tmp_path / "x.png")
+    works(*command, "--out", tmp_path / "x.npy")
+    assert np.load(tmp_path / "x.npy").shape == (2, 4, 16, 16)
+
+
+def test_edit_refuses_latents_and_holes_that_are_none(model, picture, tmp_path):
+    np.savez(tmp_path / "z.npz", np.array(["a", "b"]))
+    assert "expected the floats that encode wrote" in fails("edit", "decode", model, tmp_path / "z.npz")
+    for hole in ("inf,0,1,1", "nan,0,1,1", "0.5,0,1,1"):
+        assert "--hole takes top,left,height,width" in fails("edit", "inpaint", model, picture, "--hole", hole)

@@ -1,11 +1,16 @@
 """`fastdiff sample`: what it writes, and one line for whatever is wrong."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from support.command_line import fails, small_model, works
+from fastdiff import samplers
+from fastdiff.pipeline import Pipeline
+from support.command_line import fails, run, small_model, works
 
 
 def test_sample_writes_a_grid(model, tmp_path):
@@ -25,7 +30,11 @@ def test_sample_writes_an_archive(model, tmp_path):
 
 def test_sample_writes_a_folder_named_by_sample_id(model, tmp_path):
     works("sample", model, "--num", 3, "--steps", 2, "--start-id", 7, "--out", tmp_path / "folder")
-    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["000007.png", "000008.png", "000009.png"]
+    assert sorted(path.name for path in (tmp_path / "folder").glob("*.png")) == [
+        "000007.png",
+        "000008.png",
+        "000009.png",
+    ]
 
 
 def test_sample_depends_on_seed_and_id_alone(model, tmp_path):
@@ -74,7 +83,7 @@ def test_sample_with_labels(labelled_model, tmp_path):
         (["--option", "etta=1"], "unknown key 'etta' in sampler 'ddim': did you mean 'eta'"),
         (["--option", "eta"], "an option is name=value"),
         (["--option", "eta=2"], "eta must be in [0, 1]"),
-        (["--out", "x.jpg"], "--out takes a .png, a .npz or a folder"),
+        (["--out", "x.jpg"], "--out takes a .png, a .npz, a .npy or a folder"),
         (["--label", "1"], "no classes"),
         (["--weights", "ema"], "holds 'raw' weights only"),
         (["--device", "abacus"], "unknown device 'abacus'"),
@@ -98,6 +107,191 @@ def test_sample_refuses_other_labels(labelled_model, label):
 def test_sample_refuses_a_file_as_folder(model, tmp_path):
     (tmp_path / "taken").write_text("")
     assert "is a file" in fails("sample", model, "--out", tmp_path / "taken")
+
+
+def _archive(model, path, *options):
+    works("sample", model, "--steps", 2, "--out", path, *options)
+    return np.load(path)["arr_0"] if path.suffix == ".npz" else np.load(path)
+
+
+@pytest.fixture
+def never_sampled(monkeypatch):
+    """Fails where a network is evaluated."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("sampled first")
+
+    monkeypatch.setattr(Pipeline, "sample", refuse)
+
+
+@pytest.mark.parametrize("suffix", ["png", "npz", "npy"])
+def test_sample_writes_over_nothing_unasked(model, tmp_path, never_sampled, suffix):
+    out = tmp_path / f"mine.{suffix}"
+    out.write_bytes(b"mine")
+    assert "exists already: choose another name, or give --overwrite" in fails("sample", model, "--out", out)
+    assert out.read_bytes() == b"mine"
+
+
+def test_sample_overwrites_a_file_where_it_is_told_to(model, tmp_path):
+    out = tmp_path / "x.npz"
+    out.write_bytes(b"mine")
+    assert _archive(model, out, "--num", 2, "--overwrite").shape == (2, 16, 16, 3)
+
+
+def test_sample_refuses_places_that_cannot_be_written(model, tmp_path, never_sampled):
+    (tmp_path / "x.png").mkdir()
+    assert "is a folder" in fails("sample", model, "--out", tmp_path / "x.png")
+    (tmp_path / "file").write_text("")
+    assert "cannot write to" in fails("sample", model, "--out", tmp_path / "file" / "x.png")
+    assert "cannot write to" in fails("sample", model, "--out", tmp_path / "file" / "folder")
+
+
+@pytest.mark.parametrize(("channels", "levels"), [(4, 256), (2, 256), (1, 65536)], ids=["4", "2", "16 bits"])
+@pytest.mark.parametrize("name", ["x.png", "x.npz", "folder"])
+def test_sample_refuses_formats_that_cannot_hold_the_images(tmp_path, never_sampled, name, channels, levels):
+    model = small_model(tmp_path / "model", channels=channels, scaling=levels)
+    assert "--out NAME.npy keeps them" in fails("sample", model, "--out", tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_sample_keeps_any_channels_as_floats(tmp_path):
+    model = small_model(tmp_path / "model", channels=4)
+    found = _archive(model, tmp_path / "x.npy", "--num", 3)
+    expected = Pipeline.from_pretrained(model).sample(3, steps=2)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected.numpy())
+
+
+def _folder(path):
+    return {file.name: file.read_bytes() for file in sorted(path.glob("*.png"))}
+
+
+def test_a_stopped_folder_is_gone_on_with(model, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["--num", 7, "--steps", 2, "--batch-size", 2]
+    works("sample", model, *options, "--out", whole)
+    sample, calls = Pipeline.sample, []
+
+    def stop(self, num, **others):
+        calls.append(list(others["sample_ids"]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample(self, num, **others)
+
+    monkeypatch.setattr(Pipeline, "sample", stop)
+    result = run("sample", model, *options, "--out", parts)
+    assert result.exit_code == 130
+    assert "4 of 7 images are in" in result.stderr
+    assert sorted(_folder(parts)) == [f"{i:06d}.png" for i in range(4)]
+    # One in the middle is gone as well, and a process that is no more left a part of a file.
+    (parts / "000001.png").unlink()
+    (parts / f".000004.png.{2**22 + 1}.0123abcd.partial").write_bytes(b"half")
+    (parts / f".000005.png.{os.getpid()}.0123abcd.partial").write_bytes(b"being written")
+    assert "3 of 7 images are in" in works("sample", model, *options, "--out", parts)
+    assert calls[3:] == [[1, 4], [5, 6]]
+    assert [path.name for path in parts.glob(".*.partial")] == [f".000005.png.{os.getpid()}.0123abcd.partial"]
+    assert _folder(parts) == _folder(whole)
+    # What is there is not made again, and more can be added.
+    works("sample", model, "--num", 2, "--steps", 2, "--start-id", 6, "--out", parts)
+    assert calls[5:] == [[7]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--seed", 1],
+        ["--steps", 3],
+        ["--sampler", "ddpm"],
+        ["--option", "eta=0.5"],
+        ["--label", "1,2"],
+        ["--start-id", 1],
+    ],
+    ids=lambda options: options[0],
+)
+def test_a_folder_of_other_samples_is_refused(labelled_model, tmp_path, options):
+    """A start that is no multiple of the labels gives each number another label."""
+    out = tmp_path / "folder"
+    works("sample", labelled_model, "--num", 2, "--steps", 2, "--out", out)
+    before = _folder(out)
+    arguments = ["sample", labelled_model, "--num", 2, *([] if "--steps" in options else ["--steps", 2]), *options]
+    assert "are not samples of this model with these settings" in fails(*arguments, "--out", out)
+    assert _folder(out) == before
+    works(*arguments, "--out", out, "--overwrite")
+    assert len(_folder(out)) == 2
+
+
+def test_a_folder_with_other_files_is_never_cleared(model, tmp_path, never_sampled):
+    out = tmp_path / "folder"
+    out.mkdir()
+    (out / "000000.png").write_bytes(b"someone's")
+    assert "are not samples of this model" in fails("sample", model, "--out", out)
+    (out / "notes.txt").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        assert "holds 'notes.txt', which is no sample" in fails("sample", model, "--out", out, *more)
+    assert (out / "000000.png").read_bytes() == b"someone's"
+
+
+def test_sample_takes_a_table_from_a_file(model, tmp_path):
+    pipe = Pipeline.from_pretrained(model)
+    table = samplers.build("dpmpp", pipe.diffusion, 3)
+    (tmp_path / "t.json").write_text(table.to_json())
+    works("sample", model, "--num", 2, "--table", tmp_path / "t.json", "--out", tmp_path / "x.npy")
+    assert np.array_equal(np.load(tmp_path / "x.npy"), pipe.sample(2, sampler=table).numpy())
+    assert "leave out --sampler" in fails("sample", model, "--table", tmp_path / "t.json", "--steps", 3)
+    for text in ("{", "[]", '{"format": 1, "columns": {"t": 3}}', "[" * 100_000):
+        (tmp_path / "bad.json").write_text(text)
+        assert "bad.json" in fails("sample", model, "--table", tmp_path / "bad.json")
+    assert "No such file" in fails("sample", model, "--table", tmp_path / "missing.json")
+
+
+@pytest.fixture(scope="session")
+def named_model(tmp_path_factory):
+    """Two classes by name and a null class."""
+    folder = small_model(tmp_path_factory.mktemp("models") / "named", num_classes=3)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"] = {"source": "here", "shape": [3, 16, 16], "classes": ["cat", "dog"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_sample_takes_names_of_classes(named_model, tmp_path):
+    works("sample", named_model, "--num", 3, "--steps", 2, "--label", "dog,cat", "--out", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["arr_1"].tolist() == [1, 0, 1]
+    # All, without the null class.
+    works("sample", named_model, "--num", 3, "--steps", 2, "--out", tmp_path / "y.npz")
+    assert np.load(tmp_path / "y.npz")["arr_1"].tolist() == [0, 1, 0]
+    assert "no class is called 'dgo': did you mean 'dog'" in fails("sample", named_model, "--label", "dgo")
+
+
+def test_sample_guides_towards_the_null_class(named_model, labelled_model, tmp_path):
+    found = _archive(named_model, tmp_path / "x.npy", "--num", 2, "--guidance", 3, "--label", "cat")
+    pipe = Pipeline.from_pretrained(named_model)
+    expected = pipe.sample(2, steps=2, labels=["cat", "cat"], guidance=3.0)
+    assert np.array_equal(found, expected.numpy())
+    assert "does not say which of its 3 classes is the null one" in fails("sample", labelled_model, "--guidance", 2)
+    works(
+        "sample",
+        labelled_model,
+        "--guidance",
+        2,
+        "--null-label",
+        2,
+        "--num",
+        1,
+        "--steps",
+        1,
+        "--out",
+        tmp_path / "y.npy",
+    )
+
+
+@pytest.mark.parametrize("option", ["eta=a", "eta=", "clip=x", "spacing=3", "eta=[1]"])
+def test_options_of_a_wrong_type_are_a_sentence(model, option, never_sampled):
+    assert option.split("=")[0] in fails("sample", model, "--option", option)
+
+
+def test_numbers_of_samples_have_an_end(model, never_sampled):
+    assert "--start-id and --num count up to" in fails("sample", model, "--start-id", 2**63 - 1, "--num", 2)
 
 
 def _spoil(folder, name, change):

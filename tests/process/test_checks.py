@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiff.process.checks import check_keys, nearest_name, whole_number
+from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 
 
 def test_nearest_name_comes_first_and_all_are_listed():
@@ -56,3 +56,24 @@ def test_a_whole_number_of_its_type_is_no_float(value):
     with pytest.raises(ValueError, match=re.escape(f"size must be an int, at least 1, got {value!r}")):
         whole_number("size", value, low=1, strict=True)
     assert type(whole_number("size", np.int32(5), strict=True)) is int
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10_000, ["x" * 50] * 10_000, {str(i): i for i in range(1000)}, 10**5000],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_messages_show_is_short(value):
+    assert len(shown(value)) <= 200
+
+
+def test_what_messages_show_is_the_repr_where_it_is_short():
+    for value in (1.5, "a", [1, 2, None], {"a": (1,)}, 2**60):
+        assert shown(value) == repr(value)
+
+
+def test_a_value_made_of_itself_many_times_is_shown_at_once():
+    value = ["x"] * 9
+    for _ in range(12):
+        value = [value] * 9
+    assert len(shown(value)) <= 200

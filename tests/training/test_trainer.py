@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import logging
 import math
 import os
 import signal
@@ -304,6 +305,19 @@ def test_a_run_goes_on_with_what_a_diverged_one_is_advised(tmp_path: Path) -> No
     assert trainer(tmp_path, **advised).changes == {}
     trainer(tmp_path, **{**advised, "learning_rate": 1e-4}).run()
     assert load_model(tmp_path).metadata["training"]["changes"] == [said, {"step": 4, "learning_rate": [1e-3, 1e-4]}]
+
+
+def test_what_happens_is_logged_under_the_packages_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="fastdiff"):
+        trainer(tmp_path).run(until=2)
+        trainer(tmp_path, learning_rate=1e-3)
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.split(",")[0] for line in said[:2]] == ["step 1 of 2", "step 2 of 2"]
+    assert said[2:] == [
+        f"saved {tmp_path}/checkpoints/step_00000002",
+        f"going on from {tmp_path}/checkpoints/step_00000002",
+        "from step 2 on learning_rate is 0.001, it was 0.01",
+    ]
 
 
 def test_the_start_is_called_where_the_folder_is_free(tmp_path: Path) -> None:

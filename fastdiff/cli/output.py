@@ -1,0 +1,157 @@
+"""Where a command writes to: looked at before the work is done, and never written over unasked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastdiff.process.checks import shown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["ImageFolder", "OverwriteOption", "check_free", "check_holds", "check_writable", "digest"]
+
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at --out.")]
+
+RECORD_FILE = ".fastdiff-sample.json"
+"""In a folder of samples: what they are samples of."""
+
+_IMAGE = re.compile(r"(\d{6,})\.png")
+_PARTIAL = re.compile(r"\.(\d{6,}\.png|\.fastdiff-sample\.json)\.(\d+)\.[0-9a-f]+\.partial")
+
+
+def check_free(path: Path, suffixes: Sequence[str], *, overwrite: bool = False, option: str = "--out") -> None:
+    """Raise ValueError unless a file may be made at `path`: a known suffix, nothing there unless it may go."""
+    if path.suffix.lower() not in suffixes:
+        verb = "takes" if option == "--out" else "writes"
+        raise ValueError(f"{option} {verb} a {' or a '.join(suffixes)}, got {shown(str(path))}")
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: give the name of a file")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{option} {path} exists already: choose another name, or give --overwrite")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ValueError unless files can be made in the folder, which is made itself."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.{secrets.token_hex(4)}.partial"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def check_holds(suffix: str, channels: int, levels: int | None) -> None:
+    """Raise ValueError unless a format keeps images of so many channels and values.
+
+    Args:
+        suffix: ".png", which a folder of images has as well, ".npz" or ".npy".
+        channels: Of the images.
+        levels: Values of a pixel; None for continuous ones, of which 8 bits are shown.
+    """
+    if suffix == ".npy":
+        return
+    if channels not in (1, 3):
+        raise ValueError(
+            f"a {suffix} holds 1 or 3 channels, and the model's images have {channels}: "
+            "--out NAME.npy keeps them, as float32 in [-1, 1]"
+        )
+    if levels is not None and levels > 256:
+        raise ValueError(
+            f"a {suffix} holds 256 values, and the model's pixels have {levels}: "
+            "--out NAME.npy keeps them, as float32 in [-1, 1]"
+        )
+
+
+def digest(network: nn.Module) -> str:
+    """A fingerprint of a network's weights."""
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(name.encode())
+        array: Any = value.detach().cpu().float().contiguous().numpy()
+        found.update(array)
+    return found.hexdigest()
+
+
+class ImageFolder:
+    """A folder of samples, 000000.png and on, which a stopped command leaves and the same command goes on with.
+
+    What the samples are is written beside them, in a hidden file. Where it says the same, images that lie there are
+    taken as done; where it does not, or where other files lie, the folder is refused.
+
+    Args:
+        path: The folder.
+        about: What decides an image besides its number, for JSON.
+        overwrite: Delete the samples that lie there. Other files are never deleted.
+
+    Raises:
+        ValueError: The folder holds something else, or cannot be written to.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], *, overwrite: bool = False) -> None:
+        from fastdiff.files.atomic import write_text
+
+        self.path = path
+        record = path / RECORD_FILE
+        names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        ours = [name for name in names if _IMAGE.fullmatch(name) or name == RECORD_FILE]
+        partial = [name for name in names if _PARTIAL.fullmatch(name)]
+        others = [name for name in names if name not in ours and name not in partial]
+        same = _read_record(record) == about
+        if others and (overwrite or not same):
+            raise ValueError(
+                f"--out {path} holds {shown(others[0])}, which is no sample: choose another folder, or a new one"
+            )
+        if ours and not same and not overwrite:
+            raise ValueError(
+                f"--out {path} holds {len(ours)} files that are not samples of this model with these settings: "
+                "choose another folder, or give --overwrite to delete them"
+            )
+        check_writable(path)
+        for name in partial:
+            _remove_partial(path / name)
+        if overwrite:
+            for name in ours:
+                (path / name).unlink()
+        if overwrite or not same:
+            write_text(record, json.dumps(about) + "\n")
+
+    def missing(self, ids: Sequence[int]) -> list[int]:
+        """Positions in `ids` of the samples that are not there yet."""
+        return [place for place, number in enumerate(ids) if not (self.path / f"{number:06d}.png").exists()]
+
+    def write(self, images: Tensor, ids: Sequence[int]) -> None:
+        """Write samples under their numbers."""
+        from fastdiff.files.images import write_images
+
+        for image, number in zip(images, ids, strict=True):
+            write_images(self.path, image[None], start=number)
+
+
+def _read_record(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _remove_partial(path: Path) -> None:
+    """Delete what a command left that is no more; another may be writing at this moment."""
+    found = _PARTIAL.fullmatch(path.name)
+    assert found is not None
+    try:
+        os.kill(int(found[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        pass
