@@ -108,7 +108,7 @@ class Pipeline:
         names of published files. What no one says raises; `metadata["said"]` tells who said what.
 
         Args:
-            path: Folder, file, or hub id.
+            path: Folder, file, or hub id: "hf://owner/name", or "owner/name" that does not look like a local path.
             device: Where the network goes.
             weights: "ema" or "raw"; None takes what the model was saved with, the average where there are both.
             preset: A published network, a name in `fastdiff.nets.config.PRESETS`.

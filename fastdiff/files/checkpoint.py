@@ -395,7 +395,8 @@ def _fault(folder: Path) -> str | None:
 
 def _model_folder(path: Path) -> Path:
     if not path.exists():
-        raise ValueError(f"{path} does not exist")
+        hint = f"; for a model of the Hugging Face hub write hf://{path}" if len(path.parts) == 2 else ""
+        raise ValueError(f"{path} does not exist{hint}")
     if path.is_file():
         if path.suffix in _PICKLES:
             raise ValueError(

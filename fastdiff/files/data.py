@@ -21,9 +21,12 @@ from torch import Tensor
 from fastdiff.files.images import (
     as_nchw,
     check_read_options,
+    check_sizes,
+    different_sizes,
     list_images,
     read_arrays,
     read_image,
+    room_for,
     round_to_levels,
     to_uint8,
 )
@@ -257,7 +260,7 @@ def digits(split: Literal["train", "test", "all"] = "train") -> ImageData:
     return data.take(torch.nonzero(held_out if split == "test" else ~held_out).flatten())
 
 
-def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[1, 3] | None = None) -> ImageData:
+def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[1, 3, 4] | None = None) -> ImageData:
     """Every image in a folder and its sub-folders, sorted by path.
 
     Names that start with a dot are skipped. Links are followed, each folder once. `images.read_image` says what
@@ -270,7 +273,8 @@ def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[
         path: The folder.
         size: Side of the result in pixels: each image is resized and its central square cut out. None keeps the
             pixels as they are and asks for images of one size.
-        channels: 1 for grey (ITU-R 601 luma), 3 for RGB. None gives 1 if every image is stored as grey, else 3.
+        channels: 1 for grey (ITU-R 601 luma), 3 for RGB, 4 for RGBA. None gives 1 if every image is stored as grey,
+            else 3.
 
     Returns:
         uint8 [N, C, H, W], 256 levels.
@@ -282,6 +286,8 @@ def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[
     root = Path(path)
     check_read_options(size, channels)
     files = list_images(root)
+    if size is None:
+        check_sizes(root, files)
     images: NDArray[np.uint8] | None = None
     first = files[0]
     unreadable: list[str] = []
@@ -294,13 +300,10 @@ def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[
                 break
             continue
         if images is None:
-            images, first = np.empty((len(files), *pixels.shape), np.uint8), file
+            images, first = room_for(root, len(files), pixels.shape), file
         if pixels.shape[1:] != images.shape[2:]:
-            sizes = [f"{array.shape[-1]}x{array.shape[-2]}" for array in (images, pixels)]
-            raise ValueError(
-                f"images in {root} must have one size, got {first} of {sizes[0]} and {file} of {sizes[1]} pixels: "
-                "pass size=, say size=64, to crop and resize them all"
-            )
+            stored = [(array.shape[-1], array.shape[-2]) for array in (images, pixels)]
+            raise different_sizes(root, (first, stored[0]), (file, stored[1]))
         if pixels.shape[0] > images.shape[1]:
             images = np.repeat(images, 3, axis=1)
         images[index] = pixels
@@ -324,9 +327,10 @@ def load_array(
 
     Args:
         path: A .npy file, or a .npz with the images under "arr_0" or "images" and, if there are labels, those under
-            "arr_1" or "labels". Images are [N, H, W] (grey), [N, H, W, C] or [N, C, H, W] with C 1 or 3: uint8 in
+            "arr_1" or "labels". Images are [N, H, W] (grey), [N, H, W, C] or [N, C, H, W] with any C: uint8 in
             0..255, or float in [-1, 1].
-        layout: Which of the two four-dimensional layouts it is. Needed only where the shape allows both.
+        layout: Which of the two four-dimensional layouts it is. Needed where the shape allows both, and where neither
+            reading has 1 to 4 channels.
         labels: A .npy file of labels, used instead of those in `path`.
 
     Returns:
@@ -399,7 +403,7 @@ def load(
     *,
     split: Literal["train", "test", "all"] | None = None,
     size: int | None = None,
-    channels: Literal[1, 3] | None = None,
+    channels: Literal[1, 3, 4] | None = None,
     layout: Literal["NHWC", "NCHW"] | None = None,
     labels: str | Path | None = None,
 ) -> ImageData:

@@ -1,7 +1,7 @@
 """Pictures on disk: read image files and NumPy files, write grids, folders of images and NumPy archives.
 
-In memory, pictures are uint8 0..255 or float in [-1, 1], [N, C, H, W] with C 1 (grey) or 3 (RGB). Files are written
-under another name and moved into place, so that a reader never sees half of one.
+In memory, pictures are uint8 0..255 or float in [-1, 1], [N, C, H, W]. Image files have C 1 (grey), 3 (RGB) or 4
+(RGBA), NumPy's any. Files are written under another name and moved into place, so that a reader never sees half of one.
 """
 
 import math
@@ -23,9 +23,13 @@ __all__ = [
     "SUFFIXES",
     "as_nchw",
     "check_read_options",
+    "check_sizes",
+    "different_sizes",
     "list_images",
+    "open_image",
     "read_arrays",
     "read_image",
+    "room_for",
     "round_to_levels",
     "to_uint8",
     "write_grid",
@@ -35,6 +39,11 @@ __all__ = [
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """File names taken as images, in any case."""
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+# An enlarged picture of more pixels than this is cut to the central square first.
+_MAX_ENLARGED_PIXELS = 1 << 24
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 TILE_PIXELS = 64
 """Side that small images are enlarged to in a grid."""
@@ -84,12 +93,12 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def read_image(
-    path: str | Path, *, size: int | None = None, channels: Literal[1, 3] | None = None
+    path: str | Path, *, size: int | None = None, channels: Literal[1, 3, 4] | None = None
 ) -> NDArray[np.uint8]:
-    """One image file.
+    """One image file: BMP, GIF, JPEG, PNG, TIFF or WebP, whatever its name says.
 
     - EXIF orientation is applied. Of an animation or a multi-page file, the first frame is taken.
-    - Transparent pixels are laid over white. An opaque alpha channel changes nothing.
+    - Transparent pixels are laid over white, but for channels=4. An opaque alpha channel changes nothing.
     - Palette, CMYK, YCbCr and HSV become RGB, by Pillow's formulas: ICC profiles are not applied.
     - More than 8 bits per channel are refused: how to scale them to 8 would be a guess.
 
@@ -98,7 +107,7 @@ def read_image(
         size: Side of the result in pixels. The image is shrunk or enlarged until its short side fits, and the central
             square is cut out, as in OpenAI's guided-diffusion: halved with BOX while the short side is at least twice
             `size`, then BICUBIC. None keeps the pixels as they are.
-        channels: 1 for grey (ITU-R 601 luma), 3 for RGB. None gives 1 if the file stores grey, else 3.
+        channels: 1 for grey (ITU-R 601 luma), 3 for RGB, 4 for RGBA. None gives 1 if the file stores grey, else 3.
 
     Returns:
         uint8 [C, H, W].
@@ -108,18 +117,13 @@ def read_image(
     """
     check_read_options(size, channels)
     try:
-        with Image.open(path) as file:
-            if _is_deep(file):
-                raise ValueError(
-                    f"more than 8 bits per channel (mode {file.mode}): convert it to 8 bits, or store float32 in "
-                    "[-1, 1] as .npy"
-                )
+        with open_image(path) as file:
             grey = channels == 1 or (channels is None and file.mode in ("1", "L", "LA"))
             picture = ImageOps.exif_transpose(file)
-        if "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info:
+        if channels != 4 and ("A" in picture.mode or "a" in picture.mode or "transparency" in picture.info):
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = picture.convert("L" if grey else "RGB")
+        picture = picture.convert("L" if grey else _MODES[channels or 3])
         if size is not None:
             picture = _center_crop(picture, size)
     # Pillow's decoders raise a dozen types on damaged files: OSError, SyntaxError, struct.error, ...
@@ -131,12 +135,34 @@ def read_image(
     return pixels[None] if grey else pixels.transpose(2, 0, 1)
 
 
+def open_image(path: str | Path) -> Image.Image:
+    """An image file, opened and not yet decoded, with 8 bits per channel at most; to be used in a `with`.
+
+    Pillow knows formats that start other programs, and goes by a file's contents: only those of `SUFFIXES` are tried.
+
+    Raises:
+        ValueError: It is not a file (a pipe would be waited for), or has more than 8 bits per channel.
+        UnidentifiedImageError: It is of another format.
+        OSError: It cannot be read.
+    """
+    if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+        raise ValueError("not a file: a pipe or a device is not read")
+    file = Image.open(path, formats=_FORMATS)
+    if _is_deep(file):
+        mode = file.mode
+        file.close()
+        raise ValueError(
+            f"more than 8 bits per channel (mode {mode}): convert it to 8 bits, or store float32 in [-1, 1] as .npy"
+        )
+    return file
+
+
 def check_read_options(size: int | None, channels: int | None) -> None:
     """Raises ValueError unless `size` and `channels` are what `read_image` takes."""
     if size is not None:
         whole_number("size", size, low=1, strict=True)
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
+    if channels not in (None, *_MODES):
+        raise ValueError(f"channels must be 1, 3, 4 or None, got {channels!r}")
 
 
 def _is_deep(file: Image.Image) -> bool:
@@ -152,7 +178,13 @@ def _center_crop(picture: Image.Image, size: int) -> Image.Image:
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    width, height = round(picture.width * scale), round(picture.height * scale)
+    if width * height > _MAX_ENLARGED_PIXELS:
+        left, top = (width - size) // 2, (height - size) // 2
+        across, down = picture.width / width, picture.height / height
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     return picture.crop((left, top, left + size, top + size))
 
@@ -192,6 +224,48 @@ def list_images(root: Path) -> list[Path]:
     return sorted(files, key=Path.as_posix)
 
 
+def check_sizes(root: Path, files: Sequence[Path]) -> None:
+    """Compare the sizes that the files' headers state, before anything is decoded or room is made.
+
+    A header does not always say that the picture is to be turned, so that height and width count as equal here; files
+    that cannot be read are left to those who decode them.
+
+    Raises:
+        ValueError: Two sizes differ.
+    """
+    first: tuple[Path, tuple[int, int]] | None = None
+    for file in files:
+        try:
+            with open_image(root / file) as image:
+                size = image.size
+        except (ValueError, OSError, SyntaxError):
+            continue
+        if first is None:
+            first = file, size
+        elif sorted(size) != sorted(first[1]):
+            raise different_sizes(root, first, (file, size))
+
+
+def different_sizes(root: Path, first: tuple[Path, tuple[int, int]], other: tuple[Path, tuple[int, int]]) -> ValueError:
+    """What is said of two files of a folder, with (width, height) each, that differ in size."""
+    sizes = [f"{width}x{height}" for _, (width, height) in (first, other)]
+    return ValueError(
+        f"images in {root} must have one size, got {first[0]} of {sizes[0]} and {other[0]} of {sizes[1]} pixels: "
+        "pass size=, say size=64, to crop and resize them all"
+    )
+
+
+def room_for(root: Path, num: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Room for a folder's images, each [C, H, W], or a ValueError where there is not enough."""
+    try:
+        return np.empty((num, *shape), np.uint8)
+    except (MemoryError, ValueError) as error:
+        size = f"{shape[-1]}x{shape[-2]}"
+        raise ValueError(
+            f"{root}: {num} images of {size} pixels do not fit into memory: pass size=, say size=64"
+        ) from error
+
+
 def read_arrays(path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
     """The arrays among `wanted` that a .npz holds; a .npy is "arr_0", memory-mapped. Nothing is ever unpickled.
 
@@ -228,7 +302,9 @@ def read_arrays(path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 
 def as_nchw(array: NDArray[Any], layout: str | None, *, path: Path) -> NDArray[Any]:
-    """A view of [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, C, H, W], with C 1 or 3.
+    """A view of [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, C, H, W].
+
+    Where `layout` does not say it, C is the dimension of 1 or 3 entries, and where there is none, that of 2 or 4.
 
     Raises:
         ValueError: An empty array, another shape, or one that allows both layouts while `layout` is None. The message
@@ -243,14 +319,16 @@ def as_nchw(array: NDArray[Any], layout: str | None, *, path: Path) -> NDArray[A
         raise ValueError(f"{path}: empty, shape {shape}")
     if array.ndim == 3:
         return array[:, None]
-    possible = [name for name in ("NHWC", "NCHW") if shape[name.index("C")] in (1, 3)]
-    if layout is None and len(possible) == 2:
-        raise ValueError(f'{path}: shape {shape} may be NHWC or NCHW: pass layout="NHWC" or layout="NCHW"')
-    chosen = layout or (possible[0] if possible else None)
-    if chosen not in possible:
-        where = f"as {layout}" if layout else "as NHWC or as NCHW"
-        raise ValueError(f"{path}: shape {shape} has no 1 or 3 channels read {where}")
-    return array.transpose(0, 3, 1, 2) if chosen == "NHWC" else array
+    if layout is None:
+        layouts = ("NHWC", "NCHW")
+        usual, less = ([name for name in layouts if shape[name.index("C")] in counts] for counts in ((1, 3), (2, 4)))
+        possible = usual or less
+        if len(possible) != 1:
+            raise ValueError(f'{path}: shape {shape} may be NHWC or NCHW: pass layout="NHWC" or layout="NCHW"')
+        layout = possible[0]
+    elif shape[layout.index("C")] > 4 and shape[3 if layout == "NCHW" else 1] in (1, 3):
+        raise ValueError(f"{path}: shape {shape} has no 1 to 4 channels read as {layout}, but otherwise")
+    return array.transpose(0, 3, 1, 2) if layout == "NHWC" else array
 
 
 def write_grid(
@@ -268,8 +346,8 @@ def write_grid(
 
     Args:
         path: File to write, ending in .png.
-        images: [N, 1 or 3, H, W], uint8 as 0..255 or float in [-1, 1] (clamped). Stored data with fewer levels, such
-            as the digits, goes through `ImageData.to_model` first.
+        images: [N, 1, 3 or 4, H, W], uint8 as 0..255 or float in [-1, 1] (clamped). Stored data with fewer levels, such
+            as the digits, goes through `ImageData.to_model` first. RGBA is laid over white.
         columns: Images in a row, at least 1. None makes the grid about square.
         scale: Pixels a side for each pixel, at least 1. None brings the longer side to 64, or keeps larger images.
         labels: A short text below each image, N of them.
@@ -313,7 +391,8 @@ def write_grid(
         row, column = divmod(index, columns)
         left, upper = pad + column * (cell_width + pad), top + row * (cell_height + pad)
         tile = Image.fromarray(pixels[index]).resize((tile_width, tile_height), Image.Resampling.NEAREST)
-        canvas.paste(tile, (left + (cell_width - tile_width) // 2, upper))
+        # A mask: none for RGB.
+        canvas.paste(tile, (left + (cell_width - tile_width) // 2, upper), tile if tile.mode == "RGBA" else None)
         if texts is not None:
             middle = left + (cell_width - font.getlength(texts[index])) / 2
             draw.text((middle, upper + tile_height), texts[index], fill="black", font=font)
@@ -328,7 +407,7 @@ def write_images(folder: str | Path, images: Tensor, *, start: int = 0) -> list[
 
     Args:
         folder: Where to.
-        images: [N, 1 or 3, H, W], uint8 as 0..255 or float in [-1, 1] (clamped).
+        images: [N, 1, 3 or 4, H, W] (grey, RGB, RGBA), uint8 as 0..255 or float in [-1, 1] (clamped).
         start: Number of the first, from 0.
 
     Returns:
@@ -344,7 +423,7 @@ def write_images(folder: str | Path, images: Tensor, *, start: int = 0) -> list[
     for path, picture in zip(paths, pixels, strict=True):
         with atomic_file(path) as file:
             # Grey stays grey: the file then reads back with one channel.
-            Image.fromarray(picture if images.shape[1] == 3 else picture[:, :, 0]).save(file, format="PNG")
+            Image.fromarray(picture[:, :, 0] if images.shape[1] == 1 else picture).save(file, format="PNG")
     return paths
 
 
@@ -353,7 +432,7 @@ def write_npz(path: str | Path, images: Tensor, labels: Tensor | None = None) ->
 
     Args:
         path: File to write, ending in .npz. Parent folders are made.
-        images: [N, 1 or 3, H, W], uint8 as 0..255 or float in [-1, 1] (clamped).
+        images: [N, C, H, W] of any number of channels, uint8 as 0..255 or float in [-1, 1] (clamped).
         labels: Integers [N].
 
     Returns:
@@ -363,8 +442,7 @@ def write_npz(path: str | Path, images: Tensor, labels: Tensor | None = None) ->
         TypeError: images is neither uint8 nor float, or labels are not integers.
         ValueError: A bad shape, no images, a NaN, another suffix.
     """
-    pixels = _as_pictures(images)
-    arrays = [pixels if images.shape[1] == 3 else pixels[..., :1]]
+    arrays = [_as_pixels(images, "C")]
     if labels is not None:
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"labels must be integers, got {labels.dtype}")
@@ -378,15 +456,26 @@ def write_npz(path: str | Path, images: Tensor, labels: Tensor | None = None) ->
 
 
 def _as_pictures(images: Tensor) -> NDArray[np.uint8]:
-    """uint8 RGB [N, H, W, 3] on the host; grey is repeated, without a copy."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+    """uint8 RGB [N, H, W, 3] or RGBA on the host; grey is repeated, without a copy."""
+    if images.ndim == 4 and images.shape[1] not in _MODES:
+        raise ValueError(
+            f"images must be [N, 1, 3 or 4, H, W] (grey, RGB, RGBA), got shape {list(images.shape)}: a picture has no "
+            f"{images.shape[1]} channels, write .npz"
+        )
+    pixels = _as_pixels(images, "1, 3 or 4")
+    return np.broadcast_to(pixels, (*pixels.shape[:3], 3)) if pixels.shape[3] == 1 else pixels
+
+
+def _as_pixels(images: Tensor, channels: str) -> NDArray[np.uint8]:
+    """uint8 [N, H, W, C] on the host."""
+    if images.ndim != 4 or images.numel() == 0:
         hint = "; for a single image pass images[None]" if images.ndim == 3 else ""
-        raise ValueError(f"images must be [N, 1 or 3, H, W] and not empty, got shape {list(images.shape)}{hint}")
+        raise ValueError(f"images must be [N, {channels}, H, W] and not empty, got shape {list(images.shape)}{hint}")
     if images.is_floating_point():
         images = to_uint8(images)
     elif images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 or float in [-1, 1], got {images.dtype}")
-    pixels: NDArray[np.uint8] = images.detach().cpu().permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    pixels: NDArray[np.uint8] = images.detach().cpu().permute(0, 2, 3, 1).numpy()
     return pixels
 
 

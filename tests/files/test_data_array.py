@@ -99,8 +99,8 @@ def test_data_array_with_two_possible_layouts_asks(tmp_path: Path, shape: tuple[
 @pytest.mark.parametrize(
     ("shape", "match"),
     [
-        ((5, 8, 6, 2), "no 1 or 3 channels read as NHWC or as NCHW"),
-        ((5, 4, 8, 6), "no 1 or 3 channels"),
+        ((5, 8, 6, 5), "may be NHWC or NCHW: pass layout"),
+        ((5, 4, 8, 2), "may be NHWC or NCHW: pass layout"),
         ((8, 6), "got shape"),
         ((), "got shape"),
         ((1, 5, 8, 6, 3), "got shape"),
@@ -259,3 +259,14 @@ def test_data_array_refuses_bad_labels(tmp_path: Path, labels: np.ndarray, match
     np.savez(tmp_path / "a.npz", arr_0=NHWC, arr_1=labels)
     with pytest.raises(ValueError, match=rf"a\.npz: labels .*{match}"):
         load_array(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 7])
+def test_data_array_takes_any_channels(tmp_path: Path, channels: int) -> None:
+    array = RNG.integers(0, 256, (3, channels, 8, 6), dtype=np.uint8)
+    path = save_array(tmp_path / "a.npy", array)
+    assert np.array_equal(load_array(path, layout="NCHW").images.numpy(), array)
+    if channels <= 4:
+        assert np.array_equal(load_array(path).images.numpy(), array)
+    path = save_array(tmp_path / "b.npy", array.transpose(0, 2, 3, 1))
+    assert np.array_equal(load_array(path, layout="NHWC").images.numpy(), array)
