@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdiff import likelihood as scoring
 from fastdiff import samplers
@@ -16,6 +16,7 @@ from fastdiff.engine.choose import Runner
 from fastdiff.files.checkpoint import WeightKind, load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.unet import UNet
+from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.process.checks import check_keys, nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
@@ -57,10 +58,14 @@ class Pipeline:
         metadata: Where the model came from: "path", "weights", "step", "training", "data", "versions", where known.
 
     Args:
-        unet: As above.
+        unet: As above. The wrappers of `torch.compile`, `DataParallel` and `DistributedDataParallel` are taken off.
         diffusion: As above.
         scaling: As above; 8-bit images when left out.
         metadata: As above.
+
+    Raises:
+        TypeError: unet is no network with a configuration, as a compiled or a guided one.
+        ValueError: it computes more than its configuration says.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class Pipeline:
         scaling: DataScaling | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self.unet = unet.eval()
+        self.unet = _checked_network(unet).eval()
         self.diffusion = diffusion
         self.scaling = DataScaling() if scaling is None else scaling
         self.metadata = dict(metadata or {})
@@ -130,7 +135,7 @@ class Pipeline:
         Raises:
             ValueError: the network is of another project and not a `fastdiff.UNet`.
         """
-        if not isinstance(self.unet, UNet):
+        if not isinstance(plain_network(self.unet), UNet):
             raise ValueError(f"a {type(self.unet)} is an architecture of its own, which a model folder cannot describe")
         return save_described(path, self)
 
@@ -395,3 +400,16 @@ class Pipeline:
         if num and (int(labels.min()) < 0 or int(labels.max()) >= classes):
             raise ValueError(f"labels must be in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
         return labels.to(self.device)
+
+
+def _checked_network(unet: Any) -> Any:
+    """The network itself, out of PyTorch's wrappers."""
+    network = plain_network(unet) if isinstance(unet, nn.Module) else unet
+    if not isinstance(network, nn.Module) or not hasattr(network, "config"):
+        raise TypeError(
+            f"unet must be a fastdiff.UNet, or a network of from_pretrained, got {type(network).__name__}: give the "
+            "network itself, and sample what wraps it with fastdiff.sample"
+        )
+    if isinstance(network, UNet):
+        own_tensors(network)
+    return network

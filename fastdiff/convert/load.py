@@ -26,6 +26,7 @@ from fastdiff.convert.untrusted import (
 from fastdiff.files.checkpoint import FORMAT, LoadedModel, WeightKind
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.wrapped import plain_names
 from fastdiff.process.checks import check_keys
 from fastdiff.process.diffusion import Diffusion
 
@@ -125,7 +126,7 @@ def load_foreign(
         return _load_diffusers(path, device, hints)
     content = read_tensors(path)
     tensors, kind = _choose_weights(content, path, weights)
-    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    tensors = _plain(tensors, path)
     if _is_lucidrains(tensors):
         from fastdiff.convert.lucidrains import load_lucidrains
 
@@ -144,6 +145,13 @@ def load_foreign(
         f"{path} is not a network that fastdiff knows; its first tensors are {names}. Known: diffusers UNet2DModel "
         "folders, improved- and guided-diffusion, ddim, Ho and lucidrains files"
     )
+
+
+def _plain(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    try:
+        return plain_names(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def sidecar_path(path: Path) -> Path:
@@ -168,7 +176,7 @@ def _choose_weights(
         if is_state_dict(content.get("ema")):
             average = {
                 name.removeprefix("ema_model."): value
-                for name, value in content["ema"].items()
+                for name, value in _plain(content["ema"], path).items()
                 if name.startswith("ema_model.")
             }
             # lucidrains' average wraps the whole process, others keep the plain names.
@@ -406,6 +414,7 @@ def _load_diffusers(folder: Path, device: torch.device | str, hints: Hints) -> L
     content = read_tensors(file)
     if not is_state_dict(content):
         raise ValueError(f"{file} is not a state dict")
+    content = _plain(content, file)
     try:
         tensors = tensors_from_diffusers(content, config, settings)
     except ValueError as error:

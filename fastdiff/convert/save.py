@@ -17,6 +17,7 @@ from fastdiff.convert.openai_flags import flags_from_model, why_not_openai
 from fastdiff.files.atomic import atomic_file, atomic_folder, write_text
 from fastdiff.files.checkpoint import FORMAT, DescribedModel, save_described
 from fastdiff.nets.unet import UNet
+from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.process.checks import nearest_name
 
 __all__ = ["Target", "save_as"]
@@ -44,9 +45,10 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     path = Path(path)
     if target not in get_args(Target):
         raise ValueError(f"unknown target {target!r}: {nearest_name(str(target), get_args(Target))}")
-    if not isinstance(pipe.unet, UNet):
+    unet = plain_network(pipe.unet)
+    if not isinstance(unet, UNet):
         raise ValueError(
-            f"a {type(pipe.unet).__module__}.{type(pipe.unet).__name__} is an architecture of its own, which other "
+            f"a {type(unet).__module__}.{type(unet).__name__} is an architecture of its own, which other "
             "projects do not have: it cannot be converted"
         )
     if path.exists():
@@ -54,13 +56,13 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     if target == "fastdiff":
         return save_described(path, pipe)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _save_diffusers(pipe, path) if target == "diffusers" else _save_openai(pipe, path)
+    return _save_diffusers(pipe, unet, path) if target == "diffusers" else _save_openai(pipe, unet, path)
 
 
-def _save_diffusers(model: DescribedModel, folder: Path) -> Path:
-    settings = unet_config_to_diffusers(model.unet.config)
+def _save_diffusers(model: DescribedModel, unet: UNet, folder: Path) -> Path:
+    settings = unet_config_to_diffusers(unet.config)
     scheduler = scheduler_from_diffusion(model.diffusion)
-    tensors = to_layout(model.unet.state_dict(), model.unet.config, "diffusers")
+    tensors = to_layout(own_tensors(unet), unet.config, "diffusers")
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -81,11 +83,11 @@ def _save_diffusers(model: DescribedModel, folder: Path) -> Path:
     return folder
 
 
-def _save_openai(model: DescribedModel, path: Path) -> Path:
+def _save_openai(model: DescribedModel, unet: UNet, path: Path) -> Path:
     if path.suffix not in (".pt", ".pth"):
         raise ValueError(f"an OpenAI checkpoint is a file that ends in .pt, got {path}")
-    config, diffusion = model.unet.config, model.diffusion
-    tensors = to_layout(model.unet.state_dict(), config, "openai")
+    config, diffusion = unet.config, model.diffusion
+    tensors = to_layout(own_tensors(unet), config, "openai")
     reasons = why_not_openai(config, diffusion)
     if reasons:
         warnings.warn(
