@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdiff import likelihood as scoring
 from fastdiff import samplers
@@ -18,6 +18,7 @@ from fastdiff.files.checkpoint import WeightKind, load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.model import Model
 from fastdiff.nets.unet import UNet
+from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.process.arguments import check_options
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.diffusion import Diffusion
@@ -62,10 +63,14 @@ class Pipeline:
         metadata: Where the model came from: "path", "weights", "step", "training", "data", "versions", where known.
 
     Args:
-        unet: As above.
+        unet: As above. The wrappers of `torch.compile`, `DataParallel` and `DistributedDataParallel` are taken off.
         diffusion: As above.
         scaling: As above; 8-bit images when left out.
         metadata: As above.
+
+    Raises:
+        TypeError: unet is no network with a configuration, as a compiled or a guided one.
+        ValueError: it computes more than its configuration says.
     """
 
     def __init__(
@@ -75,7 +80,7 @@ class Pipeline:
         scaling: DataScaling | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self.unet = unet.eval()
+        self.unet = _checked_network(unet).eval()
         self.diffusion = diffusion
         self.scaling = DataScaling() if scaling is None else scaling
         self.metadata = dict(metadata or {})
@@ -140,14 +145,15 @@ class Pipeline:
         Raises:
             ValueError: the network is of another project and not a `fastdiff.UNet`.
         """
-        if not isinstance(self.unet, UNet):
+        if not isinstance(plain_network(self.unet), UNet):
             raise ValueError(f"a {type(self.unet)} is an architecture of its own, which a model folder cannot describe")
         return save_described(path, self)
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.unet.parameters()).device
+        place: torch.device = next(self.unet.parameters()).device
+        return place
 
     @property
     def classes(self) -> Classes:
@@ -441,8 +447,22 @@ class Pipeline:
         if guidance is None:
             if null_label is not None:
                 raise ValueError("a null label is for guidance: give a guidance as well, or leave it out")
-            return self.unet
+            plain: Model = self.unet
+            return plain
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
             raise ValueError(f"guidance must be a finite number, 1 for none, got {shown(guidance)}")
         network = self.unet if runner == "eager" else compiled_or_not(self.unet)
         return ClassifierFreeGuidance(network, {"y": self.classes.null_of(null_label)}, float(guidance))
+
+
+def _checked_network(unet: Any) -> Any:
+    """The network itself, out of PyTorch's wrappers."""
+    network = plain_network(unet) if isinstance(unet, nn.Module) else unet
+    if not isinstance(network, nn.Module) or not hasattr(network, "config"):
+        raise TypeError(
+            f"unet must be a fastdiff.UNet, or a network of from_pretrained, got {type(network).__name__}: give the "
+            "network itself, and sample what wraps it with fastdiff.sample"
+        )
+    if isinstance(network, UNet):
+        own_tensors(network)
+    return network

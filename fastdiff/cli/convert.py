@@ -76,14 +76,15 @@ def _how_to_use(written: Path, form: str, pipe: Any) -> str:
         return (
             "to sample it:\n"
             "    import diffusers\n"
-            f"    images = diffusers.DDPMPipeline.from_pretrained({str(written)!r})(4, num_inference_steps={steps}).images"
+            f"    pipe = diffusers.DDPMPipeline.from_pretrained({str(written)!r})\n"
+            f"    images = pipe(4, num_inference_steps={steps}).images"
         )
     # DDPMPipeline and DDIMPipeline call the network with no labels, which it then refuses.
     return (
         f"diffusers' DDPMPipeline gives a network no labels, and this one has {classes} classes; to sample it:\n"
         "    import diffusers, torch\n"
         f"    pipe = diffusers.DDPMPipeline.from_pretrained({str(written)!r})\n"
-        ff"    pipe.scheduler.set_timesteps({steps})\n"
+        f"    pipe.scheduler.set_timesteps({steps})\n"
         f"    x, labels = torch.randn(4, {channels}, {height}, {width}), torch.zeros(4).long()\n"
         "    for t in pipe.scheduler.timesteps:\n"
         "        output = pipe.unet(x, t, class_labels=labels).sample\n"

@@ -16,6 +16,7 @@ from fastdiff.convert.untrusted import is_state_dict, read_json, read_tensors
 from fastdiff.files.checkpoint import LoadedModel, WeightKind
 from fastdiff.files.contents import check_room, describing
 from fastdiff.files.data import DataScaling
+from fastdiff.nets.wrapped import plain_names
 from fastdiff.process.checks import check_keys, height_and_width
 from fastdiff.process.diffusion import Diffusion
 
@@ -126,7 +127,7 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
     content = read_tensors(file)
     if not is_state_dict(content):
         raise ValueError(f"{file} is not a state dict")
-    return dict(content)
+    return plain_names(content)
 
 
 def _choose(folder: Path, weights: WeightKind | None) -> tuple[Path, WeightKind | None]:

@@ -16,6 +16,7 @@ from fastdiff.convert.diffusers_config import (
 from fastdiff.convert.layouts import Layout, from_layout, to_layout
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
+from fastdiff.nets.wrapped import own_tensors, plain_network
 
 __all__ = ["build_unet", "from_unet", "tensors_from_diffusers", "to_unet"]
 
@@ -36,6 +37,8 @@ def to_unet(model: torch.nn.Module, *, image_size: int | None = None) -> UNet:
     Raises:
         ValueError: the model is not a `UNet2DModel`, or has blocks or settings that `fastdiff.UNet` does not have.
     """
+    if isinstance(model, torch.nn.Module):
+        model = plain_network(model)
     settings: Any = getattr(model, "config", None)
     if not isinstance(settings, Mapping):
         raise ValueError(f"expected a diffusers UNet2DModel with its configuration, got {type(model).__name__}")
@@ -59,7 +62,7 @@ def from_unet(unet: UNet) -> Any:
     settings = unet_config_to_diffusers(unet.config)
     reference = next(unet.parameters())
     model = UNet2DModel.from_config(settings).to(device=reference.device, dtype=reference.dtype)
-    model.load_state_dict(to_layout(unet.state_dict(), unet.config, "diffusers"))
+    model.load_state_dict(to_layout(own_tensors(unet), unet.config, "diffusers"))
     return model.train(unet.training)
 
 

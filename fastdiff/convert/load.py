@@ -23,6 +23,7 @@ from fastdiff.files.checkpoint import FORMAT, LoadedModel, WeightKind
 from fastdiff.files.contents import check_data, check_room, check_sum, describing
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.wrapped import plain_names
 from fastdiff.process.checks import check_keys, height_and_width
 from fastdiff.process.diffusion import Diffusion
 
@@ -124,7 +125,7 @@ def load_foreign(
         return load_diffusers(path, device=device, weights=weights, unet=hints.unet or {}, diffusion=hints.diffusion)
     content = read_tensors(path)
     tensors, kind = _choose_weights(content, path, weights)
-    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    tensors = _plain(tensors, path)
     if _is_lucidrains(tensors):
         if hints.preset is not None or hints.flags is not None:
             raise ValueError(f"{path} is a lucidrains model: preset= and flags= are of other projects")
@@ -141,6 +142,13 @@ def load_foreign(
         f"{path} is not a network that fastdiff knows; its first tensors are {names}. Known: diffusers UNet2DModel "
         "folders, improved- and guided-diffusion, ddim, Ho and lucidrains files"
     )
+
+
+def _plain(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    try:
+        return plain_names(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def sidecar_path(path: Path) -> Path:
@@ -165,7 +173,7 @@ def _choose_weights(
         if is_state_dict(content.get("ema")):
             average = {
                 name.removeprefix("ema_model."): value
-                for name, value in content["ema"].items()
+                for name, value in _plain(content["ema"], path).items()
                 if name.startswith("ema_model.")
             }
             # lucidrains' average wraps the whole process, others keep the plain names.

@@ -21,6 +21,7 @@ from fastdiff.files.atomic import atomic_file, atomic_folder, atomic_path
 from fastdiff.files.checkpoint import FORMAT, DescribedModel, save_described
 from fastdiff.files.contents import checksum
 from fastdiff.nets.unet import UNet
+from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.process.checks import nearest_name
 
 __all__ = ["Target", "save_as"]
@@ -49,9 +50,10 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     path = Path(path)
     if target not in get_args(Target):
         raise ValueError(f"unknown target {target!r}: {nearest_name(str(target), get_args(Target))}")
-    if not isinstance(pipe.unet, UNet):
+    unet = plain_network(pipe.unet)
+    if not isinstance(unet, UNet):
         raise ValueError(
-            f"a {type(pipe.unet).__module__}.{type(pipe.unet).__name__} is an architecture of its own, which other "
+            f"a {type(unet).__module__}.{type(unet).__name__} is an architecture of its own, which other "
             "projects do not have: it cannot be converted"
         )
     if path.exists():
@@ -61,7 +63,7 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write = _save_diffusers if target == "diffusers" else _save_openai
     try:
-        return write(pipe, path)
+        return write(pipe, unet, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise RuntimeError(f"could not write {path}: {_reason(error)}; nothing of it is left behind") from error
 
@@ -83,13 +85,13 @@ def _shape(model: DescribedModel) -> list[int] | None:
     return shape if shape is not None and shape[1] != shape[2] else None
 
 
-def _save_diffusers(model: DescribedModel, folder: Path) -> Path:
-    settings = unet_config_to_diffusers(model.unet.config)
+def _save_diffusers(model: DescribedModel, unet: UNet, folder: Path) -> Path:
+    settings = unet_config_to_diffusers(unet.config)
     shape = _shape(model)
     if shape is not None:
         settings["sample_size"] = shape[1:]
     scheduler = scheduler_from_diffusion(model.diffusion)
-    tensors = to_layout(model.unet.state_dict(), model.unet.config, "diffusers")
+    tensors = to_layout(own_tensors(unet), unet.config, "diffusers")
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -110,14 +112,14 @@ def _save_diffusers(model: DescribedModel, folder: Path) -> Path:
     return folder
 
 
-def _save_openai(model: DescribedModel, path: Path) -> Path:
+def _save_openai(model: DescribedModel, unet: UNet, path: Path) -> Path:
     if path.suffix not in (".pt", ".pth"):
         raise ValueError(f"an OpenAI checkpoint is a file that ends in .pt, got {path}")
     beside_path = sidecar_path(path)
     if beside_path.exists() and read_json(beside_path).get("format") != FORMAT:
         raise ValueError(f"{beside_path} exists already and nothing is overwritten: choose another name")
-    config, diffusion = model.unet.config, model.diffusion
-    tensors = to_layout(model.unet.state_dict(), config, "openai")
+    config, diffusion = unet.config, model.diffusion
+    tensors = to_layout(own_tensors(unet), config, "openai")
     reasons = why_not_openai(config, diffusion)
     if reasons:
         warnings.warn(

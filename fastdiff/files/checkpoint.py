@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,6 +32,7 @@ from fastdiff.files.contents import check_data, check_room, check_sum, checksum,
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
+from fastdiff.nets.wrapped import own_tensors, plain_names, plain_network
 from fastdiff.process.checks import check_keys, shortened, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.version import __version__
@@ -130,7 +131,7 @@ def save_model(
 
     Args:
         folder: Must not exist, or be empty; nothing is overwritten.
-        unet: The network.
+        unet: The network; wrappers of PyTorch's are taken off.
         diffusion: What it was trained on.
         scaling: Of its data.
         weights: What the weights are: an average ("ema") or those that were trained ("raw").
@@ -144,7 +145,8 @@ def save_model(
         The folder.
 
     Raises:
-        ValueError: the folder holds something, or `tensors` are not the network's.
+        ValueError: the folder holds something, `tensors` are not the network's, or its own are not those of its
+            configuration.
         RuntimeError: it could not be written; nothing of it is left behind.
     """
     folder = Path(folder)
@@ -152,7 +154,8 @@ def save_model(
         raise ValueError(f"{folder} exists already and nothing is overwritten: choose another name")
     if weights not in get_args(WeightKind):
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
-    own = unet.state_dict()
+    unet = cast(UNet, plain_network(unet))
+    own = own_tensors(unet)
     tensors = own if tensors is None else tensors
     _check_fit("the given tensors", own, {name: list(value.shape) for name, value in tensors.items()})
     config = {
@@ -335,25 +338,28 @@ def load_tensors(path: str | Path, targets: Mapping[str, Tensor], *, prefix: str
     Args:
         path: The file.
         targets: Tensors by name; the file must hold exactly these, with these shapes.
-        prefix: Of the names in the file; others are left alone.
+        prefix: Of the names in the file; others are left alone. "module." and "_orig_mod." are taken out of them.
 
     Raises:
         ValueError: the file is missing, damaged or truncated, or names or shapes differ; the first few are listed.
     """
     _check_fit(str(path), targets, _shapes(Path(path), prefix))
     with _opened(Path(path)) as file:
+        stored = _stored_names(file, prefix)
         for name, target in targets.items():
-            target.copy_(file.get_tensor(prefix + name))
+            target.copy_(file.get_tensor(stored[name]))
+
+
+def _stored_names(file: Any, prefix: str) -> dict[str, str]:
+    """Of the tensors whose names start with the prefix: by the rest of the name, what the file calls them."""
+    names = plain_names({name: name for name in file.keys() if name.startswith(prefix)})  # noqa: SIM118
+    return {name.removeprefix(prefix): stored for name, stored in names.items()}
 
 
 def _shapes(path: Path, prefix: str) -> dict[str, list[int]]:
     """Of the tensors in a file whose names start with the prefix, by the rest of the name."""
     with _opened(path) as file:
-        return {
-            name.removeprefix(prefix): file.get_slice(name).get_shape()
-            for name in file.keys()  # noqa: SIM118
-            if name.startswith(prefix)
-        }
+        return {name: file.get_slice(stored).get_shape() for name, stored in _stored_names(file, prefix).items()}
 
 
 def list_checkpoints(run_folder: str | Path) -> list[tuple[int, Path]]:
@@ -489,6 +495,9 @@ def _write_folder(folder: Path, config: dict[str, Any], files: Mapping[str, Mapp
             # With more than one entry, the order of the metadata, and so the file, would change from run to run.
             save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path, {"format": "pt"})
             path.chmod(mode)
+            with _opened(path) as file:
+                shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+            _check_fit(f"{name} as written", tensors, shapes)
         config = config | {_CHECKSUMS: {name: checksum(partial / name) for name in files}}
         # One key per line: the betas of a schedule would fill a thousand.
         lines = ",\n".join(

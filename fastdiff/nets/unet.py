@@ -75,6 +75,9 @@ class UNet(nn.Module):
     Dhariwal, Nichol (2021), arXiv:2105.05233.
     """
 
+    is_its_config = True
+    """Whether the configuration says all that the network computes; a subclass that adds to it says False."""
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fastdiff.nets.wrapped import plain_names, plain_network
 from fastdiff.process.checks import whole_number
 
 __all__ = ["Ema"]
@@ -20,6 +21,7 @@ class Ema:
 
     Args:
         module: Its parameters are followed; they may not be replaced or moved to another device afterwards.
+            The names are those that they have without PyTorch's wrappers.
         decay: d, in [0, 1).
         warmup: If true, d at step s (from 0) is min(decay, (1 + s) / (10 + s)), so that the first weights are
             forgotten soon.
@@ -35,6 +37,7 @@ class Ema:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay = decay
         self.warmup = warmup
+        module = plain_network(module)
         self._names = [name for name, _ in module.named_parameters()]
         self._parameters = list(module.parameters())
         self._shadow = [parameter.detach().to(torch.float32, copy=True) for parameter in self._parameters]
@@ -58,7 +61,7 @@ class Ema:
         Raises:
             ValueError: the parameters' names or shapes differ.
         """
-        targets = dict(module.named_parameters())
+        targets = dict(plain_network(module).named_parameters())
         _check_fit({name: value.shape for name, value in targets.items()}, self.state_dict())
         for name, shadow in zip(self._names, self._shadow, strict=True):
             targets[name].copy_(shadow)
@@ -70,6 +73,7 @@ class Ema:
         Raises:
             ValueError: as `copy_to`.
         """
+        module = plain_network(module)
         own = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
         self.copy_to(module)
         try:
@@ -90,6 +94,7 @@ class Ema:
         Raises:
             ValueError: names or shapes differ from those of the module's parameters.
         """
+        state = plain_names(state)
         _check_fit({name: shadow.shape for name, shadow in self.state_dict().items()}, state)
         for name, shadow in zip(self._names, self._shadow, strict=True):
             shadow.copy_(state[name])

@@ -34,6 +34,7 @@ from fastdiff.files.checkpoint import (
 )
 from fastdiff.files.data import ImageData, batch_indices, flip_mask
 from fastdiff.nets.unet import UNet
+from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.ops.reference.bound import VLB_WEIGHT, BoundTable, Decoder
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
@@ -100,13 +101,16 @@ class Trainer:
     the name "fastdiff.training", at the level INFO.
 
     Args:
-        unet: The network, float32, on the device to train on. Initialise it from a fixed seed to repeat a run.
+        unet: The network, float32, on the device to train on. Initialise it from a fixed seed to repeat a run. Under
+            `torch.compile`, `DataParallel` or `DistributedDataParallel` it is trained through the wrapper, and saved as
+            the network inside.
         diffusion: What to train it on.
         data: The images.
         config: Settings.
         folder: Of this run; one process at a time may use it.
 
     Attributes:
+        unet: The network, out of its wrappers.
         step: Steps taken.
         ema: The averaged weights.
         changes: Settings that are other than in the checkpoint that was loaded, with the value they had and the one
@@ -114,12 +118,16 @@ class Trainer:
             say what changed at which step.
 
     Raises:
-        ValueError: network, process, data and settings do not fit each other, or are not those of the checkpoint.
+        TypeError: unet is no `fastdiff.UNet`.
+        ValueError: the network is more than its configuration says; or network, process, data and settings do not fit
+            each other, or are not those of the checkpoint.
     """
 
     def __init__(
         self, unet: UNet, diffusion: Diffusion, data: ImageData, config: TrainConfig, folder: str | Path
     ) -> None:
+        self._network = unet
+        unet = _plain_unet(unet)
         _check_fit(unet, diffusion, data, config)
         self.unet = unet
         self.diffusion = diffusion
@@ -186,7 +194,7 @@ class Trainer:
                 on_start()
             devices = [self._device] if self._device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
-            stack.enter_context(_training_mode(self.unet))
+            stack.enter_context(_training_mode(self._network))
             interrupt = stack.enter_context(Interrupt())
             interval = _Interval(self.step)
             while self.step < stop:
@@ -316,7 +324,7 @@ class Trainer:
         )
         enabled = config.precision == "bfloat16"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled):
-            output = self.unet(x_t, self._times[t], labels)
+            output = self._network(x_t, self._times[t], labels)
         if self._rows is None:
             return ops.mse(output, target).mean()
         levels = self.data.scaling.levels
@@ -442,6 +450,16 @@ def _describe(data: ImageData, *, with_labels: bool) -> dict[str, Any]:
             digest.update(array)
     about = {"source": data.source, "num_images": len(data), "shape": list(data.shape), "sha256": digest.hexdigest()}
     return about | ({"classes": list(data.label_names)} if with_labels and data.label_names else {})
+
+
+def _plain_unet(model: nn.Module) -> UNet:
+    given: Any = model
+    unet = plain_network(given) if isinstance(given, nn.Module) else given
+    if not isinstance(unet, UNet):
+        raise TypeError(f"unet must be a fastdiff.UNet, got {type(unet).__name__}: checkpoints hold no other network")
+    # What could not be saved, or not be loaded again, is refused before it is trained.
+    own_tensors(unet)
+    return unet
 
 
 def _check_fit(unet: UNet, diffusion: Diffusion, data: ImageData, config: TrainConfig) -> None:

@@ -134,6 +134,8 @@ class UNetModel(UNet, _Convertible):
 class SuperResModel(UNetModel):
     """A U-Net that is also given a small image, scaled up bilinearly. The constructor is that of `UNetModel`."""
 
+    is_its_config = False
+
     def __init__(self, image_size: int, in_channels: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(image_size, in_channels * 2, *args, **kwargs)
 
