@@ -214,3 +214,8 @@ def accelerate(pipe: Pipe) -> Pipe:
 @functools.cache
 def _whole_loop(kind: type) -> type:
     return type(kind.__name__, (_WholeLoop, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+
+
+def _empty_whole_loop(kind: type) -> Any:
+    whole: Any = _whole_loop(kind)
+    return whole.__new__(whole)
