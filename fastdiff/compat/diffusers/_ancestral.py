@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_repaint import RePaintSchedulerOutput
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators
+from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators, place_in
 from fastdiff.compat.diffusers._run import Run, output_of
 from fastdiff.compat.levels import Levels, first_rows, with_times
 from fastdiff.process.diffusion import (
@@ -34,6 +34,11 @@ _VARIANCES: dict[str, Variance] = {
     "learned": "learned",
     "learned_range": "learned_range",
 }
+
+
+def _variance(kind: str) -> Variance:
+    """The variance of a type; "fixed_small" for those that there are not, as in diffusers."""
+    return _VARIANCES.get(kind, "fixed_small")
 
 
 class _ByTimestep(FusedScheduler):
@@ -68,33 +73,34 @@ class _ByTimestep(FusedScheduler):
         final = getattr(self, "final_alpha_cumprod", None)
         return 0.0 if final is None or float(final) == 1.0 else float(self._log_alphas_cumprod[0])
 
-    def _find(self, timestep: Any, key: Any) -> tuple[Run, int]:
-        """The run and row of a timestep."""
-        if self._built_for is None:
-            # Before set_timesteps, over all timesteps.
-            self._runs, self._built_for = {}, (self.config, b"", b"")
+    def _find(self, timestep: Any, key: Any) -> tuple[Run, int] | None:
+        """The run and row of a timestep; None where a level has no signal for the network's prediction to be read."""
+        self._refresh()
         found: tuple[Run, dict[int, int]] | None = self._runs.get(key)
         if found is None:
             found = self._runs[key] = self._all_rows(key)
         run, index = found
         if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
-            # A view of the list is found by its address, without waiting for the device.
-            offset = timestep.data_ptr() - self.timesteps.data_ptr()
-            place, rest = divmod(offset, self.timesteps.element_size())
-            if rest == 0 and 0 <= place < self.timesteps.numel() and place < len(run.table):
+            place = place_in(timestep, self.timesteps)
+            if place is not None and len(run.table) == self.timesteps.numel():
                 return run, place
         t = int(timestep)
         row = index.get(t)
         if row is not None:
             return run, row
+        if not self._readable(t):
+            return None
         single = (key, t)
         if single not in self._runs:
             table = with_times(self._chain([t], self._previous(t), key), [t])
             self._runs[single] = (Run(table, 0, key), {t: 0})
         return self._runs[single][0], 0
 
+    def _readable(self, timestep: int) -> bool:
+        return self.config.get("prediction_type", "epsilon") != "epsilon" or self._level(timestep) > -np.inf
+
     def _all_rows(self, key: Any) -> tuple[Run, dict[int, int]]:
-        steps = self._steps()
+        steps = [(t, end) for t, end in self._steps() if self._readable(t)]
         times = [t for t, _ in steps]
         if all(before[1] == after[0] for before, after in pairwise(steps)):
             table = self._chain(times, steps[-1][1], key)
@@ -135,7 +141,7 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
         return timestep - 1
 
     def _chain(self, times: list[int], end: int, key: Any) -> CoefficientTable:
-        levels = self._levels_of(times, end, self.config.prediction_type, _VARIANCES[key])
+        levels = self._levels_of(times, end, self.config.prediction_type, _variance(key))
         table = samplers.ddpm(levels.diffusion, timesteps=levels.timesteps, clip=self._clip)
         if end >= 0 or self.compat is None or times[-1] == 0:
             return first_rows(table, len(times))
@@ -146,7 +152,7 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
             if key == "learned_range":
                 columns["log_min"][-1] = np.log(1e-20)
         else:
-            large = _VARIANCES[key] == "fixed_large"
+            large = _variance(key) == "fixed_large"
             columns["s"][-1] = np.sqrt(-np.expm1(self._level(times[-1]))) if large else 1e-10
         return CoefficientTable(columns, table.name, table.learned_variance, options=table.options)
 
@@ -159,13 +165,14 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if self._peer_steps(model_output, sample):
+        found = None if self._peer_steps(sample) else self._find(timestep, self.variance_type)
+        if found is None:
             return super().step(model_output, timestep, sample, generator, return_dict)
+        run, row = found
         kind = self.variance_type
         learned = kind in ("learned", "learned_range")
         sample = _same_type(sample, model_output)
         channels = sample.shape[1]
-        run, row = self._find(timestep, kind)
         learned = learned and model_output.shape[1] == 2 * channels
         if kind == "learned" and learned:
             # Their "learned" is the variance itself, and ours its log.
@@ -178,6 +185,7 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
             row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, learned_variance=learned,
             prediction=True,
         )  # fmt: skip
+        pred = self._image_type(pred, model_output)
         return output_of(DDPMSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
 
@@ -212,12 +220,15 @@ class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if self.num_inference_steps is None or not 0 <= eta <= 1 or self._peer_steps(model_output, sample):
+        found = None
+        if self.num_inference_steps is not None and 0 <= eta <= 1 and not self._peer_steps(sample):
+            found = self._find(timestep, (eta, bool(use_clipped_model_output)))
+        if found is None:
             return super().step(
                 model_output, timestep, sample, eta, use_clipped_model_output, generator, variance_noise, return_dict
             )
         sample = _same_type(sample, model_output)
-        run, row = self._find(timestep, (eta, bool(use_clipped_model_output)))
+        run, row = found
         noise, seed = None, 0
         if eta > 0:
             if variance_noise is not None and generator is not None:
@@ -226,6 +237,7 @@ class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
         out, pred = run.step(
             row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=True
         )
+        pred = self._image_type(pred, model_output)
         return output_of(DDIMSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
 
@@ -272,11 +284,11 @@ class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type
 
     def step(self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True) -> Any:
         """As in diffusers."""
-        if self._peer_steps(model_output, sample):
+        found = None if self._peer_steps(sample) else self._find(timestep, None)
+        if found is None:
             return super().step(model_output, timestep, sample, return_dict)
-        sample = _same_type(sample, model_output)
-        run, row = self._find(timestep, None)
-        out, pred = run.step(row, sample, model_output, prediction=True)
+        run, row = found
+        out, pred = run.step(row, _same_type(sample, model_output), model_output, prediction=True)
         return output_of(DDIMSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
 
@@ -315,13 +327,15 @@ class RePaintScheduler(_ByTimestep, diffusers.RePaintScheduler):  # type: ignore
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if self._peer_steps(model_output, sample) or not 0 <= self.eta <= 1:
+        found = known_found = None
+        if not self._peer_steps(sample) and 0 <= self.eta <= 1:
+            # The timesteps go up and down: the rows are found by value.
+            timestep = int(timestep)
+            found, known_found = self._find(timestep, float(self.eta)), self._find(timestep, "known")
+        if found is None or known_found is None:
             return super().step(model_output, timestep, sample, original_image, mask, generator, return_dict)
         sample = _same_type(sample, model_output)
-        # The timesteps go up and down: the rows are found by value.
-        timestep = int(timestep)
-        run, row = self._find(timestep, float(self.eta))
-        known_run, known_row = self._find(timestep, "known")
+        (run, row), (known_run, known_row) = found, known_found
         noise, seed = self._noise(model_output, generator, None, run.noisy[row] or known_run.noisy[known_row])
         shared: dict[str, Any] = {"noise": noise, "seed": seed, "sample_ids": self.sample_ids}
         unknown, pred = run.step(row, sample, model_output, prediction=True, **shared)

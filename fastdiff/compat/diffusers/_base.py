@@ -48,12 +48,18 @@ class FusedScheduler:
     compat: Literal["diffusers"] | None = None
     _run: Run | None = None
     _why_not: str | None = None
-    _levels: tuple[Tensor, Tensor] | None = None
-    _built_for: tuple[Any, bytes, bytes] | None = None
+    # The levels of the timesteps in float64, where the sigmas follow from the timesteps.
+    _levels: Tensor | None = None
+    # What the tables were built for: by identity and version, and by value.
+    _seen: list[tuple[Any, Any]] | None = None
+    _built_for: tuple[Any, bytes, bytes, bytes] | None = None
+    _own_alphas: bytes | None = None
+    _logs: tuple[bytes, Array] | None = None
     # Of the noise drawn from a generator; the model output's where None.
     _noise_dtype: torch.dtype | None = None
     _runs: dict[Any, Any]
     config: Any
+    betas: Tensor
     alphas_cumprod: Tensor
     timesteps: Tensor
     sigmas: Tensor
@@ -65,7 +71,9 @@ class FusedScheduler:
         if not issubclass(cls, SchedulerMixin):
             return
         # Their loader imports what a pipeline's index names: the public place.
-        cls.__module__ = __name__.rsplit(".", 1)[0]
+        public = __name__.rsplit(".", 1)[0]
+        if cls.__module__.startswith(f"{public}."):
+            cls.__module__ = public
         # Each class has its peer's own constructor, and its signature; `compat` is taken beside it.
         inherited: Callable[..., None] = cls.__init__
 
@@ -75,6 +83,13 @@ class FusedScheduler:
                 raise ValueError(f"compat must be None or 'diffusers', got {compat!r}")
             self.compat = compat
             inherited(self, *args, **kwargs)
+            if self._own_alphas is None:
+                self._own_alphas = _bytes(self.alphas_cumprod)
+            # A pipeline's index names the module that it reads off the instance: diffusers alone loads the folder.
+            if type(self).__module__ == public:
+                self.__module__ = next(
+                    base.__module__ for base in cls.__mro__ if base.__module__.startswith("diffusers.")
+                )
             if compat is not None:
                 self.register_to_config(compat=compat)
 
@@ -88,37 +103,62 @@ class FusedScheduler:
         """As in diffusers; the rows are built from levels in float64, rounded once, unless compat is "diffusers"."""
         super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
         self._run = None
-        sigmas = getattr(self, "sigmas", None)
-        built_for = (self.config, _bytes(self.timesteps), b"" if sigmas is None else _bytes(sigmas))
-        known = self._built_for
-        if known is not None and known[0] is built_for[0] and known[1:] == built_for[1:]:
-            # The levels in float64 and the tables stay as they are.
-            self._levels = None if self._levels is None or sigmas is None else (sigmas, self._levels[1])
+        if not self._refresh():
             return
-        self._levels = None
-        if self.compat is None and sigmas is not None and not _chosen_by_level(self.config):
+        if self.compat is None and hasattr(self, "sigmas") and not _chosen_by_level(self.config):
             theirs = self.alphas_cumprod, self.timesteps, self.sigmas
             self.alphas_cumprod = torch.from_numpy(np.exp(self._log_alphas_cumprod))
             try:
                 super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
-                self._levels = (theirs[2], self.sigmas)
+                self._levels = self.sigmas
             finally:
                 self.alphas_cumprod, self.timesteps, self.sigmas = theirs
-        self._why_not = self._unsupported()
-        self._built_for = built_for
-        self._runs = {}
 
-    @functools.cached_property
+    def _refresh(self) -> bool:
+        """Forget the tables where the timesteps, sigmas or alphas_cumprod are others than those they were built for.
+
+        Anyone may set these, in place too. Called before each use of a table; whether something was forgotten.
+        """
+        lists = (self.timesteps, getattr(self, "sigmas", None), self.alphas_cumprod)
+        config = self.config
+        seen, built_for = self._seen, self._built_for
+        if (
+            seen is not None
+            and built_for is not None
+            and built_for[0] is config
+            and all(x is known and _version(x) == version for x, (known, version) in zip(lists, seen, strict=True))
+        ):
+            return False
+        self._seen = [(x, _version(x)) for x in lists]
+        times, sigmas, alphas = (b"" if x is None else _bytes(x) for x in lists)
+        if built_for is not None and built_for[0] is config and built_for[1:] == (times, sigmas, alphas):
+            return False
+        self._built_for = (config, times, sigmas, alphas)
+        self._levels = None
+        self._runs = {}
+        if self._run is not None:
+            self._run.outdated = True
+        self._why_not = self._unsupported()
+        return True
+
+    @property
     def _log_alphas_cumprod(self) -> Array:
-        """[T] log abar: in float64 from the configuration, or from their float32 product with compat="diffusers"."""
-        if self.compat is not None:
-            with np.errstate(divide="ignore"):
-                return np.asarray(np.log(self.alphas_cumprod.double().cpu().numpy()))
-        return exact_log_alphas_cumprod(self)
+        """[T] log abar: in float64 from the configuration; of `alphas_cumprod` where that was set by hand or compat is
+        "diffusers"."""
+        alphas = self._built_for[3] if self._built_for is not None else b""
+        if self._logs is None or self._logs[0] != alphas:
+            by_hand = self._own_alphas is not None and alphas not in (b"", self._own_alphas)
+            if self.compat is not None or by_hand:
+                with np.errstate(divide="ignore"):
+                    logs = np.asarray(np.log(self.alphas_cumprod.double().cpu().numpy()))
+            else:
+                logs = exact_log_alphas_cumprod(self)
+            self._logs = alphas, logs
+        return self._logs[1]
 
     def _sigmas(self) -> Tensor:
         """The levels of the rows: those of the timesteps in float64, or `sigmas` where it is chosen otherwise."""
-        return self._levels[1] if self._levels is not None and self._levels[0] is self.sigmas else self.sigmas
+        return self.sigmas if self._levels is None else self._levels
 
     @property
     def _clip(self) -> float | None:
@@ -131,16 +171,22 @@ class FusedScheduler:
             return "flow matching"
         if config.get("thresholding", False):
             return "dynamic thresholding"
+        if bool((torch.as_tensor(self.betas) > 1).any()):
+            return "a schedule with betas above 1"
         return None
 
-    def _peer_steps(self, model_output: Tensor, sample: Tensor) -> bool:
-        """Whether diffusers' own step is to run: gradients are wanted, or no table covers what is asked for."""
-        if torch.is_grad_enabled() and (sample.requires_grad or model_output.requires_grad):
-            return True
+    def _peer_steps(self, sample: Tensor) -> bool:
+        """Whether diffusers' own step is to run, since no table covers what is asked for."""
+        self._refresh()
         if self._why_not is not None:
             _warn_peer(type(self).__name__, self._why_not)
             return True
         return sample.ndim < 2 or sample.dtype not in FLOAT_DTYPES
+
+    def _types(self, model_output: Tensor, sample: Tensor) -> tuple[torch.dtype, torch.dtype]:
+        """The types of the arithmetic and of the result, where the two differ in type."""
+        both = torch.promote_types(sample.dtype, model_output.dtype)
+        return both, both
 
     def _build(self, start: int, key: Any) -> CoefficientTable:
         """The table from the level `start` on."""
@@ -153,8 +199,12 @@ class FusedScheduler:
             run = self._runs.get((index, key))
             if run is None:
                 run = self._runs[index, key] = Run(self._build(index, key), index, key)
-            run.next = 0
-            self._run = run
+            run.begin()
+        elif run.outdated:
+            # In the middle of a run: the new rows go on from what it keeps.
+            run = Run(self._build(run.start, key), run.start, key).following(run)
+            self._runs[run.start, key] = run
+        self._run = run
         return run
 
     def _advance(
@@ -169,13 +219,16 @@ class FusedScheduler:
         draws: bool = False,
         prediction: Literal[True] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """One row of a scheduler that counts its steps; the result has the model output's type, as theirs."""
+        """One row of a scheduler that counts its steps."""
         if self._step_index is None:
             self._init_step_index(timestep)  # type: ignore[attr-defined]
         index = self._step_index
         assert index is not None
         run = self._begin(index, key)
         row = index - run.start
+        state, result = self._types(model_output, sample)
+        if sample.dtype != state:
+            sample = sample.to(state)
         seed = 0
         if draws:
             noise, seed = self._noise(model_output, generator, noise, run.noisy[row])
@@ -183,9 +236,15 @@ class FusedScheduler:
             row, sample, model_output, noise=noise, seed=seed, sample_ids=self.sample_ids, prediction=prediction
         )
         self._step_index = index + 1
-        if out.dtype != model_output.dtype:
-            out = out.to(model_output.dtype)
-        return out, pred
+        if out.dtype != result:
+            out = out.to(result)
+        return out, self._image_type(pred, model_output)
+
+    def _image_type(self, pred: Tensor | None, model_output: Tensor) -> Tensor | None:
+        """The predicted image in the type that it has in diffusers: a network's own output keeps its own."""
+        if pred is None or pred.dtype == model_output.dtype or PREDICTIONS[self.config.prediction_type] != "x0":
+            return pred
+        return pred.to(model_output.dtype)
 
     def _noise(
         self, like: Tensor, generator: Generators, given: Tensor | None, needed: bool
@@ -220,8 +279,23 @@ class FusedScheduler:
 class BySigma(FusedScheduler):
     """A scheduler with a list of sigmas and a step index."""
 
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        """As in diffusers; of several equal timesteps the one that is given, or the first.
+
+        Theirs, and `compat="diffusers"`, takes the second, so that each step is one level too far.
+        """
+        times = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        if self.compat is None:
+            place = place_in(timestep, times)
+            if place is not None:
+                return place
+            equal = (times == timestep).nonzero()
+            if len(equal) > 1:
+                return int(equal[0])
+        return super().index_for_timestep(timestep, schedule_timesteps)  # type: ignore[misc, no-any-return]
+
     def _sigmas_from(self, start: int) -> Tensor:
-        return self._sigmas()[start:]
+        return self._sigmas()[start : len(self.timesteps) + 1]
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
         """The sampler's table over the levels, of which the first is that of the step `start`."""
@@ -234,7 +308,24 @@ class BySigma(FusedScheduler):
 
 
 def _bytes(x: Tensor) -> bytes:
-    return x.cpu().numpy().tobytes()
+    return x.detach().cpu().numpy().tobytes()
+
+
+def _version(x: Tensor | None) -> Any:
+    """What tells whether a tensor was written to."""
+    if x is None:
+        return None
+    return _bytes(x) if x.is_inference() else x._version
+
+
+def place_in(timestep: Any, times: Tensor) -> int | None:
+    """Where a list of timesteps holds the given one, known by its address without waiting for a device; or None."""
+    if not isinstance(timestep, Tensor) or timestep.dtype != times.dtype or timestep.device != times.device:
+        return None
+    if timestep.numel() != 1 or not times.is_contiguous():
+        return None
+    place, rest = divmod(timestep.data_ptr() - times.data_ptr(), times.element_size())
+    return place if rest == 0 and 0 <= place < times.numel() else None
 
 
 def _chosen_by_level(config: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -24,21 +26,19 @@ class _Exploding(BySigma):
     """A scheduler of x / alpha, whose model input is scaled."""
 
     is_scale_input_called: bool
-    _scales: list[float] | None = None
-
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        super().set_timesteps(*args, **kwargs)
-        self._scales = None
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
         """The network's input, sample / sqrt(sigma^2 + 1)."""
         if self._step_index is None:
             self._init_step_index(timestep)  # type: ignore[attr-defined]
-        if self._scales is None:
-            self._scales = (1 / np.sqrt(self._sigmas().double().cpu().numpy() ** 2 + 1)).tolist()
+        self._refresh()
+        scales = self._runs.get("scales")
+        if scales is None:
+            scales = (1 / np.sqrt(self._sigmas().double().cpu().numpy() ** 2 + 1)).tolist()
+            self._runs["scales"] = scales
         self.is_scale_input_called = True
         assert self._step_index is not None
-        return sample * self._scales[self._step_index]
+        return sample * scales[self._step_index]  # type: ignore[no-any-return]
 
     def _build(self, start: int, key: Any) -> CoefficientTable:
         return variance_exploding(super()._build(start, key))
@@ -48,7 +48,15 @@ class _Exploding(BySigma):
         return not self.is_scale_input_called or isinstance(timestep, int)
 
 
-class EulerDiscreteScheduler(_Exploding, diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
+class _Upcast(_Exploding):
+    """A scheduler that computes in float32 at least, and whose result has the type of the network's output."""
+
+    def _types(self, model_output: Tensor, sample: Tensor) -> tuple[torch.dtype, torch.dtype]:
+        both = torch.promote_types(sample.dtype, model_output.dtype)
+        return torch.promote_types(both, torch.float32), model_output.dtype
+
+
+class EulerDiscreteScheduler(_Upcast, diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
     """diffusers.EulerDiscreteScheduler on `samplers.euler`. A step with s_churn > 0 is their own."""
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
@@ -68,7 +76,7 @@ class EulerDiscreteScheduler(_Exploding, diffusers.EulerDiscreteScheduler):  # t
     ) -> Any:
         """As in diffusers."""
         # Their own step also says what is wrong where the input was not scaled or the timestep is an index.
-        if s_churn > 0 or self._peer_complains(timestep) or self._peer_steps(model_output, sample):
+        if s_churn > 0 or self._peer_complains(timestep) or self._peer_steps(sample):
             return super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict
             )
@@ -76,7 +84,7 @@ class EulerDiscreteScheduler(_Exploding, diffusers.EulerDiscreteScheduler):  # t
         return output_of(EulerDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
 
-class EulerAncestralDiscreteScheduler(_Exploding, diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]
+class EulerAncestralDiscreteScheduler(_Upcast, diffusers.EulerAncestralDiscreteScheduler):  # type: ignore[misc]
     """diffusers.EulerAncestralDiscreteScheduler on `samplers.euler_ancestral`.
 
     It takes networks that predict x0 as well.
@@ -94,7 +102,7 @@ class EulerAncestralDiscreteScheduler(_Exploding, diffusers.EulerAncestralDiscre
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if self._peer_complains(timestep) or self._peer_steps(model_output, sample):
+        if self._peer_complains(timestep) or self._peer_steps(sample):
             return super().step(model_output, timestep, sample, generator, return_dict)
         out, pred = self._advance(model_output, timestep, sample, generator=generator, draws=True, prediction=True)
         return output_of(EulerAncestralDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
@@ -105,21 +113,26 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
 
     def _sigmas_from(self, start: int) -> Tensor:
         # Their list has every level but the first and the last twice.
-        sigmas = self._sigmas()
+        sigmas = self._sigmas()[: len(self.timesteps) + 1]
         return torch.cat([sigmas[start:-1:2], sigmas[-1:]])
 
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        """As in diffusers."""
+        # Every timestep but the first stands there twice, and a step begins with the second.
+        return diffusers.HeunDiscreteScheduler.index_for_timestep(self, timestep, schedule_timesteps)  # type: ignore[no-any-return]
+
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
-        return levels.table(samplers.heun, clip=self._clip)
+        return _from_the_start(levels.table(samplers.heun, clip=self._clip))
 
     def step(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True) -> Any:
         """As in diffusers."""
-        if not isinstance(sample, Tensor) or self._peer_steps(model_output, sample):
+        if not isinstance(sample, Tensor) or self._peer_steps(sample):
             return super().step(model_output, timestep, sample, return_dict)
         out, pred = self._advance(model_output, timestep, sample, prediction=True)
-        # `state_in_first_order` reads it: a step is half done.
+        # `state_in_first_order` reads it: a step is half done, and as in theirs also where the last one ends clean.
         run = self._run
         assert run is not None
-        self.dt = run.t[run.next - 1] if run.pushes[run.next - 1] else None
+        self.dt = run.t[run.next - 1] if run.next % 2 else None
         return output_of(HeunDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
 
@@ -142,10 +155,35 @@ class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type:
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if order > 4 or self._peer_complains(timestep) or self._peer_steps(model_output, sample):
+        if order > 4 or self._peer_steps(sample):
             return super().step(model_output, timestep, sample, order, return_dict)
+        if not self.is_scale_input_called:
+            warnings.warn("scale_model_input must be called before step, and was not", stacklevel=2)
+        # Its predictions are eps, also of a network that predicts the image.
         out, eps = self._advance(model_output, timestep, sample, key=order, prediction=True)
         assert eps is not None
         assert self._step_index is not None
         pred = torch.sub(sample, eps, alpha=float(self.sigmas[self._step_index - 1]))
+        if self.config.prediction_type == "sample":
+            pred = model_output
         return output_of(LMSDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
+
+
+def _from_the_start(table: CoefficientTable) -> CoefficientTable:
+    """Heun's table, whose second rows start from the state that the first one was given, not from its result.
+
+    What a caller does to the state between the two then reaches the second slope alone, (x / alpha - pred) / rho, as in
+    diffusers. Of the second row's c x the slope's part is -c0 x / alpha. The rest was the first row's result
+    a base + b p1, and becomes that.
+    """
+    columns = {name: np.array(values) for name, values in table.columns.items()}
+    alphas = np.asarray(table.alphas)
+    for first in np.flatnonzero(columns["push"]):
+        second = first + 1
+        slope = -columns["c0"][second] / alphas[second]
+        gain = columns["cx"][second] - slope
+        columns["save_base"][first] = columns["bx"][first] = 1.0
+        columns["cb"][second] = gain * columns["cx"][first]
+        columns["c1"][second] += gain * columns["c0"][first]
+        columns["cx"][second] = slope
+    return replace(table, columns=columns)

@@ -12,10 +12,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.compat.diffusers._base import BySigma, FusedScheduler, Generators
-from fastdiff.compat.diffusers._run import output_of
+from fastdiff.compat.diffusers._base import BySigma, FusedScheduler, Generators, place_in
+from fastdiff.compat.diffusers._run import Run, output_of
 from fastdiff.compat.levels import Levels, with_times
 from fastdiff.process.table import CoefficientTable
+from fastdiff.samplers.pndm import ADAMS_BASHFORTH
 
 # Below so many steps the last ones are of lower order.
 _FEW_STEPS = 15
@@ -36,7 +37,7 @@ class _Deterministic(BySigma):
 
     def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True) -> Any:
         """As in diffusers."""
-        if self.num_inference_steps is None or self._peer_steps(model_output, sample):
+        if self.num_inference_steps is None or self._peer_steps(sample):
             return super().step(model_output, timestep, sample, return_dict)  # type: ignore[misc]
         out, _ = self._advance(model_output, timestep, sample)
         return output_of(SchedulerOutput, return_dict, prev_sample=out)
@@ -54,6 +55,12 @@ class DPMSolverMultistepScheduler(BySigma, diffusers.DPMSolverMultistepScheduler
         if self.config.algorithm_type == "sde-dpmsolver":
             return "algorithm_type 'sde-dpmsolver'"
         return super()._unsupported()
+
+    def _types(self, model_output: Tensor, sample: Tensor) -> tuple[torch.dtype, torch.dtype]:
+        # The result has the type of what the network's output is converted to.
+        state, result = super()._types(model_output, sample)
+        own = "epsilon" if self.config.algorithm_type == "dpmsolver" else "sample"
+        return state, model_output.dtype if self.config.prediction_type == own else result
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
         config = self.config
@@ -85,7 +92,7 @@ class DPMSolverMultistepScheduler(BySigma, diffusers.DPMSolverMultistepScheduler
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if self.num_inference_steps is None or self._peer_steps(model_output, sample):
+        if self.num_inference_steps is None or self._peer_steps(sample):
             return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
         model_output = _without_variance(self, model_output, sample)
         draws = self.config.algorithm_type.startswith("sde")
@@ -130,7 +137,7 @@ class DPMSolverSinglestepScheduler(BySigma, diffusers.DPMSolverSinglestepSchedul
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if self.num_inference_steps is None or self._peer_steps(model_output, sample):
+        if self.num_inference_steps is None or self._peer_steps(sample):
             return super().step(model_output, timestep, sample, generator, return_dict)
         model_output = _without_variance(self, model_output, sample)
         out, _ = self._advance(model_output, timestep, sample)
@@ -143,12 +150,21 @@ class UniPCMultistepScheduler(_Deterministic, diffusers.UniPCMultistepScheduler)
     Put right: "bh1" ends at an image without noise, where diffusers gives NaN. `solver_p` has no table.
     """
 
+    _first_type = torch.float32
+
     def _unsupported(self) -> str | None:
         if self.config.solver_p is not None:
             return "another scheduler as predictor (solver_p)"
         if self.config.solver_order > 3:
             return f"order {self.config.solver_order}"
         return super()._unsupported()
+
+    def _types(self, model_output: Tensor, sample: Tensor) -> tuple[torch.dtype, torch.dtype]:
+        # The corrector goes back to the state that a run began with, and so to its type.
+        assert self._run is not None
+        if self._run.next == 0:
+            self._first_type = sample.dtype
+        return super()._types(model_output, sample)[0], self._first_type
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
         return levels.table(
@@ -179,8 +195,18 @@ class PNDMScheduler(FusedScheduler, diffusers.PNDMScheduler):  # type: ignore[mi
     Put right: each step leads to the next level of the list, where diffusers steps by T // n, and the middle of a
     Runge-Kutta step is the level that the network is asked at, where theirs is one timestep off for an odd stride.
     A network that predicts v has no table: they combine the raw v of several times. With
-    compat="diffusers" their own step runs.
+    compat="diffusers" their own step runs. A run that starts in the middle of the list takes the rows of its timesteps,
+    the order growing from 1, where theirs takes the first ones.
     """
+
+    _inner: Tensor | None = None
+    # The timesteps of all rows: `timesteps` may be shortened by hand.
+    _listed: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """As in diffusers."""
+        super().set_timesteps(num_inference_steps, device)
+        self._listed = self.timesteps
 
     def _unsupported(self) -> str | None:
         if self.compat is not None:
@@ -194,12 +220,46 @@ class PNDMScheduler(FusedScheduler, diffusers.PNDMScheduler):  # type: ignore[mi
     def _build(self, start: int, key: Any) -> CoefficientTable:
         # Their list of levels, cleanest first.
         timesteps = np.asarray(self._timesteps, dtype=np.int64)[::-1]
-        end = 0.0 if self.config.set_alpha_to_one else float(self._log_alphas_cumprod[0])
         if self.config.skip_prk_steps:
-            table = Levels.from_logs(self._log_alphas_cumprod[timesteps], "eps", end=end).table(samplers.plms)
+            logs = self._log_alphas_cumprod[timesteps]
+            table = Levels.from_logs(logs, "eps", end=self._end).table(samplers.plms)
         else:
-            table = self._with_runge_kutta(timesteps, end)
-        return with_times(table, self.timesteps.double().cpu().numpy())
+            table = self._with_runge_kutta(timesteps, self._end)
+        if start:
+            table = self._from_row(table, start)
+        return with_times(table, self._listed[start:].double().cpu().numpy())
+
+    @property
+    def _end(self) -> float:
+        return 0.0 if self.config.set_alpha_to_one else float(self._log_alphas_cumprod[0])
+
+    def _from_row(self, table: CoefficientTable, start: int) -> CoefficientTable:
+        """The rows from `start` on, none of which reads what an earlier one has kept.
+
+        Where a step's later evaluations come first, each leads to the next timestep of the list by DDIM's rule, and
+        stands still where that is the same. Then the order grows from 1 as at any start.
+        """
+        columns = {name: values[start:].copy() for name, values in table._columns.items()}
+        whole = 2 if self.config.skip_prk_steps else min(-(-start // 4) * 4, len(self.prk_timesteps))
+        first = max(0, whole - start)
+        logs = np.append(self._log_alphas_cumprod[self._listed[start:].cpu().numpy()], self._end)
+        alpha, sigma = np.exp(0.5 * logs), np.sqrt(-np.expm1(logs))
+        pushed = 0
+        for row in range(len(columns["t"])):
+            terms = [columns[f"c{age}"] for age in range(4)]
+            if row < first:
+                gain = alpha[row + 1] / alpha[row]
+                for name in ("cb", "c1", "save_base", "bx", "bb", "b0", "push"):
+                    columns[name][row] = 0.0
+                columns["cx"][row], columns["c0"][row] = gain, sigma[row + 1] - gain * sigma[row]
+            elif columns["cx"][row] != 0 and any(term[row] != 0 for term in terms[pushed + 1 :]):
+                weights = ADAMS_BASHFORTH[pushed]
+                whole_step = sum(term[row] for term in terms)
+                for age, term in enumerate(terms):
+                    term[row] = whole_step * weights[age] if age < len(weights) else 0.0
+            pushed += int(columns["push"][row])
+        alphas, sigmas = np.asarray(table.alphas)[start:], np.asarray(table.sigmas)[start:]
+        return replace(table, columns=columns, init_scale=1.0, alphas=alphas, sigmas=sigmas)
 
     def _with_runge_kutta(self, timesteps: Any, end: float) -> CoefficientTable:
         # The middles of the first three steps are levels as well, at their timesteps.
@@ -214,9 +274,49 @@ class PNDMScheduler(FusedScheduler, diffusers.PNDMScheduler):  # type: ignore[mi
 
     def step(self, model_output: Tensor, timestep: int, sample: Tensor, return_dict: bool = True) -> Any:
         """As in diffusers."""
-        if self.num_inference_steps is None or self._peer_steps(model_output, sample):
+        if self.num_inference_steps is None or self._peer_steps(sample):
             return super().step(model_output, timestep, sample, return_dict)
-        run = self._begin(self.counter)
-        out, _ = run.step(self.counter - run.start, sample, model_output)
+        run, row = self._find(timestep)
+        state = self._types(model_output, sample)[0]
+        # Their inner evaluations of a Runge-Kutta step go on from the state at its start, whatever they are given.
+        # Row 2 of one reads the state that row 1 has led to.
+        inner = self._inner if run.key is None and row and self._inner_row(run.start + row) == 2 else None
+        sample = sample.to(state) if inner is None else inner
+        out, _ = run.step(row, sample, model_output)
+        self._inner = out.clone() if run.key is None and self._inner_row(run.start + row) == 1 else None
         self.counter += 1
         return output_of(SchedulerOutput, return_dict, prev_sample=out)
+
+    def _inner_row(self, index: int) -> int:
+        return index % 4 if index < len(self.prk_timesteps) else 0
+
+    def _find(self, timestep: Any) -> tuple[Run, int]:
+        """The run and row of a timestep: the next row where that is its timestep, or else a new run from there."""
+        run = self._run if self.counter else None
+        if run is not None and run.key is None and run.next < len(run.t):
+            index = run.start + run.next
+            elsewhere = isinstance(timestep, Tensor) and timestep.device.type != "cpu"
+            if elsewhere or float(timestep) == run.t[run.next]:
+                return self._begin(index), run.next
+        start = place_in(timestep, self._listed)
+        if start is None:
+            places = (self._listed == timestep).nonzero()
+            # A list from its start, or from the first step that has a timestep of its own.
+            start = int(places[0 if not self.counter and places[0] == 0 else -1]) if len(places) else None
+        if start is not None:
+            self._run = None
+            return self._begin(start), 0
+        key = int(timestep)
+        single = self._runs.get(key)
+        if single is None:
+            single = self._runs[key] = Run(self._single(key), 0, key)
+        self._run = single
+        return single, 0
+
+    def _single(self, timestep: int) -> CoefficientTable:
+        """A step from a timestep that is not in the list, of T // n as theirs."""
+        assert self.num_inference_steps is not None
+        before = timestep - int(self.config.num_train_timesteps) // self.num_inference_steps
+        end = float(self._log_alphas_cumprod[before]) if before >= 0 else self._end
+        level = float(self._log_alphas_cumprod[timestep])
+        return with_times(Levels.from_logs([level], "eps", end=min(end, 0.0)).table(samplers.ipndm), [timestep])

@@ -141,10 +141,13 @@ class _WholeLoop:
         scheduler.set_timesteps(options["num_inference_steps"])
         ddim = isinstance(scheduler, DDIMScheduler)
         clipped = bool(options.get("use_clipped_model_output"))
-        run, _ = scheduler._find(int(scheduler.timesteps[0]), (eta, clipped) if ddim else scheduler.variance_type)
+        found = scheduler._find(int(scheduler.timesteps[0]), (eta, clipped) if ddim else scheduler.variance_type)
+        if found is None:
+            return inherited(*args, **kwargs)
+        table = found[0].table
         seed = scheduler.seed if scheduler.seed is not None else int(torch.randint(0, 1 << 62, ()))
         quiet = getattr(self, "_progress_bar_config", {}).get("disable", False)
-        image = sample(self.unet.unet, run.table, shape=shape, x_init=image, seed=seed,
+        image = sample(self.unet.unet, table, shape=shape, x_init=image, seed=seed,
                        sample_ids=scheduler.sample_ids, progress=not quiet)  # fmt: skip
         image = (image / 2 + 0.5).clamp(0, 1)
         images: Any = image
@@ -154,6 +157,10 @@ class _WholeLoop:
                 images = self.numpy_to_pil(images)  # type: ignore[attr-defined]
         self.maybe_free_model_hooks()  # type: ignore[attr-defined]
         return ImagePipelineOutput(images=images) if options["return_dict"] else (images,)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made as it is needed, so that a pickle names the pipeline's own.
+        return _empty_whole_loop, (type(self).__mro__[2],), self.__dict__
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write the pipeline as diffusers' own, with a `UNet2DModel` and their scheduler, which diffusers loads."""
@@ -207,3 +214,8 @@ def accelerate(pipe: Pipe) -> Pipe:
 @functools.cache
 def _whole_loop(kind: type) -> type:
     return type(kind.__name__, (_WholeLoop, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+
+
+def _empty_whole_loop(kind: type) -> Any:
+    whole: Any = _whole_loop(kind)
+    return whole.__new__(whole)

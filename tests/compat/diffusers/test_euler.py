@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is in the test extra")
 
 from fastdiff.compat import diffusers as ours
-from support.scheduler_runs import QUIET, toy
+from support.scheduler_runs import QUIET, assert_same, pair, run, toy
 from support.tolerances import FLOAT32
 
 pytestmark = QUIET
@@ -62,3 +62,55 @@ def test_an_index_for_a_timestep_is_refused_as_theirs_does():
     scheduler.scale_model_input(x, scheduler.timesteps[0])
     with pytest.raises(ValueError, match="integer indices"):
         scheduler.step(x, 1, x)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_heun_goes_on_from_the_state_at_the_start_of_its_step(prediction):
+    """y' = y + (d1 + d2) (rho' - rho) / 2, of which d2 alone is of the state that is given in the middle."""
+    scheduler, x = begun("HeunDiscreteScheduler", steps=4, prediction_type=prediction)
+    sigmas = scheduler.sigmas.double().tolist()
+    state, slopes = x.double(), []
+    for i, t in enumerate(scheduler.timesteps):
+        level = sigmas[i]
+        seen = scheduler.scale_model_input(x, t)
+        m = toy(seen, t)
+        y, output = x.double(), m.double()
+        image = {
+            "epsilon": y - level * output,
+            "v_prediction": y / (level**2 + 1) - output * level / (level**2 + 1) ** 0.5,
+            "sample": output,
+        }[prediction]
+        slopes.append((y - image) / level)
+        if i % 2 == 0:
+            expected = y + (sigmas[i + 1] - level) * slopes[-1]
+            state = y
+        else:
+            expected = state + (level - sigmas[i - 1]) * 0.5 * (slopes[-2] + slopes[-1])
+        x = scheduler.step(m, t, x).prev_sample
+        scale = float(state.abs().max())
+        torch.testing.assert_close(x.double(), expected, rtol=0, atol=16 * FLOAT32 * scale)
+        assert scheduler.state_in_first_order == (i % 2 == 1)
+        # What a mask or a clamp does between the halves, and after a step.
+        x = 0.8 * x + 0.1
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
+def test_euler_steps_before_set_timesteps(name):
+    """Over every training timestep, as theirs."""
+    theirs, mine = pair(name, num_train_timesteps=9)
+    assert_same(run(theirs), run(mine))
+
+
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+def test_euler_takes_log_linear_levels(final):
+    """They have one level more than timesteps, so that theirs ends at the last but one."""
+    theirs, mine = pair("EulerDiscreteScheduler", interpolation_type="log_linear", final_sigmas_type=final)
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(7)
+    assert_same(run(theirs), run(mine))
+
+
+def test_lms_says_that_the_input_was_not_scaled():
+    scheduler, x = begun("LMSDiscreteScheduler")
+    with pytest.warns(UserWarning, match="scale_model_input must be called"):
+        scheduler.step(x, scheduler.timesteps[0], x)

@@ -1,5 +1,6 @@
 """Whole pipelines with a tiny random UNet2DModel: theirs, theirs with our scheduler, and accelerated."""
 
+import copy
 import json
 import pickle
 import subprocess
@@ -156,15 +157,46 @@ def test_accelerate_refuses_what_it_has_no_fused_form_of(unet):
         ours.accelerate(pipe)
 
 
-def test_stock_pipeline_saves_our_scheduler_and_loads_it(unet, tmp_path):
-    """The index names the public module, so that the folder comes back with the same class; and so does a pickle."""
-    pipe = pipeline("DDPM", unet, ours.DDPMScheduler(variance_type="fixed_large"))
-    assert isinstance(pickle.loads(pickle.dumps(pipe.scheduler)), ours.DDPMScheduler)
+@pytest.mark.parametrize("swapped", ["at the constructor", "afterwards"])
+def test_stock_pipeline_with_our_scheduler_saves_what_diffusers_alone_loads(unet, tmp_path, swapped):
+    """The index names diffusers' class: a program that never heard of fastdiff opens the folder."""
+    mine = ours.DDPMScheduler(variance_type="fixed_large")
+    pipe = diffusers.DDPMPipeline(unet, mine if swapped == "at the constructor" else diffusers.DDPMScheduler())
+    pipe.scheduler = mine
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["scheduler"] == ["fastdiff.compat.diffusers", "DDPMScheduler"]
-    assert type(diffusers.DDPMPipeline.from_pretrained(tmp_path).scheduler) is ours.DDPMScheduler
+    assert index["scheduler"] == ["diffusers", "DDPMScheduler"]
+    code = f"""
+import sys
+sys.modules["fastdiff"] = None
+from diffusers import DDPMPipeline
+print(type(DDPMPipeline.from_pretrained({str(tmp_path)!r}).scheduler).__module__)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "diffusers.schedulers.scheduling_ddpm"
+    assert type(diffusers.DDPMPipeline.from_pretrained(tmp_path, scheduler=mine).scheduler) is ours.DDPMScheduler
     assert ours.DDPMScheduler.from_pretrained(tmp_path, subfolder="scheduler").config.variance_type == "fixed_large"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
+def test_copied_pipeline_computes_with_its_own_weights(unet, kind, copied):
+    pipe = ours.accelerate(pipeline(kind, unet, getattr(diffusers, f"{kind}Scheduler")()))
+    before = images(pipe)
+    other = copied(pipe)
+    assert type(other) is type(pipe)
+    assert isinstance(other, getattr(diffusers, f"{kind}Pipeline"))
+    assert np.array_equal(images(other), before)
+    with torch.no_grad():
+        for weight in other.unet.parameters():
+            weight.mul_(0.5)
+    changed = images(other)
+    assert np.array_equal(images(pipe), before)
+    assert np.abs(changed - before).max() > 1e-3
+    # The same weights in a new pipeline give the same images.
+    fresh = ours.accelerate(pipeline(kind, ours.FusedUNet2DModel(copy.deepcopy(other.unet.unet)), pipe.scheduler))
+    fresh.unet.config = pipe.unet.config
+    assert np.array_equal(images(fresh), changed)
 
 
 def test_without_diffusers_the_error_names_the_extra():

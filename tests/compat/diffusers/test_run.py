@@ -13,6 +13,7 @@ from fastdiff import ops  # noqa: E402
 from fastdiff.compat import diffusers as ours  # noqa: E402
 from fastdiff.compat.diffusers._run import output_of  # noqa: E402
 from fastdiff.ops import table_state  # noqa: E402
+from support.scheduler_runs import SAME_IMAGES  # noqa: E402
 
 NAMES = [
     name for name in ours.__all__ if name.endswith("Scheduler") and name not in ("FusedScheduler", "RePaintScheduler")
@@ -145,12 +146,55 @@ def test_run_past_the_dispatcher_in_every_grad_mode(mode, dense_calls):
     assert not seen[-1].prev_sample.requires_grad
 
 
-def test_run_with_gradients_is_diffusers_own(dense_calls):
-    scheduler, x = start("DDIMScheduler")
-    m = x.clone().requires_grad_()
-    scheduler.step(m, scheduler.timesteps[0], x).prev_sample.sum().backward()
-    assert m.grad is not None
-    assert not dense_calls
+GRADIENT_RUNS = [(name, {}) for name in NAMES] + [("PNDMScheduler", {"skip_prk_steps": True})]
+
+
+@pytest.mark.parametrize(("name", "options"), GRADIENT_RUNS, ids=str)
+@pytest.mark.parametrize("watched", [(3,), (0, 4), range(100)], ids=["one step", "two steps", "every step"])
+def test_run_has_diffusers_states_and_gradients(name, options, watched):
+    """A step with a gradient is a step of the run like the others: it reads what they kept, and they what it did."""
+    seen = []
+    for kind in (diffusers, ours):
+        scheduler = getattr(kind, name)(**options)
+        scheduler.set_timesteps(10)
+        x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+        draws = {"generator": torch.Generator().manual_seed(1)} if "Ancestral" in name or "DDPM" in name else {}
+        states, leaves = [], []
+        for i, t in enumerate(scheduler.timesteps):
+            if i in watched:
+                x = x.detach().requires_grad_() if len(watched) < 3 or i == 0 else x
+                leaves.append(x)
+            x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, **draws).prev_sample
+            states.append(x)
+            if len(watched) < 3:
+                if i in watched:
+                    states += torch.autograd.grad(x.square().sum(), leaves[-1], retain_graph=True)
+                x = x.detach()
+        if len(watched) > 3:
+            states += torch.autograd.grad(x.square().sum(), leaves[0])
+        seen.append([state.detach() for state in states])
+    for theirs, mine in zip(*seen, strict=True):
+        scale = float(theirs.abs().max().clamp(min=1))
+        assert float((theirs - mine).abs().max()) / scale < SAME_IMAGES
+
+
+def test_run_writes_into_nothing_that_a_gradient_needs():
+    """Rows without gradients follow: backward of the one before is as if they had not."""
+    found = []
+    for more in (0, 3):
+        scheduler, x = start("UniPCMultistepScheduler")
+        times = iter(scheduler.timesteps)
+        x = scheduler.step(network(x, None), next(times), x).prev_sample
+        leaf = x.clone().requires_grad_()
+        t = next(times)
+        out = scheduler.step(network(leaf, t), t, leaf).prev_sample
+        x = out.detach()
+        with torch.no_grad():
+            for _ in range(more):
+                t = next(times)
+                x = scheduler.step(network(x, t), t, x).prev_sample
+        found += torch.autograd.grad(out.square().sum(), leaf)
+    assert torch.equal(*found)
 
 
 def test_run_copied_scheduler_has_state_of_its_own():
