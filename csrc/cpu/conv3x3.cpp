@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "checks.h"
 #include "instructions.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -23,16 +24,23 @@ int64_t tile_size(const Tensor& x) { return x.size(2) >= 8 && x.size(3) >= 8 ? 4
 
 // y = conv(x, weight) + bias; `transposed`: x is the gradient of the result, and y that of the input.
 void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool transposed, Tensor out) {
+  const float *from = channels_last_data("x", x), *to = channels_last_data("out", out);
   const int64_t batch = x.size(0), rows = x.size(1), columns = out.size(1), threads = torch::stable::get_num_threads();
   STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == ScalarType::Float && weight.size(2) == 3 &&
                       weight.size(3) == 3 && weight.size(transposed ? 0 : 1) == rows &&
                       weight.size(transposed ? 1 : 0) == columns,
-                  "weight must be float32 [C_out, C_in, 3, 3]");
-  STD_TORCH_CHECK(rows % 16 == 0 && columns % 16 == 0, "channels must be multiples of 16, got ", rows, " and ",
-                  columns);
-  const float *from = channels_last_data("x", x), *to = channels_last_data("out", out);
+                  "weight must be float32 [C_out, C_in, 3, 3] with the channels of x and out, got ", described(weight));
+  STD_TORCH_CHECK(rows > 0 && columns > 0 && rows % 16 == 0 && columns % 16 == 0,
+                  "channels must be multiples of 16, at least 16, got ", rows, " and ", columns);
+  STD_TORCH_CHECK(!bias || (bias->scalar_type() == ScalarType::Float && bias->is_contiguous() && bias->dim() == 1 &&
+                            bias->size(0) == columns),
+                  "bias must be contiguous float32 [", columns, "]");
   STD_TORCH_CHECK(out.size(0) == batch && out.size(2) == x.size(2) && out.size(3) == x.size(3),
-                  "out must have x's batch and size");
+                  "out must have x's batch and size, those of ", described(x), ", got ", described(out));
+  const Extent written = extent_of("out", out);
+  check_apart(written, extent_of("x", x));
+  check_apart(written, extent_of("weight", weight));
+  if (bias) check_apart(written, extent_of("bias", *bias));
   if (x.numel() == 0) return;
   PackArgs pack;
   pack.rows = rows;
@@ -71,11 +79,7 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
   float* memory = workspace(packed + shared + threads * per_thread + 16);
   pack.packed = memory;
   std::fill(memory + i.bias, memory + packed, 0.0f);
-  if (bias) {
-    STD_TORCH_CHECK(bias->scalar_type() == ScalarType::Float && bias->is_contiguous() && bias->numel() == columns,
-                    "bias must be float32 [C_out]");
-    std::memcpy(memory + i.bias, bias->data_ptr(), sizeof(float) * static_cast<size_t>(columns));
-  }
+  if (bias) std::memcpy(memory + i.bias, bias->data_ptr(), sizeof(float) * static_cast<size_t>(columns));
   torch::stable::parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1,
                               [&](int64_t first, int64_t last) { kernels().conv3x3_pack(pack, first, last); });
   const Work work{i, batch, const_cast<float*>(from), memory, nullptr, 0, memory + packed, 0};
@@ -93,10 +97,14 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   a.height = x.size(2);
   a.width = x.size(3);
   STD_TORCH_CHECK(grad.size(0) == a.batch && grad.size(2) == a.height && grad.size(3) == a.width,
-                  "grad must have x's batch and size");
+                  "grad must have x's batch and size, those of ", described(x), ", got ", described(grad));
+  STD_TORCH_CHECK(a.channels_in > 0 && a.channels_out > 0, "there must be at least one channel, got ", a.channels_in,
+                  " and ", a.channels_out);
   a.dweight = channels_last_data("out", out);
   STD_TORCH_CHECK(out.size(0) == a.channels_out && out.size(1) == a.channels_in && out.size(2) == 3 && out.size(3) == 3,
-                  "out must be [C_out, C_in, 3, 3]");
+                  "out must be [C_out, C_in, 3, 3], got ", described(out));
+  check_apart(extent_of("out", out), extent_of("x", x));
+  check_apart(extent_of("out", out), extent_of("grad", grad));
   a.size = tile_size(x);
   // Two units or more for each thread; the sums of an element are the same whatever the blocks.
   a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));

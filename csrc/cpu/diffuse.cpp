@@ -2,9 +2,11 @@
 #include "diffuse.h"
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <tuple>
 
+#include "checks.h"
 #include "kernels.h"
 #include "noise_layout.h"
 #include "tensors.h"
@@ -15,21 +17,28 @@ namespace fastdiff {
 std::tuple<Tensor, Tensor> diffuse_cpu(Tensor x0, Tensor t, Tensor table, std::optional<Tensor> noise,
                                        Tensor sample_ids, Tensor row, int64_t seed, int64_t stream, int64_t levels,
                                        ScalarType dtype, bool want_target) {
+  STD_TORCH_CHECK(x0.dim() >= 1, "x0 must be [B, ...], got ", described(x0));
+  dtype_of(x0);
   const int64_t batch = x0.size(0);
   const bool is_double = x0.scalar_type() == ScalarType::Double;
   index_data("t", t, batch, false);
   index_data("sample_ids", sample_ids, batch, false);
   index_data("row", row, batch, true);
-  STD_TORCH_CHECK(table.is_contiguous() && table.dim() == 2 && table.size(1) == 4 &&
-                      table.scalar_type() == (is_double ? ScalarType::Double : ScalarType::Float),
-                  "table must be contiguous [T, 4] of the arithmetic's type");
-  STD_TORCH_CHECK((dtype == ScalarType::Double) == is_double, "float64 results go with float64 images");
+  check_table("table", table, x0, 4);
+  STD_TORCH_CHECK(is_floating(dtype) && (dtype == ScalarType::Double) == is_double,
+                  "the results must be float32, bfloat16 or float16, or float64 of float64 images");
+  STD_TORCH_CHECK(2 <= levels && levels <= std::numeric_limits<int>::max(),
+                  "levels must be at least 2 and a 32-bit number, got ", levels);
+  STD_TORCH_CHECK(0 <= stream && stream < int64_t{1} << (32 - STREAM_SHIFT), "stream must have 4 bits, got ", stream);
   check_index("t", t, table.size(0));
   check_index("row", row, int64_t{1} << STREAM_SHIFT);
   const bool channels_last = is_channels_last(x0);
   const Tensor image = in_layout(x0, channels_last);
   std::optional<Tensor> given;
-  if (noise) given = in_layout(*noise, channels_last);
+  if (noise) {
+    check_same_shape("noise", *noise, x0);
+    given = in_layout(*noise, channels_last);
+  }
   const auto empty = [&](torch::headeronly::IntHeaderOnlyArrayRef size, MemoryFormat format) {
     return torch::stable::empty(size, dtype, std::nullopt, x0.device(), std::nullopt, format);
   };

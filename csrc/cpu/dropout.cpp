@@ -3,7 +3,9 @@
 
 #include <cstdint>
 
+#include "checks.h"
 #include "kernels.h"
+#include "noise_layout.h"
 #include "tensors.h"
 
 namespace fastdiff {
@@ -11,7 +13,14 @@ namespace fastdiff {
 // y = x * scale where the word of an element, in memory order, is at most last_kept; else 0. x and y are dense alike.
 void dropout_out_cpu(Tensor x, Tensor seed, int64_t stream, int64_t last_kept, double scale, Tensor y) {
   STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1, "seed must be one int64 number");
-  STD_TORCH_CHECK(y.scalar_type() == x.scalar_type() && y.numel() == x.numel(), "y must have x's type and size");
+  check_floating("x", x);
+  check_same_shape("y", y, x);
+  const bool channels_last = is_channels_last(x);
+  STD_TORCH_CHECK(y.scalar_type() == x.scalar_type() && is_dense(x, channels_last) && is_dense(y, channels_last),
+                  "x and y must be dense, of one type and memory format, got ", described(x), " and ", described(y));
+  check_apart(extent_of("y", y), extent_of("x", x), true);
+  check_apart(extent_of("y", y), extent_of("seed", seed));
+  STD_TORCH_CHECK(0 <= stream && stream < int64_t{1} << (32 - STREAM_SHIFT), "stream must have 4 bits, got ", stream);
   STD_TORCH_CHECK(0 <= last_kept && last_kept <= 0xFFFFFFFF, "last_kept must be a 32-bit word");
   DropoutArgs args;
   args.x = {x.data_ptr(), dtype_of(x), 0, 0};

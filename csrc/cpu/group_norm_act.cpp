@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "parallel.h"
@@ -22,7 +23,14 @@ struct Layout {
   bool channels_last;         // as tensors know it
   bool planar;
 
-  Layout(const Tensor& x, int64_t channels) : channels_last(is_channels_last(x)) {
+  Layout(const Tensor& x, const std::optional<Tensor>& x2) : channels_last(is_channels_last(x)) {
+    STD_TORCH_CHECK(x.dim() >= 2 && (!x2 || x2->dim() == x.dim()),
+                    "x must be [B, C, ...], and x2 have as many dimensions, got ", described(x));
+    check_floating("x", x);
+    STD_TORCH_CHECK(x.scalar_type() != ScalarType::Double && x.numel() > 0,
+                    "x must be float32, bfloat16 or float16, of at least one value, got ", described(x));
+    if (x2) check_image("x2", *x2, x, x2->size(1));
+    const int64_t channels = x.size(1) + (x2 ? x2->size(1) : 0);
     for (int64_t i = 0; i < x.dim(); ++i) size.push_back(i == 1 ? channels : x.size(i));
     // Where an image is one pixel, its channels are a row.
     planar = !channels_last && elements_from(x, 2) > 1;
@@ -60,6 +68,11 @@ float* results(const Tensor& x) { return static_cast<float*>(x.data_ptr()); }
 
 Tensor nothing(ScalarType dtype) { return torch::stable::empty({0}, dtype); }
 
+void check_groups(int64_t groups, int64_t channels) {
+  STD_TORCH_CHECK(groups > 0 && channels > 0 && channels % groups == 0,
+                  "groups must divide the number of channels, both at least 1, got ", groups, " and ", channels);
+}
+
 // All but the results.
 NormArgs arguments(const Layout& layout, const Tensor& x, const std::optional<Tensor>& x2,
                    const std::optional<Tensor>& added_bias, const std::optional<Tensor>& added_time,
@@ -71,8 +84,15 @@ NormArgs arguments(const Layout& layout, const Tensor& x, const std::optional<Te
   a.pixels = elements_from(x, 2);
   a.channels1 = x.size(1);
   a.channels = layout.size[1];
+  check_groups(mean.size(1), a.channels);
   a.groups = mean.size(1);
-  STD_TORCH_CHECK(a.groups > 0 && a.channels % a.groups == 0, "groups must divide the number of channels");
+  check_sizes("added_bias", added_bias, {a.channels});
+  check_sizes("added_time", added_time, {a.batch, a.channels});
+  check_sizes("weight", weight, {a.channels});
+  check_sizes("bias", bias, {a.channels});
+  check_sizes("scale", scale, {a.batch, a.channels});
+  check_sizes("shift", shift, {a.batch, a.channels});
+  STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "scale and shift go together: give both, or neither");
   a.planar = layout.planar;
   // Whole groups, and whole cache lines, or enough values, where groups are small.
   const int64_t size = a.channels / a.groups, enough = a.planar ? ceil_div(NORM_TILE, a.pixels) : 64;
@@ -105,8 +125,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act_cpu(
     Tensor x, std::optional<Tensor> x2, std::optional<Tensor> residual, std::optional<Tensor> added_bias,
     std::optional<Tensor> added_time, Tensor weight, Tensor bias, std::optional<Tensor> scale,
     std::optional<Tensor> shift, int64_t groups, double eps, bool act) {
-  const Layout layout(x, x.size(1) + (x2 ? x2->size(1) : 0));
+  const Layout layout(x, x2);
   const ScalarType dtype = x.scalar_type();
+  check_groups(groups, layout.size[1]);
+  if (residual) check_image("residual", *residual, x, layout.size[1]);
   Tensor y = layout.empty(dtype, layout.size[1]);
   Tensor total = residual ? layout.empty(dtype, layout.size[1]) : nothing(dtype);
   Tensor mean = torch::stable::empty({x.size(0), groups}, ScalarType::Float);
@@ -129,8 +151,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backward_cpu(
     Tensor grad_y, std::optional<Tensor> grad_total, Tensor x, std::optional<Tensor> x2,
     std::optional<Tensor> added_bias, std::optional<Tensor> added_time, Tensor weight, Tensor bias,
     std::optional<Tensor> scale, std::optional<Tensor> shift, Tensor mean, Tensor rstd, bool act, bool want_added) {
-  const Layout layout(x, x.size(1) + (x2 ? x2->size(1) : 0));
+  const Layout layout(x, x2);
   const int64_t batch = x.size(0), channels = layout.size[1];
+  check_image("grad_y", grad_y, x, channels);
+  if (grad_total) check_image("grad_sum", *grad_total, x, channels);
+  STD_TORCH_CHECK(mean.dim() == 2 && mean.scalar_type() == ScalarType::Float && mean.is_contiguous() &&
+                      rstd.scalar_type() == ScalarType::Float && rstd.is_contiguous(),
+                  "mean and rstd must be contiguous float32 [B, groups], got ", described(mean), " and ",
+                  described(rstd));
+  check_sizes("mean", mean, {batch, mean.size(1)});
+  check_sizes("rstd", rstd, {batch, mean.size(1)});
   Tensor dx = layout.empty(x.scalar_type(), x.size(1));
   Tensor dx2 = x2 ? layout.empty(x.scalar_type(), x2->size(1)) : nothing(x.scalar_type());
   Tensor du_sum = torch::stable::empty({batch, channels}, ScalarType::Float);

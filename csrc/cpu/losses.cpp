@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "tensors.h"
@@ -27,16 +28,23 @@ struct Prepared {
   bool channels_last = false;
   ScalarType arithmetic = ScalarType::Float;
 
-  const void* keep(const Tensor& x, int64_t numel, ScalarType type, const char* name) {
-    STD_TORCH_CHECK(x.scalar_type() == type && x.numel() == numel, name,
-                    " must have the size and type of the arithmetic");
+  // One number for each sample.
+  const void* keep(const Tensor& x, ScalarType type, const char* name) {
+    STD_TORCH_CHECK(x.scalar_type() == type && x.dim() == 1 && x.size(0) == batch, name, " must be ",
+                    type == ScalarType::Long     ? "int64"
+                    : type == ScalarType::Double ? "float64"
+                                                 : "float32",
+                    " [", batch, "], got ", described(x));
     kept.push_back(in_layout(x, false));
     return kept.back().data_ptr();
   }
 
-  Matrix keep_image(const Tensor& x, const char* name) {
-    STD_TORCH_CHECK(x.numel() == batch * args.per_sample && x.dim() >= 1 && x.size(0) == batch, name,
-                    " must have the size of the output's half");
+  // Of the output's shape, or that of its half.
+  Matrix keep_image(const Tensor& x, const Tensor& output, const char* name) {
+    if (args.learned)
+      check_image(name, x, output, output.size(1) / 2);
+    else
+      check_same_shape(name, x, output);
     kept.push_back(in_layout(x, channels_last));
     return matrix_of(kept.back(), channels_last);
   }
@@ -44,10 +52,12 @@ struct Prepared {
 
 Prepared prepare(const Tensor& output, const std::optional<Tensor>& target, bool learned) {
   STD_TORCH_CHECK(output.dim() >= (learned ? 2 : 1),
-                  "output must be [B, ...], or [B, 2C, ...] with a learned variance");
+                  "output must be [B, ...], or [B, 2C, ...] with a learned variance, got ", described(output));
+  check_floating("output", output);
   Prepared p;
   const int64_t halves = learned ? 2 : 1, channels = learned ? output.size(1) / 2 : 0;
-  STD_TORCH_CHECK(!learned || output.size(1) == 2 * channels, "a learned variance needs 2C channels");
+  STD_TORCH_CHECK(!learned || output.size(1) == 2 * channels, "a learned variance needs 2C channels, got ",
+                  described(output));
   p.batch = output.size(0);
   // Halves that alternate are taken apart tile by tile; more channels than a tile holds go through a copy.
   p.channels_last = is_channels_last(output) && channels <= TILE;
@@ -59,17 +69,23 @@ Prepared prepare(const Tensor& output, const std::optional<Tensor>& target, bool
   p.args.channels = p.channels_last ? channels : 0;
   p.args.tile = p.args.channels != 0 ? TILE / channels * channels : TILE;
   p.num_units = p.batch * ((p.args.per_sample + p.args.tile - 1) / p.args.tile);
-  if (target) p.args.target = p.keep_image(*target, "target");
+  if (target) p.args.target = p.keep_image(*target, output, "target");
   return p;
 }
 
-void add_bound(Prepared& p, const Tensor& x0, const Tensor& x_t, const Tensor& t, const Tensor& table,
-               std::optional<double> clip, bool detach_mean, const std::string& decoder, int64_t levels) {
-  p.args.x0 = p.keep_image(x0, "x0");
-  p.args.x_t = p.keep_image(x_t, "x_t");
-  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == 6, "table must be [T, 6]");
-  p.args.table = p.keep(table, table.numel(), p.arithmetic, "table");
-  p.args.t = static_cast<const int64_t*>(p.keep(t, p.batch, ScalarType::Long, "t"));
+void add_bound(Prepared& p, const Tensor& output, const Tensor& x0, const Tensor& x_t, const Tensor& t,
+               const Tensor& table, std::optional<double> clip, bool detach_mean, const std::string& decoder,
+               int64_t levels) {
+  p.args.x0 = p.keep_image(x0, output, "x0");
+  p.args.x_t = p.keep_image(x_t, output, "x_t");
+  p.kept.push_back(in_layout(table, false));
+  check_table("table", p.kept.back(), output, 6);
+  p.args.table = p.kept.back().data_ptr();
+  STD_TORCH_CHECK(!clip || *clip > 0, "clip must be above 0, or none, got ", *clip);
+  STD_TORCH_CHECK(decoder == "discrete" || decoder == "gaussian", "decoder must be discrete or gaussian, got ",
+                  decoder);
+  STD_TORCH_CHECK(levels >= 2, "levels must be at least 2, got ", levels);
+  p.args.t = static_cast<const int64_t*>(p.keep(t, ScalarType::Long, "t"));
   check_index("t", p.kept.back(), table.size(0));
   p.args.clip = clip.value_or(0.0);
   p.args.detach_mean = detach_mean;
@@ -134,7 +150,7 @@ Tensor mse_cpu(Tensor output, Tensor target) {
 
 Tensor mse_backward_cpu(Tensor grad, Tensor output, Tensor target) {
   Prepared p = prepare(output, target, false);
-  p.args.grad_mse = p.keep(grad, p.batch, p.arithmetic, "grad");
+  p.args.grad_mse = p.keep(grad, p.arithmetic, "grad");
   return gradient_of(p, output);
 }
 
@@ -142,7 +158,7 @@ std::tuple<Tensor, Tensor> bound_loss_cpu(Tensor output, std::optional<Tensor> t
                                           Tensor table, std::optional<double> clip, bool learned_variance,
                                           bool detach_mean, std::string decoder, int64_t levels) {
   Prepared p = prepare(output, target, learned_variance);
-  add_bound(p, x0, x_t, t, table, clip, detach_mean, decoder, levels);
+  add_bound(p, output, x0, x_t, t, table, clip, detach_mean, decoder, levels);
   const Means means(p, output);
   return {target ? means.of(0) : empty_like_arithmetic(p, output, 0), means.of(1, LN_2)};
 }
@@ -152,10 +168,11 @@ Tensor bound_loss_backward_cpu(Tensor output, std::optional<Tensor> grad_mse, st
                                std::optional<double> clip, bool learned_variance, bool detach_mean, std::string decoder,
                                int64_t levels) {
   Prepared p = prepare(output, grad_mse ? target : std::nullopt, learned_variance);
-  if (grad_mse) p.args.grad_mse = p.keep(*grad_mse, p.batch, p.arithmetic, "grad_mse");
+  STD_TORCH_CHECK(!grad_mse || target, "grad_mse needs the target");
+  if (grad_mse) p.args.grad_mse = p.keep(*grad_mse, p.arithmetic, "grad_mse");
   if (grad_bound) {
-    add_bound(p, x0, x_t, t, table, clip, detach_mean, decoder, levels);
-    p.args.grad_bound = p.keep(*grad_bound, p.batch, p.arithmetic, "grad_bound");
+    add_bound(p, output, x0, x_t, t, table, clip, detach_mean, decoder, levels);
+    p.args.grad_bound = p.keep(*grad_bound, p.arithmetic, "grad_bound");
   }
   return gradient_of(p, output);
 }
@@ -164,7 +181,7 @@ std::tuple<Tensor, Tensor> bound_terms_cpu(Tensor output, Tensor x0, Tensor x_t,
                                            std::optional<double> clip, bool learned_variance, std::string decoder,
                                            int64_t levels) {
   Prepared p = prepare(output, std::nullopt, learned_variance);
-  add_bound(p, x0, x_t, t, table, clip, false, decoder, levels);
+  add_bound(p, output, x0, x_t, t, table, clip, false, decoder, levels);
   const Means means(p, output);
   return {means.of(1, LN_2), means.of(2)};
 }

@@ -2,8 +2,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <limits>
 #include <optional>
 
+#include "checks.h"
 #include "instructions.h"
 #include "parallel.h"
 #include "plan_layout.h"
@@ -20,6 +23,7 @@ void step_cpu(Tensor x, std::optional<Tensor> model_output, Tensor rows, Tensor 
 namespace {
 
 constexpr int64_t ALIGNMENT = 16;
+constexpr int64_t MOST_LANES = 4096;
 
 // A plan with its memory. Either all threads share every instruction for the whole batch, or (`lanes` > 0) each lane
 // takes parts of the batch through the whole plan by itself.
@@ -54,6 +58,61 @@ void scratch_sizes(const Instruction* code, int64_t length, int64_t batch, int64
   }
 }
 
+// Of numbers that are not negative; the largest int64 where it is beyond.
+int64_t product(std::initializer_list<int64_t> numbers) {
+  int64_t total = 1;
+  for (const int64_t number : numbers)
+    if (__builtin_mul_overflow(total, number, &total)) return std::numeric_limits<int64_t>::max();
+  return total;
+}
+
+// The numbers of each instruction must be such as it can run with, before anything is computed from them.
+void check_numbers(const Instruction* code, int64_t length, int64_t batch) {
+  // Beyond any memory, and far from an overflow of what is computed from it.
+  constexpr int64_t MOST = int64_t{1} << 48;
+  const auto between = [](int64_t low, int64_t number, int64_t high) { return low <= number && number <= high; };
+  const auto name = [](int64_t op) {
+    constexpr const char* NAMES[] = {"stats", "norm", "conv", "attention", "pool", "repeat"};
+    return 0 <= op && op < PLAN_OPS ? NAMES[op] : "no instruction";
+  };
+  for (int64_t n = 0; n < length; ++n) {
+    const Instruction& i = code[n];
+    const int64_t positive[] = {i.channels, i.height_in, i.width_in, i.height, i.width, i.channels_out};
+    bool right = between(0, i.op, PLAN_OPS - 1) && between(0, i.algorithm, PLAN_ALGORITHMS - 1) && i.channels2 >= 0 &&
+                 i.channels2 <= MOST;
+    for (const int64_t number : positive) right = right && between(1, number, MOST);
+    right = right && product({batch, std::max(i.height_in, i.height) + 8, std::max(i.width_in, i.width) + 8,
+                              std::max(i.channels + i.channels2, i.channels_out) + PANEL}) <= MOST;
+    // What follows multiplies only what was found to be small.
+    const int64_t total = i.channels + i.channels2;
+    const bool one = i.source2 < 0 && i.channels2 == 0, same = i.height == i.height_in && i.width == i.width_in;
+    if (right && i.op == PLAN_STATS) right = one;
+    if (right && i.op == PLAN_NORM)
+      right = between(1, i.groups, total) && total % i.groups == 0 && (i.stats2 < 0) == (i.channels2 == 0);
+    if (right && i.op == PLAN_CONV) {
+      right = between(1, i.kernel, 3) && between(1, i.stride, 2) && between(0, i.pad, i.kernel - 1) &&
+              (i.source2 < 0) == (i.channels2 == 0) && (i.kernel != 1 || i.stride != 1 || i.upsample || same) &&
+              (i.algorithm == PLAN_DIRECT || (i.kernel == 3 && i.stride == 1)) &&
+              product({panels_of(i.channels_out) * PANEL, total, 36}) <= MOST;
+    }
+    if (right && i.op == PLAN_ATTENTION) {
+      const int64_t width = attention_width(i);
+      right = same && i.heads >= 1 && width % i.heads == 0 && width / i.heads % 16 == 0 && width >= 16 &&
+              (i.source2 < 0 ? i.channels == 3 * width && i.channels2 == 0 : i.channels == 2 * width) &&
+              product({batch, width, i.height * i.width + PANEL}) <= MOST && i.channels_out == width;
+    }
+    if (right && i.op == PLAN_POOL)
+      right = one && i.channels_out == i.channels && i.height <= i.height_in / 2 && i.width <= i.width_in / 2;
+    if (right && i.op == PLAN_REPEAT)
+      right = one && i.channels_out == i.channels && i.height <= 2 * i.height_in && i.width <= 2 * i.width_in;
+    STD_TORCH_CHECK(right, "instruction ", n, " of the plan (", name(i.op),
+                    ") has numbers that do not fit together: channels ", i.channels, " and ", i.channels2, " of ",
+                    i.height_in, " x ", i.width_in, " pixels to ", i.channels_out, " of ", i.height, " x ", i.width,
+                    ", kernel ", i.kernel, ", stride ", i.stride, ", pad ", i.pad, ", groups ", i.groups, ", heads ",
+                    i.heads);
+  }
+}
+
 // Every place that the instructions name must lie within its memory: weights, a time's vector, a lane's arena.
 void check_code(const Instruction* code, int64_t length, int64_t part, int64_t arena, int64_t weights, int64_t times) {
   const auto inside = [](int64_t place, int64_t count, int64_t room, bool optional) {
@@ -70,8 +129,8 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
     const bool conv = i.op == PLAN_CONV, norm = i.op == PLAN_NORM;
     const int64_t packed = conv ? panels_of(i.channels_out) * taps * total * PANEL : norm ? total : 0;
     const bool fits =
-        inside(i.source, norm ? 0 : part * read * i.channels, arena, norm) &&
-        inside(i.source2, norm ? 0 : part * read * i.channels2, arena, true) &&
+        inside(i.source, norm ? 0 : product({part, read, i.channels}), arena, norm) &&
+        inside(i.source2, norm ? 0 : product({part, read, i.channels2}), arena, true) &&
         inside(i.target, part * written, arena, false) && inside(i.residual, part * written, arena, true) &&
         inside(i.norm, part * 2 * (i.op == PLAN_ATTENTION ? width : total), arena, true) &&
         inside(i.stats, part * 2 * i.channels, arena, !norm) && inside(i.stats2, part * 2 * i.channels2, arena, true) &&
@@ -90,9 +149,11 @@ struct Scratch {
 
 // Of all threads, or of the lanes, with one thread each.
 Scratch scratch_of(const Tensor& code, int64_t batch, int64_t part, int64_t lanes) {
-  STD_TORCH_CHECK(batch >= 1, "a plan runs for at least one sample");
-  STD_TORCH_CHECK(lanes >= 0 && (lanes == 0 || part >= 1), "lanes take parts of at least one sample");
+  STD_TORCH_CHECK(batch >= 1, "a plan runs for at least one sample, got ", batch);
+  STD_TORCH_CHECK(0 <= lanes && lanes <= MOST_LANES && (lanes == 0 || part >= 1), "there are 0 to ", MOST_LANES,
+                  " lanes, which take parts of at least one sample, got ", lanes, " lanes and parts of ", part);
   const Instruction* instructions = instructions_of(code);
+  check_numbers(instructions, code.size(0), batch);
   Scratch s = {0, 0, lanes > 0 ? 1 : static_cast<int64_t>(torch::stable::get_num_threads()),
                std::max<int64_t>(1, lanes)};
   scratch_sizes(instructions, code.size(0), lanes > 0 ? std::min(part, batch) : batch, s.threads, s.shared,
@@ -157,10 +218,35 @@ void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, int
   });
 }
 
+// What is written lies apart from what is read, and from each other.
+void check_memory(const Tensor& x, const Tensor& weights, const Tensor& times, const Tensor& arena,
+                  const Tensor& scratch, const Tensor& out) {
+  const Extent written[] = {extent_of("arena", arena), extent_of("scratch", scratch), extent_of("the result", out)};
+  const Extent read[] = {extent_of("x", x), extent_of("weights", weights), extent_of("times", times)};
+  for (int i = 0; i < 3; ++i) {
+    for (int j = i + 1; j < 3; ++j) check_apart(written[i], written[j]);
+    for (const Extent& other : read) check_apart(written[i], other);
+  }
+}
+
 void check_places(const Program& p, int64_t input, const Tensor& x, int64_t output, const Tensor& out) {
-  const int64_t size_in = x.numel() / p.batch * p.part, size_out = out.numel() / p.batch * p.part;
-  STD_TORCH_CHECK(input >= 0 && input + size_in <= p.arena_stride && output >= 0 && output + size_out <= p.arena_stride,
+  const int64_t size_in = x.numel() / p.batch, size_out = out.numel() / p.batch, part = std::min(p.part, p.batch);
+  STD_TORCH_CHECK(x.size(0) == out.size(0), "the result must have as many samples as x, ", x.size(0), ", got ",
+                  out.size(0));
+  STD_TORCH_CHECK(0 <= input && input <= p.arena_stride - size_in * part && 0 <= output &&
+                      output <= p.arena_stride - size_out * part,
                   "the arena is for fewer samples");
+  // The input lies at its place until it is read first, and the result from when it is written last.
+  int64_t read = -1, written = -1;
+  for (int64_t n = 0; n < p.length; ++n) {
+    const Instruction& i = p.instructions[n];
+    if (read < 0 && i.op != PLAN_NORM && i.source == input) read = i.height_in * i.width_in * i.channels;
+    if (i.target == output) written = i.height * i.width * i.channels_out;
+  }
+  STD_TORCH_CHECK(read == size_in, "x must have the size that the plan reads, ", read, " numbers a sample, got ",
+                  size_in);
+  STD_TORCH_CHECK(written == size_out, "the result must have the size that the plan writes, ", written,
+                  " numbers a sample, got ", size_out);
 }
 
 // Of times [B or 1, N]: how far apart the samples' vectors lie.
@@ -180,8 +266,10 @@ void plan_forward_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64
                       Tensor scratch, int64_t part, int64_t lanes, Tensor out) {
   channels_last_data("x", x);
   channels_last_data("out", out);
-  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(-1));
+  STD_TORCH_CHECK(times.dim() == 2, "times must be [1 or B, N], got ", described(times));
+  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(1));
   check_places(p, input, x, output, out);
+  check_memory(x, weights, times, arena, scratch, out);
   evaluate(p, x, 1.0f, input, output, floats("times", times), times_stride_of(times, 0, x.size(0)), out);
 }
 
@@ -192,13 +280,15 @@ void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_
                      std::optional<Tensor> pred_out) {
   channels_last_data("x", x);
   channels_last_data("model_output", model_output);
-  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(-1));
+  STD_TORCH_CHECK(times.dim() == 3, "times must be [rows, 1 or B, N], got ", described(times));
+  const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(2));
   check_places(p, input, x, output, model_output);
+  check_memory(x, weights, times, arena, scratch, model_output);
   const float* table = floats("rows", rows);
   STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == ROW_WIDTH && 0 <= first_row && first_row <= last_row &&
-                      last_row <= rows.size(0) && row_numbers.size(0) == rows.size(0),
+                      last_row <= rows.size(0) && row_numbers.dim() == 1 && row_numbers.size(0) == rows.size(0),
                   "rows and their numbers must be as many, and first_row to last_row among them");
-  STD_TORCH_CHECK(times.dim() == 3 && first_time <= first_row && last_row - first_time <= times.size(0),
+  STD_TORCH_CHECK(0 <= first_time && first_time <= first_row && last_row - first_time <= times.size(0),
                   "times must hold those of the rows from first_row to last_row");
   const int64_t stride = times_stride_of(times, 1, x.size(0)), per_row = times.size(1) * times.size(2);
   for (int64_t r = first_row; r < last_row; ++r) {

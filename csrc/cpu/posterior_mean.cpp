@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "kernels.h"
 #include "row_layout.h"
 #include "step.h"
@@ -31,14 +32,15 @@ std::vector<A> rows_of(const Tensor& table, const int64_t* t, int64_t batch, std
 }  // namespace
 
 Tensor posterior_mean_cpu(Tensor x_t, Tensor model_output, Tensor t, Tensor table, std::optional<double> clip) {
-  STD_TORCH_CHECK(x_t.dim() >= 1 && x_t.numel() == model_output.numel(), "x_t and model_output must have one shape");
+  STD_TORCH_CHECK(x_t.dim() >= 1, "x_t must be [B, ...], got ", described(x_t));
+  check_floating("x_t", x_t);
+  check_same_shape("model_output", model_output, x_t);
   const bool channels_last = is_channels_last(x_t), is_double = x_t.scalar_type() == ScalarType::Double;
   const int64_t batch = x_t.size(0);
   const Tensor steps = in_layout(t, false), rows_in = in_layout(table, false);
   const int64_t* step = index_data("t", steps, batch, false);
-  STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == 4 &&
-                      table.scalar_type() == (is_double ? ScalarType::Double : ScalarType::Float),
-                  "table must be [T, 4] of the arithmetic's type");
+  check_table("table", rows_in, x_t, 4);
+  STD_TORCH_CHECK(!clip || *clip > 0, "clip must be above 0, or none, got ", *clip);
   check_index("t", steps, table.size(0));
   const Tensor state = in_layout(x_t, channels_last), output = in_layout(model_output, channels_last);
   Tensor mean = torch::stable::empty(x_t.sizes(), x_t.scalar_type(), std::nullopt, x_t.device(), std::nullopt,

@@ -44,18 +44,22 @@ inline MemoryFormat format_of(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
+// Whether x lies densely in the layout; one that fits both formats has either.
+inline bool has_layout(const Tensor& x, bool channels_last) {
+  if (!channels_last) return x.is_contiguous();
+  return is_channels_last(x) ||
+         (x.dim() == 4 && x.is_contiguous() && (x.numel() == 0 || x.size(1) == 1 || x.size(2) * x.size(3) == 1));
+}
+
 // x itself where it has the layout, else a copy that has.
 inline Tensor in_layout(const Tensor& x, bool channels_last) {
-  const bool fits = channels_last
-                        ? is_channels_last(x) || (x.is_contiguous() && (x.size(1) == 1 || x.size(2) * x.size(3) == 1))
-                        : x.is_contiguous();
-  return fits ? x : torch::stable::contiguous(x, format_of(channels_last));
+  return has_layout(x, channels_last) ? x : torch::stable::contiguous(x, format_of(channels_last));
 }
 
 // [B, H, W, C] of a float32 image [B, C, H, W] with channels last.
 inline float* channels_last_data(const char* name, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && in_layout(x, true).data_ptr() == x.data_ptr(),
-                  name, " must be float32 [B, C, H, W], channels_last");
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && has_layout(x, true), name,
+                  " must be float32 [B, C, H, W], channels_last");
   return static_cast<float*>(x.data_ptr());
 }
 
@@ -93,7 +97,7 @@ inline const int64_t* index_data(const char* name, const Tensor& index, int64_t 
   STD_TORCH_CHECK(index.scalar_type() == ScalarType::Long && index.dim() == 1 && index.is_contiguous(), name,
                   " must be int64 and contiguous, of one dimension");
   STD_TORCH_CHECK(index.size(0) == batch || (one_is_enough && index.size(0) == 1), name, " must have ", batch,
-                  " entries, got ", index.size(0));
+                  one_is_enough ? " entries or one, got " : " entries, got ", index.size(0));
   return static_cast<const int64_t*>(index.data_ptr());
 }
 

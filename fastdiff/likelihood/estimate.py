@@ -132,7 +132,9 @@ def _mean_square(
                 images[image], t, noising, seed=seed, sample_ids=ids[image], row=t, stream=Stream.LIKELIHOOD,
                 levels=levels, target=of_error,
             )  # fmt: skip
-            output = model(x_t.to(model_dtype(model, dtype)), times[t], **{k: v[image] for k, v in kwargs.items()})
+            # A copy: the model may write to its input, which is read again below.
+            given = x_t.to(model_dtype(model, dtype), copy=True)
+            output = model(given, times[t], **{k: v[image] for k, v in kwargs.items()})
             output = split_output(output, x_t, diffusion.learned_variance)[0].to(dtype)
             # eps = ex x + em m is linear in the output, so its error is em times the output's: no difference of large
             # numbers where sigma is small.

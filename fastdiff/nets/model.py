@@ -38,6 +38,40 @@ def split_output(output: Tensor, x: Tensor, learned_variance: bool) -> tuple[Ten
 Model = Callable[..., Tensor]
 
 
+class InputKeeper:
+    """Calls a model whose input is somebody's state, which must stay as it was.
+
+    The first call is given a copy, which shows whether the model writes to its input; only one that does is given
+    copies from then on.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._copies: bool | None = None
+
+    def __call__(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The model's output.
+
+        Raises:
+            RuntimeError: the model wrote to its input at a later call, but not at the first.
+        """
+        # Inference tensors do not count what is written to them.
+        if self._copies is not False or x.is_inference():
+            copy = x.clone()
+            before = None if copy.is_inference() else copy._version
+            output = self._model(copy, t, **kwargs)
+            self._copies = before is None or copy._version != before
+            return output
+        before = x._version
+        output = self._model(x, t, **kwargs)
+        if x._version != before:
+            raise RuntimeError(
+                "the model wrote to its input, which is the sampler's state, and had not done so at its first call: "
+                "let it compute on a copy (x = x.clone())"
+            )
+        return output
+
+
 @contextlib.contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """Run a module in eval mode (no dropout), and give each submodule its mode back."""

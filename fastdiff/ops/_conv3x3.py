@@ -34,8 +34,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     On the CPU, float32 is computed by Winograd's F(4x4, 3x3), or F(2x2, 3x3) below 8 pixels, in C++: result, gradient
     of the input and gradient of the weights. They are within 3e-5 of float64, relative to the largest value, where
     direct sums are within 2e-6. An element is the same sum in the same order whatever the number of threads.
-    Everything else (other types and devices, under autocast, images below 4x4, channels not in sixteens, no extension)
-    is `torch.nn.functional.conv2d`.
+    Everything else (other types and devices, under autocast, images below 4x4, channels not in sixteens or none, no
+    extension) is `torch.nn.functional.conv2d`.
 
     Args:
         x: [B, C_in, H, W]; channels_last is not copied.
@@ -65,6 +65,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.ndim == 4
         and weight.shape[1:] == (x.shape[1], 3, 3)
         and weight.shape[0] % VECTOR == weight.shape[1] % VECTOR == 0
+        and weight.numel() > 0
         and min(x.shape[2:]) >= MIN_SIZE
         and not torch.is_autocast_enabled("cpu")
     )

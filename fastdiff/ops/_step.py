@@ -6,10 +6,17 @@ import torch
 from torch import Tensor
 
 from fastdiff.calls import StepCall
-from fastdiff.ops._arguments import check_index, check_table, describe, noise_arguments, signed
+from fastdiff.ops._arguments import (
+    check_index,
+    check_table,
+    describe,
+    is_unwatched,
+    noise_arguments,
+    signed,
+)
 from fastdiff.ops._dispatch import Implementation, define, dispatch
 from fastdiff.ops.reference import step as reference
-from fastdiff.process.table import ROW_WIDTH, CoefficientTable
+from fastdiff.process.table import ROW_FIELDS, ROW_WIDTH, CoefficientTable
 from fastdiff.tensors import FLOAT_DTYPES, memory_format
 
 
@@ -60,17 +67,20 @@ def step(
         sample_ids: int64 [B]; 0..B-1 when None.
         noise: Standard normal noise of x's shape to use instead of that of (seed, sample id, row).
         learned_variance: Scale the noise by the model's own variance.
-        base: The saved state, x's shape, dtype and layout; updated in place. Needed where a row uses it.
-        history: Ring of past predictions from `new_history`; updated in place. Needed where a row uses it.
+        base: The saved state, x's shape, dtype and layout; updated in place. Needed where a row saves or reads it.
+        history: Ring of past predictions from `new_history`, of the table's `history_depth` slots; updated in place.
+            Needed where a row keeps its prediction or reads one. On a GPU neither this nor base is looked for.
         pred_out: Where to write the prediction, x's shape and dtype.
-        out: Where to write the result; may be x itself. A new tensor when None.
+        out: Where to write the result; may be x itself. A new tensor when None. What is written shares no memory with
+            anything else, or exactly that of x, the model's output or the noise.
         implementation: "auto" by device, or one by name; a named one that is not available raises.
 
     Returns:
         x' in `out`.
 
     Raises:
-        ValueError: shapes, dtypes or layouts that do not fit, or tensors that require grad.
+        ValueError: shapes, dtypes or layouts that do not fit, tensors that require grad, memory that overlaps in part,
+            or no base, history or model's output for a row that uses it.
         IndexError: row outside [0, R) on the CPU.
         RuntimeError: the named implementation is not available.
     """
@@ -97,6 +107,8 @@ def step(
     call = StepCall(
         x, model_output, rows, row, noise, ids, signed(seed), learned_variance, base, history, pred_out, out
     )
+    if x.is_cuda and is_unwatched():
+        _check_memory(call)
     dispatch(call, implementation)
     return out
 
@@ -122,12 +134,52 @@ def _check_slot(name: str, value: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must have the state's memory format ({layout}), got strides {value.stride()}")
 
 
-def _check_indices(call: StepCall) -> None:
+def _check_rows(call: StepCall) -> None:
+    """Raise for rows out of range and for what they use and was not given, on the CPU, and for shared memory."""
     check_index("row", call.row, call.rows.shape[0])
+    _check_memory(call)
+    if call.rows.device.type != "cpu":
+        return
+    slots = 0 if call.history is None else call.history.shape[0]
+    for number in dict.fromkeys(call.row.tolist()):
+        k = dict(zip(ROW_FIELDS, call.rows[number].tolist(), strict=False))
+        # What is saved reads by coefficients of its own.
+        reads = {name for letter in ("cb" if k["save_base"] else "c") for name in "bm123" if k[letter + name]}
+        if call.model_output is None and k["evaluate"] and ("m" in reads or k["pm"]):
+            raise ValueError(f"row {number} reads the model's output, and none was given")
+        if call.base is None and (k["save_base"] or "b" in reads):
+            raise ValueError(f"row {number} uses the saved state, and no base was given: give all rows the same one")
+        needed = max((int(name) for name in reads & set("123")), default=int(k["push"]))
+        # A row that was made by hand may not say how many slots there are.
+        wanted = int(k["depth"]) or needed
+        if needed and (slots < needed or (k["depth"] and slots != wanted)):
+            raise ValueError(
+                f"row {number} uses a history of {wanted} slots, got {slots}: make it with new_history, and give all "
+                "rows the same one"
+            )
+
+
+def _check_memory(call: StepCall) -> None:
+    """Raise ValueError where what is written shares a part of its memory with something else."""
+    written = {"out": call.out, "pred_out": call.pred_out, "base": call.base, "history": call.history}
+    read = {"x": call.x, "the model's output": call.model_output, "noise": call.noise}
+    places = {name: _place(value) for name, value in (written | read).items() if value is not None and value.numel()}
+    for name in places.keys() & written.keys():
+        for other in places.keys() - {name}:
+            (first, end), (first_other, end_other) = places[name], places[other]
+            same = other in read and (first, end) == (first_other, end_other)
+            if first < end_other and first_other < end and not same:
+                raise ValueError(f"{name} overlaps {other} in memory: give it memory of its own")
+
+
+def _place(x: Tensor) -> tuple[int, int]:
+    """The addresses of a tensor's first byte and behind its last."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 def _reference(call: StepCall) -> None:
-    _check_indices(call)
+    _check_rows(call)
     slots = (call.out, call.pred_out, call.base, call.history)
     for slot, value in zip(slots, reference.step(call), strict=True):
         if slot is not None and value is not None:
@@ -138,4 +190,4 @@ def _fake(call: StepCall) -> None:
     return None
 
 
-define("step", StepCall, _reference, _fake, check_indices=_check_indices, kernel="step")
+define("step", StepCall, _reference, _fake, check_indices=_check_rows, kernel="step")

@@ -37,7 +37,7 @@ COEFFICIENTS = (
     "bx", "bb", "bm", "b0", "b1", "b2", "b3",
 )  # fmt: skip
 FLAGS = ("evaluate", "save_base", "push")
-ROW_FIELDS = (*COEFFICIENTS, *FLAGS, "slot")
+ROW_FIELDS = (*COEFFICIENTS, *FLAGS, "slot", "depth")
 ROW_WIDTH = 32
 
 DEFAULTS: Mapping[str, float] = dict.fromkeys((*COEFFICIENTS, *FLAGS), 0.0) | {
@@ -194,11 +194,11 @@ class CoefficientTable:
         """The rows as the kernels read them: [R, ROW_WIDTH], rounded once to `dtype`, in the order of `ROW_FIELDS`.
 
         The history is a ring of `history_depth` slots. "slot" is where a row's prediction goes; p_k lies k slots before
-        it. A prediction that no row reads is not pushed.
+        it, and "depth" repeats how many slots there are. A prediction that no row reads is not pushed.
         """
         depth = self.history_depth
         out = np.zeros((len(self), ROW_WIDTH), dtype=np.float64)
-        for i, name in enumerate(ROW_FIELDS[:-1]):
+        for i, name in enumerate((*COEFFICIENTS, *FLAGS)):
             out[:, i] = self[name]
         if depth == 0:
             out[:, ROW_FIELDS.index("push")] = 0.0
@@ -206,6 +206,7 @@ class CoefficientTable:
             out[:, ROW_FIELDS.index("save_base")] = 0.0
         pushes: Array = self._pushes  # type: ignore[attr-defined]
         out[:, ROW_FIELDS.index("slot")] = pushes % depth if depth else 0.0
+        out[:, ROW_FIELDS.index("depth")] = depth
         return out.astype(dtype)
 
     def __str__(self) -> str:

@@ -106,7 +106,8 @@ class AutoGuidance(_Wrapper):
 
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided output [B, C or 2C, ...] for x [B, C, ...] and t [B]."""
-        strong, weak = self.model(x, t, **kwargs), self.weak(x, t, **kwargs)
+        # The models may write to their input: each has its own.
+        strong, weak = self.model(x.clone(), t, **kwargs), self.weak(x, t, **kwargs)
         return _guided(x, t, strong, weak, self.scale, self.interval, 0.0)
 
 
@@ -146,7 +147,8 @@ class ClassifierGuidance(_Wrapper):
 
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided output [B, C or 2C, ...] for x [B, C, ...] and t [B]."""
-        output = self.model(x, t, **kwargs)
+        # A copy: the model may write to its input, which cond_fn reads.
+        output = self.model(x.clone(), t, **kwargs)
         gradient = self.cond_fn(x, t, **kwargs)
         if gradient.shape != x.shape:
             raise ValueError(f"cond_fn must give a gradient of shape {list(x.shape)}, got {list(gradient.shape)}")

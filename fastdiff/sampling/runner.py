@@ -15,7 +15,7 @@ from fastdiff.engine.choose import RUNNERS, Runner, native_network
 from fastdiff.engine.loop import run_table
 from fastdiff.engine.native import NativeNetwork
 from fastdiff.engine.threads import check_threads
-from fastdiff.nets.model import Model, eval_mode, model_device, model_dtype
+from fastdiff.nets.model import InputKeeper, Model, eval_mode, model_device, model_dtype
 from fastdiff.ops.table_state import TableState
 from fastdiff.process.checks import nearest_name
 from fastdiff.process.noise import Stream, check_seed
@@ -187,14 +187,15 @@ def _run_eager(
     advance: Callable[[int], None],
 ) -> None:
     state, x = run.state, run.x
-    input_dtype = model_dtype(model, x.dtype)
+    input_dtype, keeper = model_dtype(model, x.dtype), InputKeeper(model)
     feedback = SelfConditioning(state.table) if is_self_conditioned(model, model_kwargs) else None
     prediction = torch.empty_like(x) if run.callback is not None or feedback is not None else None
     for row in run.rows:
         output = None
         if state.evaluates[row]:
             last = {} if feedback is None else feedback.arguments(input_dtype)
-            output = model(*state.network_input(row, x, input_dtype), **model_kwargs, **last)
+            given, t = state.network_input(row, x, input_dtype)
+            output = (keeper if given is x else model)(given, t, **model_kwargs, **last)
             if not isinstance(output, Tensor):
                 raise ValueError(
                     f"the model must return a tensor, got {type(output).__name__}; wrap it to pick its sample"

@@ -63,7 +63,9 @@ class Views:
         px, pm = (self._shaped(c, x) for c in x0_coefficients(self.diffusion.prediction, alpha, sigma))
         network_t = time_tensor(times, x.device)
         with eval_mode(self.model):
-            output = self.model(x.to(model_dtype(self.model, compute_dtype(x))), network_t, **self.model_kwargs)
+            # A copy: the model may write to its input, and x is the caller's.
+            given = x.to(model_dtype(self.model, compute_dtype(x)), copy=True)
+            output = self.model(given, network_t, **self.model_kwargs)
         output = split_output(output, x, self.diffusion.learned_variance)[0]
         predicted = px * x.to(px.dtype) + pm * output.to(px.dtype)
         return predicted if self.clip is None else predicted.clamp(-self.clip, self.clip)

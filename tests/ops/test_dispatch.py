@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastdiff import (
+    CoefficientTable,
     ops,
     samplers,
 )
@@ -22,12 +23,13 @@ from support.op_cases import (
 def test_ops_pass_opcheck():
     x = images((2, 3, 4, 4))
     rows = ops.table_rows(full_table())
+    plain = ops.table_rows(CoefficientTable({"t": [3.0, 2.0, 1.0, 0.0], "evaluate": [0] * 4, "cx": [0.5] * 4}))
     ids, row = torch.arange(2), torch.tensor([3])
     wide = images((2, 6, 4, 4))
     slots = (torch.zeros_like(x), torch.zeros(3, *x.shape), torch.zeros_like(x), torch.zeros_like(x))
     torch.library.opcheck(torch.ops.fastdiff.step.default, (x, wide, rows, row, None, ids, 5, True, *slots))
     torch.library.opcheck(
-        torch.ops.fastdiff.step.default, (x, None, rows, row, x.clone(), ids, 5, False, None, None, None, slots[3])
+        torch.ops.fastdiff.step.default, (x, None, plain, row, x.clone(), ids, 5, False, None, None, None, slots[3])
     )
     t = torch.tensor([3, 99])
     for image in (

@@ -125,12 +125,14 @@ def test_bound_loss_gradients_are_those_of_finite_differences(decoder):
         )
 
 
-def test_hybrid_loss_of_one_part_alone():
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+def test_hybrid_loss_of_one_part_alone(implementation):
     diffusion = process()
     output, target, x0, x_t, t = problem(diffusion)
     output.requires_grad_()
     for part in (0, 1):
-        results = ops.hybrid_loss(output, target, x0, x_t, t, rows_of(diffusion, torch.float64))
+        rows = rows_of(diffusion, torch.float64)
+        results = ops.hybrid_loss(output, target, x0, x_t, t, rows, implementation=implementation)
         (grad,) = torch.autograd.grad(results[part].sum(), output)
         halves = grad.chunk(2, dim=1)
         # The mean learns from L_simple alone, the variance from the bound alone.

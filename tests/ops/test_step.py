@@ -188,6 +188,49 @@ def test_step_refuses(case):
         ops.step(**arguments)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_step_refuses_a_row_without_what_it_uses(implementation):
+    rows = ops.table_rows(full_table())
+    x = images((2, 3, 4, 4))
+    slots = {"base": torch.zeros_like(x), "history": ops.new_history(x, 3).zero_()}
+    ops.step(x, x, rows, 3, **slots, implementation=implementation)
+    for missing, message in {
+        ("base", None): "row 3 uses the saved state",
+        ("history", None): "row 3 uses a history of 3 slots, got 0",
+        ("history", 2): "row 3 uses a history of 3 slots, got 2",
+    }.items():
+        name, depth = missing
+        given = slots | {name: None if depth is None else ops.new_history(x, depth).zero_()}
+        with pytest.raises(ValueError, match=message):
+            ops.step(x, x, rows, 3, **given, implementation=implementation)
+    with pytest.raises(ValueError, match="row 3 reads the model's output"):
+        ops.step(x, None, rows, 3, **slots, implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_step_refuses_a_ring_longer_than_the_tables(implementation):
+    """A prediction of k rows ago lies k slots back: in a longer ring that is another slot."""
+    table = samplers.dpmpp_2m(DIFFUSION, 5)
+    x = images((2, 3, 4, 4))
+    with pytest.raises(ValueError, match="uses a history of 1 slots, got 3"):
+        ops.step(x, x, ops.table_rows(table), 2, history=ops.new_history(x, 3), implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("other", ["x", "model_output", "noise", "base", "pred_out", "history"])
+def test_step_refuses_memory_that_overlaps_in_part(implementation, other):
+    rows, memory = ops.table_rows(full_table()), torch.zeros(200)
+    part = [memory[start : start + 96].view(2, 3, 4, 4) for start in (0, 16)]
+    arguments = {name: torch.zeros(2, 3, 4, 4) for name in ("x", "model_output", "noise", "base", "pred_out")}
+    arguments |= {"history": ops.new_history(part[0], 3).zero_(), "row": 3, "rows": rows}
+    arguments |= {other: part[0], "out": part[1]}
+    if other == "history":
+        memory = torch.zeros(400)
+        arguments |= {"history": memory[:288].view(3, 2, 3, 4, 4), "out": memory[250:346].view(2, 3, 4, 4)}
+    with pytest.raises(ValueError, match="overlaps"):
+        ops.step(**arguments, implementation=implementation)
+
+
 def test_step_compiles_without_graph_breaks():
     rows = ops.table_rows(samplers.ddpm(DIFFUSION, 10))
     x, m, row = images((2, 3, 4, 4)), images((2, 3, 4, 4), seed=1), torch.tensor([4])

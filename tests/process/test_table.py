@@ -10,6 +10,7 @@ from fastdiff import CoefficientTable, Diffusion, NoiseSchedule, samplers
 from fastdiff.process.table import (
     COEFFICIENTS,
     DEFAULTS,
+    FLAGS,
     ROW_FIELDS,
     ROW_WIDTH,
 )
@@ -32,7 +33,7 @@ def test_table_rows_hold_the_columns():
     table = CoefficientTable(columns)
     rows = table.rows(np.float64)
     assert rows.shape == (3, ROW_WIDTH)
-    for i, name in enumerate(ROW_FIELDS[:-1]):
+    for i, name in enumerate((*COEFFICIENTS, *FLAGS)):
         np.testing.assert_array_equal(rows[:, i], np.broadcast_to(columns.get(name, DEFAULTS[name]), 3))
     assert table.rows().dtype == np.float32
 
@@ -45,6 +46,7 @@ def test_table_history_ring_slots():
     assert table.history_depth == 2
     ring, past = [None, None], []
     slots = table.rows()[:, ROW_FIELDS.index("slot")].astype(int)
+    assert (table.rows()[:, ROW_FIELDS.index("depth")] == 2).all()
     for row in range(8):
         for age in range(1, min(2, len(past)) + 1):
             assert ring[(slots[row] - age) % 2] == past[-age]

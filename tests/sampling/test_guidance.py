@@ -117,3 +117,14 @@ def test_guidance_refuses():
         ClassifierGuidance(lambda x, t: x, lambda x, t: x[:, :1], DIFFUSION)(x, t)
     with pytest.raises(ValueError, match="some signal"):
         ClassifierGuidance(labelled, labelled, fd.Diffusion(fd.NoiseSchedule.jsd(10), "v"))
+
+
+def test_autoguidance_gives_each_network_its_own_input():
+    def halved(x, t):
+        return x.mul_(0.5)
+
+    x, t = torch.randn(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
+    before = x.clone()
+    guided = AutoGuidance(halved, lambda x, t: x * 0.5, 3.0)(x, t)
+    assert torch.equal(x, before)
+    assert torch.equal(guided, 0.5 * before)

@@ -249,3 +249,25 @@ def test_sample_refuses_outputs_of_the_wrong_shape():
     learned = fd.samplers.ddpm(fd.Diffusion(DIFFUSION.schedule, "eps", "learned"))
     with pytest.raises(ValueError, match="model's output must have shape"):
         fd.sample(lambda x, t: x, learned, shape=(2, 3, 2, 2), progress=False)
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference"])
+def test_sample_is_not_changed_by_a_network_that_writes_to_its_input(grad):
+    table = fd.samplers.ddim(DIFFUSION, 5)
+    with grad():
+        images = [
+            fd.sample(network, table, shape=(2, 1, 8, 8), progress=False)
+            for network in (lambda x, t: torch.relu(x) * 0.1, lambda x, t: x.relu_() * 0.1)
+        ]
+    assert torch.equal(*images)
+
+
+def test_sample_refuses_a_network_that_writes_to_its_input_later_on():
+    calls = []
+
+    def network(x, t):
+        calls.append(1)
+        return (x.relu_() if len(calls) == 3 else torch.relu(x)) * 0.1
+
+    with pytest.raises(RuntimeError, match="wrote to its input"):
+        fd.sample(network, fd.samplers.ddim(DIFFUSION, 5), shape=(2, 1, 8, 8), progress=False)

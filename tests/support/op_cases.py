@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastdiff import CoefficientTable, Diffusion, NoiseSchedule
-from fastdiff.process.table import ROW_FIELDS
+from fastdiff.process.table import COEFFICIENTS, FLAGS
 
 SHAPES = [
     (1, 1, 1, 1),
@@ -47,7 +47,7 @@ def all_cases(function):
 def full_table():
     """Every column in use: rows that read the history and the base, one without an evaluation, a learned variance."""
     rng = np.random.default_rng(0)
-    columns = {name: rng.uniform(-1, 1, 6) for name in ROW_FIELDS[:-1]}
+    columns = {name: rng.uniform(-1, 1, 6) for name in (*COEFFICIENTS, *FLAGS)}
     columns |= {"t": np.arange(6.0)[::-1], "clip": [0.5, np.inf, 1, 2, 0.1, 3], "s": [0, 0.5, 1, 0.2, 0.3, 0]}
     columns |= {"evaluate": [1, 1, 1, 1, 0, 1], "save_base": [1, 0, 1, 0, 1, 1], "push": [1, 1, 1, 0, 0, 1]}
     columns |= {"log_min": [-2.0] * 6, "log_max": [-0.5] * 6}

@@ -63,9 +63,11 @@ def bound_loss(call: BoundLossCall) -> tuple[Tensor | None, Tensor]:
     See `hybrid` of `bound.py`.
     """
     dtype = compute_dtype(call.output)
-    terms, _ = bound_terms(call.terms())
-    m, _ = _halves(call.output.to(dtype), call.learned_variance)
-    return None if call.target is None else bound.mse(m, call.target.to(dtype)), terms
+    m, values = _halves(call.output.to(dtype), call.learned_variance)
+    terms = call.terms()
+    if call.detach_mean:
+        terms = terms._replace(output=m.detach() if values is None else torch.cat([m.detach(), values], dim=1))
+    return None if call.target is None else bound.mse(m, call.target.to(dtype)), bound_terms(terms)[0]
 
 
 def bound_loss_backward(call: BoundLossBackwardCall) -> Tensor:

@@ -1,0 +1,318 @@
+"""Every op called directly, once as it should be and then with one argument altered.
+
+Whatever is altered, an op raises, or reads and writes its arguments alone: they lie between guards of NaN, which must
+stay and must not be seen in a result. FASTDIFF_FUZZ_CALLS sets the calls of each op; `make asan` runs more of them.
+"""
+
+import os
+import random
+
+import pytest
+import torch
+
+import fastdiff as fd
+import fastdiff.engine.schemas
+from fastdiff import ops
+from fastdiff.process.table import CoefficientTable
+from support.op_cases import full_table
+
+pytestmark = pytest.mark.skipif(not ops.has_extension(), reason="the C++ extension is not built")
+
+CALLS = int(os.environ.get("FASTDIFF_FUZZ_CALLS", "25"))
+GUARD = 64
+TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.int64, torch.int32)
+NUMBERS = (-(2**40), -7, -1, 0, 1, 2, 3, 5, 16, 255, 2**20, 2**31, 2**40, 2**62)
+
+
+class Memory:
+    """Makes tensors between guards."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.layout = self.random.choice(["nchw", "nhwc"])
+        self.guards = []
+
+    def size(self, low=1, high=9):
+        return self.random.randint(low, high)
+
+    def floats(self, *shape, dtype=torch.float32):
+        """Normal numbers, images in the call's layout."""
+        values = torch.randn(shape, generator=self.generator)
+        return self.place(values.to(dtype))
+
+    def place(self, values):
+        dims = (0, 2, 3, 1) if values.ndim == 4 and self.layout == "nhwc" else tuple(range(values.ndim))
+        ordered = values.permute(dims)
+        room = torch.full((values.numel() + 2 * GUARD,), torch.nan, dtype=values.dtype)
+        room[GUARD : GUARD + values.numel()] = ordered.reshape(-1)
+        self.guards.append(room)
+        inverse = [dims.index(i) for i in range(values.ndim)]
+        return room[GUARD : GUARD + values.numel()].view(ordered.shape).permute(inverse)
+
+    def check(self):
+        for room in self.guards:
+            assert bool(room[:GUARD].isnan().all() and room[-GUARD:].isnan().all()), "an op wrote outside"
+
+
+def indices(memory, count, length):
+    return torch.tensor([memory.random.randrange(length) for _ in range(count)], dtype=torch.int64)
+
+
+def step(m):
+    shape = (m.size(1, 3), m.size(1, 5), m.size(), m.size())
+    x = m.floats(*shape)
+    wide = m.floats(shape[0], 2 * shape[1], *shape[2:])
+    history = torch.stack([m.floats(*shape) for _ in range(3)])
+    history = ops.new_history(x, 3).copy_(history)
+    row = torch.tensor([m.random.choice([0, 2, 3, 5])])
+    noise = m.floats(*shape) if m.random.random() < 0.5 else None
+    out, pred, base = m.floats(*shape), m.floats(*shape), m.floats(*shape)
+    return [
+        x,
+        wide,
+        ops.table_rows(full_table()),
+        row,
+        noise,
+        torch.arange(shape[0]),
+        5,
+        True,
+        base,
+        history,
+        pred,
+        out,
+    ]
+
+
+def diffuse(m):
+    shape = (m.size(1, 3), m.size(1, 5), m.size(), m.size())
+    table, t, ids = torch.randn(10, 4), indices(m, shape[0], 10), torch.arange(shape[0])
+    noise = m.floats(*shape) if m.random.random() < 0.5 else None
+    return [m.floats(*shape), t, table, noise, ids, torch.tensor([2]), 7, 2, 256, torch.float32, True]
+
+
+def dropout_out(m):
+    shape = (m.size(1, 3), m.size(1, 5), m.size(), m.size())
+    return [m.floats(*shape), torch.tensor([3]), 4, 2**31, 2.0, m.floats(*shape)]
+
+
+def conv3x3_out(m):
+    m.layout = "nhwc"
+    batch, rows, columns, height, width = m.size(1, 3), 16 * m.size(1, 3), 16 * m.size(1, 3), m.size(), m.size()
+    weight, bias = m.floats(columns, rows, 3, 3), m.floats(columns)
+    return [m.floats(batch, rows, height, width), weight, bias, False, m.floats(batch, columns, height, width)]
+
+
+def conv3x3_weight_grad(m):
+    m.layout = "nhwc"
+    batch, rows, columns, height, width = m.size(1, 3), m.size(1, 40), m.size(1, 40), m.size(), m.size()
+    x, grad = m.floats(batch, rows, height, width), m.floats(batch, columns, height, width)
+    return [x, grad, m.floats(columns, rows, 3, 3)]
+
+
+def conv3x3(m):
+    return conv3x3_out(m)[:3]
+
+
+def conv3x3_backward(m):
+    x, weight, _, _, out = conv3x3_out(m)
+    return [out, x, weight, True]
+
+
+def group_norm_act_cpu(m):
+    batch, groups = m.size(1, 3), m.size(1, 4)
+    first, second, size = groups * m.size(1, 3), groups * m.size(0, 2), (m.size(), m.size())
+    channels = first + second
+    x2 = m.floats(batch, second, *size) if second else None
+    residual = None if second else m.floats(batch, channels, *size)
+    vectors = [m.floats(channels), m.floats(batch, channels), m.floats(channels), m.floats(channels)]
+    scaled = [m.floats(batch, channels), m.floats(batch, channels)] if m.random.random() < 0.5 else [None, None]
+    return [m.floats(batch, first, *size), x2, residual, *vectors, *scaled, groups, 1e-5, True]
+
+
+def group_norm_act_backward_cpu(m):
+    x, x2, residual, *rest, groups, _, act = group_norm_act_cpu(m)
+    total = m.floats(x.shape[0], rest[0].shape[0], *x.shape[2:])
+    grad_sum = None if residual is None else residual
+    moments = [m.floats(x.shape[0], groups), m.floats(x.shape[0], groups)]
+    return [total, grad_sum, x, x2, *rest, *moments, act, True]
+
+
+def losses(m):
+    batch, channels, size = m.size(1, 3), m.size(1, 5), (m.size(), m.size())
+    table = torch.rand(10, 6) * torch.tensor([1.0, -1.0, -1.0, -1.0, 1.0, 1.0])
+    output = m.floats(batch, 2 * channels, *size)
+    images = [m.floats(batch, channels, *size) for _ in range(3)]
+    return output, *images, indices(m, batch, 10), table
+
+
+def bound_loss(m):
+    output, target, x0, x_t, t, table = losses(m)
+    return [output, target, x0, x_t, t, table, None, True, True, "discrete", 256]
+
+
+def bound_loss_backward(m):
+    output, *rest = bound_loss(m)
+    return [output, m.floats(output.shape[0]), m.floats(output.shape[0]), *rest]
+
+
+def bound_terms(m):
+    output, _, x0, x_t, t, table = losses(m)
+    return [output, x0, x_t, t, table, 1.0, True, "gaussian", 256]
+
+
+def mse(m):
+    output = losses(m)[0]
+    return [output, m.floats(*output.shape)]
+
+
+def mse_backward(m):
+    output, target = mse(m)
+    return [m.floats(output.shape[0]), output, target]
+
+
+def posterior_mean(m):
+    shape = (m.size(1, 3), m.size(1, 5), m.size(), m.size())
+    return [m.floats(*shape), m.floats(*shape), indices(m, shape[0], 10), torch.randn(10, 4), 1.0]
+
+
+def compiled():
+    torch.manual_seed(0)
+    config = fd.UNetConfig(
+        image_size=8, in_channels=2, out_channels=2, channels=16, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
+        attention_resolutions=(4,), num_heads=2, dropout=0.0,
+    )  # fmt: skip
+    return fd.compile(fd.UNet(config).eval())
+
+
+@pytest.fixture(scope="module")
+def network():
+    return compiled()
+
+
+def plan_forward(m, network):
+    m.layout = "nhwc"
+    batch = m.size(1, 3)
+    x, p = m.floats(batch, 2, 8, 8), network.prepare(batch, 8, 8)
+    times = network.times(torch.zeros(1, dtype=torch.int64))
+    return [x, p.code, network.weights(8, 8), times, *p.memory, m.floats(batch, 2, 8, 8)]
+
+
+def plan_sample(m, network):
+    x, code, weights, times, *places, out = plan_forward(m, network)
+    table = CoefficientTable({"t": [1.0, 0.0], "cx": [0.9, 0.8], "cm": [0.1, 0.1]})
+    times = torch.stack([times, times])
+    ids = torch.arange(x.shape[0])
+    rest = [ops.table_rows(table), torch.arange(2), 0, 2, 0, ids, 3, False, None, None, m.floats(*x.shape)]
+    return [x, code, weights, times, *places, out, *rest]
+
+
+def plan_scratch(m, network):
+    p = network.prepare(2, 8, 8)
+    return [p.code, 2, p.part, p.lanes]
+
+
+PLANS = {f.__name__: f for f in (plan_forward, plan_sample, plan_scratch)}
+BUILDERS = {
+    f.__name__: f
+    for f in (
+        step, diffuse, dropout_out, conv3x3, conv3x3_backward, conv3x3_out, conv3x3_weight_grad, group_norm_act_cpu,
+        group_norm_act_backward_cpu, bound_loss, bound_loss_backward, bound_terms, mse, mse_backward, posterior_mean,
+    )
+} | PLANS  # fmt: skip
+# In Python: they check their call, and hand it to an op above or to PyTorch.
+IN_PYTHON = {
+    "attention", "attention_backward", "conv2d_fused", "dropout", "group_norm_act", "group_norm_act_backward",
+}  # fmt: skip
+
+
+def test_fuzz_knows_every_op():
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastdiff::")}
+    assert {name.removeprefix("fastdiff::") for name in names} == set(BUILDERS) | IN_PYTHON
+
+
+def altered(m, value, others):
+    """Something else of the kind of a value: another shape, layout, type, or place in memory; another number."""
+    pick = m.random.choice
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return type(value)(pick(NUMBERS)) if isinstance(value, int) else pick([-1.0, 0.0, 1e-30, torch.inf, torch.nan])
+    if isinstance(value, str):
+        return pick(["", "other", "gaussian"])
+    if isinstance(value, torch.dtype):
+        return pick(TYPES)
+    if value is None:
+        return m.floats(*pick([(1,), (2, 3), (2, 3, 4, 4)]))
+    dim = m.random.randrange(value.ndim) if value.ndim else 0
+    tensors = [other for other in others if isinstance(other, torch.Tensor) and other is not value and other.numel()]
+    same_type = [other for other in tensors if other.dtype == value.dtype]
+    kinds = {
+        "none": lambda: None,
+        "empty": lambda: value[:0],
+        "shorter": lambda: value.narrow(dim, 0, value.shape[dim] - 1),
+        "one": lambda: value.narrow(dim, 0, min(1, value.shape[dim])),
+        "longer": lambda: torch.cat([value, value], dim),
+        "flat": lambda: value.reshape(-1),
+        "deeper": lambda: value[None],
+        "expanded": lambda: value.flatten()[:1].expand(value.shape),
+        "every second": lambda: torch.cat([value, value], dim).index_select(dim, torch.arange(value.shape[dim])),
+        "strided": lambda: torch.stack([value, value], -1)[..., 0],
+        "transposed": lambda: value.transpose(dim, -1),
+        "turned": lambda: value.transpose(dim, -1).contiguous().transpose(dim, -1),
+        "type": lambda: value.to(pick(TYPES)),
+        "values": lambda: value.clone().index_fill_(dim, torch.tensor([0]), pick((-1, 0, 1, 3, 17, 10**6))),
+        "another": lambda: pick(tensors),
+        "overlapping": lambda: pick(same_type).flatten()[1 : 1 + value.numel()].view(value.shape),
+    }
+    if value.dtype == torch.int64 and value.ndim == 2:
+        kinds = {"number": lambda: one_number(m, value)} | {name: kinds[name] for name in ("empty", "type", "strided")}
+        if m.random.random() < 0.9:
+            return kinds["number"]()
+    return kinds[pick(list(kinds))]()
+
+
+def one_number(m, code):
+    """A plan with one number of one instruction changed."""
+    code = code.clone()
+    place = m.random.randrange(code.numel())
+    code.view(-1)[place] = m.random.choice([*NUMBERS, int(code.view(-1)[place]) + m.random.choice([-1, 1, 16, 64])])
+    return code
+
+
+def run(name, arguments):
+    """The op's floating-point results, those that it returns and those that it writes."""
+    op = getattr(torch.ops.fastdiff, name).default
+    results = op(*arguments)
+    written = [
+        value
+        for value, argument in zip(arguments, op._schema.arguments, strict=True)
+        if argument.alias_info is not None and argument.name not in ("arena", "scratch")
+    ]
+    returned = results if isinstance(results, tuple) else (results,)
+    return [r for r in (*returned, *written) if isinstance(r, torch.Tensor) and r.is_floating_point()]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_fuzz(name, network):
+    build = BUILDERS[name]
+    raised = 0
+    for call in range(CALLS):
+        m = Memory(1000 * call + len(name))
+        arguments = build(m, network) if name in PLANS else build(m)
+        for result in run(name, arguments):
+            assert not bool(result.isnan().any()), "a result read a guard"
+        m.check()
+        m = Memory(1000 * call + len(name))
+        arguments = build(m, network) if name in PLANS else build(m)
+        place = m.random.randrange(len(arguments))
+        if name in PLANS and m.random.random() < 0.5:
+            place = 0 if name == "plan_scratch" else 1
+        try:
+            changed = [*arguments]
+            changed[place] = altered(m, arguments[place], arguments)
+            run(name, changed)
+        except Exception:
+            raised += 1
+        m.check()
+    assert raised > 0
