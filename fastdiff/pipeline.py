@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -451,8 +452,16 @@ class Pipeline:
             return plain
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
             raise ValueError(f"guidance must be a finite number, 1 for none, got {shown(guidance)}")
+        null = self.classes.null_of(null_label)
+        training = self.metadata.get("training")
+        if isinstance(training, dict) and not training.get("label_dropout"):
+            warnings.warn(
+                f"no label was dropped in the training of this network, so its null class {null} means nothing, and "
+                "guidance leads away from noise",
+                stacklevel=3,
+            )
         network = self.unet if runner == "eager" else compiled_or_not(self.unet)
-        return ClassifierFreeGuidance(network, {"y": self.classes.null_of(null_label)}, float(guidance))
+        return ClassifierFreeGuidance(network, {"y": null}, float(guidance))
 
 
 def _checked_network(unet: Any) -> Any:

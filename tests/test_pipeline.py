@@ -1,5 +1,6 @@
 """Pipeline: loading, sampling and scoring give what the functions beneath give."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,16 @@ def test_pipeline_guides_by_the_null_class(named: fd.Pipeline) -> None:
         plain, strong = find(), find(guidance=3.0, null_label=2)
         assert float((plain - strong).abs().max()) > 1e-3
         torch.testing.assert_close(find(guidance=1.0), plain, rtol=FLOAT32_RUN, atol=FLOAT32_RUN)
+
+
+def test_pipeline_warns_of_a_null_class_that_was_never_trained(named: fd.Pipeline) -> None:
+    named.metadata["training"] = {"steps": 3}
+    with pytest.warns(UserWarning, match="no label was dropped in the training of this network, so its null class 2"):
+        named.sample(1, steps=1, labels=[0], guidance=2.0)
+    named.metadata["training"] = {"steps": 3, "label_dropout": 0.1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        named.sample(1, steps=1, labels=[0], guidance=2.0)
 
 
 def test_pipeline_refuses_guidance_that_cannot_be(named: fd.Pipeline, diffusion: fd.Diffusion) -> None:

@@ -242,7 +242,7 @@ def _check_out(out: Path, picture: Path | None, overwrite: bool) -> None:
 def _check_place(pipe: Pipeline, *paths: Path) -> None:
     for path in paths:
         check_holds(path.suffix.lower(), pipe.image_shape[0], pipe.scaling.levels)
-        check_writable(path.parent)
+        check_writable(path.parent, path.name)
 
 
 def _picture(out: Path, picture: Path | None) -> Path | None:

@@ -57,7 +57,7 @@ def likelihood(
     options = key_values(option or [])
     for path in (figure, json_file):
         if path is not None:
-            check_writable(path.parent)
+            check_writable(path.parent, path.name)
     pipe = load_pipeline(model, device, weights)
     from fastdiff.files import data as sources
 

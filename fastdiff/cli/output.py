@@ -26,7 +26,7 @@ RECORD_FILE = ".fastdiff-sample.json"
 """In a folder of samples: what they are samples of."""
 
 _IMAGE = re.compile(r"(\d{6,})\.png")
-_PARTIAL = re.compile(r"\.(\d{6,}\.png|\.fastdiff-sample\.json)\.(\d+)\.[0-9a-f]+\.partial")
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.[0-9a-f]+\.partial")
 
 
 def check_free(path: Path, suffixes: Sequence[str], *, overwrite: bool = False, option: str = "--out") -> None:
@@ -40,13 +40,21 @@ def check_free(path: Path, suffixes: Sequence[str], *, overwrite: bool = False, 
         raise ValueError(f"{option} {path} exists already: choose another name, or give --overwrite")
 
 
-def check_writable(folder: Path) -> None:
-    """Raise ValueError unless files can be made in the folder, which is made itself."""
+def check_writable(folder: Path, name: str | None = None) -> None:
+    """Raise ValueError unless files can be made in the folder, which is made itself.
+
+    Args:
+        folder: Where to.
+        name: A file that is to be made there: what commands that were killed left of it is deleted.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{os.getpid()}.{secrets.token_hex(4)}.partial"
         probe.touch(exist_ok=False)
         probe.unlink()
+        for path in folder.iterdir() if name is not None else ():
+            if _partial_of(path.name) == name:
+                _remove_partial(path)
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
 
@@ -104,8 +112,8 @@ class ImageFolder:
         self.path = path
         record = path / RECORD_FILE
         names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-        ours = [name for name in names if _IMAGE.fullmatch(name) or name == RECORD_FILE]
-        partial = [name for name in names if _PARTIAL.fullmatch(name)]
+        ours = [name for name in names if _is_ours(name)]
+        partial = [name for name in names if _is_ours(_partial_of(name) or "")]
         others = [name for name in names if name not in ours and name not in partial]
         same = _read_record(record) == about
         if others and (overwrite or not same):
@@ -145,12 +153,22 @@ def _read_record(path: Path) -> Any:
         return None
 
 
+def _is_ours(name: str) -> bool:
+    return name == RECORD_FILE or _IMAGE.fullmatch(name) is not None
+
+
+def _partial_of(name: str) -> str | None:
+    """The file that a file is a part of, by its name."""
+    found = _PARTIAL.fullmatch(name)
+    return None if found is None else found["name"]
+
+
 def _remove_partial(path: Path) -> None:
     """Delete what a command left that is no more; another may be writing at this moment."""
     found = _PARTIAL.fullmatch(path.name)
     assert found is not None
     try:
-        os.kill(int(found[2]), 0)
+        os.kill(int(found["process"]), 0)
     except (ProcessLookupError, OverflowError):
         path.unlink(missing_ok=True)
     except PermissionError:

@@ -106,7 +106,7 @@ def sample(
         # Said before, not after, the first evaluation.
         pipe.classes.null_of(null_label)
     if out.suffix:
-        check_writable(out.parent)
+        check_writable(out.parent, out.name)
         images = torch.cat(list(_sampled(work)))
         labels = None if work.labels is None else torch.tensor(work.labels)
         _write_samples(out, images, labels, pipe)

@@ -87,3 +87,12 @@ def test_only_files_of_processes_that_are_no_more_are_removed(tmp_path):
     ImageFolder(tmp_path, ABOUT)
     assert running.exists()
     assert not gone.exists()
+
+
+def test_what_a_killed_command_left_of_a_file_is_removed(tmp_path):
+    gone = [f".x.npz.{2**22 + 1}.0011.partial"]
+    kept = [f".x.npz.{os.getpid()}.0011.partial", f".y.npz.{2**22 + 1}.0011.partial", "x.npz", ".x.npz.partial"]
+    for name in gone + kept:
+        (tmp_path / name).touch()
+    check_writable(tmp_path, "x.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
