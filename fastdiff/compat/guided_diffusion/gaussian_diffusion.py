@@ -86,7 +86,7 @@ class GaussianDiffusion(GaussianMoments):
         if denoised_fn is None and cond_fn is None and self._can_fuse(x):
             return self._fused_step(model, x, t, "ddpm", clip_denoised, 0.0, model_kwargs)
         out = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
-        noise = torch.randn_like(x)
+        noise = _noise_like(x)
         if cond_fn is not None:
             out["mean"] = self.condition_mean(cond_fn, out, x, t, model_kwargs=model_kwargs)
         scale = _where_noisy(t, x) * torch.exp(0.5 * out["log_variance"])
@@ -110,7 +110,7 @@ class GaussianDiffusion(GaussianMoments):
         if cond_fn is not None:
             out = self.condition_score(cond_fn, out, x, t, model_kwargs=model_kwargs)
         eps = self._predict_eps_from_xstart(x, t, out["pred_xstart"])
-        noise = torch.randn_like(x)
+        noise = _noise_like(x)
         sigma = extract(eta * np.sqrt(self.posterior_variance), t, x)
         prev = extract(self.schedule.one_minus_alphas_cumprod_prev, t, x)
         mean = out["pred_xstart"] * extract(np.sqrt(self.alphas_cumprod_prev), t, x)
@@ -229,7 +229,7 @@ class GaussianDiffusion(GaussianMoments):
         output = self._call(model, x, t, model_kwargs)
         state = self._state(sampler, clip, eta)
         x = x.contiguous(memory_format=torch.contiguous_format)
-        noise = torch.randn_like(x)
+        noise = _noise_like(x)
         if self._learns_variance and not state.table.learned_variance:
             # DDIM does not read the variance.
             output = output[:, : x.shape[1]]
@@ -340,6 +340,11 @@ class GaussianDiffusion(GaussianMoments):
         terms = {name: torch.stack(values, dim=1) for name, values in found.items()}
         prior = self._prior_bpd(x_start)
         return {"total_bpd": terms["vb"].sum(dim=1) + prior, "prior_bpd": prior, **terms}
+
+
+def _noise_like(x: Tensor) -> Tensor:
+    """Noise that does not depend on x's layout in memory: a network's output, and so a state, may be channels_last."""
+    return torch.randn_like(x, memory_format=torch.contiguous_format)
 
 
 def _where_noisy(t: Tensor, x: Tensor) -> Tensor:

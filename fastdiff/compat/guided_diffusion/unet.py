@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.compat.guided_diffusion._signatures import parameter, with_parameters
+from fastdiff.compat.guided_diffusion.nn import zero_module
 from fastdiff.convert.layouts import Entry, layout_entries
 from fastdiff.nets.config import UNetConfig
-from fastdiff.nets.unet import Block, UNet, timestep_embedding
+from fastdiff.nets.unet import AttentionBlock, Block, ResBlock, UNet, timestep_embedding
 from fastdiff.tensors import split_qkv
 
 __all__ = ["AttentionPool2d", "EncoderUNetModel", "SuperResModel", "UNetModel"]
@@ -91,6 +92,7 @@ class UNetModel(UNet, _Convertible):
         if num_head_channels == -1 and num_heads_upsample not in (-1, num_heads):
             raise ValueError(f"num_heads_upsample must equal num_heads={num_heads}, got {num_heads_upsample}")
         mults = tuple(channel_mult)
+        random_state = torch.get_rng_state()
         # Rates of downsampling; those that no level has are passed over, as they do.
         rates = [rate for rate in attention_resolutions if rate in {1 << level for level in range(len(mults))}]
         super().__init__(
@@ -116,6 +118,7 @@ class UNetModel(UNet, _Convertible):
                 qkv_layout="new" if use_new_attention_order else "legacy",
             )
         )
+        _draw_weights((self,), random_state)
         self.image_size = image_size
         self.in_channels = in_channels
         self.model_channels = model_channels
@@ -195,6 +198,7 @@ class EncoderUNetModel(_Convertible):
         super().__init__()
         if pool not in _POOLS:
             raise NotImplementedError(f"unexpected {pool} pooling; it is one of {', '.join(_POOLS)}")
+        random_state = torch.get_rng_state()
         # The upward half is left behind here.
         whole = UNetModel(**arguments)
         config = whole.config
@@ -204,6 +208,7 @@ class EncoderUNetModel(_Convertible):
         self.time_embed = whole.time_embed
         self.input_blocks = whole.input_blocks
         self.middle_block = whole.middle_block
+        _draw_weights((self.time_embed, self.input_blocks, self.middle_block), random_state)
         self.out = _pooling(pool, config, arguments["num_head_channels"], config.out_channels)
         _use_openai_names(self)
 
@@ -241,6 +246,34 @@ def _pooling(pool: str, config: UNetConfig, num_head_channels: int, out_channels
     if pool == "spatial":
         return nn.Sequential(hidden, nn.ReLU(), nn.Linear(2048, out_channels))
     return nn.Sequential(hidden, nn.GroupNorm(32, 2048), nn.SiLU(), nn.Linear(2048, out_channels))
+
+
+@torch.no_grad()
+def _draw_weights(parts: Iterable[nn.Module], random_state: Tensor) -> None:
+    """Draw the weights as OpenAI's networks draw theirs, so that a seed gives the same network: PyTorch's own rule for
+    each layer, in the order of construction, and zeros where a residual branch and the network end.
+    """
+    torch.set_rng_state(random_state)
+    modules = [module for part in parts for module in part.modules()]
+    for module in modules:
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+            layout = module.weight
+            # The numbers would land on other weights in channels_last.
+            module.weight = nn.Parameter(torch.empty_like(layout, memory_format=torch.contiguous_format))
+            module.reset_parameters()
+            layout.copy_(module.weight)
+            module.weight = cast(nn.Parameter, layout)
+    for module in modules:
+        last = (
+            module.conv2
+            if isinstance(module, ResBlock)
+            else module.proj
+            if isinstance(module, AttentionBlock)
+            else None
+        )
+        last = module.conv_out if isinstance(module, UNet) else last
+        if last is not None:
+            zero_module(last)
 
 
 def _recompute_blocks(model: nn.Module) -> None:

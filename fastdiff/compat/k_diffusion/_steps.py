@@ -31,8 +31,10 @@ __all__ = [
     "churned",
     "default_noise_sampler",
     "falling",
+    "lms_rising",
     "multistep",
     "multistep_sde",
+    "one_way",
     "run",
     "singlestep",
     "two_stage_sde",
@@ -63,6 +65,8 @@ class Step:
         input_levels: For each row, the level of its evaluation.
         unused_draws: Draws of noise that nothing uses. k-diffusion draws at each step, and a seed gives what it gives
             there only if this does, too.
+        carried: For each row, the share of what a callback added to the state that its result is to be given as well;
+            None for all of it.
     """
 
     rows: Mapping[str, Any]
@@ -72,6 +76,7 @@ class Step:
     noise_levels: Sequence[float]
     input_levels: Sequence[float]
     unused_draws: int = 0
+    carried: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,51 @@ class Churn:
 
 def _solver_rows(solver: str, sigmas: list[float]) -> CoefficientTable:
     """A step from the first level to the last, with the levels between for the solvers that stop there."""
+    if sigmas[-1] > sigmas[0]:
+        return CoefficientTable(
+            _rising_columns(solver, *sigmas) | {"t": [0.0] * (1 if solver == "euler" else 2)}, solver
+        )
     levels = Levels.from_sigmas(sigmas, "x0")
     if solver == "dpm2":
         levels = replace(levels, timesteps=levels.timesteps[:1])
     options = {"groups": [2]} if solver == "dpmpp_2s" else {}
     return variance_exploding(levels.table(_SOLVERS[solver], clip=None, **options))
+
+
+def _rising_columns(solver: str, sigma: float, *ends: float) -> dict[str, list[float]]:
+    """Euler's, Heun's and DPM-Solver-2's step to a higher level, with D = denoised and slope (x - D) / sigma."""
+    ratio = ends[0] / sigma
+    if solver == "euler":
+        return {"cx": [ratio], "c0": [1 - ratio], "pm": [1.0]}
+    change = ends[-1] - sigma
+    shared = {"pm": [1.0, 1.0], "bx": [1.0, 0.0], "save_base": [1.0, 0.0], "push": [1.0, 0.0]}
+    if solver == "heun":
+        first, second = change / (2 * sigma), change / (2 * ends[0])
+    else:
+        first, second = 0.0, change / ends[0]
+    return shared | {
+        "cx": [ratio, second],
+        "c0": [1 - ratio, -second],
+        "cb": [0.0, 1 + first],
+        "c1": [0.0, -first],
+    }
+
+
+def lms_rising(levels: list[float], order: int) -> list[Step]:
+    """Steps of the linear multistep method to higher levels: exact integrals of the slopes' polynomial in sigma."""
+    steps = []
+    for i, (sigma, after) in enumerate(pairwise(levels)):
+        past = levels[max(0, i + 1 - order) : i + 1][::-1]
+        columns = {"cx": 1.0, "px": 1 / sigma, "pm": -1 / sigma, "push": 1.0}
+        for k, level in enumerate(past):
+            basis = np.poly1d([1.0])
+            for other in past:
+                if other != level:
+                    basis = basis * np.poly1d([1.0, -other]) / (level - other)
+            whole = basis.integ()
+            columns[f"c{k}"] = float(whole(after) - whole(sigma))
+        steps.append(_one_row(columns, i, sigma, after))
+    return steps
 
 
 def _with_noise(table: CoefficientTable, scale: float) -> CoefficientTable:
@@ -120,6 +165,18 @@ def _raise(sigma: float, sigma_hat: float, s_noise: float) -> CoefficientTable:
     return CoefficientTable({"t": [0.0], "evaluate": [0.0], "cx": [1.0], "s": [scale]}, "churn")
 
 
+def one_way(sigmas: Tensor) -> list[float]:
+    """The levels as numbers: falling strictly, to 0 or above, or rising strictly, from data to noise.
+
+    Raises:
+        ValueError: they do neither.
+    """
+    levels: list[float] = sigmas.double().cpu().flatten().tolist()
+    if sigmas.ndim == 1 and len(levels) > 1 and levels[0] > 0 and all(b > a for a, b in pairwise(levels)):
+        return levels
+    return falling(sigmas)
+
+
 def falling(sigmas: Tensor) -> list[float]:
     """The levels as numbers.
 
@@ -130,7 +187,10 @@ def falling(sigmas: Tensor) -> list[float]:
         raise ValueError(f"sigmas must be [N + 1], falling, got shape {list(sigmas.shape)}")
     levels: list[float] = sigmas.double().cpu().tolist()
     if any(b >= a for a, b in pairwise(levels)) or levels[-1] < 0:
-        raise ValueError("sigmas must fall strictly, to 0 or above")
+        raise ValueError(
+            "sigmas must fall strictly, to 0 or above; sample_euler, sample_heun, sample_dpm_2 and sample_lms take "
+            "levels that rise strictly from above 0 as well"
+        )
     return levels
 
 
@@ -158,6 +218,7 @@ def run(
     callback: Callback = None,
     noise_sampler: NoiseSampler = None,
     reports_time: bool = False,
+    slope_first: bool = False,
 ) -> Tensor:
     """Walk from the first level to the last; arguments as `sampling.sample_euler`.
 
@@ -166,6 +227,8 @@ def run(
         steps: What to execute.
         noise_sampler: (sigma, sigma_next) -> noise; torch.randn_like when None.
         reports_time: Tell the callback t = -log sigma as well.
+        slope_first: The slope is taken before the callback: what that writes into x is carried along the step, and what
+            it writes into denoised has no effect. Else both count.
     """
     columns = {
         name: np.concatenate([np.broadcast_to(step.rows.get(name, value), len(step.input_levels)) for step in steps])
@@ -178,6 +241,7 @@ def run(
     with torch.no_grad():
         for step in steps:
             level = sigmas.new_tensor(step.sigma)
+            change = None
             for k, (input_level, noise_level) in enumerate(zip(step.input_levels, step.noise_levels, strict=True)):
                 output = None
                 if state.evaluates[row]:
@@ -187,13 +251,26 @@ def run(
                                 "sigma_hat": sigmas.new_tensor(step.sigma_hat), "denoised": output}  # fmt: skip
                         if reports_time:
                             info |= {"t": -info["sigma"].log(), "t_up": -info["sigma_hat"].log()}
-                        callback(info)
+                        if slope_first:
+                            x, output, change = _carried(callback, info)
+                        else:
+                            callback(info)
                 noise = draw(level, sigmas.new_tensor(noise_level)) if state.noisy[row] else None
                 x, _ = state.step(row, x, output, noise=noise)
+                if change is not None:
+                    x = x + (change if step.carried is None else step.carried[k] * change)
                 row += 1
             for _ in range(step.unused_draws):
                 draw(level, sigmas.new_tensor(step.noise_levels[-1]))
     return x
+
+
+def _carried(callback: Callable[[dict[str, Any]], None], info: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """State and denoised image as they were before the callback, and what it added to the state, if anything."""
+    state, denoised = info["x"], info["denoised"]
+    before, kept = state.clone(), denoised.clone()
+    callback(info)
+    return before, kept, None if torch.equal(before, state) else state - before
 
 
 def default_noise_sampler(x: Tensor) -> Callable[[Any, Any], Tensor]:
@@ -239,7 +316,13 @@ def _solver_step(
         ends = [input_levels[1], target]
     rows = _solver_rows(solver, [hat, *ends])
     rows = _with_noise(rows, noise) if noise else rows
-    return Step(rows.columns, i, sigma, hat, [after] * len(input_levels), input_levels)
+    found = Step(rows.columns, i, sigma, hat, [after] * len(input_levels), input_levels)
+    if solver in ("heun", "dpm2"):
+        # In the second row the state between the two also stands for the saved state and the first prediction, from
+        # which it came. By the formulas it counts for the second slope alone.
+        slope = (target - hat) / input_levels[1] / (2 if solver == "heun" else 1)
+        found.carried = [1.0, 1.0 + slope - float(rows.columns["cx"][1])]
+    return found
 
 
 def multistep(build: Callable[..., CoefficientTable], levels: list[float], **options: Any) -> list[Step]:

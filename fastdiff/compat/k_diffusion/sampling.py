@@ -33,8 +33,10 @@ from fastdiff.compat.k_diffusion._steps import (
     churned,
     default_noise_sampler,
     falling,
+    lms_rising,
     multistep,
     multistep_sde,
+    one_way,
     run,
     singlestep,
     two_stage_sde,
@@ -74,9 +76,11 @@ def sample_euler(
     Args:
         model: D(x; sigma), called as model(x, sigma [B], **extra_args).
         x: The state at sigmas[0], [B, C, ...], float32 or float64; it is left as it is.
-        sigmas: [N + 1], falling strictly, to 0 or above.
+        sigmas: [N + 1], falling strictly, to 0 or above. Here, in `sample_heun`, `sample_dpm_2` and `sample_lms` they
+            may rise strictly from above 0 as well, from data to noise.
         extra_args: Keyword arguments of the model.
-        callback: Called at each step, before it is taken, with a dict of x, i, sigma, sigma_hat and denoised.
+        callback: Called at each step, before it is taken, with a dict of x, i, sigma, sigma_hat and denoised. It may
+            write to x in place, as in k-diffusion: the slope has been taken before.
         disable: Taken for k-diffusion's sake: there is no progress bar.
         s_churn: Amount of noise added before steps, at least 0; s_tmin, s_tmax: the levels where it is; s_noise: its
             standard deviation in units of what the levels call for.
@@ -85,10 +89,10 @@ def sample_euler(
         The state at the last sigma.
 
     Raises:
-        ValueError: sigmas that do not fall.
+        ValueError: sigmas that neither fall nor rise.
     """
-    steps = churned("euler", falling(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
-    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
+    steps = churned("euler", one_way(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, slope_first=True)
 
 
 def sample_heun(
@@ -97,8 +101,8 @@ def sample_heun(
     s_noise: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Heun's method, with churn: algorithm 2 of Karras et al. (2022). Arguments as `sample_euler`."""
-    steps = churned("heun", falling(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
-    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
+    steps = churned("heun", one_way(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, slope_first=True)
 
 
 def sample_dpm_2(
@@ -107,8 +111,8 @@ def sample_dpm_2(
     s_noise: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver-2 with its second evaluation half-way in log sigma, with churn. Arguments as `sample_euler`."""
-    steps = churned("dpm2", falling(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
-    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
+    steps = churned("dpm2", one_way(sigmas), Churn(s_churn, s_tmin, s_tmax, s_noise))
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, slope_first=True)
 
 
 def sample_euler_ancestral(
@@ -150,8 +154,10 @@ def sample_lms(
     disable: bool | None = None, order: int = 4,
 ) -> Tensor:  # fmt: skip
     """The linear multistep method of order 1 to 4, with exact integrals. Other arguments as `sample_euler`."""
-    steps = multistep(samplers.lms, falling(sigmas), order=order)
-    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
+    levels = one_way(sigmas)
+    rises = levels[-1] > levels[0]
+    steps = lms_rising(levels, order) if rises else multistep(samplers.lms, levels, order=order)
+    return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, slope_first=True)
 
 
 def sample_dpmpp_2m(
@@ -254,7 +260,7 @@ def sample_dpm_fast(
     levels_of_x = torch.tensor(levels, dtype=x.dtype, device=x.device)
     return run(
         model, x, levels_of_x, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler,
-        reports_time=True,
+        reports_time=True, slope_first=True,
     )  # fmt: skip
 
 

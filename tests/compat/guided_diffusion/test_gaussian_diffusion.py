@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fastdiff.compat.guided_diffusion import gaussian_diffusion as gd
+from support.guided_networks import tiny_model
 from support.guided_process import ORACLE, T, images, is_learned, learned, network, process
-from support.tolerances import FLOAT64_DIFFERENCE, FLOAT64_PRODUCT, FLOAT64_RUN
+from support.tolerances import FLOAT32_RUN, FLOAT64_DIFFERENCE, FLOAT64_PRODUCT, FLOAT64_RUN
 
 MEANS = (gd.ModelMeanType.EPSILON, gd.ModelMeanType.START_X, gd.ModelMeanType.PREVIOUS_X)
 
@@ -128,3 +129,19 @@ def test_ddim_reverse_sample_inverts_ddim_of_an_exact_network():
     torch.testing.assert_close(out, expected)
     with pytest.raises(ValueError, match="eta must be 0"):
         diffusion.ddim_reverse_sample(exact, x, t, eta=0.5)
+
+
+@pytest.mark.parametrize("sampler", ["p_sample_loop", "ddim_sample_loop"])
+@pytest.mark.parametrize("predict_xstart", [False, True])
+def test_a_seed_gives_its_images_under_a_guidance_that_changes_nothing(predict_xstart, sampler):
+    """The network's output is channels_last, and with a prediction of the image the state becomes so."""
+    model, diffusion = tiny_model(predict_xstart=predict_xstart, diffusion_steps=100, timestep_respacing="6")
+
+    def draw(**options):
+        torch.manual_seed(1)
+        eta = {"eta": 1.0} if sampler == "ddim_sample_loop" else {}
+        return getattr(diffusion, sampler)(model, (2, 3, 4, 6), **options, **eta)
+
+    plain = draw()
+    for options in ({"cond_fn": lambda x, t: torch.zeros_like(x), "model_kwargs": {}}, {"denoised_fn": lambda x: x}):
+        torch.testing.assert_close(draw(**options), plain, rtol=0, atol=FLOAT32_RUN)

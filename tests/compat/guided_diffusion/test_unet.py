@@ -184,3 +184,35 @@ def test_published_upsamplers_have_their_names_and_sizes(size):
     assert set(state) == set(openai_names(model.config))
     assert list(state["input_blocks.0.0.weight"].shape) == [192, 6, 3, 3]
     assert list(state["label_emb.weight"].shape) == [1000, 768]
+
+
+# Sum of |w| over all weights of a network made after torch.manual_seed(0), from guided-diffusion at 22e0df8183 and, for
+# the first, improved-diffusion at 1bc7bbbdc4 as well: each tensor was equal to the last bit.
+FRESH = {
+    "plain": (unet.UNetModel, {}, 15404.474001479886),
+    "classes": (
+        unet.UNetModel,
+        {"num_classes": 5, "use_scale_shift_norm": True, "resblock_updown": True, "num_head_channels": 16},
+        19540.35288100724,
+    ),
+    "pooled": (unet.UNetModel, {"conv_resample": False}, 14361.857123877833),
+    "super-resolution": (unet.SuperResModel, {}, 15440.361393296043),
+    "adaptive": (unet.EncoderUNetModel, {"pool": "adaptive", "num_head_channels": 16}, 7449.214658913606),
+    "attention": (unet.EncoderUNetModel, {"pool": "attention", "num_head_channels": 16}, 8665.272405285175),
+    "spatial": (unet.EncoderUNetModel, {"pool": "spatial", "num_head_channels": 16}, 22908.765938055898),
+}
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_a_seed_gives_the_network_that_it_gives_there(name):
+    kind, options, expected = FRESH[name]
+    settings = {"image_size": 16, "in_channels": 3, "model_channels": 32, "out_channels": 6, "num_res_blocks": 1}
+    torch.manual_seed(0)
+    model = kind(**settings, attention_resolutions=(2,), channel_mult=(1, 2), **options)
+    total = sum(float(value.double().abs().sum()) for value in model.state_dict().values())
+    assert total == pytest.approx(expected, rel=FLOAT32_ROUNDING)
+    # The generator stands where it stands there: what is drawn next is the same.
+    follows = torch.rand(1)
+    torch.manual_seed(0)
+    kind(**settings, attention_resolutions=(2,), channel_mult=(1, 2), **options)
+    assert torch.equal(torch.rand(1), follows)

@@ -69,7 +69,7 @@ def test_noise_keeps_the_level_s_variance(name):
         (torch.tensor([1.0]), r"\[N \+ 1\], falling, got shape \[1\]"),
         (torch.ones(2, 2), r"got shape \[2, 2\]"),
         (torch.tensor([1.0, 1.0]), "fall strictly"),
-        (torch.tensor([1.0, 2.0]), "fall strictly"),
+        (torch.tensor([1.0, 2.0, 1.0]), "fall strictly"),
         (torch.tensor([1.0, -0.1]), "to 0 or above"),
     ],
     ids=str,
