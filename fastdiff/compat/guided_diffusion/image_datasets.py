@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fastdiff.files.images import open_image
+
 __all__ = ["ImageDataset", "center_crop_arr", "load_data", "random_crop_arr"]
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif")
@@ -86,8 +88,12 @@ class ImageDataset(Dataset[tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[
         return len(self.local_images)
 
     def __getitem__(self, idx: int) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.int64]]]:
-        with Image.open(self.local_images[idx]) as image:
-            rgb = image.convert("RGB")
+        path = self.local_images[idx]
+        try:
+            with open_image(path) as image:
+                rgb = image.convert("RGB")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         crop = random_crop_arr if self.random_crop else center_crop_arr
         pixels = crop(rgb, self.resolution)
         if self.random_flip and random.random() < 0.5:

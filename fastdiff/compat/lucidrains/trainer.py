@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastdiff.convert.untrusted import read_tensors
 from fastdiff.files.atomic import atomic_file
-from fastdiff.files.images import write_grid
+from fastdiff.files.images import open_image, write_grid
 
 __all__ = ["Trainer"]
 
@@ -28,6 +28,8 @@ VERSION = "2.3.4"
 """The release whose files these are."""
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Whose values are shares of 255.
+_KEPT_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tiff")
 
 
@@ -42,10 +44,16 @@ class _Folder(Dataset[Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        with Image.open(self.paths[index]) as file:
-            image = file if self.mode in (None, file.mode) else file.convert(self.mode)
-            # Height and width are both given, so that nothing is left to crop.
-            image = image.resize((self.size[1], self.size[0]), resample=Image.Resampling.BILINEAR)
+        path = self.paths[index]
+        try:
+            with open_image(path) as file:
+                if self.mode is None and file.mode not in _KEPT_MODES:
+                    raise ValueError(f"the values of mode {file.mode!r} are no colours: give convert_image_to")
+                image = file if self.mode in (None, file.mode) else file.convert(self.mode)
+                # Height and width are both given, so that nothing is left to crop.
+                image = image.resize((self.size[1], self.size[0]), resample=Image.Resampling.BILINEAR)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
         return pixels.flip(2) if self.flip and random.random() < 0.5 else pixels

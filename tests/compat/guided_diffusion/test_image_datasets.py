@@ -1,6 +1,8 @@
 """Their loader of image folders: crops, scales, and labels by name."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 def test_load_data_crops_scales_and_labels_by_name(folder_of_images):
@@ -16,3 +18,18 @@ def test_load_data_crops_scales_and_labels_by_name(folder_of_images):
         load_data(data_dir=folder_of_images / "none", batch_size=1, image_size=8)
     crop = next(load_data(data_dir=folder_of_images, batch_size=2, image_size=24, random_crop=True))[0]
     assert crop.shape == (2, 3, 24, 24)
+
+
+def test_palettes_keep_their_colours_and_deep_images_are_refused(tmp_path):
+    from fastdiff.compat.guided_diffusion.image_datasets import ImageDataset
+
+    colours = np.random.default_rng(0).integers(0, 256, (16, 16, 1), dtype=np.uint8).repeat(3, axis=2) // [1, 2, 4]
+    palette = Image.fromarray(colours.astype(np.uint8)).quantize(64)
+    palette.save(tmp_path / "a.png")
+    pixels, _ = ImageDataset(16, [tmp_path / "a.png"], random_flip=False)[0]
+    # Of one size with the result, so that neither filter changes a value.
+    np.testing.assert_array_equal(np.rint((pixels + 1) * 127.5), np.array(palette.convert("RGB")).transpose(2, 0, 1))
+    deep = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png: more than 8 bits per channel"):
+        ImageDataset(16, [tmp_path / "deep.png"])[0]

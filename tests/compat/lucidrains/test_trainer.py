@@ -7,6 +7,7 @@ from PIL import Image
 
 import fastdiff as fd
 from fastdiff.compat import lucidrains
+from fastdiff.compat.lucidrains.trainer import _Folder
 from support import peer_lucidrains
 from support.tolerances import FLOAT32_DEEP, FLOAT32_RUN
 
@@ -83,3 +84,24 @@ def test_trainer_refuses_what_theirs_refuses(folder, tmp_path):
         lucidrains.Trainer(process, tmp_path / "none", **options)
     with pytest.warns(UserWarning, match="does not compute FID"):
         lucidrains.Trainer(process, folder, results_folder=tmp_path / "r")
+
+
+def test_trainers_folder_refuses_what_it_would_read_wrongly(tmp_path):
+    ramp = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    grey = Image.fromarray(ramp)
+    grey.quantize(16).save(tmp_path / "palette.png")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    (tmp_path / "text.png").write_text("%!PS-Adobe-3.0 EPSF-3.0")
+
+    def read(name, mode):
+        data = _Folder(tmp_path, (8, 8), False, mode)
+        return data[[path.name for path in data.paths].index(name)]
+
+    np.testing.assert_allclose(read("palette.png", "RGB")[0] * 255, ramp, atol=16)  # A sixteenth of 256.
+    with pytest.raises(ValueError, match=r"palette\.png: the values of mode 'P' are no colours: give convert_image_to"):
+        read("palette.png", None)
+    for mode in ("L", "RGB", None):
+        with pytest.raises(ValueError, match=r"deep\.png: more than 8 bits per channel"):
+            read("deep.png", mode)
+        with pytest.raises(OSError, match="cannot identify"):
+            read("text.png", mode)
