@@ -22,6 +22,7 @@ from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.flow import flow_decode, flow_encode
 from fastdiff.samplers.invertible import invertible_decode, invertible_encode
+from fastdiff.samplers.levels import told
 from fastdiff.sampling.known_pixels import Known, checked_mask
 from fastdiff.sampling.runner import SamplingStep, checked_ids, sample
 from fastdiff.tensors import compute_dtype, per_sample
@@ -75,7 +76,8 @@ def encode(
         runner: See `fastdiff.sample`.
 
     Returns:
-        The state at that level, x's shape, float32 (float64 for float64); about N(0, I) for level 1.
+        The state at that level, x's shape, float32 (float64 for float64); about N(0, I) for level 1. DDIM's steps go
+        no further than the network can tell the signal, see `samplers.levels.told`.
 
     Raises:
         ValueError: images or options that do not fit.
@@ -85,6 +87,7 @@ def encode(
     if exact:
         table = invertible_encode(process, _few(steps, process), iterations=iterations)
     elif order == 1:
+        process = told(process)
         table = samplers.ddim_encode(process, _few(steps, process))
     else:
         table = flow_encode(process, steps, order=order)
@@ -127,6 +130,7 @@ def decode(
     if exact:
         table = invertible_decode(process, _few(steps, process))
     elif order == 1:
+        process = told(process)
         table = samplers.ddim(process, _few(steps, process), clip=None)
     else:
         table = flow_decode(process, steps, order=order)
