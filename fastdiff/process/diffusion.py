@@ -149,8 +149,8 @@ def x0_coefficients(prediction: Prediction, alpha: Array, sigma: Array) -> tuple
     if (alpha == 0).any():
         where = int(np.flatnonzero(alpha == 0)[0])
         raise ValueError(
-            f"prediction {prediction!r} does not give x0 at entry {where}, where the schedule leaves no signal: "
-            "use prediction 'v' or 'x0'"
+            f"the schedule has zero terminal SNR: prediction {prediction!r} does not give x0 at entry {where}, where "
+            "the schedule leaves no signal: use prediction 'v' or 'x0'"
         )
     if prediction == "eps":
         return 1 / alpha, -sigma / alpha

@@ -63,6 +63,7 @@ class CoefficientTable:
         alphas, sigmas: Length R + 1, the level of the state before the first row and after each row: nominally
             x ~ N(alpha x_0, sigma^2). Empty when the builder does not say.
         options: What the builder was asked for; for people and for JSON.
+        note: What to know of it besides; for people.
 
     Raises:
         ValueError: a value is not finite, a flag is not 0 or 1, or a row reads a slot that no earlier row has written.
@@ -77,6 +78,7 @@ class CoefficientTable:
     alphas: npt.ArrayLike = ()
     sigmas: npt.ArrayLike = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     def __post_init__(self) -> None:
         check_keys(dict(self.columns), DEFAULTS, "a coefficient table")
@@ -218,7 +220,8 @@ class CoefficientTable:
         return "\n".join([repr(self), *lines])
 
     def __repr__(self) -> str:
-        return f"CoefficientTable({self.name!r}, {len(self)} rows, {self.num_evaluations} evaluations)"
+        note = f"; {self.note}" if self.note else ""
+        return f"CoefficientTable({self.name!r}, {len(self)} rows, {self.num_evaluations} evaluations{note})"
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON; columns at their default are left out, an infinite clip is null."""
@@ -237,6 +240,7 @@ class CoefficientTable:
             "alphas": np.asarray(self.alphas).tolist(),
             "sigmas": np.asarray(self.sigmas).tolist(),
             "options": dict(self.options),
+            **({"note": self.note} if self.note else {}),
             "columns": columns,
         }
 
@@ -244,7 +248,7 @@ class CoefficientTable:
     def from_dict(cls, data: Mapping[str, Any]) -> CoefficientTable:
         """The inverse of `to_dict`. Raises ValueError for unknown keys, another format or broken invariants."""
         arguments = ["name", "learned_variance", "init_scale", "order", "data_prediction"]
-        arguments += ["alphas", "sigmas", "options"]
+        arguments += ["alphas", "sigmas", "options", "note"]
         check_keys(dict(data), ["format", *arguments, "columns"], "a coefficient table")
         if data.get("format") != _FORMAT or "columns" not in data:
             raise ValueError(

@@ -18,7 +18,7 @@ from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion, eps_coefficients, x0_coefficients
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.levels import Levels, position_of, table_from_rows
+from fastdiff.samplers.levels import Levels, position_of, table_from_rows, told
 from fastdiff.samplers.spacing import spaced_indices
 
 # By how much sigma may fall in one step: the step's derivative along what the data leave no room for.
@@ -111,6 +111,10 @@ def invertible_decode(diffusion: Diffusion, steps: int | None = None) -> Coeffic
 
 def _chain(diffusion: Diffusion, steps: int | None) -> tuple[Levels, list[_Link]]:
     """The levels from the clean image to noise, and what leads from each of them down to the one before."""
+    if steps is not None:
+        steps = whole_number("steps", steps, low=1, high=diffusion.num_timesteps)
+    diffusion = told(diffusion)
+    steps = None if steps is None else min(steps, diffusion.num_timesteps)
     at = _refined(diffusion, spaced_indices(diffusion.num_timesteps, steps))
     alphas, sigmas = (c[at] for c in diffusion.signal_noise())
     times = diffusion.schedule.timesteps[at]

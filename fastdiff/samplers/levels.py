@@ -26,6 +26,15 @@ Final = Literal["zero", "sigma_min"]
 LEVEL_SPACINGS = ("logsnr", "karras", "exponential")
 # rho of Karras et al. (2022), arXiv:2206.00364, table 1.
 KARRAS_RHO = 7.0
+LamMin = float | Literal["auto"] | None
+# The bound of DPM-Solver's authors on log(alpha / sigma), for networks that predict the noise: their code's
+# `clipping_lambda_min`, and diffusers' `lambda_min_clipped`.
+AUTO_LAM_MIN = -5.1
+# Of solvers with several evaluations in a step, each at what the last one made of the state: errors are multiplied as
+# often, whatever the network predicts. At alpha = 0.08 a start from pure noise loses nothing that one could see.
+AUTO_LAM_MIN_OF_STAGES = -2.5
+# A schedule that ends above this is taken whole: the linear ones do, of 50 timesteps and more.
+_TOLERATED_LAM = -6.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,8 @@ class Ladder:
     timesteps: Sequence[float] | None = None
     final: Final = "zero"
     continuous: bool = False
+    lam_min: LamMin = None
+    has_stages: bool = False
 
     @property
     def options(self) -> dict[str, object]:
@@ -135,7 +146,7 @@ class Ladder:
         """The levels that were asked for. Raises ValueError as `visited`."""
         if self.final not in ("zero", "sigma_min"):
             raise ValueError(f"final must be 'zero' or 'sigma_min', got {self.final!r}")
-        positions = self._positions(diffusion)
+        positions = self._positions(diffusion, self.num_positions(diffusion))
         if self.final == "zero":
             return levels_at(diffusion, positions)
         if positions[-1] <= 0:
@@ -143,11 +154,28 @@ class Ladder:
         alpha, sigma = diffusion.signal_noise()
         return levels_at(diffusion, positions, (float(alpha[0]), float(sigma[0])))
 
-    def _positions(self, diffusion: Diffusion) -> Array:
+    def num_positions(self, diffusion: Diffusion) -> int:
+        """How many positions of the schedule, from 0 on, may be visited; see `noisiest_position`."""
+        if self.timesteps is not None:
+            return diffusion.num_timesteps
+        return noisiest_position(diffusion, self.lam_min, self.has_stages) + 1
+
+    def note(self, diffusion: Diffusion) -> str:
+        """What a table should say of where it starts; empty where that is the schedule's end."""
+        last = self.num_positions(diffusion) - 1
+        if last == diffusion.num_timesteps - 1:
+            return ""
+        schedule = diffusion.schedule
+        return (
+            f"begins at t = {schedule.timesteps[last]:g}, with log(alpha / sigma) = {0.5 * schedule.log_snr[last]:.2f} "
+            f"(lam_min); at t = {schedule.timesteps[-1]:g} it is {0.5 * schedule.log_snr[-1]:.2f}"
+        )
+
+    def _positions(self, diffusion: Diffusion, num: int) -> Array:
         if self.timesteps is not None:
             return self._given_positions(self.timesteps, diffusion.num_timesteps)
         if self.spacing in LEVEL_SPACINGS:
-            return self._positions_over_levels(diffusion)
+            return self._positions_over_levels(diffusion, num)
         if self.spacing not in SPACINGS:
             known = [*SPACINGS, *LEVEL_SPACINGS]
             raise ValueError(f"unknown spacing {self.spacing!r}: {nearest_name(self.spacing, known)}")
@@ -155,7 +183,7 @@ class Ladder:
             raise ValueError(
                 f"spacing {self.spacing!r} is one of whole timesteps: continuous needs one of {LEVEL_SPACINGS}"
             )
-        return self._positions_over_timesteps(diffusion.num_timesteps)
+        return self._positions_over_timesteps(diffusion.num_timesteps, num)
 
     def _given_positions(self, timesteps: Sequence[float], num_timesteps: int) -> Array:
         if not self.continuous:
@@ -172,22 +200,30 @@ class Ladder:
             raise ValueError(f"timesteps must be strictly monotone and in [0, {num_timesteps - 1}]")
         return chosen
 
-    def _positions_over_timesteps(self, num_timesteps: int) -> Array:
+    def _positions_over_timesteps(self, num_timesteps: int, num: int) -> Array:
         wanted = num_timesteps - self._num_unevaluated if self.steps is None else self.steps
         if self._num_unevaluated and wanted >= num_timesteps:
             raise ValueError(f"final='sigma_min' allows at most T - 1 = {num_timesteps - 1} steps, got {wanted}")
         # All but "trailing" begin with t = 0, which is left out.
         takes_end = self._num_unevaluated and self.spacing != "trailing"
-        indices = spaced_indices(num_timesteps, wanted + 1 if takes_end else wanted, self.spacing)
+        wanted = whole_number("steps", wanted, low=1, high=num_timesteps)
+        # Where the noisiest levels are left out there may be fewer than were asked for.
+        wanted = min(wanted, num - self._num_unevaluated)
+        indices = spaced_indices(num, wanted + 1 if takes_end else wanted, self.spacing)
         return np.array(indices[:0:-1] if takes_end else indices[::-1], dtype=np.float64)
 
-    def _positions_over_levels(self, diffusion: Diffusion) -> Array:
+    def _positions_over_levels(self, diffusion: Diffusion, num: int) -> Array:
         most = diffusion.num_timesteps - self._num_unevaluated
         steps = most if self.steps is None else self.steps
         steps = whole_number("steps", steps, low=1, high=None if self.continuous else most)
-        log_snr = diffusion.schedule.log_snr
+        log_snr = diffusion.schedule.log_snr[:num]
         if np.isinf(log_snr[-1]):
-            raise ValueError(f"spacing {self.spacing!r} needs some signal at t = T-1, and this schedule leaves none")
+            raise ValueError(
+                f"spacing {self.spacing!r} needs some signal at t = T-1, and this schedule has zero terminal SNR: "
+                f"use one of {', '.join(SPACINGS)}"
+            )
+        if not self.continuous:
+            steps = min(steps, num - self._num_unevaluated)
         count = steps + self._num_unevaluated
         first, last = 0.5 * log_snr[-1], 0.5 * log_snr[0]
         ramp = np.linspace(0, 1, count) if count > 1 else np.zeros(1)
@@ -200,13 +236,66 @@ class Ladder:
         positions = position_of(diffusion, lam)
         if not self.continuous:
             nearest = np.round(positions[::-1]).astype(np.int64)
-            positions = strictly_increasing(nearest, diffusion.num_timesteps)[::-1].astype(np.float64)
+            positions = strictly_increasing(nearest, num)[::-1].astype(np.float64)
         return positions[:steps]
 
     @property
     def _num_unevaluated(self) -> int:
         """Levels at the end of the ladder, 0 or 1, where the network is not asked."""
         return 1 if self.final == "sigma_min" else 0
+
+
+def noisiest_position(diffusion: Diffusion, lam_min: LamMin, has_stages: bool = False) -> int:
+    """The position, 0 to T-1, of the noisiest level with log(alpha / sigma) >= lam_min.
+
+    A step that integrates the noise from a level without signal multiplies what the network gets wrong by the quotient
+    of the alphas: by 1400 in the first of 20 steps on the cosine schedule, which ends at log(alpha / sigma) = -9.9.
+
+    Args:
+        diffusion: What the network was trained on.
+        lam_min: The bound. "auto", on a schedule that ends below -6, is -5.1 for a network that predicts the noise or
+            the score, and -2.5 for a solver that has stages; else, as with None, the position is T-1.
+        has_stages: Whether the solver evaluates the network several times in a step, each time at what the last
+            evaluation made of the state.
+
+    Raises:
+        ValueError: lam_min is no number, or every level is below it.
+
+    Source: Lu et al., the code of DPM-Solver, and diffusers' `lambda_min_clipped`; Lin et al. (2023), arXiv:2305.08891,
+    for what a network that predicts the noise cannot tell there.
+    """
+    last = diffusion.num_timesteps - 1
+    if lam_min is None:
+        return last
+    lam = 0.5 * diffusion.schedule.log_snr
+    if isinstance(lam_min, str):
+        if lam_min != "auto":
+            raise ValueError(f"lam_min must be a number, 'auto' or None, got {lam_min!r}")
+        applies = has_stages or diffusion.prediction in ("eps", "score")
+        lam_min = AUTO_LAM_MIN_OF_STAGES if has_stages else AUTO_LAM_MIN
+        if not applies or lam[-1] >= _TOLERATED_LAM or lam[0] < lam_min:
+            return last
+    if not lam_min <= lam[0]:
+        raise ValueError(
+            f"lam_min must be at most {lam[0]:.4g}, log(alpha / sigma) of the cleanest timestep, got {lam_min!r}"
+        )
+    return int(np.flatnonzero(lam >= lam_min)[-1])
+
+
+def told(diffusion: Diffusion) -> Diffusion:
+    """The process up to the noisiest level at which its network can tell the signal; see `noisiest_position`."""
+    num = noisiest_position(diffusion, "auto") + 1
+    return diffusion if num == diffusion.num_timesteps else diffusion.subset(range(num))
+
+
+def check_signal(levels: Levels, name: str) -> None:
+    """Raise ValueError where a solver that integrates the noise would begin at a level without signal."""
+    if levels.alpha[0] == 0:
+        raise ValueError(
+            f"the schedule has zero terminal SNR: no signal is left at t = {levels.t[0]:g}, and {name!r}, which "
+            "integrates the noise, cannot start there. Use 'dpmpp', 'unipc', 'heun' or 'ddim' with a network that "
+            f"predicts v or x0, or start below it with lam_min={AUTO_LAM_MIN} or timesteps"
+        )
 
 
 def position_of(diffusion: Diffusion, lam: Array) -> Array:

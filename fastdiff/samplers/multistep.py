@@ -8,7 +8,7 @@ from typing import Literal
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.levels import Final, Ladder, table_from_rows
+from fastdiff.samplers.levels import Final, Ladder, LamMin, check_signal, table_from_rows
 from fastdiff.samplers.method import (
     IMAGE,
     NOISE,
@@ -95,14 +95,15 @@ def dpm_solver(
     continuous: bool = False,
     lower_order_final: bool | None = None,
     compat: Literal["diffusers"] | None = None,
+    lam_min: LamMin = "auto",
 ) -> CoefficientTable:
     """Coefficients of multistep DPM-Solver, which integrates the noise prediction; nothing is clipped.
 
-    Args, Returns, Raises: as `dpmpp`.
+    Args, Returns, Raises: as `dpmpp`, and lam_min: least log(alpha / sigma) of a level; see `noisiest_position`.
 
     Source: Lu et al. (2022), arXiv:2206.00927; the multistep form: arXiv:2211.01095, appendix B.
     """
-    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    ladder = Ladder(steps, spacing, timesteps, final, continuous, lam_min)
     method = _dpm_method(NOISE, solver_type, compat)
     return _multistep(
         "dpm_solver", method, diffusion, ladder, order=order, lower_order_final=lower_order_final,
@@ -171,6 +172,7 @@ def deis(
     final: Final = "zero",
     continuous: bool = False,
     lower_order_final: bool | None = None,
+    lam_min: LamMin = "auto",
 ) -> CoefficientTable:
     """Coefficients of DEIS: Adams-Bashforth on the noise prediction, exact in the linear part.
 
@@ -184,6 +186,8 @@ def deis(
         variable: See above.
         spacing: See `visited`, as for `timesteps`, `final` and `continuous`.
         lower_order_final: As in `dpmpp`.
+        lam_min: Least log(alpha / sigma) of a level; "auto" is -5.1 where the network predicts the noise and the
+            schedule ends below -6. See `noisiest_position`.
 
     Raises:
         ValueError: an option out of range.
@@ -193,7 +197,7 @@ def deis(
     if variable not in ("log_rho", "t", "rho"):
         raise ValueError(f"variable must be 'log_rho', 't' or 'rho', got {variable!r}")
     methods = {"log_rho": NOISE, "t": noise_in_time(diffusion.schedule), "rho": NOISE_IN_RHO}
-    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    ladder = Ladder(steps, spacing, timesteps, final, continuous, lam_min)
     return _multistep(
         "deis", methods[variable], diffusion, ladder, order=order, highest_order=4,
         lower_order_final=lower_order_final, own_options={"variable": variable},
@@ -210,6 +214,7 @@ def lms(
     timesteps: Sequence[float] | None = None,
     final: Final = "zero",
     continuous: bool = False,
+    lam_min: LamMin = "auto",
 ) -> CoefficientTable:
     """Coefficients of the linear multistep method in sigma: `deis` in rho, at full order to the end.
 
@@ -217,7 +222,7 @@ def lms(
 
     Source: Crowson, k-diffusion, `sample_lms`; Karras et al. (2022), arXiv:2206.00364, eq. 3.
     """
-    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    ladder = Ladder(steps, spacing, timesteps, final, continuous, lam_min)
     return _multistep("lms", NOISE_IN_RHO, diffusion, ladder, order=order, highest_order=4, lower_order_final=False)
 
 
@@ -256,6 +261,8 @@ def _multistep(
     """Rows x' = A x + sum_k w_k f_k + s z through the value at each level and those before it."""
     order = whole_number("order", order, low=1, high=highest_order)
     levels = ladder.levels(diffusion)
+    if method.predicts == "eps":
+        check_signal(levels, name)
     count = len(levels)
     ends_clean = levels.ends_clean() and not method.reaches_zero
     rows = []
@@ -266,5 +273,5 @@ def _multistep(
         rows.append(row | {f"c{age}": weight for age, weight in enumerate(weights)})
     return table_from_rows(
         levels, rows, name, order=0 if method.noise else order, data_prediction=method.predicts == "x0",
-        options={"order": order, **(own_options or {}), **ladder.options, "steps": count},
+        options={"order": order, **(own_options or {}), **ladder.options, "steps": count}, note=ladder.note(diffusion),
     )  # fmt: skip

@@ -9,7 +9,15 @@ import numpy as np
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.levels import Final, Ladder, Levels, levels_at, table_from_rows
+from fastdiff.samplers.levels import (
+    Final,
+    Ladder,
+    LamMin,
+    Levels,
+    check_signal,
+    levels_at,
+    table_from_rows,
+)
 from fastdiff.samplers.registry import sampler
 
 # Adams-Bashforth weights for equal steps, newest value first.
@@ -31,6 +39,7 @@ def ipndm(
     timesteps: Sequence[float] | None = None,
     final: Final = "zero",
     continuous: bool = False,
+    lam_min: LamMin = "auto",
 ) -> CoefficientTable:
     """Coefficients of improved PNDM: linear multistep with equal-step weights, the order growing from 1.
 
@@ -40,6 +49,7 @@ def ipndm(
         order: Values combined, 1 to 4, with equal-step weights; 1 is DDIM. The order of convergence is at most 2,
             since DDIM's rule moves the combined value as if it were constant over the step.
         spacing: See `visited`, as for `timesteps`, `final` and `continuous`.
+        lam_min: Least log(alpha / sigma) of a level, see `deis`.
 
     Raises:
         ValueError: an option out of range.
@@ -47,11 +57,20 @@ def ipndm(
     Source: Zhang and Chen (2023), arXiv:2204.13902, appendix H.2; Liu et al. (2022), arXiv:2202.09778.
     """
     order = whole_number("order", order, low=1, high=4)
-    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    ladder = Ladder(steps, spacing, timesteps, final, continuous, lam_min)
     levels = ladder.levels(diffusion)
+    check_signal(levels, "ipndm")
     rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
     options = {"order": order, **ladder.options, "steps": len(levels)}
-    return table_from_rows(levels, rows, "ipndm", order=min(order, 2), data_prediction=False, options=options)
+    return table_from_rows(
+        levels,
+        rows,
+        "ipndm",
+        order=min(order, 2),
+        data_prediction=False,
+        options=options,
+        note=ladder.note(diffusion),
+    )
 
 
 @sampler
@@ -64,6 +83,7 @@ def plms(
     timesteps: Sequence[float] | None = None,
     final: Final = "zero",
     continuous: bool = False,
+    lam_min: LamMin = "auto",
 ) -> CoefficientTable:
     """Coefficients of PLMS: `ipndm` whose first step is an improved Euler step, with a second evaluation of its own.
 
@@ -73,6 +93,8 @@ def plms(
             evaluation, and are `ipndm`.
         order: Values combined, 1 to 4; the order of convergence is 2 at most, as in `ipndm`.
         spacing: See `visited`, as for `timesteps` (the levels), `final` and `continuous`.
+        lam_min: Least log(alpha / sigma) of a level, see `deis`; "auto" is -2.5 here, whatever the
+            network predicts.
 
     Raises:
         ValueError: an option out of range.
@@ -84,8 +106,9 @@ def plms(
         steps = whole_number("steps", steps, low=1)
     improved = steps is None or steps > 2
     num_levels = steps - 1 if steps is not None and improved else steps
-    ladder = Ladder(num_levels, spacing, timesteps, final, continuous)
+    ladder = Ladder(num_levels, spacing, timesteps, final, continuous, lam_min, has_stages=True)
     levels = ladder.levels(diffusion)
+    check_signal(levels, "plms")
     rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
     reached = list(range(1, len(levels) + 1))
     if improved and len(levels) > 1:
@@ -96,7 +119,14 @@ def plms(
         reached.insert(0, 1)
     options = {"order": order, **ladder.options, "steps": len(rows)}
     return table_from_rows(
-        levels, rows, "plms", states=reached, order=min(order, 2), data_prediction=False, options=options
+        levels,
+        rows,
+        "plms",
+        states=reached,
+        order=min(order, 2),
+        data_prediction=False,
+        options=options,
+        note=ladder.note(diffusion),
     )
 
 
@@ -108,6 +138,7 @@ def pndm(
     spacing: str = "trailing",
     timesteps: Sequence[int] | None = None,
     final: Final = "zero",
+    lam_min: LamMin = "auto",
 ) -> CoefficientTable:
     """Coefficients of PNDM: up to three Runge-Kutta steps of four evaluations each, then linear multistep of order 4.
 
@@ -117,6 +148,8 @@ def pndm(
         diffusion: What the network was trained on.
         steps: Network evaluations, 1 to T; with fewer than 12 there are fewer Runge-Kutta steps. None for T levels.
         spacing: See `visited`, as for `timesteps` (the levels) and `final`.
+        lam_min: Least log(alpha / sigma) of a level, see `deis`; "auto" is -2.5 here, whatever the
+            network predicts.
 
     Raises:
         ValueError: an option out of range.
@@ -127,8 +160,9 @@ def pndm(
         steps = whole_number("steps", steps, low=1)
     num_runge_kutta = 3 if steps is None else min(3, (steps - 1) // 4)
     num_levels = None if steps is None else steps - 3 * num_runge_kutta
-    ladder = Ladder(num_levels, spacing, timesteps, final)
+    ladder = Ladder(num_levels, spacing, timesteps, final, lam_min=lam_min, has_stages=True)
     levels = ladder.levels(diffusion)
+    check_signal(levels, "pndm")
     num_runge_kutta = min(num_runge_kutta, len(levels) - 1)
     rows, reached = [], []
     for i in range(len(levels)):
@@ -140,7 +174,16 @@ def pndm(
             rows.append(_multistep_row(levels, i, min(4, i + 1)))
             reached.append(i + 1)
     options = {**ladder.options, "steps": len(rows)}
-    return table_from_rows(levels, rows, "pndm", states=reached, order=2, data_prediction=False, options=options)
+    return table_from_rows(
+        levels,
+        rows,
+        "pndm",
+        states=reached,
+        order=2,
+        data_prediction=False,
+        options=options,
+        note=ladder.note(diffusion),
+    )
 
 
 def _ddim(levels: Levels, start: int, end: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.levels import Final, Ladder, table_from_rows
+from fastdiff.samplers.levels import Final, Ladder, LamMin, check_signal, table_from_rows
 from fastdiff.samplers.method import IMAGE, NOISE, Method, SolverType, Step, with_solver_type
 from fastdiff.samplers.registry import sampler
 
@@ -29,8 +29,8 @@ def dpmpp_singlestep(
     """Coefficients of singlestep DPM-Solver++, from noise to data.
 
     The levels are taken in groups of up to `order`; within a group every row starts from the group's first state, with
-    all values since. The last groups are smaller where the steps do not divide, and the last is of order 1 where
-    sampling ends without noise.
+    all values since. The last groups are smaller where the steps do not divide; the last is of order 1 where sampling
+    ends without noise, and the first where it starts without signal.
 
     Args:
         diffusion: What the network was trained on.
@@ -65,19 +65,26 @@ def dpm_solver_singlestep(
     final: Final = "zero",
     continuous: bool = False,
     groups: Sequence[int] | None = None,
+    lam_min: LamMin = "auto",
 ) -> CoefficientTable:
     """Coefficients of singlestep DPM-Solver, which integrates the noise prediction; nothing is clipped.
 
-    Args, Returns, Raises: as `dpmpp_singlestep`.
+    Args, Returns, Raises: as `dpmpp_singlestep`, and lam_min: least log(alpha / sigma) of a level; "auto"
+    is -2.5 where the schedule ends below -6. See `noisiest_position`.
 
     Source: Lu et al. (2022), arXiv:2206.00927, algorithms 1 and 2 and appendix D.1.
     """
-    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    ladder = Ladder(steps, spacing, timesteps, final, continuous, lam_min, has_stages=True)
     return _singlestep("dpm_solver_singlestep", NOISE, diffusion, ladder, order, solver_type, groups)
 
 
-def group_sizes(steps: int, order: int, ends_clean: bool) -> list[int]:
-    """Sizes of the groups: `order` each, what is left over as one smaller group, and one of 1 last if it ends clean."""
+def group_sizes(steps: int, order: int, ends_clean: bool, starts_blank: bool = False) -> list[int]:
+    """Sizes of the groups: `order` each, what is left over as one smaller group, and one of 1 last if it ends clean.
+
+    One of 1 comes first where sampling starts without signal: no formula leads through several values from there.
+    """
+    if starts_blank and steps > 1:
+        return [1, *group_sizes(steps - 1, order, ends_clean)]
     num_full, rest = divmod(steps - 1 if ends_clean else steps, order)
     return [order] * num_full + [rest] * (rest > 0) + [1] * ends_clean
 
@@ -96,14 +103,18 @@ def _singlestep(
     order = whole_number("order", order, low=1, high=3)
     method = with_solver_type(method, solver_type)
     levels = ladder.levels(diffusion)
-    count, ends_clean = len(levels), levels.ends_clean()
+    count, ends_clean, starts_blank = len(levels), levels.ends_clean(), bool(levels.alpha[0] == 0)
+    if method.predicts == "eps":
+        check_signal(levels, name)
     evaluations = method.evaluations(levels, clip)
-    sizes = group_sizes(count, order, ends_clean) if groups is None else list(groups)
+    sizes = group_sizes(count, order, ends_clean, starts_blank) if groups is None else list(groups)
     if sum(sizes) != count or min(sizes) < 1 or max(sizes) > order or (ends_clean and sizes[-1] != 1):
         raise ValueError(
             f"groups must be of 1 to {order} levels, {count} in all, and the last of 1 where sampling ends "
             f"without noise, got {sizes}"
         )
+    if starts_blank and sizes[0] != 1:
+        raise ValueError(f"groups must begin with one of 1 where the schedule has zero terminal SNR, got {sizes}")
     rows: list[dict[str, float]] = []
     for size in sizes:
         start = len(rows)
@@ -116,4 +127,5 @@ def _singlestep(
     return table_from_rows(
         levels, rows, name, order=order, data_prediction=method.predicts == "x0",
         options={"order": order, "solver_type": solver_type, **ladder.options, "steps": count},
+        note=ladder.note(diffusion),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.levels import LEVEL_SPACINGS, Final, Ladder
+from fastdiff.samplers.levels import LEVEL_SPACINGS, Final, Ladder, LamMin
 from fastdiff.samplers.registry import sampler
 from fastdiff.samplers.two_stage_method import Churn, TwoStage, build
 
@@ -199,6 +199,7 @@ def edm(
     final: Final = "zero",
     continuous: bool | None = None,
     clip: float | None = 1.0,
+    lam_min: LamMin = "auto",
 ) -> CoefficientTable:
     """Coefficients of EDM's stochastic sampler: Heun's method with noise added before each step ("churn").
 
@@ -219,6 +220,8 @@ def edm(
         continuous: Let levels, the raised ones too, fall between timesteps; None does so for spacings of noise levels.
             Otherwise they are moved to the nearest timesteps, and the noise with them.
         clip: Bound on the predicted x_0, in units of the data; None for no bound.
+        lam_min: Least log(alpha / sigma) of a level that a step begins at, before it is raised; "auto" is -2.5 for
+            spacings of noise levels where the schedule ends below -6. See `noisiest_position`.
 
     Returns:
         Table of one row per evaluation, float64. Order 2 without churn. The last row draws no noise.
@@ -230,7 +233,9 @@ def edm(
     """
     if continuous is None:
         continuous = spacing in LEVEL_SPACINGS and timesteps is None
-    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    if lam_min == "auto" and spacing not in LEVEL_SPACINGS:
+        lam_min = None
+    ladder = Ladder(steps, spacing, timesteps, final, continuous, lam_min, has_stages=True)
     churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
     options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax if s_tmax < math.inf else None}
     return build(TwoStage("edm", "end", churn=churn), diffusion, ladder, clip, {**options, "s_noise": s_noise})

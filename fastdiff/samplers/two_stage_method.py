@@ -149,6 +149,7 @@ def build(
         alphas=levels.alpha,
         sigmas=levels.sigma,
         options=options | dict(own_options or {}),
+        note=ladder.note(diffusion),
     )
 
 
@@ -162,7 +163,7 @@ def _spent(method: TwoStage, diffusion: Diffusion, ladder: Ladder) -> _Steps:
                 "timesteps take: leave one of them out"
             )
         return steps
-    most = max(1, diffusion.num_timesteps - (ladder.final == "sigma_min"))
+    most = max(1, ladder.num_positions(diffusion) - (ladder.final == "sigma_min"))
     budget = most if ladder.steps is None else whole_number("steps", ladder.steps, low=1)
     limit = budget if ladder.continuous else min(budget, most)
     count, grow, before = (budget + 1) // 2, 1, budget

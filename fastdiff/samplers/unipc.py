@@ -11,7 +11,7 @@ from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.levels import Final, Ladder, table_from_rows
+from fastdiff.samplers.levels import Final, Ladder, LamMin, check_signal, table_from_rows
 from fastdiff.samplers.method import IMAGE, NOISE, Step, halved
 from fastdiff.samplers.multistep import row_order
 from fastdiff.samplers.registry import sampler
@@ -33,6 +33,7 @@ def unipc(
     continuous: bool = False,
     lower_order_final: bool = True,
     clip: float | None = 1.0,
+    lam_min: LamMin = "auto",
 ) -> CoefficientTable:
     """Coefficients of UniPC, from noise to data.
 
@@ -51,6 +52,7 @@ def unipc(
         spacing: See `visited`, as for `timesteps`, `final` and `continuous`.
         lower_order_final: Let the last rows fall to lower orders, as the authors advise for few steps.
         clip: Bound on the predicted x_0, in units of the data; None for no bound.
+        lam_min: Least log(alpha / sigma) of a level where the noise is integrated, see `deis`.
 
     Returns:
         Table of one row per evaluation, float64.
@@ -66,8 +68,10 @@ def unipc(
     # B(h) enters where one value meets one unknown: in formulas through two values.
     method, bh1 = (IMAGE, _half_image_kernel) if predict_x0 else (NOISE, _half_noise_kernel)
     method = method.replacing(2, bh1 if variant == "bh1" else halved)
-    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    ladder = Ladder(steps, spacing, timesteps, final, continuous, None if predict_x0 else lam_min)
     levels = ladder.levels(diffusion)
+    if not predict_x0:
+        check_signal(levels, "unipc")
     count = len(levels)
     orders = [row_order(i, count, order, lower_order_final, levels.ends_clean()) for i in range(count)]
     rows = []
@@ -87,7 +91,7 @@ def unipc(
     options = {"order": order, "variant": variant, "predict_x0": predict_x0, "corrector": corrector}
     return table_from_rows(
         levels, rows, "unipc", order=order + corrector, data_prediction=predict_x0,
-        options={**options, **ladder.options, "steps": count},
+        options={**options, **ladder.options, "steps": count}, note=ladder.note(diffusion),
     )  # fmt: skip
 
 

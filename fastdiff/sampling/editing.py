@@ -22,6 +22,7 @@ from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.flow import flow_decode, flow_encode
 from fastdiff.samplers.invertible import invertible_decode, invertible_encode
+from fastdiff.samplers.levels import told
 from fastdiff.sampling.known_pixels import Known, checked_mask
 from fastdiff.sampling.runner import SamplingStep, checked_ids, sample
 from fastdiff.sampling.self_conditioning import ARGUMENT, is_self_conditioned
@@ -78,7 +79,8 @@ def encode(
     A self-conditioned network is evaluated without an earlier prediction here, so that each way is the other's inverse.
 
     Returns:
-        The state at that level, x's shape, float32 (float64 for float64); about N(0, I) for level 1.
+        The state at that level, x's shape, float32 (float64 for float64); about N(0, I) for level 1. DDIM's steps go
+        no further than the network can tell the signal, see `samplers.levels.told`.
 
     Raises:
         ValueError: images or options that do not fit.
@@ -88,6 +90,7 @@ def encode(
     if exact:
         table = invertible_encode(process, _few(steps, process), iterations=iterations)
     elif order == 1:
+        process = told(process)
         table = samplers.ddim_encode(process, _few(steps, process))
     else:
         table = flow_encode(process, steps, order=order)
@@ -130,6 +133,7 @@ def decode(
     if exact:
         table = invertible_decode(process, _few(steps, process))
     elif order == 1:
+        process = told(process)
         table = samplers.ddim(process, _few(steps, process), clip=None)
     else:
         table = flow_decode(process, steps, order=order)

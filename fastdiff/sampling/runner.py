@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from fastdiff.process.checks import nearest_name
 from fastdiff.process.noise import Stream, check_seed
 from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling.known_pixels import Known, KnownPixels
+from fastdiff.sampling.runaway import RanAway, RowWatch, first_time, runs_away, warn_of
 from fastdiff.sampling.self_conditioning import SelfConditioning, is_self_conditioned
 from fastdiff.sampling.thresholding import DynamicThreshold
 
@@ -96,6 +97,10 @@ def sample(
     Returns:
         The state at the end of the table, of `shape`, unclamped.
 
+    Warns:
+        RuntimeWarning: a sample that began as noise came out as NaN or far above 1, with the row at which it did; once
+            per sampler. To name the row, the run is repeated up to it.
+
     Raises:
         ValueError: shapes, ids, rows or options that do not fit; a model output of the wrong shape; a runner that
             cannot run this model.
@@ -116,7 +121,11 @@ def sample(
     ids = checked_ids(sample_ids, shape[0], place)
     wanted = _wanted_rows(callback, callback_rows, len(table))
     with torch.no_grad(), eval_mode(model):
-        x = _first_state(table, shape, seed, ids, x_init, place, state_dtype)
+
+        def first_state() -> Tensor:
+            return _first_state(table, shape, seed, ids, x_init, place, state_dtype)
+
+        x = first_state()
         kwargs = dict(model_kwargs or {})
         network = native_network(
             model, runner, x, kwargs, None if threshold is None else "it has no dynamic thresholding"
@@ -128,6 +137,15 @@ def sample(
                 _run_eager(run, model, kwargs, threshold, advance)
             elif len(x) > 0:
                 _run_native(run, network, kwargs.get("y"), advance)
+        if x_init is None and runs_away(x) and first_time(table):
+            again = None
+            if known is None:
+                # The same once more, row by row, up to the first that is wrong.
+                again = RowWatch(table)
+                watched = replace(run, x=first_state(), callback=again, wanted=frozenset(run.rows))
+                with contextlib.suppress(RanAway):
+                    _run_eager(watched, model, kwargs, threshold, lambda count: None)
+            warn_of(table, x, None if again is None else again.row)
     return x if dtype is None else x.to(dtype)
 
 
