@@ -264,14 +264,13 @@ def _draw_weights(parts: Iterable[nn.Module], random_state: Tensor) -> None:
             layout.copy_(module.weight)
             module.weight = cast(nn.Parameter, layout)
     for module in modules:
-        last = (
-            module.conv2
-            if isinstance(module, ResBlock)
-            else module.proj
-            if isinstance(module, AttentionBlock)
-            else None
-        )
-        last = module.conv_out if isinstance(module, UNet) else last
+        last: nn.Module | None = None
+        if isinstance(module, ResBlock):
+            last = module.conv2
+        elif isinstance(module, AttentionBlock):
+            last = module.proj
+        elif isinstance(module, UNet):
+            last = module.conv_out
         if last is not None:
             zero_module(last)
 
