@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -28,6 +29,7 @@ from fastdiff.files.atomic import atomic_folder, delete_folder, remove_stale
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
+from fastdiff.ops._dispatch import has_extension
 from fastdiff.process.checks import check_keys, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.version import __version__
@@ -48,6 +50,7 @@ __all__ = [
     "save_checkpoint",
     "save_described",
     "save_model",
+    "versions",
 ]
 
 WeightKind = Literal["ema", "raw"]
@@ -159,7 +162,7 @@ def save_model(
         "step": step,
         "training": None if training is None else dict(training),
         "data": None if data is None else dict(data),
-        "versions": _versions(),
+        "versions": versions(),
     }
     files = {MODEL_FILE: tensors}
     if training_tensors is not None:
@@ -439,8 +442,15 @@ def _check_fit(what: str, targets: Mapping[str, Tensor], shapes: Mapping[str, li
         raise ValueError(f"{what} does not fit the configuration: {'; '.join(wrong[:_MAX_LISTED])}{more}")
 
 
-def _versions() -> dict[str, str]:
-    return {"fastdiff": __version__, "torch": str(torch.__version__)}
+def versions() -> dict[str, str]:
+    """What a checkpoint says of the process that wrote it: all that its last bits may depend on, on the CPU."""
+    instructions = import_module("fastdiff._C").cpu_isa() if has_extension() else "none"
+    return {
+        "fastdiff": __version__,
+        "torch": str(torch.__version__),
+        "threads": str(torch.get_num_threads()),
+        "instructions": instructions,
+    }
 
 
 def _reason(error: BaseException) -> str:
