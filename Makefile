@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 CXX_FILES := $(sort $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl csrc/*/*.cu))
+SANITIZED = PYTHONSAFEPATH=1 PYTHONPATH=build/asan FASTDIFF_FUZZ_CALLS=500 ASAN_OPTIONS=detect_leaks=0 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python
 SOURCES := setup.py pyproject.toml constraints.txt $(CXX_FILES)
 
 .DEFAULT_GOAL := help
@@ -65,11 +68,11 @@ bench-cpu: setup-dev  ## Time the CPU engine against diffusers and torch.compile
 bench-gpu:  ## Test and time everything on a GPU, in eight minutes, with the Python given; writes bench/results/
 	$(PYTHON) bench/gpu_suite.py
 
-asan: setup-dev  ## Run the extension's tests under AddressSanitizer
-	FASTDIFF_SANITIZE=address $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan
-	PYTHONPATH=build/asan ASAN_OPTIONS=detect_leaks=0 \
-		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest -q tests/ops tests/engine tests/csrc/test_instruction_sets.py
+# Without PYTHONSAFEPATH the folder that it runs in, whose extension is the ordinary one, would come first.
+asan: setup-dev  ## Run the ops' and the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	FASTDIFF_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan
+	$(SANITIZED) -c "import fastdiff._C as c; assert 'build/asan' in c.__file__, c.__file__"
+	$(SANITIZED) -m pytest -q -n 0 tests/ops tests/engine/test_native.py tests/engine/test_native_limits.py
 
 clean:  ## Remove .venv, build products and caches
 	rm -rf $(VENV) build dist *.egg-info fastdiff/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,7 +1,7 @@
 """Build of the C++ extension, and the map of top-level kernels/ to fastdiff.kernels. Everything else: pyproject.toml.
 
 FASTDIFF_EXT=0 leaves the extension out: a pure-Python package that runs the reference implementations.
-FASTDIFF_SANITIZE=address builds it with AddressSanitizer (`make asan`).
+FASTDIFF_SANITIZE=address,undefined builds it with those sanitizers (`make asan`).
 FASTDIFF_WERROR=1 takes the compiler's warnings for errors (`make setup-dev`); a user's newer compiler may know others.
 """
 
@@ -43,8 +43,9 @@ def extension_arguments():
     except ImportError:
         sys.exit(NO_TORCH)
     sanitize = os.environ.get("FASTDIFF_SANITIZE")
-    # Python's own flags ask for debugging symbols, which take a third of the time and ten times the size.
-    debug = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1"] if sanitize else ["-g0"]
+    # Python's own flags ask for debugging symbols, which take a third of the time and ten times the size. Sanitized
+    # kernels take a compiler half an hour with all its optimisations.
+    debug = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1"] if sanitize else ["-g0"]
     # PyTorch's headers are not ours to warn about.
     warnings = [f"-isystem{path}" for path in include_paths()]
     if flag("FASTDIFF_WERROR", "0"):

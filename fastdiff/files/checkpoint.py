@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
@@ -33,6 +34,7 @@ from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_names, plain_network
+from fastdiff.ops._dispatch import has_extension
 from fastdiff.process.checks import check_keys, shortened, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.version import __version__
@@ -53,6 +55,7 @@ __all__ = [
     "save_checkpoint",
     "save_described",
     "save_model",
+    "versions",
 ]
 
 WeightKind = Literal["ema", "raw"]
@@ -168,7 +171,7 @@ def save_model(
         "step": step,
         "training": None if training is None else dict(training),
         "data": None if data is None else dict(data),
-        "versions": _versions(),
+        "versions": versions(),
     }
     files = {MODEL_FILE: tensors}
     if training_tensors is not None:
@@ -472,8 +475,15 @@ def _check_fit(what: str, targets: Mapping[str, Tensor], shapes: Mapping[str, li
         raise ValueError(f"{what} does not fit the configuration: {'; '.join(wrong[:_MAX_LISTED])}{more}")
 
 
-def _versions() -> dict[str, str]:
-    return {"fastdiff": __version__, "torch": str(torch.__version__)}
+def versions() -> dict[str, str]:
+    """What a checkpoint says of the process that wrote it: all that its last bits may depend on, on the CPU."""
+    instructions = import_module("fastdiff._C").cpu_isa() if has_extension() else "none"
+    return {
+        "fastdiff": __version__,
+        "torch": str(torch.__version__),
+        "threads": str(torch.get_num_threads()),
+        "instructions": instructions,
+    }
 
 
 def _reason(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 Everything that is random in step s is a function of (seed, s): which images, which of them are mirrored, their
 timesteps, their noise, and the network's dropout. So a run that was killed and started again ends, on the CPU, with the
-bytes that an uninterrupted one ends with.
+bytes that an uninterrupted one ends with, if it goes on with as many threads, the same instruction set and the same
+version of PyTorch: the order of its sums is theirs. Where one of them has changed, the log and the result say so.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fastdiff.files.checkpoint import (
     load_tensors,
     read_config,
     save_checkpoint,
+    versions,
 )
 from fastdiff.files.data import ImageData, batch_indices, flip_mask
 from fastdiff.nets.unet import UNet
@@ -154,6 +156,7 @@ class Trainer:
         dtype = torch.int64 if (times == np.floor(times)).all() else torch.float32
         self._times = torch.tensor(times, device=self._device).to(dtype)
         self._ids = np.arange(config.batch_size)
+        self._notes: tuple[str, ...] = ()
         newest = latest_checkpoint(self.folder)
         if newest is not None:
             self._restore(newest)
@@ -223,7 +226,7 @@ class Trainer:
                 if interrupted is not None:
                     said = f"training stopped at step {self.step} and was saved to {checkpoint}"
                     raise Interrupted(said, interrupted)
-            notes = log.notes
+            notes = (*self._notes, *log.notes)
         seconds = time.monotonic() - started
         checkpoint = latest_checkpoint(self.folder) or self.save()
         return TrainResult(self.step, start, loss, checkpoint, seconds, notes)
@@ -402,6 +405,24 @@ class Trainer:
         _LOGGER.info("going on from %s", checkpoint)
         for name, (before, changed) in self.changes.items():
             _LOGGER.info("from step %d on %s is %s, it was %s", self.step, name, changed, before)
+        self._compare_machines(saved["versions"])
+
+    def _compare_machines(self, saved: dict[str, str]) -> None:
+        """Say what has changed that training's last bits depend on; older checkpoints do not know all of it."""
+        now = versions()
+        names = {"threads": "threads", "instructions": "instruction set", "torch": "PyTorch"}
+        changed = [
+            f"{name} {saved[key]}, now {now[key]}"
+            for key, name in names.items()
+            if saved.get(key, now[key]) != now[key]
+        ]
+        if changed and self._device.type == "cpu":
+            note = (
+                f"the checkpoint was written with {'; '.join(changed)}: training goes on, but will not end with the "
+                "bytes of an uninterrupted run"
+            )
+            self._notes = (note,)
+            logging.getLogger("fastdiff").warning("%s", note)
 
 
 class _Interval:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import json
 import logging
 import math
 import os
@@ -158,6 +159,28 @@ def test_resumed_run_ends_with_the_same_bytes(tmp_path: Path, name: str) -> None
     torch.manual_seed(99)
     third = start("again").run()
     assert digests(third.checkpoint) == digests(whole.checkpoint)
+
+
+def test_resumed_run_says_what_its_last_bits_depend_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = trainer(tmp_path).run(until=2)
+    config = first.checkpoint / "config.json"
+    saved = json.loads(config.read_text())
+    assert saved["versions"]["threads"] == str(torch.get_num_threads())
+    assert saved["versions"]["instructions"] in ("generic", "avx2", "avx512", "none")
+    assert trainer(tmp_path).run(until=2).notes == first.notes
+    assert not caplog.records
+    saved["versions"] |= {"threads": "77", "instructions": "other"}
+    config.write_text(json.dumps(saved))
+    notes = trainer(tmp_path).run(until=3).notes
+    assert f"threads 77, now {torch.get_num_threads()}; instruction set other, now" in notes[0]
+    assert [record.getMessage() for record in caplog.records] == [notes[0]]
+    # What older checkpoints do not say is not known to differ.
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    saved = json.loads((newest / "config.json").read_text())
+    del saved["versions"]["threads"], saved["versions"]["instructions"]
+    (newest / "config.json").write_text(json.dumps(saved))
+    assert trainer(tmp_path).run(until=3).notes == first.notes
 
 
 def test_labels_and_precision_reach_the_network(tmp_path: Path) -> None:
