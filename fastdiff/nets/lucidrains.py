@@ -223,25 +223,28 @@ class Unet(nn.Module):
             kind: Callable[[int, int, int], nn.Module] = _Attention if full[level] else _LinearAttention
             return kind(width, heads[level], head_dims[level])
 
+        # Made in their order, so that a seed gives the same weights, and registered in it: optimizer files count on it.
         self.downs = nn.ModuleList()
+        self.ups = nn.ModuleList()
         for level, (width, following) in enumerate(itertools.pairwise(widths)):
+            layers = [res(width, width), res(width, width), attention(width, level)]
             if level < num - 1:
-                down: nn.Module = nn.Sequential(_HalveByPixels(), nn.Conv2d(4 * width, following, 1))
+                layers.append(nn.Sequential(_HalveByPixels(), nn.Conv2d(4 * width, following, 1)))
             else:
-                down = nn.Conv2d(width, following, 3, padding=1)
-            self.downs.append(nn.ModuleList([res(width, width), res(width, width), attention(width, level), down]))
+                layers.append(nn.Conv2d(width, following, 3, padding=1))
+            self.downs.append(nn.ModuleList(layers))
 
         self.mid_block1 = res(widths[-1], widths[-1])
         self.mid_attn = _Attention(widths[-1], heads[-1], head_dims[-1])
         self.mid_block2 = res(widths[-1], widths[-1])
 
-        self.ups = nn.ModuleList()
         for level in range(num - 1, -1, -1):
             width, following = widths[level + 1], widths[level]
-            conv = nn.Conv2d(width, following, 3, padding=1)
-            up = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv) if level else conv
             joined = width + following
-            self.ups.append(nn.ModuleList([res(joined, width), res(joined, width), attention(width, level), up]))
+            layers = [res(joined, width), res(joined, width), attention(width, level)]
+            conv = nn.Conv2d(width, following, 3, padding=1)
+            layers.append(nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), conv) if level else conv)
+            self.ups.append(nn.ModuleList(layers))
 
         self.final_res_block = res(2 * init_dim, init_dim)
         self.final_conv = nn.Conv2d(init_dim, self.out_dim, 1)

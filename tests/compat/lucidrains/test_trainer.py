@@ -105,3 +105,40 @@ def test_trainers_folder_refuses_what_it_would_read_wrongly(tmp_path):
             read("deep.png", mode)
         with pytest.raises(OSError, match="cannot identify"):
             read("text.png", mode)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "RGB"), (3, "RGB"), (4, "RGBA")])
+def test_trainers_pictures_have_their_size_and_mode(channels, mode, folder, tmp_path):
+    """Four images of 8x8 pixels in two rows, with lines of 2 pixels around each: 22x22, as torchvision writes them."""
+    process = lucidrains.GaussianDiffusion(
+        lucidrains.Unet(8, dim_mults=(1,), channels=channels), image_size=8, timesteps=10, sampling_timesteps=2
+    )
+    options = {"num_samples": 4, "calculate_fid": False, "results_folder": tmp_path / "r"}
+    lucidrains.Trainer(process, folder, train_num_steps=1, save_and_sample_every=1, **options).train()
+    with Image.open(tmp_path / "r" / "sample-1.png") as picture:
+        assert (picture.mode, picture.size) == (mode, (22, 22))
+        pixels = np.array(picture)
+    # The lines are black, with alpha 0.
+    assert not pixels[:2].any()
+    assert not pixels[:, 10:12].any()
+    assert (tmp_path / "r" / "model-1.pt").is_file()
+
+
+def test_samples_are_rounded_into_their_places(tmp_path):
+    from fastdiff.compat.lucidrains.trainer import _write_samples
+
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 1, 1) / 4
+    _write_samples(tmp_path / "grid.png", images, 2)
+    with Image.open(tmp_path / "grid.png") as picture:
+        pixels = np.array(picture)[..., 0]
+    # (value * 255 + 1/2) cut to whole numbers.
+    assert [int(pixels[y, x]) for y in (2, 5) for x in (2, 5)] == [0, 64, 128, 191]
+    with pytest.raises(ValueError, match="cannot show 2 channels"):
+        _write_samples(tmp_path / "two.png", torch.zeros(1, 2, 4, 4), 1)
+
+
+def test_classes_that_are_not_here_are_named():
+    with pytest.raises(ImportError, match=r"has no KarrasUnet: .* from denoising_diffusion_pytorch"):
+        from fastdiff.compat.lucidrains import KarrasUnet  # noqa: F401
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = lucidrains.Nothing
