@@ -181,7 +181,7 @@ class Pipeline:
         self,
         num: int = 1,
         *,
-        sampler: str | CoefficientTable = "ddim",
+        sampler: str | CoefficientTable | Callable[..., CoefficientTable] = "ddim",
         steps: int | None = None,
         seed: int = 0,
         sample_ids: Tensor | Iterable[int] | None = None,
@@ -200,7 +200,8 @@ class Pipeline:
 
         Args:
             num: How many.
-            sampler: Its name (`fastdiff.samplers.names()`), or a table.
+            sampler: Its name (`fastdiff.samplers.names()`), a table, or a function (diffusion, steps, **options) that
+                returns one.
             steps: Network evaluations per image; when None, all timesteps for "ddpm" and at most 50 for the others.
             seed: In [0, 2^64).
             sample_ids: One whole number per image; 0..num-1 when None.
@@ -368,7 +369,7 @@ class Pipeline:
         num: int = 1,
         *,
         rows: int | Sequence[int] = 8,
-        sampler: str | CoefficientTable = "ddim",
+        sampler: str | CoefficientTable | Callable[..., CoefficientTable] = "ddim",
         steps: int | None = None,
         seed: int = 0,
         sample_ids: Tensor | Iterable[int] | None = None,
@@ -430,12 +431,19 @@ class Pipeline:
     def _kwargs(self, labels: Tensor | None) -> dict[str, Tensor] | None:
         return None if labels is None else {"y": labels}
 
-    def _table(self, sampler: str | CoefficientTable, steps: int | None, options: dict[str, Any]) -> CoefficientTable:
+    def _table(
+        self,
+        sampler: str | CoefficientTable | Callable[..., CoefficientTable],
+        steps: int | None,
+        options: dict[str, Any],
+    ) -> CoefficientTable:
         if isinstance(sampler, CoefficientTable):
             if steps is not None or options:
                 given = ", ".join(["steps"] * (steps is not None) + sorted(options))
                 raise ValueError(f"a table is given, so {given} cannot be chosen as well")
             return sampler
+        if callable(sampler):
+            return sampler(self.diffusion, default_steps("", self.diffusion) if steps is None else steps, **options)
         return samplers.build(
             sampler, self.diffusion, default_steps(sampler, self.diffusion) if steps is None else steps, **options
         )

@@ -14,7 +14,7 @@ from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_co
 from fastdiff.samplers.levels import LEVEL_SPACINGS, Levels, levels_at, visited
 from fastdiff.samplers.multistep import deis, dpm_solver, dpmpp, dpmpp_2m, dpmpp_3m, dpmpp_sde, lms
 from fastdiff.samplers.pndm import ipndm, plms, pndm
-from fastdiff.samplers.registry import build, names
+from fastdiff.samplers.registry import build, names, register
 from fastdiff.samplers.repaint import renoise, repaint
 from fastdiff.samplers.singlestep import dpm_solver_singlestep, dpmpp_singlestep
 from fastdiff.samplers.spacing import SPACINGS, spaced_indices
@@ -59,6 +59,7 @@ __all__ = [
     "plms",
     "pndm",
     "predictor_corrector",
+    "register",
     "renoise",
     "repaint",
     "spaced_indices",

@@ -53,6 +53,25 @@ def sampler(build: Callable[..., CoefficientTable] | None = None, /, *, evaluati
     return write_in if build is None else write_in(build)
 
 
+def register(name: str, build: Callable[..., CoefficientTable], *, evaluations_per_step: int = 1) -> None:
+    """Add a sampler of your own under a name that `build` and `names` then know, in this process.
+
+    Args:
+        name: Not yet taken.
+        build: From (diffusion, steps, **options) to a table.
+        evaluations_per_step: Network evaluations per step from one level to the next.
+
+    Raises:
+        ValueError: the name is taken.
+        TypeError: build is no function.
+    """
+    if name in SAMPLERS:
+        raise ValueError(f"there is a sampler {name!r} already: take another name")
+    if not callable(build):
+        raise TypeError(f"build must be a function (diffusion, steps, **options), got {type(build).__name__}")
+    SAMPLERS[name] = Registered(build, evaluations_per_step)
+
+
 def names(*, with_statistics: bool = False) -> list[str]:
     """The names that `build` takes.
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fastdiff import Diffusion, NoiseSchedule, samplers
 from fastdiff.process.diffusion import Prediction, Variance
 from fastdiff.process.table import CoefficientTable
+from fastdiff.samplers import registry
 from fastdiff.samplers.registry import SAMPLERS
 from support.tolerances import FLOAT64, FLOAT64_DIFFERENCE
 
@@ -95,3 +96,14 @@ def test_names_without_statistics_build_from_a_diffusion_alone():
 def test_samplers_unknown_name_suggests():
     with pytest.raises(ValueError, match="did you mean 'ddim'"):
         samplers.build("dimm", Diffusion(NoiseSchedule.cosine(10)))
+
+
+def test_register_adds_a_sampler_and_refuses_a_taken_name(monkeypatch):
+    monkeypatch.setattr(registry, "SAMPLERS", dict(registry.SAMPLERS))
+    registry.register("mine", samplers.ddim)
+    diffusion = Diffusion(NoiseSchedule.linear(100))
+    assert samplers.build("mine", diffusion, 5, eta=0.5) == samplers.ddim(diffusion, 5, eta=0.5)
+    with pytest.raises(ValueError, match="already"):
+        registry.register("ddim", samplers.ddim)
+    with pytest.raises(TypeError, match="function"):
+        registry.register("other", "ddim")
