@@ -119,7 +119,7 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """As in diffusers."""
         # Every timestep but the first stands there twice, and a step begins with the second.
-        return super(BySigma, self).index_for_timestep(timestep, schedule_timesteps)  # type: ignore[misc, no-any-return]
+        return super(BySigma, self).index_for_timestep(timestep, schedule_timesteps)  # type: ignore[no-any-return]
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
         return _from_the_start(levels.table(samplers.heun, clip=self._clip))
