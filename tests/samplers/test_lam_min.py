@@ -52,6 +52,7 @@ def test_invertible_chain_gives_the_data_from_an_imperfect_network(wrong_by_one_
     down = run_table(invertible_decode(diffusion, 50), diffusion, 0.25, start_variance=1.0)
     assert 0.6 < np.sqrt(up[0][-1]) < 1.3
     assert 0.6 < np.sqrt(down[0][-1]) / 0.5 < 1.3
+    # What five iterations a step leave of the error.
     assert up[1] * down[1] == pytest.approx(1.0, rel=1e-5)
 
 
@@ -125,6 +126,7 @@ def test_dpmpp_singlestep_starts_without_signal(steps, order, prediction):
     assert len(table) == steps
     std = np.sqrt(run_table(table, diffusion, 0.25, start_variance=1.0)[0][-1])
     if steps > 9:
+        # Of order 1 at the ends, in 10 steps.
         assert std == pytest.approx(0.5, rel=0.15)
 
 
