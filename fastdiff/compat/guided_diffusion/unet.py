@@ -271,9 +271,10 @@ def _draw_weights(parts: Iterable[nn.Module], random_state: Tensor) -> None:
             if isinstance(module, AttentionBlock)
             else None
         )
-        last = module.conv_out if isinstance(module, UNet) else last
         if last is not None:
             zero_module(last)
+        if isinstance(module, UNet):
+            zero_module(module.conv_out)
 
 
 def _recompute_blocks(model: nn.Module) -> None:

@@ -321,7 +321,7 @@ def _solver_step(
         # In the second row the state between the two also stands for the saved state and the first prediction, from
         # which it came. By the formulas it counts for the second slope alone.
         slope = (target - hat) / input_levels[1] / (2 if solver == "heun" else 1)
-        found.carried = [1.0, 1.0 + slope - float(rows.columns["cx"][1])]
+        found.carried = [1.0, 1.0 + slope - float(np.asarray(rows.columns["cx"])[1])]
     return found
 
 
