@@ -81,7 +81,7 @@ class Pipeline:
         scaling: DataScaling | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self.unet = _checked_network(unet).eval()
+        self.unet: UNet = _checked_network(unet).eval()
         self.diffusion = diffusion
         self.scaling = DataScaling() if scaling is None else scaling
         self.metadata = dict(metadata or {})
