@@ -66,7 +66,7 @@ def _how_to_use(written: Path, form: str, pipe: Any) -> str:
     if form == "openai":
         return f"its flags are in {written}.json; sample it with image_sample.py --model_path {written}"
     if form == "fastdiff":
-        labels = "" if classes is None else ", labels=0"
+        labels = "" if classes is None else ", labels=[0] * 4"
         return (
             "to sample it:\n"
             "    import fastdiff as fd\n"

@@ -72,6 +72,6 @@ def test_info_describes_a_model(model, tmp_path):
 def test_info_reads_what_sample_reads(model, tmp_path):
     works("convert", model, tmp_path / "theirs", "--to", "diffusers")
     printed = works("info", "model", tmp_path / "theirs")
-    for expected in ("parameters", "predicts", "images", "3x8x8"):
+    for expected in ("parameters", "predicts", "images", "3x16x16"):
         assert expected in printed
     assert "instructions" in works("info", "plan", tmp_path / "theirs")

@@ -39,6 +39,7 @@ def test_pndm_starts_at_any_timestep(skip, first, listed):
     """A network that knows the noise in the state makes every such rule exact, if each level is the right one."""
     scheduler = ours.PNDMScheduler(skip_prk_steps=skip, set_alpha_to_one=True)
     scheduler.set_timesteps(20)
+    # The error of float32 states divided by a small alpha.
     assert one_image(scheduler, first, listed=int if listed == "numbers" else lambda t: t) < 1e-4
 
 
@@ -57,6 +58,7 @@ def test_pndm_in_the_middle_is_adams_bashforth(skip):
         expected = (after / 2).exp() * image + (1 - after.exp()).sqrt() * eps
     for m, t in zip((first, second), scheduler.timesteps[start:], strict=False):
         x = scheduler.step(m, t, x).prev_sample
+    # Two float32 steps against float64.
     torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -110,6 +112,7 @@ def test_equal_timesteps_start_at_their_own_level(name, levels):
             alpha, sigma = levels[i]
             x = scheduler.step((x - alpha * x0) / sigma, given if i == first else t, x).prev_sample
             assert scheduler.step_index == i + 1
+            # The error of float32 states divided by a small alpha.
             torch.testing.assert_close(x, states[i + 1], rtol=0, atol=1e-3)
 
 
