@@ -244,8 +244,8 @@ void check_places(const Program& p, int64_t input, const Tensor& x, int64_t outp
     if (i.target == output) written = i.height * i.width * i.channels_out;
   }
   // A part of a plan may read what an earlier part left.
-  STD_TORCH_CHECK(read < 0 || read == size_in, "x must have the size that the plan reads, ", read, " numbers a sample, got ",
-                  size_in);
+  STD_TORCH_CHECK(read < 0 || read == size_in, "x must have the size that the plan reads, ", read,
+                  " numbers a sample, got ", size_in);
   STD_TORCH_CHECK(written < 0 || written == size_out, "the result must have the size that the plan writes, ", written,
                   " numbers a sample, got ", size_out);
 }
