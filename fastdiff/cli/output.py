@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -26,7 +27,6 @@ RECORD_FILE = ".fastdiff-sample.json"
 """In a folder of samples: what they are samples of."""
 
 _IMAGE = re.compile(r"(\d{6,})\.png")
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.[0-9a-f]+\.partial")
 
 
 def check_free(path: Path, suffixes: Sequence[str], *, overwrite: bool = False, option: str = "--out") -> None:
@@ -47,14 +47,15 @@ def check_writable(folder: Path, name: str | None = None) -> None:
         folder: Where to.
         name: A file that is to be made there: what commands that were killed left of it is deleted.
     """
+    from fastdiff.files.atomic import remove_stale
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{os.getpid()}.{secrets.token_hex(4)}.partial"
         probe.touch(exist_ok=False)
         probe.unlink()
-        for path in folder.iterdir() if name is not None else ():
-            if _partial_of(path.name) == name:
-                _remove_partial(path)
+        if name is not None:
+            remove_stale(folder, glob.escape(name))
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
 
@@ -69,9 +70,9 @@ def check_holds(suffix: str, channels: int, levels: int | None) -> None:
     """
     if suffix == ".npy":
         return
-    if channels not in (1, 3):
+    if suffix == ".png" and channels not in (1, 3, 4):
         raise ValueError(
-            f"a {suffix} holds 1 or 3 channels, and the model's images have {channels}: "
+            f"a {suffix} holds 1, 3 or 4 channels, and the model's images have {channels}: "
             "--out NAME.npy keeps them, as float32 in [-1, 1]"
         )
     if levels is not None and levels > 256:
@@ -107,13 +108,13 @@ class ImageFolder:
     """
 
     def __init__(self, path: Path, about: dict[str, Any], *, overwrite: bool = False) -> None:
-        from fastdiff.files.atomic import write_text
+        from fastdiff.files.atomic import partial_of, remove_stale, write_text
 
         self.path = path
         record = path / RECORD_FILE
         names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
         ours = [name for name in names if _is_ours(name)]
-        partial = [name for name in names if _is_ours(_partial_of(name) or "")]
+        partial = [name for name in names if _is_ours(partial_of(name) or "")]
         others = [name for name in names if name not in ours and name not in partial]
         same = _read_record(record) == about
         if others and (overwrite or not same):
@@ -126,8 +127,8 @@ class ImageFolder:
                 "choose another folder, or give --overwrite to delete them"
             )
         check_writable(path)
-        for name in partial:
-            _remove_partial(path / name)
+        for name in {partial_of(name) or "" for name in partial}:
+            remove_stale(path, glob.escape(name))
         if overwrite:
             for name in ours:
                 (path / name).unlink()
@@ -155,21 +156,3 @@ def _read_record(path: Path) -> Any:
 
 def _is_ours(name: str) -> bool:
     return name == RECORD_FILE or _IMAGE.fullmatch(name) is not None
-
-
-def _partial_of(name: str) -> str | None:
-    """The file that a file is a part of, by its name."""
-    found = _PARTIAL.fullmatch(name)
-    return None if found is None else found["name"]
-
-
-def _remove_partial(path: Path) -> None:
-    """Delete what a command left that is no more; another may be writing at this moment."""
-    found = _PARTIAL.fullmatch(path.name)
-    assert found is not None
-    try:
-        os.kill(int(found["process"]), 0)
-    except (ProcessLookupError, OverflowError):
-        path.unlink(missing_ok=True)
-    except PermissionError:
-        pass

@@ -127,7 +127,8 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
     content = read_tensors(file)
     if not is_state_dict(content):
         raise ValueError(f"{file} is not a state dict")
-    return plain_names(content)
+    with describing(file):
+        return plain_names(content)
 
 
 def _choose(folder: Path, weights: WeightKind | None) -> tuple[Path, WeightKind | None]:

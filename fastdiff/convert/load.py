@@ -145,10 +145,8 @@ def load_foreign(
 
 
 def _plain(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    try:
+    with describing(path):
         return plain_names(tensors)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def sidecar_path(path: Path) -> Path:

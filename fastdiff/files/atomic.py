@@ -12,7 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["atomic_file", "atomic_folder", "atomic_path", "delete_folder", "remove_stale", "target_path", "write_text"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "atomic_path",
+    "delete_folder",
+    "partial_of",
+    "remove_stale",
+    "target_path",
+    "write_text",
+]
+
+_PARTIAL = re.compile(r"\.(?P<name>.+?)\.(?P<process>\d+)(?:\.[0-9a-f]+)?\.partial")
 
 
 def target_path(path: str | Path, suffix: str) -> Path:
@@ -101,12 +112,25 @@ def delete_folder(folder: Path) -> None:
     shutil.rmtree(partial)
 
 
+def partial_of(name: str) -> str | None:
+    """The file or folder that a name of `atomic_path` or `atomic_folder` is a part of; None for other names."""
+    found = _PARTIAL.fullmatch(name)
+    return None if found is None else found["name"]
+
+
 def remove_stale(parent: Path, pattern: str) -> None:
-    """Delete what a killed process left of folders of these names."""
+    """Delete what a killed process left of files and folders of these names."""
     for path in parent.glob(f".{pattern}.*.partial"):
-        found = re.search(r"\.(\d+)(?:\.[0-9a-f]+)?\.partial$", path.name)
-        if found and (int(found[1]) == os.getpid() or not _is_running(int(found[1]))):
-            shutil.rmtree(path, ignore_errors=True)
+        found = _PARTIAL.fullmatch(path.name)
+        if found is None:
+            continue
+        process = int(found["process"])
+        if path.is_dir() and not path.is_symlink():
+            # A folder of this very process is an earlier one's, of the same number.
+            if process == os.getpid() or not _is_running(process):
+                shutil.rmtree(path, ignore_errors=True)
+        elif not _is_running(process):
+            path.unlink(missing_ok=True)
 
 
 def _partial_name(path: Path) -> Path:
@@ -117,7 +141,7 @@ def _partial_name(path: Path) -> Path:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -35,7 +35,7 @@ from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_names, plain_network
 from fastdiff.ops._dispatch import has_extension
-from fastdiff.process.checks import check_keys, shortened, whole_number
+from fastdiff.process.checks import check_keys, shown, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.version import __version__
 
@@ -328,9 +328,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         check_data(config["data"])
         for key in ("training", "versions"):
             if not isinstance(config[key], dict | None):
-                raise ValueError(f"{key} must be an object or null, got {shortened(config[key])}")
+                raise ValueError(f"{key} must be an object or null, got {shown(config[key])}")
         if not isinstance(config.setdefault(_CHECKSUMS, {}), dict):
-            raise ValueError(f"{_CHECKSUMS} must be an object, got {shortened(config[_CHECKSUMS])}")
+            raise ValueError(f"{_CHECKSUMS} must be an object, got {shown(config[_CHECKSUMS])}")
     return config
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.nets.config import UNetConfig
-from fastdiff.process.checks import shortened
+from fastdiff.process.checks import shown
 
 __all__ = ["check_data", "check_room", "check_sum", "checksum", "describing"]
 
@@ -57,9 +57,7 @@ def check_sum(path: Path, expected: Any, *, said_by: Path) -> None:
     if expected is None:
         return
     if not isinstance(expected, str) or not re.fullmatch("crc32:[0-9a-f]{8}", expected):
-        raise ValueError(
-            f"{said_by}: a checksum must be 'crc32:' and eight hexadecimal digits, got {shortened(expected)}"
-        )
+        raise ValueError(f"{said_by}: a checksum must be 'crc32:' and eight hexadecimal digits, got {shown(expected)}")
     try:
         found = checksum(path)
     except OSError as error:
@@ -80,11 +78,11 @@ def check_data(data: Any) -> None:
     if data is None:
         return
     if not isinstance(data, dict):
-        raise ValueError(f"data must be an object or null, got {shortened(data)}")
+        raise ValueError(f"data must be an object or null, got {shown(data)}")
     shape = data.get("shape")
     fits = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 1 <= n < 2**31 for n in shape)
     if shape is not None and not fits:
-        raise ValueError(f"shape in data must be [channels, height, width], got {shortened(shape)}")
+        raise ValueError(f"shape in data must be [channels, height, width], got {shown(shape)}")
 
 
 def check_room(config: UNetConfig, num_tensors: int) -> None:
@@ -96,6 +94,6 @@ def check_room(config: UNetConfig, num_tensors: int) -> None:
     blocks = config.num_res_blocks * len(config.channel_mult)
     if blocks > num_tensors:
         raise ValueError(
-            f"the weights do not fit the configuration: it has {shortened(blocks)} residual blocks, the file "
+            f"the weights do not fit the configuration: it has {shown(blocks)} residual blocks, the file "
             f"{num_tensors} tensors"
         )

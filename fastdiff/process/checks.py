@@ -92,18 +92,8 @@ def check_types(data: Mapping[str, Any], types: Mapping[str, str]) -> None:
             fits = is_right(value)
         if not fits:
             raise ValueError(
-                f"{key} must be {many if kind.endswith('s') else one}{words[len(kind) :]}, got {shortened(value)}"
+                f"{key} must be {many if kind.endswith('s') else one}{words[len(kind) :]}, got {shown(value)}"
             )
-
-
-def shortened(value: Any) -> str:
-    """The repr of a value, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:
-        # Python prints no whole numbers of thousands of digits.
-        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_number(value: Any) -> bool:

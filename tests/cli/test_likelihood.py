@@ -52,7 +52,7 @@ def test_likelihood_with_labels_needs_them(labelled_model, pictures, tmp_path):
 
 
 def test_likelihood_refuses_other_shapes_and_values(model, tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     assert "trained on images of 3x16x16 (channels x height x width), digits/test has 1x8x8" in fails(
         "likelihood", model, "digits"
     )

@@ -148,12 +148,33 @@ def test_sample_refuses_places_that_cannot_be_written(model, tmp_path, never_sam
     assert "cannot write to" in fails("sample", model, "--out", tmp_path / "file" / "folder")
 
 
-@pytest.mark.parametrize(("channels", "levels"), [(4, 256), (2, 256), (1, 65536)], ids=["4", "2", "16 bits"])
-@pytest.mark.parametrize("name", ["x.png", "x.npz", "folder"])
+@pytest.mark.parametrize(
+    ("name", "channels", "levels"),
+    [
+        ("x.png", 2, 256),
+        ("folder", 2, 256),
+        ("x.png", 1, 65536),
+        ("x.npz", 1, 65536),
+        ("folder", 1, 65536),
+    ],
+)
 def test_sample_refuses_formats_that_cannot_hold_the_images(tmp_path, never_sampled, name, channels, levels):
     model = small_model(tmp_path / "model", channels=channels, scaling=levels)
     assert "--out NAME.npy keeps them" in fails("sample", model, "--out", tmp_path / name)
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npz", "folder"])
+def test_sample_writes_four_channels(tmp_path, name):
+    model = small_model(tmp_path / "model", channels=4)
+    works("sample", model, "--num", 2, "--steps", 2, "--out", tmp_path / name)
+    if name == "x.npz":
+        assert np.load(tmp_path / name)["arr_0"].shape == (2, 16, 16, 4)
+    elif name == "folder":
+        with Image.open(tmp_path / name / "000001.png") as picture:
+            assert (picture.mode, picture.size) == ("RGBA", (16, 16))
+    else:
+        assert (tmp_path / name).stat().st_size > 0
 
 
 def test_sample_keeps_any_channels_as_floats(tmp_path):

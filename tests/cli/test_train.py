@@ -23,7 +23,7 @@ from support.command_line import SMALL_UNET, fails, run, train_options, works
 
 
 def test_train_writes_a_model_that_samples(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
     printed = works(*train_options(out))
     assert "4 steps" in printed
@@ -34,7 +34,7 @@ def test_train_writes_a_model_that_samples(tmp_path):
 
 
 def test_train_resumes_by_itself(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     works(*train_options(parts, "--steps", 3))
     assert "going on from step 3 of 6" in works(*train_options(parts, "--steps", 6))
@@ -45,14 +45,14 @@ def test_train_resumes_by_itself(tmp_path):
 
 
 def test_train_continues_from_the_file_that_it_wrote(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
     works(*train_options(out))
     assert "going on from step 4 of 5" in works("train", "--config", out / "config.yaml", "--steps", 5)
 
 
 def test_train_refuses_another_run_in_the_folder(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     works(*train_options(tmp_path / "run"))
     result = run(*train_options(tmp_path / "run", "--seed", 1))
     assert result.exit_code == 1
@@ -173,7 +173,7 @@ def test_messages_cut_what_they_quote(tmp_path):
 
 
 def test_the_folder_alone_goes_on(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
     works(*train_options(out, "--steps", 2))
     assert "going on from step 2 of 3" in works("train", "--out", out, "--steps", 3)
@@ -182,7 +182,7 @@ def test_the_folder_alone_goes_on(tmp_path):
 
 
 def test_another_rate_is_said_and_kept(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
     works(*train_options(out, "--steps", 2, "--lr", "1e-3"))
     printed = works("train", "--out", out, "--steps", 3, "--lr", "1e-4")
@@ -193,7 +193,7 @@ def test_another_rate_is_said_and_kept(tmp_path):
 
 
 def test_a_second_training_changes_nothing_of_the_running_one(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
     works(*train_options(out, "--steps", 2))
     before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
@@ -204,7 +204,7 @@ def test_a_second_training_changes_nothing_of_the_running_one(tmp_path):
 
 
 def test_a_run_starts_from_the_weights_of_a_model(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     first, second = tmp_path / "first", tmp_path / "second"
     works(*train_options(first, "--steps", 2))
     # The rate is so low that the weights stay what they were.
@@ -225,7 +225,7 @@ def test_a_run_starts_from_the_weights_of_a_model(tmp_path):
 
 
 def test_a_warm_up_longer_than_the_training_is_said(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     options = train_options(tmp_path / "run", "--set", "train.warmup_steps=40", "--lr", "1e-3")
     assert "the warm-up takes 40 steps and the training 4: the learning rate gets no further than 0.0001 of" in (
         run(*options).stderr
@@ -252,7 +252,7 @@ def test_classes_are_said(names, num_classes, expected):
 
 
 def test_threads_are_those_asked_for(tmp_path):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     before = torch.get_num_threads()
     try:
         works(*train_options(tmp_path / "run", "--steps", 1, "--threads", 3))
@@ -268,7 +268,7 @@ def test_train_needs_a_folder(pictures):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_signals_save_and_the_same_command_goes_on(tmp_path, number):
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
     command = [
         sys.executable,

@@ -169,7 +169,7 @@ def test_peak_memory_is_that_of_this_process():
 
 @pytest.fixture(scope="module")
 def real():
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="it carries the digits")
     return {
         name: (part.to_model(part.images).numpy(), part.labels.numpy())
         for name, part in (("train", digits("train")), ("test", digits("test")))

@@ -312,7 +312,8 @@ def test_fuzz(name, network):
             changed = [*arguments]
             changed[place] = altered(m, arguments[place], arguments)
             run(name, changed)
-        except Exception:
+        # AttributeError: PyTorch gives an op that is written in Python None where a tensor was due.
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             raised += 1
         m.check()
     assert raised > 0

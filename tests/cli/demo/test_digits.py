@@ -24,7 +24,7 @@ from fastdiff.cli.demo.digits import (
 from fastdiff.cli.demo.digits_report import WRITTEN
 from fastdiff.cli.train import plan_training
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="it carries the digits")
 pytest.importorskip("matplotlib")
 
 TINY = replace(DemoConfig.quick(), steps=12, num_samples=24, num_scored=6)
