@@ -9,9 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastdiff.calls import StepCall
 from fastdiff.ops._arguments import describe, is_unwatched, noise_arguments, signed
 from fastdiff.ops._dispatch import has_extension
 from fastdiff.ops._step import new_history, step, table_rows
+from fastdiff.ops.reference import step as reference
 from fastdiff.process.table import CoefficientTable
 from fastdiff.tensors import FLOAT_DTYPES, memory_format, time_tensor
 
@@ -37,6 +39,11 @@ class TableState:
     and differs in whose model it is, where noise comes from, and what is done between rows. The state x is the
     caller's, who may change it between rows, its layout and type too.
 
+    Args:
+        table: The table.
+        gradients: Record gradients where they are enabled and anything that a row reads has them, through what is kept
+            from row to row too.
+
     Attributes:
         table: The table.
         base: The saved state, or None where no row reads one or none was executed.
@@ -46,8 +53,9 @@ class TableState:
         t: Of each row, its time.
     """
 
-    def __init__(self, table: CoefficientTable) -> None:
+    def __init__(self, table: CoefficientTable, *, gradients: bool = False) -> None:
         self.table = table
+        self._gradients = gradients
         self.base: Tensor | None = None
         self.history: Tensor | None = None
         self.next = 0
@@ -116,7 +124,7 @@ class TableState:
         prediction: Tensor | Literal[True] | None = None,
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Execute a row; see `fastdiff.ops.step`, which this is. No gradients are recorded.
+        """Execute a row; see `fastdiff.ops.step`, which this is.
 
         Args:
             row: Its number, or int64 [B] where samples are at different rows.
@@ -141,6 +149,8 @@ class TableState:
             raise IndexError(f"row must be in [0, {len(self.t)}), got {row}")
         if learned_variance is None:
             learned_variance = self._learns and (isinstance(row, Tensor) or self.evaluates[row])
+        if self._gradients and self._are_wanted(x, model_output):
+            return self._differentiable(row, x, model_output, noise, seed, sample_ids, learned_variance)
         plain = one_row and not learned_variance and model_output is not None
         dense = plain and out is None and not self.noisy[row] and _is_dense(x, model_output)  # type: ignore[arg-type]
         if out is None:
@@ -185,6 +195,45 @@ class TableState:
         if isinstance(row, int):
             self.next = row + 1
         return out, pred
+
+    def _are_wanted(self, x: Tensor, model_output: Tensor | None) -> bool:
+        """Whether a row's gradients are. Where they are not, what is kept loses those of earlier rows."""
+        base, history = self.base, self.history
+        kept = (base is not None and base.requires_grad) or (history is not None and history.requires_grad)
+        if torch.is_grad_enabled():
+            if kept or x.requires_grad or (model_output is not None and model_output.requires_grad):
+                return True
+        elif kept:
+            self.detach()
+        return False
+
+    def detach(self) -> None:
+        """Let go of the gradients of earlier rows: rows write in place, and not into what those need."""
+        self.base, self.history = (None if kept is None else kept.detach() for kept in (self.base, self.history))
+        # New room, with what is kept now, is made for the next row.
+        self._layout = None if self._layout is None else self._layout[:1]
+
+    def _differentiable(
+        self,
+        row: int | Tensor,
+        x: Tensor,
+        model_output: Tensor | None,
+        noise: Tensor | None,
+        seed: int,
+        sample_ids: Tensor | None,
+        learned: bool,
+    ) -> tuple[Tensor, Tensor]:
+        if self._depth or self._uses_base:
+            self.make_room(x.detach())
+        ids, at = noise_arguments(x, noise, sample_ids, row)
+        call = StepCall(
+            x, model_output, self.rows(x), at, noise, ids, signed(seed), learned, self.base, self.history, None, x
+        )
+        out, pred, base, history = reference.step(call)
+        self.base, self.history = (None if value is None else value.to(x.dtype) for value in (base, history))
+        if isinstance(row, int):
+            self.next = row + 1
+        return out.to(x.dtype), pred.to(x.dtype)
 
     def _step_dense(self, row: int, x: Tensor, model_output: Tensor, pred: Tensor | None, out: Tensor) -> None:
         if self._dense_rows is None:

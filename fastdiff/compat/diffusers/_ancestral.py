@@ -75,7 +75,6 @@ class _ByTimestep(FusedScheduler):
 
     def _find(self, timestep: Any, key: Any) -> tuple[Run, int] | None:
         """The run and row of a timestep; None where a level has no signal for the network's prediction to be read."""
-        self._refresh()
         found: tuple[Run, dict[int, int]] | None = self._runs.get(key)
         if found is None:
             found = self._runs[key] = self._all_rows(key)

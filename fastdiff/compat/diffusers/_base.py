@@ -51,7 +51,7 @@ class FusedScheduler:
     # The levels of the timesteps in float64, where the sigmas follow from the timesteps.
     _levels: Tensor | None = None
     # What the tables were built for: by identity and version, and by value.
-    _seen: list[tuple[Any, Any]] | None = None
+    _seen: tuple[Any, Any, Any, Any, Any, Any, Any] | None = None
     _built_for: tuple[Any, bytes, bytes, bytes] | None = None
     _own_alphas: bytes | None = None
     _logs: tuple[bytes, Array] | None = None
@@ -82,7 +82,8 @@ class FusedScheduler:
             if compat not in (None, "diffusers"):
                 raise ValueError(f"compat must be None or 'diffusers', got {compat!r}")
             self.compat = compat
-            inherited(self, *args, **kwargs)
+            with torch.inference_mode(False):
+                inherited(self, *args, **kwargs)
             if self._own_alphas is None:
                 self._own_alphas = _bytes(self.alphas_cumprod)
             # A pipeline's index names the module that it reads off the instance: diffusers alone loads the folder.
@@ -101,6 +102,11 @@ class FusedScheduler:
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """As in diffusers; the rows are built from levels in float64, rounded once, unless compat is "diffusers"."""
+        # Tensors made in inference mode would not count what is written to them.
+        with torch.inference_mode(False):
+            self._set_timesteps(*args, **kwargs)
+
+    def _set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
         self._run = None
         if not self._refresh():
@@ -119,17 +125,23 @@ class FusedScheduler:
 
         Anyone may set these, in place too. Called before each use of a table; whether something was forgotten.
         """
-        lists = (self.timesteps, getattr(self, "sigmas", None), self.alphas_cumprod)
-        config = self.config
-        seen, built_for = self._seen, self._built_for
-        if (
-            seen is not None
-            and built_for is not None
-            and built_for[0] is config
-            and all(x is known and _version(x) == version for x, (known, version) in zip(lists, seen, strict=True))
-        ):
-            return False
-        self._seen = [(x, _version(x)) for x in lists]
+        # Written out, since it takes its part of each small image's step.
+        here, seen = self.__dict__, self._seen
+        config, lists = here["_internal_dict"], (here["timesteps"], here.get("sigmas"), here["alphas_cumprod"])
+        if seen is not None:
+            known_config, times, sigmas, alphas, times_version, sigmas_version, alphas_version = seen
+            if (
+                config is known_config
+                and lists[0] is times
+                and lists[1] is sigmas
+                and lists[2] is alphas
+                and _version(times) == times_version
+                and (sigmas is None or _version(sigmas) == sigmas_version)
+                and _version(alphas) == alphas_version
+            ):
+                return False
+        self._seen = config, *lists, *(None if x is None else _version(x) for x in lists)
+        built_for = self._built_for
         times, sigmas, alphas = (b"" if x is None else _bytes(x) for x in lists)
         if built_for is not None and built_for[0] is config and built_for[1:] == (times, sigmas, alphas):
             return False
@@ -226,8 +238,11 @@ class FusedScheduler:
         assert index is not None
         run = self._begin(index, key)
         row = index - run.start
-        state, result = self._types(model_output, sample)
-        if sample.dtype != state:
+        result = sample.dtype
+        if row == 0:
+            run.first_type = result
+        if result is not torch.float32 or model_output.dtype is not result:
+            state, result = self._types(model_output, sample)
             sample = sample.to(state)
         seed = 0
         if draws:
@@ -311,11 +326,13 @@ def _bytes(x: Tensor) -> bytes:
     return x.detach().cpu().numpy().tobytes()
 
 
-def _version(x: Tensor | None) -> Any:
+def _version(x: Tensor) -> Any:
     """What tells whether a tensor was written to."""
-    if x is None:
-        return None
-    return _bytes(x) if x.is_inference() else x._version
+    try:
+        return x._version
+    except RuntimeError:
+        # One that was made in inference mode.
+        return _bytes(x)
 
 
 def place_in(timestep: Any, times: Tensor) -> int | None:

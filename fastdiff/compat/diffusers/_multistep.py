@@ -150,8 +150,6 @@ class UniPCMultistepScheduler(_Deterministic, diffusers.UniPCMultistepScheduler)
     Put right: "bh1" ends at an image without noise, where diffusers gives NaN. `solver_p` has no table.
     """
 
-    _first_type = torch.float32
-
     def _unsupported(self) -> str | None:
         if self.config.solver_p is not None:
             return "another scheduler as predictor (solver_p)"
@@ -162,9 +160,8 @@ class UniPCMultistepScheduler(_Deterministic, diffusers.UniPCMultistepScheduler)
     def _types(self, model_output: Tensor, sample: Tensor) -> tuple[torch.dtype, torch.dtype]:
         # The corrector goes back to the state that a run began with, and so to its type.
         assert self._run is not None
-        if self._run.next == 0:
-            self._first_type = sample.dtype
-        return super()._types(model_output, sample)[0], self._first_type
+        assert self._run.first_type is not None
+        return super()._types(model_output, sample)[0], self._run.first_type
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
         return levels.table(
