@@ -167,12 +167,17 @@ def backward_kernels(q: Tensor) -> tuple[str, ...]:
     return ("dkv",) if q.shape[3] <= max(table, default=0) and not _is_scattered(q) else ("dk", "dv")
 
 
+def takes_head(head_dim: int) -> bool:
+    """Whether the kernels take heads of so many channels."""
+    return head_dim % 16 == 0 and 16 <= head_dim <= MAX_HEAD_DIM
+
+
 def check_head(q: Tensor) -> None:
     """Raise ValueError for a head size or a type that the kernels do not take."""
     head_dim = q.shape[3]
     if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"the GPU kernels take float32, bfloat16 and float16, got {q.dtype}: use 'reference'")
-    if head_dim % 16 or not 16 <= head_dim <= MAX_HEAD_DIM:
+    if not takes_head(head_dim):
         raise ValueError(
             f"the GPU kernels take head sizes that are multiples of 16, 16 to {MAX_HEAD_DIM}, got {head_dim}: "
             "use implementation 'sdpa'"

@@ -57,7 +57,7 @@ def run_table(
     table, batch, size = state.table, x.shape[0], (x.shape[2], x.shape[3])
     plan = network.plan(*size)
     _check_output(plan.buffers[plan.output].channels, x, table.learned_variance)
-    part = max(1, min(MAX_PART, batch, ARENA_BYTES // (4 * place(plan, 1).length)))
+    part = max(1, min(MAX_PART, batch, ARENA_BYTES // place(plan, 1).length))
     state.make_room(x)
     base, history, coefficients = state.base, state.history, state.rows(x)
     numbers = torch.arange(len(table), device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
@@ -49,12 +50,14 @@ class Unsupported(ValueError):
     """A part of the network that the engine cannot run; the message names it."""
 
 
-def lower(unet: UNet, height: int, width: int) -> Plan:
+def lower(unet: UNet, height: int, width: int, target: Literal["cpu", "cuda"] = "cpu") -> Plan:
     """The plan of a network for images of height x width pixels.
 
     Args:
         unet: The network; its weights are not looked at.
         height, width: Positive multiples of `unet.config.size_divisor`.
+        target: Whose attention it has: the CPU's reads heads of whole vectors, or for one head folds two of its four
+            linear layers away; a GPU's, q, k and v as they are. `fastdiff.engine.cuda.passes` goes on from there.
 
     Raises:
         ValueError: the size does not fit.
@@ -73,7 +76,7 @@ def lower(unet: UNet, height: int, width: int) -> Plan:
             raise Unsupported(f"the engine has no instruction for {_called(name, module)}")
         if methods := replaced_methods(module):
             raise Unsupported(f"the engine has no instruction for {_called(name, module)} with another {methods[0]}")
-    return _Lowering(unet).run(height, width)
+    return _Lowering(unet, target).run(height, width)
 
 
 def hooks_for_all() -> bool:
@@ -109,8 +112,8 @@ def choose_algorithm(kernel: int, stride: int, channels_in: int, out: Buffer) ->
 
 
 class _Lowering:
-    def __init__(self, unet: UNet) -> None:
-        self.unet = unet
+    def __init__(self, unet: UNet, target: Literal["cpu", "cuda"]) -> None:
+        self.unet, self.target = unet, target
         self.names = {module: name for name, module in unet.named_modules()}
         self.buffers: list[Buffer] = []
         self.instructions: list[Instruction] = []
@@ -205,6 +208,11 @@ class _Lowering:
         self.check(block.qkv, nn.Linear, (3 * buffer.channels, buffer.channels))
         self.check(block.proj, nn.Linear, (buffer.channels, buffer.channels))
         norm = self.norm(block.norm, (x,))
+        if self.target == "cuda":
+            qkv = self.conv(block.qkv, (x,), norm=norm, heads=block.num_heads, qkv="plain", channels=3 * buffer.channels)
+            out = self.buffer(buffer.height, buffer.width, buffer.channels)
+            self.emit(Instruction("attention", (qkv,), out, heads=block.num_heads))
+            return self.conv(block.proj, (out,), residual=x, channels=buffer.channels)
         if block.num_heads == 1 and buffer.channels % VECTOR == 0:
             # Half of the linear layers' work: see fastdiff.engine.pack.
             out = self.buffer(buffer.height, buffer.width, buffer.channels)

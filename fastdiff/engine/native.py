@@ -102,14 +102,14 @@ def prepared_for(plan: Plan, batch: int, places: Places, part: int = 0) -> Prepa
     placement = place(plan, part or batch)
     code = encode(plan, placement, places)
     scratch = memory.empty(torch.ops.fastdiff.plan_scratch(code, batch, part, lanes))
-    arena = memory.empty(max(1, lanes) * placement.length)
-    input, output = (placement.places[number] for number in (plan.input, plan.output))
+    arena = memory.empty(max(1, lanes) * placement.length // 4)
+    input, output = (placement.places[number] // 4 for number in (plan.input, plan.output))
     return Prepared(plan, code, input, output, arena, scratch, part, lanes)
 
 
 def samples_to_a_lane(plan: Plan, batch: int, weight_bytes: int) -> int:
     """How many samples one thread takes through the whole plan at a time, or 0: all threads share every instruction."""
-    sample_bytes = 4 * place(plan, 1).length
+    sample_bytes = place(plan, 1).length
     if weight_bytes > LANE_WEIGHT_BYTES or sample_bytes > LANE_ARENA_BYTES:
         return 0
     threads = torch.get_num_threads()

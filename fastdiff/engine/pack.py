@@ -99,8 +99,8 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
-    """The instructions as int64 [N, len(CODE_FIELDS)]."""
-    rows = []
+    """The instructions as int64 [N, len(CODE_FIELDS)]; places are those of float32 numbers."""
+    rows, places = [], [place // 4 for place in placement.places]
     for number, i in enumerate(plan.instructions):
         sources = [plan.buffers[n] for n in i.sources]
         out = plan.buffers[i.target]
@@ -114,26 +114,26 @@ def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
             "pad": i.pad,
             "upsample": int(i.upsample),
             "act": int(i.act),
-            "source": placement.places[i.sources[0]],
+            "source": places[i.sources[0]],
             "channels": sources[0].channels,
-            "source2": placement.places[i.sources[1]] if second else -1,
+            "source2": places[i.sources[1]] if second else -1,
             "channels2": sources[1].channels if second else 0,
             "height_in": sources[0].height,
             "width_in": sources[0].width,
             "height": out.height,
             "width": out.width,
             "channels_out": out.channels,
-            "target": placement.places[i.target],
-            "residual": -1 if i.residual is None else placement.places[i.residual],
-            "norm": -1 if i.norm is None else placement.places[i.norm],
+            "target": places[i.target],
+            "residual": -1 if i.residual is None else places[i.residual],
+            "norm": -1 if i.norm is None else places[i.norm],
             "weight": weight,
             "bias": bias,
             "time": -1 if i.time is None else i.time,
             "groups": i.groups,
             "epsilon": epsilon,
             "heads": i.heads,
-            "stats": placement.places[i.stats[0]] if i.stats else -1,
-            "stats2": placement.places[i.stats[1]] if len(i.stats) > 1 else -1,
+            "stats": places[i.stats[0]] if i.stats else -1,
+            "stats2": places[i.stats[1]] if len(i.stats) > 1 else -1,
         }
         rows.append([values[field] for field in CODE_FIELDS])
     return torch.tensor(rows, dtype=torch.int64, device="cpu")
@@ -182,7 +182,7 @@ def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Ten
     """Weight and bias of a linear layer before or behind an attention, float64.
 
     "packed": rows in the order q, k, v, head by head, each with zero rows behind it up to whole vectors, and q scaled.
-    "projection": zero columns in the same places. "folded", for one head: with q = Q x + a, k = K y + b and v = V y + c
+    "plain": without the zero rows. "projection": zero columns in the same places. "folded", for one head: with q = Q x + a, k = K y + b and v = V y + c
     of a pixel x and the pixels y, and the projection P (.) + p behind the sum over y,
 
         q . k           = (K^T Q x + K^T a) . y + (what does not depend on y, so that softmax drops it)
@@ -204,6 +204,9 @@ def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Ten
     if instruction.qkv == "folded":
         return torch.cat([scale * k.T @ q, project @ v]), torch.cat([scale * k.T @ a, project @ c + p])
     layers = ((scale * q, scale * a), (k, b), (v, c))
+    if instruction.qkv == "plain":
+        weights, biases = (torch.cat(parts) for parts in zip(*layers, strict=True))
+        return weights, biases
     weights, biases = (torch.cat([_with_zeros(part, heads) for part in parts]) for parts in zip(*layers, strict=True))
     return weights, biases
 

@@ -2,6 +2,11 @@
 
 Buffers are per sample: images [H, W, C], channels last, and small vectors. What depends on the time alone is one vector
 per time, computed before the plan runs; instructions name slices of it. Parameters are named as in the module.
+
+Two kinds of plans are made of the same instructions. For the CPU a convolution reads through a norm's factors and adds
+bias, time and residual to what it writes. For a GPU (`fastdiff.engine.cuda.passes`) convolutions are the libraries',
+which do neither: there the norm writes the activated image, and what a convolution leaves to be added is added by the
+norm that reads its result.
 """
 
 from __future__ import annotations
@@ -12,27 +17,35 @@ from typing import Literal
 
 __all__ = ["Algorithm", "AttentionLayer", "Buffer", "Instruction", "Op", "Placement", "Plan", "place"]
 
-Op = Literal["stats", "norm", "conv", "attention", "pool", "repeat"]
+Op = Literal["stats", "norm", "conv", "attention", "pool", "repeat", "norm_act", "add"]
 Algorithm = Literal["direct", "winograd4", "winograd2"]
-AttentionLayer = Literal["", "packed", "projection", "folded"]
-# Floats; a cache line.
-ALIGNMENT = 16
+AttentionLayer = Literal["", "packed", "projection", "folded", "plain"]
+Number = Literal["float32", "bfloat16", "float16"]
+ITEM_BYTES: dict[Number, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes; a cache line, and what a GPU's allocator gives.
+ALIGNMENT = {"cpu": 64, "cuda": 256}
 # Channels in a vector of the executors.
 VECTOR = 16
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory of one sample, [height, width, channels] float32."""
+    """Memory of one sample, [height, width, channels]."""
 
     height: int
     width: int
     channels: int
+    dtype: Number = "float32"
 
     @property
     def size(self) -> int:
         """Numbers in it."""
         return self.height * self.width * self.channels
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of it."""
+        return self.size * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -44,23 +57,30 @@ class Instruction:
             channel of a group norm. "conv": convolution of act(factor * x + offset) over one or two sources, plus bias,
             time and residual. "attention": softmax(q k^T) v of the packed q, k, v, with q scaled; or, of two sources,
             of the packed q and v and of keys that are factor * x + offset; plus residual. "pool": mean of 2x2 pixels of
-            act(factor * x + offset). "repeat": each pixel twice in both directions.
+            act(factor * x + offset). "repeat": each pixel twice in both directions. "norm_act": act of the group norm,
+            scaled and shifted by the time, of its sources, to the first of which bias, time and residual are added
+            first. "add": the first source with bias, time and residual added.
         sources: What is read; of a convolution's or norm's two sources, the channels follow each other.
         target: What is written.
         kernel, stride, pad: Of a convolution; `pad` rows above and columns to the left, zeros outside of the image.
         upsample: The convolution reads each pixel twice in both directions.
         act: SiLU behind the norm.
         norm: Buffer of factors and offsets that a convolution or pool applies to what it reads, an attention to keys.
-        residual: Buffer that is added to the result of a convolution or attention.
+        residual: Buffer that is added to the result of a convolution or attention, or to the first source of a
+            "norm_act" or "add".
         stats: Buffers of statistics that a norm reads, one per source.
         parameter: Name of the module whose weight and bias it uses.
         time: Where the instruction's slice of the time vector begins: [C] to add, or [2C], scale and shift.
         groups, eps: Of a norm.
         heads: Of an attention.
+        bias: A convolution adds its bias.
+        added: Of a "norm_act" or "add", the module whose bias is added to the first source.
+        added_time: Of these, where the slice of the time vector begins that is added to it.
+        total: Buffer to which a "norm_act" writes the first source with what was added to it.
         qkv: What a convolution is to an attention. "packed": it makes q, k and v, its rows in the order q, k, v, and q
             scaled, each head with zeros behind it up to whole vectors. "projection": it reads such heads. "folded": for
             one head, it makes q and v so that the normalised input itself serves as k, and v holds the projection as
-            well; `fastdiff.engine.pack` says how.
+            well; `fastdiff.engine.pack` says how. "plain": as "packed", without the zeros.
         algorithm: Of a convolution.
     """
 
@@ -82,12 +102,20 @@ class Instruction:
     heads: int = 1
     qkv: AttentionLayer = ""
     algorithm: Algorithm = "direct"
+    bias: bool = True
+    added: str = ""
+    added_time: int | None = None
+    total: int | None = None
 
     def reads(self) -> tuple[int, ...]:
         """All buffers that it reads."""
         others = [n for n in (self.norm, self.residual) if n is not None]
         # A norm needs its sources' shapes and statistics, not their values.
         return (*(self.sources if self.op != "norm" else ()), *self.stats, *others)
+
+    def writes(self) -> tuple[int, ...]:
+        """All buffers that it writes."""
+        return (self.target,) if self.total is None else (self.target, self.total)
 
 
 @dataclass(frozen=True)
@@ -125,7 +153,7 @@ class Plan:
 
     def bytes(self, instruction: Instruction) -> int:
         """Bytes of buffers read and written for one sample."""
-        return 4 * sum(self.buffers[n].size for n in (*instruction.reads(), instruction.target))
+        return sum(self.buffers[n].bytes for n in (*instruction.reads(), *instruction.writes()))
 
     def strict(self) -> Plan:
         """The same with direct convolutions alone."""
@@ -134,13 +162,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where each buffer lies in the arena, in floats, for a batch, and how long the arena is."""
+    """Where each buffer lies in the arena, in bytes, for a batch, and how long the arena is."""
 
     places: tuple[int, ...]
     length: int
 
 
-def place(plan: Plan, batch: int) -> Placement:
+def place(plan: Plan, batch: int, target: Literal["cpu", "cuda"] = "cpu") -> Placement:
     """Put buffers into one arena; those that are not alive together share room.
 
     First fit by falling size. The input and the output live from the first to the last instruction.
@@ -148,26 +176,25 @@ def place(plan: Plan, batch: int) -> Placement:
     last = len(plan.instructions)
     alive: dict[int, list[int]] = {plan.input: [-1, last], plan.output: [-1, last]}
     for step, instruction in enumerate(plan.instructions):
-        for number in (*instruction.reads(), instruction.target):
+        for number in (*instruction.reads(), *instruction.writes()):
             span = alive.setdefault(number, [step, step])
             span[1] = max(span[1], step)
+    sizes = [_padded(buffer.bytes * batch, ALIGNMENT[target]) for buffer in plan.buffers]
     places = [0] * len(plan.buffers)
     done: list[int] = []
-    for number in sorted(alive, key=lambda n: (-plan.buffers[n].size, n)):
-        size = _padded(plan.buffers[number].size * batch)
+    for number in sorted(alive, key=lambda n: (-plan.buffers[n].bytes, n)):
         taken = sorted(
-            (places[n], places[n] + _padded(plan.buffers[n].size * batch))
+            (places[n], places[n] + sizes[n])
             for n in done
             if alive[n][0] <= alive[number][1] and alive[number][0] <= alive[n][1]
         )
-        places[number] = _first_gap(taken, size)
+        places[number] = _first_gap(taken, sizes[number])
         done.append(number)
-    length = max(places[n] + _padded(plan.buffers[n].size * batch) for n in done)
-    return Placement(tuple(places), length)
+    return Placement(tuple(places), max(places[n] + sizes[n] for n in done))
 
 
-def _padded(count: int) -> int:
-    return -(-count // ALIGNMENT) * ALIGNMENT
+def _padded(count: int, alignment: int) -> int:
+    return -(-count // alignment) * alignment
 
 
 def _first_gap(taken: Sequence[tuple[int, int]], size: int) -> int:

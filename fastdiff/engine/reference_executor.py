@@ -1,4 +1,4 @@
-"""Runs a plan in plain PyTorch: what the other executors are held to."""
+"""Runs a plan, a CPU's or a GPU's, in plain PyTorch: what the other executors are held to."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ def time_vectors(plan: Plan, unet: UNet, t: Tensor, y: Tensor | None = None) -> 
 def run_plan(plan: Plan, unet: UNet, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
     """The network's output for x [B, C, H, W], in the type of its weights; arguments as in `UNet.forward`."""
     values = run_steps(plan, unet, x, time_vectors(plan, unet, t, y))
-    return values[plan.output].permute(0, 3, 1, 2)
+    return values[plan.output].permute(0, 3, 1, 2)[:, : unet.config.out_channels]
 
 
 def run_steps(plan: Plan, unet: UNet, x: Tensor, times: Tensor) -> dict[int, Tensor]:
     """All buffers after a run, [B, height, width, channels] each; times is [B, time_width]."""
-    values = {plan.input: x.permute(0, 2, 3, 1)}
+    # A GPU's plan has channels behind the image's.
+    values = {plan.input: F.pad(x.permute(0, 2, 3, 1), (0, plan.buffers[plan.input].channels - x.shape[1]))}
     for instruction in plan.instructions:
+        if instruction.op in ("norm_act", "add"):
+            values.update(_norm_act(plan, unet, instruction, values, times))
+            continue
         values[instruction.target] = _run(plan, unet, instruction, values, times)
     return values
 
@@ -69,6 +73,9 @@ def _conv(plan: Plan, unet: UNet, i: Instruction, x: Tensor, values: dict[int, T
         weight, bias = (part.to(x.dtype) for part in attention_weights(unet, i))
     weight = weight if weight.ndim == 4 else weight[:, :, None, None]
     out = plan.buffers[i.target]
+    more = (out.channels - weight.shape[0], x.shape[1] - weight.shape[1])
+    weight = F.pad(weight, (0, 0, 0, 0, 0, more[1], 0, more[0]))
+    bias = F.pad(bias, (0, more[0])) if bias is not None and i.bias else None
     # Zeros on the far sides as far as the last window reaches.
     reach = ((out.height - 1) * i.stride + i.kernel - i.pad, (out.width - 1) * i.stride + i.kernel - i.pad)
     x = F.pad(x, (i.pad, max(0, reach[1] - x.shape[3]), i.pad, max(0, reach[0] - x.shape[2])))
@@ -78,6 +85,34 @@ def _conv(plan: Plan, unet: UNet, i: Instruction, x: Tensor, values: dict[int, T
     if i.residual is not None:
         y = y + values[i.residual]
     return y
+
+
+def _norm_act(
+    plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor
+) -> dict[int, Tensor]:
+    """What a "norm_act" or "add" writes."""
+    total, channels = values[i.sources[0]], plan.buffers[i.sources[0]].channels
+    if i.added:
+        bias = unet.get_submodule(i.added).bias
+        assert isinstance(bias, Tensor)
+        total = total + F.pad(bias, (0, channels - len(bias)))
+    if i.added_time is not None:
+        total = total + times[:, None, None, i.added_time : i.added_time + channels]
+    if i.residual is not None:
+        total = total + values[i.residual]
+    if i.op == "add":
+        return {i.target: total}
+    module = unet.get_submodule(i.parameter)
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    x = torch.cat([total, *(values[n] for n in i.sources[1:])], dim=3)
+    y = F.group_norm(x.permute(0, 3, 1, 2), i.groups, weight, bias, i.eps).permute(0, 2, 3, 1)
+    if i.time is not None:
+        scale, shift = times[:, None, None, i.time : i.time + 2 * len(weight)].chunk(2, dim=3)
+        y = y * (1 + scale) + shift
+    y = F.silu(y) if i.act else y
+    return {i.target: y} if i.total is None else {i.target: y, i.total: total}
 
 
 def _norm(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor) -> Tensor:

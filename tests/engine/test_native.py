@@ -74,9 +74,9 @@ def run_one(instruction, buffers, layers, x, others=()):
     placement = place(plan, len(x))
     weights, places = pack_layers(plan, layers)
     code = encode(plan, placement, places)
-    arena = torch.full((placement.length,), torch.nan)
+    arena = torch.full((placement.length // 4,), torch.nan)
     for number, values in others:
-        start = placement.places[number]
+        start = placement.places[number] // 4
         arena[start : start + values.numel()] = values.permute(0, 2, 3, 1).reshape(-1)
     out_buffer = buffers[instruction.target]
     shape = (len(x), out_buffer.channels, out_buffer.height, out_buffer.width)
@@ -86,8 +86,8 @@ def run_one(instruction, buffers, layers, x, others=()):
         code,
         weights,
         torch.zeros(1, 0),
-        placement.places[0],
-        placement.places[instruction.target],
+        placement.places[0] // 4,
+        placement.places[instruction.target] // 4,
         arena,
         torch.full((torch.ops.fastdiff.plan_scratch(code, len(x), 0, 0),), torch.nan),
         0,

@@ -17,13 +17,13 @@ def test_arena_keeps_live_buffers_apart():
     spans[plan.output] = (spans[plan.output][0], len(plan.instructions))
     numbers = list(spans)
     for n in numbers:
-        assert placement.places[n] + 3 * plan.buffers[n].size <= placement.length
+        assert placement.places[n] + 3 * plan.buffers[n].bytes <= placement.length
         for m in numbers[: numbers.index(n)]:
             together = spans[n][0] <= spans[m][1] and spans[m][0] <= spans[n][1]
             apart = (
-                placement.places[n] + 3 * plan.buffers[n].size <= placement.places[m]
-                or placement.places[m] + 3 * plan.buffers[m].size <= placement.places[n]
+                placement.places[n] + 3 * plan.buffers[n].bytes <= placement.places[m]
+                or placement.places[m] + 3 * plan.buffers[m].bytes <= placement.places[n]
             )
             assert apart or not together
     # Far less than all buffers one behind the other.
-    assert placement.length < 0.5 * sum(3 * b.size for b in plan.buffers)
+    assert placement.length < 0.5 * sum(3 * b.bytes for b in plan.buffers)
