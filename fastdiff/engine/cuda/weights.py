@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -27,12 +28,26 @@ class Weights:
     """
 
     def __init__(self, unet: UNet, dtype: torch.dtype, *, tf32: bool) -> None:
-        self.unet, self.dtype, self.tf32 = unet, dtype, tf32
+        # Weakly: what is made for a network is kept under it.
+        self._network = weakref.ref(unet)
+        self.dtype, self.tf32 = dtype, tf32
         self.device = unet.conv_out.weight.device
         self._made: dict[tuple[object, ...], tuple[tuple[Tensor, ...], Callable[[], tuple[Tensor, ...]]]] = {}
 
+    @property
+    def unet(self) -> UNet:
+        """The network."""
+        unet = self._network()
+        if unet is None:
+            raise RuntimeError("the network that was compiled is gone")
+        return unet
+
     def refresh(self) -> None:
         """Write what the network's parameters are now into all that was made of them."""
+        with torch.no_grad():
+            self._refresh()
+
+    def _refresh(self) -> None:
         for tensors, make in self._made.values():
             for tensor, value in zip(tensors, make(), strict=True):
                 tensor.copy_(value)
