@@ -100,8 +100,12 @@ class CudaRecorder:
 
     def _record(self, run: Callable[[], object], model: object) -> torch.cuda.CUDAGraph:
         with self._lock, self.ordered(), _benchmarked(), _Names(model, self._device) as names:
-            for _ in range(WARM_UPS):
-                run()
+            _state.warming = True
+            try:
+                for _ in range(WARM_UPS):
+                    run()
+            finally:
+                _state.warming = False
             names.check_random()
             self._stream.synchronize()
             # Instantiated only where it is replayed.
@@ -120,9 +124,16 @@ class CudaRecorder:
         return graph
 
 
+class _State(threading.local):
+    warming = False
+
+
+_state = _State()
+
+
 def is_recording() -> bool:
-    """Whether a graph is being recorded on the current stream."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    """Whether this thread records a graph, or warms up to it: launches are then to be made, not replayed."""
+    return _state.warming or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 @contextlib.contextmanager
