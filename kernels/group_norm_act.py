@@ -11,6 +11,8 @@ Beyond that several programs share it, in two launches: the first leaves its par
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from fastdiff.calls import GroupNormActCall
 from fastdiff.kernels.group_norm_tiles import (
+    Slices,
     cut,
     group_sum,
     load_added,
@@ -198,28 +201,74 @@ def _group_norm_act_kernel(
             store_tile(y_ptr, None, y, sample, first, first_channel, spatial, mask, CUT)
 
 
-def launch_group_norm_act(call: GroupNormActCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the op on a GPU; arguments and results as in `fastdiff.ops`. Raises ValueError for what it cannot take."""
-    x, x2, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act = call
+class GroupNormActOut(NamedTuple):
+    """What `launch_group_norm_act` writes into, all of it dense and on x's device.
+
+    Attributes:
+        y: [B, C, ...] of x's type and memory format; x itself where it has all channels.
+        total: The written sum, as y, or the residual itself; None without a residual.
+        mean, rstd: float32 [B, groups].
+        partial: float32 of `partial_shape`, or None where that is None.
+    """
+
+    y: Tensor
+    total: Tensor | None
+    mean: Tensor
+    rstd: Tensor
+    partial: Tensor | None
+
+
+def partial_shape(call: GroupNormActCall) -> tuple[int, int] | None:
+    """Of the memory that two launches share, or None where there is one launch."""
+    slices = _slices(call)
+    return (2, slices.batch * call.groups * slices.num_splits) if slices.num_splits > 1 else None
+
+
+def _slices(call: GroupNormActCall) -> Slices:
+    return cut(call.x, call.x2, call.groups, memory_format(call.x), resident=RESIDENT_TILE)
+
+
+def _allocate(call: GroupNormActCall) -> GroupNormActOut:
+    x, groups = call.x, call.groups
+    shape = (x.shape[0], call.weight.shape[0], *x.shape[2:])
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    total = None if call.residual is None else torch.empty_like(y)
+    mean = torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
+    partial = None
+    if y.numel() and (size := partial_shape(call)) is not None:
+        partial = torch.empty(size, dtype=torch.float32, device=x.device)
+    return GroupNormActOut(y, total, mean, torch.empty_like(mean), partial)
+
+
+def launch_group_norm_act(
+    call: GroupNormActCall, out: GroupNormActOut | None = None
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Run the op on a GPU; arguments and results as in `fastdiff.ops`.
+
+    Args:
+        call: A second source and a residual may be given together: the residual then has all channels.
+        out: Where to write. Then nothing is allocated, as long as all tensors are dense in x's memory format and the
+            values [B, C] have rows without gaps.
+
+    Returns:
+        (y, total, mean, rstd), those of `out` where it is given; total is empty (None in `out`) without a residual.
+
+    Raises:
+        ValueError: for what the kernel cannot take.
+    """
+    x, x2, residual, added_bias, added_time, weight, bias, scale, shift, _, eps, act = call
     if x.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 tensors with implementation='reference'")
-    if x2 is not None and residual is not None:
-        raise ValueError("a second source and a residual cannot be given together: concatenate first")
-    layout = memory_format(x)
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    total = x.new_empty(0) if residual is None else torch.empty_like(y)
-    mean = torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
-    rstd = torch.empty_like(mean)
+    y, total, mean, rstd, partial = _allocate(call) if out is None else out
+    result = (y, x.new_empty(0) if total is None and out is None else total, mean, rstd)
     if y.numel() == 0:
-        return y, total, mean.fill_(torch.nan), rstd.fill_(torch.nan)
-    slices = cut(x, x2, groups, layout, resident=RESIDENT_TILE)
+        mean.fill_(torch.nan)
+        rstd.fill_(torch.nan)
+        return result
+    slices, layout = _slices(call), memory_format(x)
     x, x2, residual = (None if v is None else v.contiguous(memory_format=layout) for v in (x, x2, residual))
     added_bias, weight, bias = (None if v is None else v.contiguous() for v in (added_bias, weight, bias))
     added_time, scale, shift = (with_unit_stride(v) for v in (added_time, scale, shift))
-    partial = None
-    if slices.num_splits > 1:
-        partial = torch.empty((2, mean.numel() * slices.num_splits), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         for statistics, apply in [(True, True)] if partial is None else [(True, False), (False, True)]:
             _group_norm_act_kernel[slices.grid](
@@ -233,7 +282,7 @@ def launch_group_norm_act(call: GroupNormActCall) -> tuple[Tensor, Tensor, Tenso
                 scale,
                 shift,
                 y,
-                None if residual is None else total,
+                total,
                 mean,
                 rstd,
                 partial,
@@ -250,4 +299,4 @@ def launch_group_norm_act(call: GroupNormActCall) -> tuple[Tensor, Tensor, Tenso
                 APPLY=apply,
                 **slices.constants(),
             )
-    return y, total, mean, rstd
+    return result
