@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.calls import DiffuseCall
-from fastdiff.kernels.philox import last_word, seed_words
+from fastdiff.kernels.philox import last_word, load_seed, seed_words
 from fastdiff.kernels.tiles import (
     channels_last_normals,
     channels_last_tile,
@@ -29,6 +29,8 @@ def _diffuse_kernel(
     row_ptr,
     x_t_ptr,
     target_ptr,
+    seed_ptr,
+    num_timesteps_ptr,
     num_timesteps,
     num_elements,
     spatial,
@@ -49,7 +51,8 @@ def _diffuse_kernel(
 
     x0, x_t, target and noise are [B, num_elements] in one order: logical where CHANNELS is 0, else channels_last with
     so many channels and `spatial` pixels. t, ids, row: int64 [B] (row [1] with row_stride 0); table: float32 [T, 4].
-    A t out of range gives NaN. All arithmetic in float32.
+    seed and num_timesteps: int64 [1] where they are given, else the scalars. A t out of range gives NaN. All arithmetic
+    in float32.
 
     Bytes: every element of x0 (and noise) read once, of x_t (and target) written once; per program 60 more. Floor:
     those bytes / bandwidth, 12 per element in float32, 6 in 16 bits. The noise costs about 40 instructions per element:
@@ -79,6 +82,8 @@ def _diffuse_kernel(
         x0 = x0 * (2.0 / (LEVELS - 1)) - 1.0
 
     t = tl.load(t_ptr + sample)
+    if num_timesteps_ptr is not None:
+        num_timesteps = tl.load(num_timesteps_ptr)
     valid = (t >= 0) & (t < num_timesteps)
     table_ptr += t * 4
     c0 = tl.load(table_ptr, mask=valid, other=float("nan"))
@@ -88,6 +93,8 @@ def _diffuse_kernel(
         z = tl.load(noise_ptr + start + offsets, mask=mask).to(tl.float32)
     else:
         last = last_word(tl.load(row_ptr + sample * row_stride), stream)
+        if seed_ptr is not None:
+            seed_low, seed_high = load_seed(seed_ptr)
         if CHANNELS == 0:
             z = contiguous_normals(tile, sample_id, last, seed_low, seed_high, BLOCK, VECTOR)
         else:
@@ -102,9 +109,20 @@ def _diffuse_kernel(
         tl.store(target_ptr + start + offsets, target.to(target_ptr.dtype.element_ty), mask=mask)
 
 
-def launch_diffuse(call: DiffuseCall) -> tuple[Tensor, Tensor]:
-    """Run the op on a GPU; arguments and results as in `fastdiff.ops.diffuse`. Raises ValueError for float64 images."""
-    x0, t, table, noise, sample_ids, row, seed, stream, levels, dtype, want_target = call
+def launch_diffuse(
+    call: DiffuseCall, *, seed: Tensor | None = None, num_timesteps: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run the op on a GPU; arguments and results as in `fastdiff.ops.diffuse`.
+
+    Args:
+        call: The op's arguments.
+        seed: int64 [1] on x0's device, read by the kernel in place of the call's seed, as a captured launch needs.
+        num_timesteps: int64 [1] likewise, in place of the number of timesteps that the table has room for.
+
+    Raises:
+        ValueError: for float64 images.
+    """
+    x0, t, table, noise, sample_ids, row, scalar, stream, levels, dtype, want_target = call
     if x0.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 images with implementation='reference'")
     cut = tiling(x0, dtype) if noise is None else tiling(x0, dtype, noise.dtype)
@@ -124,12 +142,14 @@ def launch_diffuse(call: DiffuseCall) -> tuple[Tensor, Tensor]:
             row.contiguous(),
             x_t,
             target if want_target else None,
+            seed,
+            num_timesteps,
             table.shape[0],
             cut.num_elements,
             cut.spatial,
             cut.num_tiles,
             0 if row.shape[0] == 1 else 1,
-            *seed_words(seed),
+            *seed_words(scalar),
             stream,
             LEVELS=levels,
             **cut.constants(),

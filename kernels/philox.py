@@ -101,6 +101,13 @@ def last_word(row, stream):
     return (row.to(tl.int32) | (stream << STREAM_SHIFT)).to(tl.uint32)
 
 
+@triton.jit
+def load_seed(ptr):
+    """The two words of an int64 seed in memory, low first."""
+    seed = tl.load(ptr)
+    return seed.to(tl.int32), (seed >> 32).to(tl.int32)
+
+
 def seed_words(seed: int) -> tuple[int, int]:
     """The two 32-bit words of a seed, low first, each as the signed number that a kernel's int32 argument holds."""
     low, high = seed & noise.MASK, (seed >> 32) & noise.MASK

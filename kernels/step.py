@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from fastdiff.calls import StepCall
-from fastdiff.kernels.philox import last_word, seed_words
+from fastdiff.kernels.philox import last_word, load_seed, seed_words
 from fastdiff.kernels.tiles import (
     channels_last_normals,
     channels_last_tile,
@@ -54,6 +55,8 @@ def _step_kernel(
     history_ptr,
     pred_ptr,
     out_ptr,
+    seed_ptr,
+    num_rows_ptr,
     num_rows,
     num_elements,
     spatial,
@@ -93,7 +96,7 @@ def _step_kernel(
     CHANNELS is 0, else channels_last with so many channels and `spatial` pixels. Element (b, c, p) of the model's
     output lies at b model_stride_b + c model_stride_c + p model_stride_p; SAME_ORDER says that this is x's order, with
     MODEL_CHANNELS channels in channels_last memory. ids: int64 [B]; row: int64 [B], or [1] with row_stride 0; rows:
-    float32 [num_rows, ROW_WIDTH].
+    float32 [num_rows, ROW_WIDTH]. seed and num_rows: int64 [1] where they are given, else the scalars.
 
     Bytes: every element of x and m (and v, noise, the slots that the row reads) read once, of out (and pred, base, the
     slot that the row writes) written once; per program up to 120 more. Floor: those bytes / bandwidth; x, m and out are
@@ -146,6 +149,8 @@ def _step_kernel(
         v = tl.load(model_ptr + model_start + variance_offset + model_offsets, mask=mask).to(tl.float32)
 
     row = tl.load(row_ptr + sample * row_stride)
+    if num_rows_ptr is not None:
+        num_rows = tl.load(num_rows_ptr)
     valid = (row >= 0) & (row < num_rows)
     rows_ptr += row * ROW_WIDTH
     px = tl.load(rows_ptr + PX, mask=valid, other=float("nan"))
@@ -199,6 +204,8 @@ def _step_kernel(
             z = tl.load(noise_ptr + start + offsets, mask=mask).to(tl.float32)
         else:
             last = last_word(row, SAMPLING)
+            if seed_ptr is not None:
+                seed_low, seed_high = load_seed(seed_ptr)
             if CHANNELS == 0:
                 z = contiguous_normals(tile, sample_id, last, seed_low, seed_high, BLOCK, VECTOR)
             else:
@@ -224,9 +231,18 @@ def _step_kernel(
         tl.store(slot_ptr + offsets, pred.to(history_ptr.dtype.element_ty), mask=_only_if(push, mask))
 
 
-def launch_step(call: StepCall) -> None:
-    """Run the op on a GPU; arguments as in `fastdiff.ops.step`. Raises ValueError for float64 states."""
-    x, model_output, rows, row, noise, sample_ids, seed, learned_variance, base, history, pred_out, out = call
+def launch_step(call: StepCall, *, seed: Tensor | None = None, num_rows: Tensor | None = None) -> None:
+    """Run the op on a GPU; arguments as in `fastdiff.ops.step`.
+
+    Args:
+        call: The op's arguments.
+        seed: int64 [1] on x's device, read by the kernel in place of the call's seed, as a captured launch needs.
+        num_rows: int64 [1] likewise, in place of the number of rows that the table has room for.
+
+    Raises:
+        ValueError: for float64 states.
+    """
+    x, model_output, rows, row, noise, sample_ids, scalar, learned_variance, base, history, pred_out, out = call
     if x.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 states with implementation='reference'")
     if x.numel() == 0:
@@ -257,6 +273,8 @@ def launch_step(call: StepCall) -> None:
             history,
             pred_out,
             out,
+            seed,
+            num_rows,
             rows.shape[0],
             cut.num_elements,
             cut.spatial,
@@ -265,7 +283,7 @@ def launch_step(call: StepCall) -> None:
             *strides,
             x.shape[1] * strides[1],
             0 if history is None else history.stride(0),
-            *seed_words(seed),
+            *seed_words(scalar),
             LEARNED_VARIANCE=learned_variance,
             DEPTH=0 if history is None else history.shape[0],
             SAME_ORDER=same_order,
