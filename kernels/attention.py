@@ -107,8 +107,12 @@ def _attention_kernel(
         tl.store(lse_ptr + pair.to(tl.int64) * num_tokens + first + queries, lse, mask=queries < left)
 
 
-def launch_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
+def launch_attention(call: AttentionCall, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as in `fastdiff.ops.attention`, and the log-sum-exp [B, heads, S].
+
+    Args:
+        call: The op's arguments.
+        out: Where to write both, the first of any strides; then nothing is allocated.
 
     Raises:
         ValueError: a head size or a type that the kernel does not take.
@@ -116,18 +120,19 @@ def launch_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
     qkv, num_heads, layout, scale = call
     q, k, v = split_qkv(qkv, num_heads, layout)
     cut = cut_tiles("forward", q)
-    out = empty_output(qkv)
-    lse = torch.empty_like(q[..., 0], dtype=torch.float32, memory_format=torch.contiguous_format)
+    if out is None:
+        lse = torch.empty_like(q[..., 0], dtype=torch.float32, memory_format=torch.contiguous_format)
+        out = empty_output(qkv), lse
     if qkv.numel() == 0:
-        return out, lse
-    heads = split_heads(out, num_heads)
+        return out
+    heads = split_heads(out[0], num_heads)
     with torch.cuda.device_of(qkv):
         _attention_kernel[(q.shape[0] * num_heads * cut.chunks * cut.num_tiles,)](
             q,
             k,
             v,
             heads,
-            lse,
+            out[1],
             scale,
             q.shape[2],
             num_heads,
@@ -136,4 +141,4 @@ def launch_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
             *heads.stride(),
             **cut.constants(),
         )
-    return out, lse
+    return out

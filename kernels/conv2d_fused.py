@@ -157,20 +157,33 @@ def _conv2d_fused_kernel(
         tl.store(squares_ptr + places, tl.sum(difference * difference, axis=0), mask=known)
 
 
-def launch_conv2d_fused(call: Conv2dFusedCall) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the op on a GPU; arguments and results as in `fastdiff.ops.conv2d_fused`. Raises ValueError for float64."""
+def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the op on a GPU; arguments and results as in `fastdiff.ops.conv2d_fused`.
+
+    Args:
+        call: The op's arguments; the padding of a call with `out` is that above and to the left.
+        out: Where to write y, channels_last. Its size may ask for more zeros below and to the right than the padding
+            says. Then nothing is allocated, as long as all tensors are dense and no statistics are wanted.
+
+    Raises:
+        ValueError: for float64.
+    """
     x, weight, bias, gain, offset, time, residual, stride, padding, act, want_statistics = call
     if x.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 tensors with implementation='reference'")
     batch, c_in, height, width = x.shape
     c_out, _, side, _ = weight.shape
-    out_height, out_width = ((size + 2 * padding - side) // stride + 1 for size in (height, width))
+    if out is None:
+        out_height, out_width = ((size + 2 * padding - side) // stride + 1 for size in (height, width))
+    else:
+        out_height, out_width = out.shape[2:]
     x, weight = (v.contiguous(memory_format=torch.channels_last) for v in (x, weight))
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     bias, gain, offset, time = (None if v is None else v.contiguous() for v in (bias, gain, offset, time))
-    y = torch.empty(
-        (batch, c_out, out_height, out_width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    y = out
+    if y is None:
+        shape = (batch, c_out, out_height, out_width)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     num_pixels, family = out_height * out_width, gpu_family()
     tile = TILES[family, x.element_size()]
     # Small images and few channels get smaller tiles; 16 is the least that a product takes.
