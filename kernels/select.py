@@ -62,10 +62,7 @@ def _select_kernel(
     columns = tl.arange(0, BLOCK)
     if program < num_image_programs:
         ci = tl.load(rows_ptr + row * ROW_WIDTH + CI, mask=valid, other=float("nan"))
-        if LONG:
-            place = program.to(tl.int64) * BLOCK + columns
-        else:
-            place = program * BLOCK + columns
+        place = program.to(tl.int64) * BLOCK + columns if LONG else program * BLOCK + columns
         if CHANNELS_LAST:
             channel = place % WRITTEN
             pixel = (place // WRITTEN) % spatial
@@ -87,12 +84,11 @@ def _select_kernel(
             values = tl.load(times_ptr + row * vector_size + first + columns, mask=wanted, other=float("nan"))
             tl.store(vector_ptr + first + columns, values.to(vector_ptr.dtype.element_ty), mask=inside)
         if time_ptr is not None:
-            if first == 0:
-                if t_ptr.dtype.element_ty.is_int():
-                    value = tl.load(t_ptr + row, mask=valid, other=-1)
-                else:
-                    value = tl.load(t_ptr + row, mask=valid, other=float("nan"))
-                tl.store(time_ptr, value.to(time_ptr.dtype.element_ty))
+            if t_ptr.dtype.element_ty.is_int():
+                value = tl.load(t_ptr + row, mask=valid, other=-1)
+            else:
+                value = tl.load(t_ptr + row, mask=valid, other=float("nan"))
+            tl.store(time_ptr, value.to(time_ptr.dtype.element_ty), mask=first == 0)
 
 
 def launch_select(

@@ -7,6 +7,7 @@ import torch
 
 from fastdiff import ops
 from fastdiff.calls import AttentionBackwardCall, AttentionCall
+from fastdiff.kernels.attention import launch_attention
 from fastdiff.ops._dispatch import dispatch
 from fastdiff.ops.reference import attention as reference_attention
 from support.triton_cases import DTYPES, assert_near
@@ -155,3 +156,13 @@ def test_attention_refuses_head_sizes(device, head_dim):
 def test_attention_refuses_float64(device):
     with pytest.raises(ValueError, match="implementation 'sdpa' or 'reference'"):
         ops.attention(packed((1, 4, 1, 16), device, torch.float64), 1, implementation="triton")
+
+
+@pytest.mark.parametrize("memory", ["tokens", "channels"])
+def test_attention_writes_where_it_is_told(device, memory):
+    qkv = packed((2, 17, 2, 48), device, memory=memory)
+    call = AttentionCall(qkv, 2, "legacy", 0.11)
+    expected = launch_attention(call)
+    out = torch.full((2, 17, 96), torch.nan, device=device), torch.full((2, 2, 17), torch.nan, device=device)
+    assert launch_attention(call, out) is out
+    assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))

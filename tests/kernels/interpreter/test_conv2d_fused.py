@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from fastdiff import ops
 from fastdiff.calls import Conv2dFusedCall
+from fastdiff.kernels import conv2d_fused
 from fastdiff.ops.reference import conv2d_fused as reference_conv
 from support.tolerances import FLOAT32, FLOAT32_DEEP, FLOAT32_FEW, FLOAT32_SUM
 from support.triton_cases import DTYPES, FORMATS, ROUNDING
@@ -134,3 +135,15 @@ def test_conv2d_fused_refuses_float64(device):
     x, weight = random((1, 4, 5, 5), device, 0, torch.float64), random((8, 4, 3, 3), device, 1, torch.float64)
     with pytest.raises(ValueError, match="implementation='reference'"):
         ops.conv2d_fused(x, weight, implementation="triton")
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5)], ids=str)
+def test_conv2d_fused_pads_below_and_to_the_right_for_the_size_it_is_given(device, size):
+    """As networks do before a convolution of stride 2: no zeros above, some below."""
+    x, weight = random((2, 8, *size), device, 0), random((16, 8, 3, 3), device, 1) / 8
+    call = Conv2dFusedCall(x, weight, None, None, None, None, None, 2, 0, True, want_statistics=False)
+    exact = F.conv2d(F.pad(x.double(), (0, 1, 0, 1)), weight.double(), None, 2)
+    out = torch.full(exact.shape, torch.nan, device=device).contiguous(memory_format=torch.channels_last)
+    y = conv2d_fused.launch_conv2d_fused(call, out)[0]
+    assert y is out
+    assert torch.allclose(y.double(), exact, rtol=FLOAT32_SUM, atol=FLOAT32_SUM)

@@ -5,6 +5,7 @@ import torch
 
 from fastdiff import Diffusion, NoiseSchedule, ops
 from fastdiff.calls import DiffuseCall
+from fastdiff.kernels.diffuse import launch_diffuse
 from fastdiff.ops.reference import diffuse as reference
 from support.triton_cases import DTYPES, FORMATS, SHAPES, assert_near, images
 
@@ -111,6 +112,21 @@ def test_diffuse_gives_nan_for_a_timestep_out_of_range(device, table, layout):
     ):
         assert ours[[1, 3, 4]].isnan().all()
         assert torch.equal(ours[[0, 2]], valid[[0, 2]])
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_diffuse_reads_its_seed_from_memory(device, table, layout):
+    """In place of the scalar, as a captured launch must; so is the number of timesteps that count."""
+    x0 = images((3, 3, 5, 6), device, layout=layout)
+    t, ids, row = counters(3, device)
+    call = DiffuseCall(x0, t, table, None, ids, row, -5, 15, 256, torch.float32, True)
+    expected = launch_diffuse(call)
+    seed, count = torch.tensor([-5], device=device), torch.tensor([NUM_TIMESTEPS], device=device)
+    found = launch_diffuse(call._replace(seed=1), seed=seed, num_timesteps=count)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    x_t, _ = launch_diffuse(call, num_timesteps=t[2:] + 0)
+    assert x_t[2:].isnan().all()
+    assert torch.equal(x_t[:2], expected[0][:2])
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)], ids=str)

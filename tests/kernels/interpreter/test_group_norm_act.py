@@ -167,6 +167,78 @@ def test_group_norm_act_in_16_bits(device, dtype, shape, second, groups, layout)
     case.check_backward()
 
 
+def preallocated(call):
+    """Where the launcher may write, filled with NaN."""
+    x = call.x
+    shape = (x.shape[0], call.weight.shape[0], *x.shape[2:])
+    y = torch.empty(shape, dtype=x.dtype, device=x.device).contiguous(memory_format=ops.memory_format(x))
+    total = None if call.residual is None else torch.empty_like(y)
+    mean, rstd = (torch.empty(x.shape[0], call.groups, device=x.device) for _ in range(2))
+    size = group_norm_act.partial_shape(call)
+    partial = None if size is None else torch.empty(size, device=x.device)
+    return group_norm_act.GroupNormActOut(y, total, mean, rstd, partial)
+
+
+def full_call(device, dtype=torch.float32, layout="nhwc"):
+    """With a second source and a residual at once."""
+    case = Case(device, (2, 7, 5, 3), 5, 3, EVERYTHING, dtype, layout)
+    residual = random((2, 12, 5, 3), device, 12, dtype, layout)
+    added = [case.vector(name, False) for name in ("added_bias", "added_time")]
+    vectors = [case.vector(name, False) for name in ("weight", "bias", "scale", "shift")]
+    return GroupNormActCall(case.x, case.x2, residual, *added, *vectors, case.groups, case.eps, True)
+
+
+@pytest.mark.usefixtures("_walk")
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_group_norm_act_takes_two_sources_and_a_residual(device, dtype, layout):
+    call = full_call(device, DTYPES[dtype], layout)
+    y, total, mean, rstd = group_norm_act.launch_group_norm_act(call)
+    wide = GroupNormActCall._make(v.double() if isinstance(v, torch.Tensor) else v for v in call)
+    assert_near(total, reference_norm.group_norm_act(wide)[1])
+    # What the interpreter truncates is what is normalised.
+    plain = wide._replace(x=total.double(), x2=None, residual=None, added_bias=None, added_time=None)
+    exact, _, exact_mean, exact_rstd = reference_norm.group_norm_act(plain)
+    assert_near(y, exact)
+    assert_near(mean, exact_mean)
+    assert_near(rstd, exact_rstd)
+
+
+@pytest.mark.usefixtures("_walk")
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("residual", [True, False])
+def test_group_norm_act_writes_where_it_is_told(device, residual, layout, monkeypatch):
+    call = full_call(device, layout=layout)
+    call = call if residual else call._replace(residual=None)
+    expected = group_norm_act.launch_group_norm_act(call)
+    out = preallocated(call)
+    for name in ("empty", "empty_like", "zeros", "full"):
+        monkeypatch.setattr(torch, name, lambda *_, **__: pytest.fail("memory was allocated"))
+    y, total, mean, rstd = group_norm_act.launch_group_norm_act(call, out)
+    assert y is out.y
+    assert total is out.total
+    assert mean is out.mean
+    assert rstd is out.rstd
+    assert torch.equal(y, expected[0])
+    assert total is None or torch.equal(total, expected[1])
+    assert torch.equal(mean, expected[2])
+    assert torch.equal(rstd, expected[3])
+
+
+@pytest.mark.usefixtures("_walk")
+def test_group_norm_act_may_write_over_what_it_reads(device):
+    case = Case(device, (2, 8, 7, 9), 0, 2, ("added_bias",), layout="nhwc", residual=True)
+    vectors = [case.vector(name, False) for name in ("weight", "bias")]
+    call = GroupNormActCall(
+        case.x, None, case.residual, case.vector("added_bias", False), None, *vectors, None, None, 2, case.eps, True
+    )
+    expected = group_norm_act.launch_group_norm_act(call)
+    out = preallocated(call)._replace(y=call.x, total=call.residual)
+    y, total = group_norm_act.launch_group_norm_act(call, out)[:2]
+    assert torch.equal(y, expected[0])
+    assert torch.equal(total, expected[1])
+
+
 @pytest.mark.parametrize("act", [True, False])
 @pytest.mark.parametrize("names", OPTIONS)
 def test_group_norm_act_with_and_without_its_options(device, names, act):

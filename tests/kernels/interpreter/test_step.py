@@ -11,6 +11,7 @@ from fastdiff import (
     samplers,
 )
 from fastdiff.calls import StepCall
+from fastdiff.kernels import step
 from fastdiff.ops.reference import step as reference
 from fastdiff.process.table import ROW_FIELDS, ROW_WIDTH
 from support.triton_cases import DTYPES, FORMATS, SHAPES, assert_near, images
@@ -261,6 +262,28 @@ def test_step_reads_rows_and_ids_through_their_strides(device):
     ids, row = (torch.tensor(values, device=device)[::2] for values in ([1 << 33, 0, 7, 0], [1, 9, 0, 9]))
     slots = Slots((2, 3, 3, 4), device)
     slots.run_and_check(rows[::2], row, sample_ids=ids)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("seed", [0, 7, SEED, 1 << 63, (1 << 32) + 5])
+def test_step_reads_its_seed_from_memory(device, seed, layout):
+    """In place of the scalar, as a captured launch must; so is the number of rows that count."""
+    rows = make_rows(device, full_row(0), full_row(1))
+    ids = torch.arange(2, device=device)
+    results = []
+    for pointers in (False, True):
+        slots = Slots((2, 3, 5, 6), device, layout=layout)
+        signed = seed - (1 << 64) if seed >= 1 << 63 else seed
+        call = StepCall(
+            slots.x, slots.model, rows, torch.tensor([1], device=device), None, ids, 99 if pointers else signed, False,
+            slots.base, slots.history, slots.pred, slots.out,
+        )  # fmt: skip
+        given = {"seed": torch.tensor([signed], device=device), "num_rows": torch.tensor([2], device=device)}
+        step.launch_step(call, **given if pointers else {})
+        results.append((slots.out, slots.pred, slots.base, slots.history))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    step.launch_step(call, num_rows=torch.tensor([1], device=device))
+    assert slots.out.isnan().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)], ids=str)
