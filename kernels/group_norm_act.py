@@ -1,6 +1,6 @@
 """Group norm, scale and shift, SiLU on a GPU: one read and one write where a slice fits on chip.
 
-Per sample and channel c of group g, with h = (x, x2)_c + residual + added_bias_c + added_time_c:
+Per sample and channel c of group g, with h = (x + residual, x2)_c + added_bias_c + added_time_c:
 
     y = act(((h - mean_g) / sqrt(variance_g + eps) weight_c + bias_c) (1 + scale_c) + shift_c)
 
@@ -78,7 +78,7 @@ def _group_norm_act_kernel(
 ):
     """The module's formula; STATISTICS and APPLY are its two halves, in one launch or in two.
 
-    x (and x2): [B, FIRST (and CHANNELS - FIRST), spatial]; residual, y, sum: [B, CHANNELS, spatial], all of one type,
+    x, residual, sum (and x2): [B, FIRST (and CHANNELS - FIRST), spatial]; y: [B, CHANNELS, spatial], all of one type,
     in channels_last or contiguous memory. added_bias, weight, bias: [CHANNELS]; added_time, scale, shift: [B,
     CHANNELS] with a stride; any types. mean, rstd: float32 [B, groups]; partial: float32 [2, partial_size],
     partial_size = B num_splits groups: means and sums of squared differences from them. `sum` is h in its type, and h
@@ -98,6 +98,7 @@ def _group_norm_act_kernel(
     contiguous memory where the image's size is a multiple of 16.
     """
     CUT: tl.constexpr = (CHANNELS, FIRST, LAYOUT, BLOCK_P, BLOCK_C)
+    SUM_CUT: tl.constexpr = (FIRST, FIRST, LAYOUT, BLOCK_P, BLOCK_C)
     NUM_BLOCKS: tl.constexpr = CHANNELS // WIDTH
     NUM_GROUPS: tl.constexpr = CHANNELS // GROUP_SIZE
     block = tl.program_id(0) % NUM_BLOCKS
@@ -125,11 +126,15 @@ def _group_norm_act_kernel(
             first = start + i * BLOCK_P
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             h = load_tile(x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, CUT) + added[None, :]
-            if residual_ptr is not None:
-                h += load_tile(residual_ptr, None, sample, first, first_channel, spatial, mask, CUT)
+            if sum_ptr is not None:
+                owned = mask
+                if x2_ptr is not None:
+                    owned = mask & (channels < FIRST)[None, :]
+                if residual_ptr is not None:
+                    h += load_tile(residual_ptr, None, sample, first, first_channel, spatial, owned, SUM_CUT)
                 rounded = h.to(sum_ptr.dtype.element_ty)
-                store_tile(sum_ptr, None, rounded, sample, first, first_channel, spatial, mask, CUT)
-                h = rounded.to(tl.float32)
+                store_tile(sum_ptr, None, rounded, sample, first, first_channel, spatial, owned, SUM_CUT)
+                h = tl.where(owned, rounded.to(tl.float32), h)
             if RESIDENT:
                 mean_here = tl.where(mask, h, 0.0)
             else:
@@ -183,7 +188,7 @@ def _group_norm_act_kernel(
             gain *= scale
             shift = shift * scale + load_vector(shift_ptr + sample.to(tl.int64) * shift_stride, channels, inside)
         gain *= rstd
-        if STATISTICS and residual_ptr is not None and not RESIDENT:
+        if STATISTICS and sum_ptr is not None and not RESIDENT:
             # The sum is read again, maybe by other threads than wrote it.
             tl.debug_barrier()
         for i in range(num_tiles):
@@ -191,8 +196,10 @@ def _group_norm_act_kernel(
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             if RESIDENT and STATISTICS:
                 h = mean_here
-            elif residual_ptr is not None:
-                h = load_tile(sum_ptr, None, sample, first, first_channel, spatial, mask, CUT)
+            elif sum_ptr is not None:
+                h = load_tile(sum_ptr, x2_ptr, sample, first, first_channel, spatial, mask, CUT)
+                if x2_ptr is not None:
+                    h += tl.where(channels < FIRST, 0.0, added)[None, :]
             else:
                 h = load_tile(x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, CUT) + added[None, :]
             y = (h - mean[None, :]) * gain[None, :] + shift[None, :]
@@ -206,7 +213,7 @@ class GroupNormActOut(NamedTuple):
 
     Attributes:
         y: [B, C, ...] of x's type and memory format; x itself where it has all channels.
-        total: The written sum, as y, or the residual itself; None without a residual.
+        total: The written sum, as x, or the residual itself; with a residual, and where the sum is wanted without one.
         mean, rstd: float32 [B, groups].
         partial: float32 of `partial_shape`, or None where that is None.
     """
@@ -232,7 +239,7 @@ def _allocate(call: GroupNormActCall) -> GroupNormActOut:
     x, groups = call.x, call.groups
     shape = (x.shape[0], call.weight.shape[0], *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    total = None if call.residual is None else torch.empty_like(y)
+    total = None if call.residual is None else torch.empty_like(x, memory_format=memory_format(x))
     mean = torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
     partial = None
     if y.numel() and (size := partial_shape(call)) is not None:
@@ -246,7 +253,8 @@ def launch_group_norm_act(
     """Run the op on a GPU; arguments and results as in `fastdiff.ops`.
 
     Args:
-        call: A second source and a residual may be given together: the residual then has all channels.
+        call: A second source and a residual may be given together: the residual, and the sum, have the first one's
+            channels.
         out: Where to write. Then nothing is allocated, as long as all tensors are dense in x's memory format and the
             values [B, C] have rows without gaps.
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from fastdiff.nets.unet import UNet
 
 __all__ = ["info_app"]
 
@@ -181,15 +184,19 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
     size: Annotated[int | None, typer.Option(min=1, help="Height and width; the network's own if left out.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Direct convolutions alone.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="A GPU, sm_90 or sm_80: its plan, and what it costs by paper arithmetic.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="With --device: bfloat16, float16 or float32.")] = "bfloat16",
 ) -> None:
-    """The instructions that the C++ engine makes of a network, and what each costs on this machine."""
+    """The instructions that the engine makes of a network, and what each costs on this machine, or on a GPU."""
+    if device is not None:
+        _gpu_plan(network, batch, size, device, dtype)
+        return
     from fastdiff.engine import compile as compile_network
     from fastdiff.engine import engine_peak, matrix_peak, profile
-    from fastdiff.nets.config import PRESETS
-    from fastdiff.nets.unet import UNet
-    from fastdiff.pipeline import Pipeline
 
-    unet = UNet(PRESETS[network]).eval() if network in PRESETS else Pipeline.from_pretrained(network).unet
+    unet = _named_network(network)
     side = size or unet.config.image_size
     compiled = compile_network(unet, precision="strict" if strict else "fast")
     times = profile(compiled, batch, (side, side))
@@ -215,6 +222,54 @@ def plan(
         f"({predicted:,.1f} predicted); arena {memory[0]:,.1f} MiB, scratch {memory[1]:,.1f} MiB, weights "
         f"{memory[2]:,.1f} MiB; products reach {engine_peak() / 1e9:,.0f} GFLOP/s here, and PyTorch's "
         f"{matrix_peak() / 1e9:,.0f}"
+    )
+
+
+def _named_network(network: str) -> UNet:
+    from fastdiff.nets.config import PRESETS
+    from fastdiff.nets.unet import UNet
+    from fastdiff.pipeline import Pipeline
+
+    if network not in PRESETS:
+        return Pipeline.from_pretrained(network).unet  # type: ignore[return-value]
+    return UNet(PRESETS[network]).eval()
+
+
+def _gpu_plan(network: str, batch: int, size: int | None, device: str, dtype: str) -> None:
+    """Print what a GPU would run, which needs none."""
+    from fastdiff.engine import lower, place
+    from fastdiff.engine.cuda.passes import for_gpu
+    from fastdiff.engine.cuda.predict import RATES, predict
+    from fastdiff.engine.plan import ITEM_BYTES
+    from fastdiff.process.checks import nearest_name
+
+    for name, value, known in (("device", device, RATES), ("dtype", dtype, ITEM_BYTES)):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: {nearest_name(value, list(known))}")
+    unet = _named_network(network)
+    side = size or unet.config.image_size
+    made = for_gpu(lower(unet, side, side, "cuda"), dtype)  # type: ignore[arg-type]
+    rates, arena = RATES[device], place(made, batch, "cuda").length
+    found = predict(made, batch, rates, arena)
+    table = _table("", "instruction", "kernel", "shapes", "GFLOP", "MB", "bound by", "at least, us")
+    for line in found:
+        table.add_row(
+            str(line.number),
+            line.instruction.op,
+            line.kernel,
+            line.shapes,
+            f"{line.flops / 1e9:,.3f}" if line.flops else "",
+            f"{line.bytes_moved / 1e6:,.2f}",
+            line.bound,
+            f"{1e6 * line.seconds:,.1f}",
+        )
+    _print(table)
+    seconds, nodes = sum(line.seconds for line in found), sum(line.launches for line in found)
+    typer.echo(
+        f"{len(found)} instructions, {nodes} launches, {sum(line.flops for line in found) / 1e9:,.1f} GFLOP, "
+        f"{sum(line.bytes_moved for line in found) / 1e6:,.1f} MB; arena {arena / 2**20:,.1f} MiB; at least "
+        f"{1e3 * seconds:,.3f} ms for {batch} images of {side}x{side} on a {rates.card}, of which "
+        f"{1e3 * nodes * rates.node:,.3f} from one kernel to the next: by paper arithmetic, nothing here was run on a GPU"
     )
 
 

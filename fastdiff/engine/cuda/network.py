@@ -105,7 +105,7 @@ class CudaNetwork:
             unet = self.unet
             parameters = list(unet.parameters())
             layout = [(id(p), p.shape, p.dtype, p.device) for p in parameters]
-            versions = [0 if p.is_inference() else p._version for p in parameters]
+            versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
             if layout != self._layout:
                 kinds = {(p.dtype, p.device) for p in parameters}
                 if len(kinds) != 1 or next(iter(kinds))[0] not in _NUMBERS:

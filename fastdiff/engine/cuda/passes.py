@@ -20,7 +20,7 @@ def for_gpu(plan: Plan, dtype: Number) -> Plan:
     sources become one there. A convolution writes its sum alone. What it would have added, its bias, a time and a
     residual, is added by the norm that reads the result next, which also writes the sum where something else reads it;
     a product of pixels adds its own bias. Where no norm comes next (before a resampling, and behind the last
-    convolution) it is an "add" of its own, in place. So nothing is read or written for an addition alone but there.
+    convolution) it is an "add" of its own, in place.
 
     Args:
         plan: Of `fastdiff.engine.lower(..., target="cuda")`.
@@ -105,12 +105,8 @@ class _Passes:
         sources = (self.totals.get(first, first), *(self.read(n) for n in others))
         pending, total = self.pending.get(first, _Pending()), None
         self.readers[first] -= 1
-        if pending.residual is not None or self.readers[first] > 0:
-            if others or pending.residual is None:
-                self.whole(first)
-                pending = _Pending()
-            else:
-                total = self.totals[first] = self.buffer(self.buffers[first])
+        if pending != _Pending() and (pending.residual is not None or self.readers[first] > 0):
+            total = self.totals[first] = self.buffer(self.buffers[first])
         self.pending.pop(first, None)
         image = self.buffers[first]
         target = self.buffer(replace(image, channels=sum(self.buffers[n].channels for n in sources)))

@@ -172,7 +172,7 @@ def preallocated(call):
     x = call.x
     shape = (x.shape[0], call.weight.shape[0], *x.shape[2:])
     y = torch.empty(shape, dtype=x.dtype, device=x.device).contiguous(memory_format=ops.memory_format(x))
-    total = None if call.residual is None else torch.empty_like(y)
+    total = None if call.residual is None else torch.empty_like(call.residual)
     mean, rstd = (torch.empty(x.shape[0], call.groups, device=x.device) for _ in range(2))
     size = group_norm_act.partial_shape(call)
     partial = None if size is None else torch.empty(size, device=x.device)
@@ -182,7 +182,7 @@ def preallocated(call):
 def full_call(device, dtype=torch.float32, layout="nhwc"):
     """With a second source and a residual at once."""
     case = Case(device, (2, 7, 5, 3), 5, 3, EVERYTHING, dtype, layout)
-    residual = random((2, 12, 5, 3), device, 12, dtype, layout)
+    residual = random((2, 7, 5, 3), device, 12, dtype, layout)
     added = [case.vector(name, False) for name in ("added_bias", "added_time")]
     vectors = [case.vector(name, False) for name in ("weight", "bias", "scale", "shift")]
     return GroupNormActCall(case.x, case.x2, residual, *added, *vectors, case.groups, case.eps, True)
@@ -195,9 +195,13 @@ def test_group_norm_act_takes_two_sources_and_a_residual(device, dtype, layout):
     call = full_call(device, DTYPES[dtype], layout)
     y, total, mean, rstd = group_norm_act.launch_group_norm_act(call)
     wide = GroupNormActCall._make(v.double() if isinstance(v, torch.Tensor) else v for v in call)
-    assert_near(total, reference_norm.group_norm_act(wide)[1])
+    # The residual goes with the first source.
+    wide = wide._replace(residual=torch.nn.functional.pad(wide.residual, (0, 0, 0, 0, 0, 5)))
+    h = reference_norm.group_norm_act(wide)[1]
+    assert_near(total, h[:, :7])
     # What the interpreter truncates is what is normalised.
-    plain = wide._replace(x=total.double(), x2=None, residual=None, added_bias=None, added_time=None)
+    both = torch.cat((total.double(), h[:, 7:]), dim=1)
+    plain = wide._replace(x=both, x2=None, residual=None, added_bias=None, added_time=None)
     exact, _, exact_mean, exact_rstd = reference_norm.group_norm_act(plain)
     assert_near(y, exact)
     assert_near(mean, exact_mean)
@@ -223,6 +227,16 @@ def test_group_norm_act_writes_where_it_is_told(device, residual, layout, monkey
     assert total is None or torch.equal(total, expected[1])
     assert torch.equal(mean, expected[2])
     assert torch.equal(rstd, expected[3])
+
+
+@pytest.mark.usefixtures("_walk")
+@pytest.mark.parametrize("layout", FORMATS)
+def test_group_norm_act_writes_the_sum_without_a_residual(device, layout):
+    call = full_call(device, layout=layout)
+    none = call._replace(residual=torch.zeros_like(call.residual))
+    expected = group_norm_act.launch_group_norm_act(none)
+    found = group_norm_act.launch_group_norm_act(call._replace(residual=None), preallocated(none))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
 @pytest.mark.usefixtures("_walk")
