@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -181,9 +182,10 @@ class _Binding:
         first, *others = (self.pixels(n) for n in i.sources)
         matrices, bias = self.weights.matrices(i, [first.shape[1], *(other.shape[1] for other in others)])
         y, head = self.pixels(i.target), matrices[0]
-        self.add_launch(i, lambda: _ignore(torch.addmm(bias, first, head, out=y)))
+        tf32 = self.weights.tf32
+        self.add_launch(i, lambda: _multiply(bias, first, head, y, tf32))
         for other, matrix in zip(others, matrices[1:], strict=True):
-            self.add_launch(i, lambda other=other, matrix=matrix: _ignore(y.addmm_(other, matrix)))  # type: ignore[misc]
+            self.add_launch(i, functools.partial(_multiply, y, other, matrix, y, tf32))
 
     def attention(self, i: Instruction) -> None:
         buffer = self.plan.buffers[i.sources[0]]
@@ -218,6 +220,20 @@ def _attend(call: AttentionCall, out: Tensor) -> None:
     q, k, v = split_qkv(call.qkv, call.num_heads, call.layout)
     heads = F.scaled_dot_product_attention(q, k, v, scale=call.scale)
     split_heads(out, call.num_heads).copy_(heads)
+
+
+def _multiply(summand: Tensor, x: Tensor, matrix: Tensor, y: Tensor, tf32: bool) -> None:
+    """y = summand + x matrix; TensorFloat-32 as is said here, whatever PyTorch is set to."""
+    if x.dtype != torch.float32 or not x.is_cuda:
+        torch.addmm(summand, x, matrix, out=y)
+        return
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        torch.addmm(summand, x, matrix, out=y)
+    finally:
+        setting.fp32_precision = before
 
 
 def _convolve(x: Tensor, weight: Tensor, y: Tensor, stride: int, pad: int, tf32: bool) -> None:
