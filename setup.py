@@ -1,17 +1,21 @@
-"""Build of the C++ extension, and the map of top-level kernels/ to fastdiff.kernels. Everything else: pyproject.toml.
+"""Build of the C++ and CUDA parts, and the map of kernels/ to fastdiff.kernels. Everything else: pyproject.toml.
 
-FASTDIFF_EXT=0 leaves the extension out: a pure-Python package that runs the reference implementations.
+FASTDIFF_EXT=0 leaves both out: a pure-Python package that runs the reference implementations.
+FASTDIFF_CUDA=auto|0|1: the sampling loop on a GPU (csrc/cuda) is built where nvcc is found, never, or is needed.
 FASTDIFF_SANITIZE=address,undefined builds it with those sanitizers (`make asan`).
 FASTDIFF_WERROR=1 takes the compiler's warnings for errors (`make setup-dev`); a user's newer compiler may know others.
 """
 
+import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
+CUDA = "fastdiff._cuda"
 # The stable ABI of PyTorch 2.10 and (py_limited_api) the limited Python API: one build serves all later versions.
 DEFINES = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
 FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
@@ -35,8 +39,67 @@ def flag(name, default):
     return value == "1"
 
 
+def load_nvcc():
+    spec = importlib.util.spec_from_file_location("nvcc", ROOT / "csrc" / "cuda" / "nvcc.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cuda_extension():
+    """[the CUDA part], or [] where it is not to be built. What fails to compile is left out where nobody asked."""
+    wanted = os.environ.get("FASTDIFF_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        sys.exit(f"FASTDIFF_CUDA must be auto, 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return []
+    nvcc = load_nvcc()
+    compiler = nvcc.find()
+    obstacle = None
+    if compiler is None:
+        obstacle = "nvcc was not found: install CUDA, and put nvcc into PATH or its toolkit's folder into CUDA_HOME"
+    elif nvcc.version(compiler) < nvcc.FIRST_VERSION:
+        obstacle = f"{compiler} is older than CUDA 12.4, the first with loops in graphs"
+    if obstacle is not None:
+        if wanted == "1":
+            sys.exit(f"FASTDIFF_CUDA=1, but {obstacle}. FASTDIFF_CUDA=0 builds without.")
+        return []
+    # PyTorch's build would take sources ending in .cu for its own CUDA.
+    depends = [str(path.relative_to(ROOT)) for path in [*nvcc.sources(), *(ROOT / "csrc").rglob("*.h")]]
+    return [Extension(CUDA, sources=[], depends=depends, optional=wanted == "auto")]
+
+
+def with_cuda(build_ext):
+    """The command that builds extensions, the CUDA part among them: a plain library, not a module of Python."""
+
+    class Build(build_ext):
+        def get_ext_filename(self, fullname):
+            *folders, name = fullname.split(".")
+            if name != CUDA.rpartition(".")[2]:
+                return super().get_ext_filename(fullname)
+            return os.path.join(*folders, f"{name}.so")
+
+        def build_extension(self, extension):
+            if extension.name != CUDA:
+                return super().build_extension(extension)
+            from setuptools.errors import CompileError
+
+            nvcc = load_nvcc()
+            target = Path(self.get_ext_fullpath(extension.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            command = nvcc.command(nvcc.find(), target, werror=flag("FASTDIFF_WERROR", "0"))
+            if subprocess.run(command, check=False).returncode != 0:
+                raise CompileError("nvcc failed; FASTDIFF_CUDA=0 builds without, FASTDIFF_CUDA=1 makes this an error")
+
+    return Build
+
+
 def extension_arguments():
-    if not flag("FASTDIFF_EXT", "1") or "sdist" in sys.argv or "egg_info" in sys.argv or "dist_info" in sys.argv:
+    if not flag("FASTDIFF_EXT", "1"):
+        if os.environ.get("FASTDIFF_CUDA") == "1":
+            sys.exit("FASTDIFF_CUDA=1 and FASTDIFF_EXT=0 contradict each other: leave one out")
+        return {}
+    if "sdist" in sys.argv or "egg_info" in sys.argv or "dist_info" in sys.argv:
         return {}
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
@@ -50,7 +113,8 @@ def extension_arguments():
     warnings = [f"-isystem{path}" for path in include_paths()]
     if flag("FASTDIFF_WERROR", "0"):
         warnings += ["-Werror"]
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+    ours = [ROOT / "csrc" / "module.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
+    sources = sorted(str(path.relative_to(ROOT)) for path in ours)
     headers = sorted(str(path.relative_to(ROOT)) for kind in ("*.h", "*.inl") for path in (ROOT / "csrc").rglob(kind))
     extension = CppExtension(
         "fastdiff._C",
@@ -63,8 +127,9 @@ def extension_arguments():
         py_limited_api=True,
     )
     return {
-        "ext_modules": [extension],
-        "cmdclass": {"build_ext": BuildExtension},
+        # Sanitizers are for the kernels of the CPU.
+        "ext_modules": [extension, *([] if sanitize else cuda_extension())],
+        "cmdclass": {"build_ext": with_cuda(BuildExtension)},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 

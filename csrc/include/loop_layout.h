@@ -17,10 +17,10 @@ constexpr int64_t LOOP_CONTROL_WIDTH = 16;
 // Host memory that the GPU sees as well. The first words are the GPU's to write, the others, a cache line further, the
 // host's.
 enum LoopShared : int {
-  LOOP_DONE,          // the row after the one finished last
-  LOOP_BAD_ROW,       // the row that met a value that is not finite, or -1
-  LOOP_WORD_STOP = 8, // not 0: stop before the next row
-  LOOP_WORD_FIRST,    // of a launch: its first row, the row behind its last, and what the control block is given
+  LOOP_DONE,           // the row after the one finished last
+  LOOP_BAD_ROW,        // the row that met a value that is not finite, or -1
+  LOOP_WORD_STOP = 8,  // not 0: stop before the next row
+  LOOP_WORD_FIRST,     // of a launch: its first row, the row behind its last, and what the control block is given
   LOOP_WORD_LAST,
   LOOP_WORD_NUM_ROWS,
   LOOP_WORD_SEED,

@@ -249,4 +249,3 @@ class LoopGraph:
         if getattr(self, "_loop", None) is not None:
             with contextlib.suppress(Exception):
                 self.close()
-

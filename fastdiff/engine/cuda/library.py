@@ -84,7 +84,7 @@ class Versions(NamedTuple):
 class LoopOptions(ctypes.Structure):
     """What a loop is built from; csrc/include/loop_layout.h has the meanings."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         (name, ctypes.c_int64)
         for name in (
             "mode",
