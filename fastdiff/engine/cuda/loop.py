@@ -303,7 +303,8 @@ class _Session:
         self.loop = device.loop(
             network, step, self.statics.rows, self.statics.control, self.recorder, all(state.evaluates)
         )
-        weakref.finalize(self, self.loop.close)
+        # At the interpreter's end the driver releases it, and may be gone before.
+        weakref.finalize(self, self.loop.close).atexit = False
 
     def _evaluation(self, model: Any, wanted: _Wanted) -> Callable[[], None]:
         """What launches the network for the row, and leaves its output in `self.output`."""

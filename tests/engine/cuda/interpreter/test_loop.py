@@ -14,7 +14,8 @@ from fastdiff.engine.cuda.network import CudaNetwork
 from fastdiff.ops.table_state import TableState
 from fastdiff.sampling.runner import initial_noise
 from support.engine_networks import SMALL
-from support.host_device import HostDevice
+from support import fake_cuda
+from support.host_device import FakeGpu, HostDevice
 from support.networks import redrawn
 from support.tolerances import FLOAT32_DEEP, FLOAT32_SUM
 
@@ -66,6 +67,24 @@ def recorded(model, table, batch, device, seed=7, rows=None, told=None, stops=()
     return x
 
 
+@pytest.fixture
+def gpu():
+    """Makes devices over a CUDA runtime without a GPU, in which nothing is left behind."""
+    runtime, made = fake_cuda.runtime(), []
+    runtime.reset()
+
+    def make(mode="while"):
+        made.append(FakeGpu(runtime, mode))
+        return made[-1]
+
+    yield make
+    for device in made:
+        device.close()
+    violation, live, errors = runtime.violation(), runtime.live(), list(runtime.errors)
+    runtime.reset()
+    assert (violation, live, errors) == ("", {}, [])
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_recorded_rows_are_the_eager_loop(name):
     table = TABLES[name]
@@ -74,6 +93,43 @@ def test_recorded_rows_are_the_eager_loop(name):
     x = recorded(model, table, 3, HostDevice(), told=told)
     assert (x - eager(model, table, 3)).abs().max() < FLOAT32_SUM
     assert sum(told) == len(table)
+
+
+@pytest.mark.parametrize("mode", ["while", "replay"])
+@pytest.mark.parametrize("name", ["ddpm", "history and a base", "rows without an evaluation"])
+def test_recorded_rows_are_one_launch_of_a_graph(gpu, name, mode):
+    table, model, told, device = TABLES[name], Small().eval(), [], gpu(mode)
+    x = recorded(model, table, 3, device, told=told, check_finite=True)
+    assert (x - eager(model, table, 3)).abs().max() < FLOAT32_SUM
+    assert sum(told) == len(table)
+    if mode == "while":
+        assert device.runtime.calls("cudaGraphLaunch") == 1
+
+
+def test_published_digits_network_runs_through_launches_and_the_loop_graph(gpu):
+    """The whole of it: plan, launches, csrc/cuda; against the C++ engine."""
+    torch.manual_seed(0)
+    net = redrawn(fd.UNet(fd.UNetConfig.preset("digits")).eval(), 0.05)
+    table, ids, device = fd.samplers.ddim(LINEAR, 3), torch.arange(1), gpu()
+    x = initial_noise((1, 1, 8, 8), ids, 7, table.init_scale)
+    expected = fd.sample(net, table, shape=(1, 1, 8, 8), seed=7, runner="native", progress=False)
+    with torch.no_grad():
+        run_table(
+            CudaNetwork(net, precision="strict"), TableState(table), x, range(3), device=device,
+            ids=ids, seed=7, model_kwargs={}, input_dtype=torch.float32, advance=lambda count: None,
+            stops=frozenset(), on_stop=None,
+        )  # fmt: skip
+    assert (x - expected).abs().max() < FLOAT32_DEEP
+    assert device.runtime.calls("cudaGraphLaunch") == 1
+
+
+def test_state_that_is_not_finite_ends_the_launch(gpu):
+    class Bad(Small):
+        def forward(self, x, t):
+            return super().forward(x, t) * torch.where(t == TABLES["ddim"]["t"][1], torch.nan, 1.0).view(-1, 1, 1, 1)
+
+    with pytest.raises(NotFinite, match="after row 1 of 4"):
+        recorded(Bad().eval(), TABLES["ddim"], 2, gpu(), check_finite=True)
 
 
 def test_batches_run_in_chunks_of_equal_size(monkeypatch):
