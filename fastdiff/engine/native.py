@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import threading
 import weakref
 from collections import OrderedDict
@@ -20,9 +19,8 @@ from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weig
 from fastdiff.engine.plan import Buffer, Instruction, Plan, place
 from fastdiff.engine.watch import Watch
 from fastdiff.nets.unet import UNet, timestep_embedding
-from fastdiff.process.checks import whole_number
 
-__all__ = ["NativeNetwork", "Precision", "Prepared", "cached_network", "compile"]
+__all__ = ["NativeNetwork", "Precision", "Prepared", "cached_network"]
 
 Precision = Literal["fast", "strict"]
 # Plans kept at a time, one per batch and size; the oldest goes.
@@ -342,49 +340,3 @@ def cached_network(unet: UNet) -> NativeNetwork:
         if network is None:
             network = _cache[unet] = NativeNetwork(unet, hold=False)
     return network
-
-
-def compile(
-    unet: UNet, *, batch: int | None = None, size: int | tuple[int, int] | None = None, precision: Precision = "fast"
-) -> NativeNetwork:
-    """Compile a network for the CPU.
-
-    Args:
-        unet: The network, float32 on the CPU.
-        batch: Images at a time to prepare for; other batches are planned when they come.
-        size: Height and width of the images, one number or two; the configuration's when None. Other sizes are planned
-            when they come.
-        precision: See `NativeNetwork`.
-
-    Returns:
-        A callable (x, t, y=None) -> output.
-
-    Raises:
-        ValueError: the network has a part that the engine cannot run (named), or a batch or size does not fit.
-        RuntimeError: the C++ extension is not built.
-    """
-    network = NativeNetwork(unet, precision)
-    height, width = _checked_size(size, unet.config.image_size)
-    if batch is None:
-        network.plan(height, width)
-        return network
-    network.prepare(whole_number("batch", batch, low=1, strict=True), height, width)
-    return network
-
-
-def _checked_size(size: object, default: int) -> tuple[int, int]:
-    values = tuple(size) if isinstance(size, tuple | list) else (default if size is None else size,) * 2
-    whole = [number for number in map(_whole, values) if number is not None]
-    if len(values) != 2 or len(whole) != 2:
-        raise ValueError(f"size must be one whole number, or two: height and width; got {size!r}")
-    return whole[0], whole[1]
-
-
-def _whole(value: object) -> int | None:
-    """The int that it is, or None."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return None

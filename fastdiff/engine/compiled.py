@@ -1,0 +1,74 @@
+"""`fastdiff.compile`: a network for the engine of the device on which it is."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+from fastdiff.engine.native import NativeNetwork, Precision
+from fastdiff.nets.unet import UNet
+from fastdiff.process.checks import whole_number
+
+if TYPE_CHECKING:
+    from fastdiff.engine.cuda.network import CudaNetwork
+
+__all__ = ["compile"]
+
+
+def compile(
+    unet: UNet, *, batch: int | None = None, size: int | tuple[int, int] | None = None, precision: Precision = "fast"
+) -> NativeNetwork | CudaNetwork:
+    """Compile a network for the CPU, or for the GPU on which it is.
+
+    Args:
+        unet: The network: float32 on the CPU; float32, bfloat16 or float16 on a GPU.
+        batch: Images at a time to prepare for; other batches are planned when they come.
+        size: Height and width of the images, one number or two; the configuration's when None. Other sizes are planned
+            when they come.
+        precision: See `NativeNetwork`, and `CudaNetwork` in `fastdiff.engine.cuda.network`.
+
+    Returns:
+        A callable (x, t, y=None) -> output, for inference.
+
+    Raises:
+        ValueError: the network has a part that the engine cannot run (named), or a batch or size does not fit.
+        RuntimeError: on the CPU, the C++ extension is not built.
+    """
+    network = _compiled(unet, precision)
+    height, width = _checked_size(size, unet.config.image_size)
+    if batch is None:
+        network.plan(height, width)
+        return network
+    samples = whole_number("batch", batch, low=1, strict=True)
+    if isinstance(network, NativeNetwork):
+        network.prepare(samples, height, width)
+    else:
+        network.prepare(samples, height, width, time_per_sample=True)
+    return network
+
+
+def _compiled(unet: UNet, precision: Precision) -> NativeNetwork | CudaNetwork:
+    if isinstance(unet, UNet) and unet.conv_out.weight.is_cuda:
+        # It needs Triton.
+        from fastdiff.engine.cuda.network import CudaNetwork
+
+        return CudaNetwork(unet, precision)
+    return NativeNetwork(unet, precision)
+
+
+def _checked_size(size: object, default: int) -> tuple[int, int]:
+    values = tuple(size) if isinstance(size, tuple | list) else (default if size is None else size,) * 2
+    whole = [number for number in map(_whole, values) if number is not None]
+    if len(values) != 2 or len(whole) != 2:
+        raise ValueError(f"size must be one whole number, or two: height and width; got {size!r}")
+    return whole[0], whole[1]
+
+
+def _whole(value: object) -> int | None:
+    """The int that it is, or None."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
