@@ -43,6 +43,7 @@ def test_config_makes_the_density_that_it_names(density, middle, low, high):
     torch.manual_seed(0)
     levels = k.config.make_sample_density(MODEL | {"sigma_sample_density": density})([20001], device="cpu")
     assert levels.shape == (20001,)
+    # The ends as float32 has them, and the median of 20,001 draws.
     assert low * (1 - 1e-4) <= float(levels.min())
     assert float(levels.max()) <= high * (1 + 1e-4)
     if middle is not None:

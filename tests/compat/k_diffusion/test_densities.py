@@ -39,4 +39,5 @@ def test_densities_draw_from_pytorchs_generator_once():
     torch.testing.assert_close(levels, torch.tan(u * torch.pi / 2) * 0.5)
     torch.manual_seed(1)
     levels = k.utils.rand_log_normal([6], -1.0, 2.0)
+    # The levels stand a float32 logarithm and exponential away.
     torch.testing.assert_close((levels.log() + 1) / 2, torch.special.ndtri(u), rtol=1e-4, atol=1e-4)

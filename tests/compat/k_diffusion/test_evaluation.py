@@ -37,6 +37,7 @@ def test_fid_of_gaussians_is_their_distance():
     first, second = torch.cov(x.T), torch.cov(y.T)
     root = np.sqrt(np.linalg.eigvals(first.numpy() @ second.numpy()).real).sum()
     expected = mean + torch.trace(first + second) - 2 * root
+    # What is added to the diagonal, 1e-8, and roots of it.
     torch.testing.assert_close(k.evaluation.fid(x, y), expected, rtol=1e-6, atol=1e-6)
     assert abs(float(k.evaluation.fid(x, x))) < 1e-5
 
