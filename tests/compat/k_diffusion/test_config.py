@@ -47,6 +47,7 @@ def test_config_makes_the_density_that_it_names(density, middle, low, high):
     assert low * (1 - 1e-4) <= float(levels.min())
     assert float(levels.max()) <= high * (1 + 1e-4)
     if middle is not None:
+        # Of 20,001 draws.
         assert float(levels.median()) == pytest.approx(middle, rel=0.05)
 
 

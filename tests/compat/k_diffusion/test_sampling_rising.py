@@ -102,6 +102,7 @@ def test_log_likelihood_is_that_of_gaussian_data():
         return gain.view(-1, 1, 1, 1) * variance / (variance + sigma.view(-1, 1, 1, 1) ** 2) * y
 
     given = {"gain": torch.ones(3, dtype=torch.float64)}
+    # Small steps, so that what the prior leaves out is the larger error.
     found, info = k.sampling.log_likelihood(denoiser, x, low, high, extra_args=given, atol=1e-7, rtol=1e-7)
     expected = torch.distributions.Normal(0.0, math.sqrt(variance + low**2)).log_prob(x).flatten(1).sum(1)
     # The state at the last level has the data's variance as well, which the prior leaves out: 0.3 / 60^2 of it.
