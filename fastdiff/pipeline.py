@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import likelihood as scoring
-from fastdiff import samplers
 from fastdiff.engine.choose import Runner, compiled_or_not
 from fastdiff.files.checkpoint import WeightKind, load_model, save_described
 from fastdiff.files.data import DataScaling
@@ -23,11 +22,12 @@ from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.process.arguments import check_options
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.diffusion import Diffusion
-from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling import editing
 from fastdiff.sampling.guidance import ClassifierFreeGuidance
 from fastdiff.sampling.labels import Classes, Labels
-from fastdiff.sampling.runner import SamplingStep, checked_ids, sample
+from fastdiff.sampling.runner import SamplingStep, sample
+from fastdiff.sampling.seeds import Seed, checked_seeds
+from fastdiff.sampling.tables import Sampler, default_steps, table_of
 from fastdiff.sampling.thresholding import DynamicThreshold
 from fastdiff.sampling.views import Views
 
@@ -47,11 +47,6 @@ _SCORERS: dict[str, Callable[..., Any]] = {
 }
 # Options that ask for a subset of the bound's terms.
 _OF_ESTIMATE = {"target_error", "allocation", "draws", "max_rounds"}
-
-
-def default_steps(sampler: str, diffusion: Diffusion) -> int:
-    """Network evaluations where nobody chose: all timesteps for "ddpm", at most 50 for the other samplers."""
-    return diffusion.num_timesteps if sampler == "ddpm" else min(50, diffusion.num_timesteps)
 
 
 class Pipeline:
@@ -181,9 +176,9 @@ class Pipeline:
         self,
         num: int = 1,
         *,
-        sampler: str | CoefficientTable | Callable[..., CoefficientTable] = "ddim",
+        sampler: Sampler = "ddim",
         steps: int | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         sample_ids: Tensor | Iterable[int] | None = None,
         labels: Labels | None = None,
         batch_size: int | None = None,
@@ -200,11 +195,11 @@ class Pipeline:
 
         Args:
             num: How many.
-            sampler: Its name (`fastdiff.samplers.names()`), a table, or a function (diffusion, steps, **options) that
-                returns one.
+            sampler: Its name (`fastdiff.samplers.names()`), a table, the path of one (.json), or a function
+                (diffusion, steps, **options) that returns one. A table of another process is refused.
             steps: Network evaluations per image; when None, all timesteps for "ddpm" and at most 50 for the others.
-            seed: In [0, 2^64).
-            sample_ids: One whole number per image; 0..num-1 when None.
+            seed: In [0, 2^64), or one per image; see `fastdiff.sample`.
+            sample_ids: One whole number per image; 0..num-1 when None, and 0 for each with a seed per image.
             labels: For a network with classes: [num] int64, or a list of num numbers or names (`class_names`).
             batch_size: Images at a time; all when None. It changes nothing but speed and memory.
             runner: See `fastdiff.sample`.
@@ -226,8 +221,9 @@ class Pipeline:
         num = whole_number("num", num, low=0)
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size, low=1)
-        table = self._table(sampler, steps, options)
-        ids = checked_ids(sample_ids, num, self.device)
+        table = table_of(sampler, self.diffusion, steps, options)
+        seeds = checked_seeds(seed, num)
+        ids = seeds.ids(sample_ids, num, self.device)
         kwargs = self._kwargs(self._checked_labels(labels, num))
         model = self._guided(guidance, null_label, runner)
         rows = None if callback_rows is None else list(callback_rows)
@@ -237,7 +233,7 @@ class Pipeline:
                 model,
                 table,
                 shape=(len(part), *self.image_shape),
-                seed=seed,
+                seed=seeds.part(first, first + size),
                 sample_ids=part,
                 model_kwargs=None if kwargs is None else {"y": kwargs["y"][first : first + size]},
                 runner=runner,
@@ -369,7 +365,7 @@ class Pipeline:
         num: int = 1,
         *,
         rows: int | Sequence[int] = 8,
-        sampler: str | CoefficientTable | Callable[..., CoefficientTable] = "ddim",
+        sampler: Sampler = "ddim",
         steps: int | None = None,
         seed: int = 0,
         sample_ids: Tensor | Iterable[int] | None = None,
@@ -381,7 +377,7 @@ class Pipeline:
         kwargs = self._kwargs(self._checked_labels(labels, num))
         return editing.progressive(
             self.unet,
-            self._table(sampler, steps, options),
+            table_of(sampler, self.diffusion, steps, options),
             shape=(num, *self.image_shape),
             rows=rows,
             seed=seed,
@@ -430,23 +426,6 @@ class Pipeline:
 
     def _kwargs(self, labels: Tensor | None) -> dict[str, Tensor] | None:
         return None if labels is None else {"y": labels}
-
-    def _table(
-        self,
-        sampler: str | CoefficientTable | Callable[..., CoefficientTable],
-        steps: int | None,
-        options: dict[str, Any],
-    ) -> CoefficientTable:
-        if isinstance(sampler, CoefficientTable):
-            if steps is not None or options:
-                given = ", ".join(["steps"] * (steps is not None) + sorted(options))
-                raise ValueError(f"a table is given, so {given} cannot be chosen as well")
-            return sampler
-        if callable(sampler):
-            return sampler(self.diffusion, default_steps("", self.diffusion) if steps is None else steps, **options)
-        return samplers.build(
-            sampler, self.diffusion, default_steps(sampler, self.diffusion) if steps is None else steps, **options
-        )
 
     def _checked_labels(self, labels: Labels | None, num: int) -> Tensor | None:
         return self.classes.checked(labels, num, self.device)

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -236,7 +237,26 @@ def test_pipeline_refuses_guidance_that_cannot_be(named: fd.Pipeline, diffusion:
         named.sample(1, labels=[0], null_label=2)
 
 
-@pytest.mark.parametrize("seed", [[1, 2], "1", None, 2**64], ids=str)
+def test_pipeline_samples_a_seed_per_image(named: fd.Pipeline) -> None:
+    options: dict[str, Any] = {"sampler": "ddpm", "steps": 3, "runner": "native"}
+    together = named.sample(3, labels=[0, 1, 0], seed=[4, 9, 4], batch_size=2, **options)
+    alone = [named.sample(1, labels=[label], seed=seed, **options) for label, seed in ((0, 4), (1, 9))]
+    assert torch.equal(together, torch.cat([alone[0], alone[1], alone[0]]))
+    with pytest.raises(ValueError, match="one per sample, 2 of them"):
+        named.sample(2, labels=[0, 1], seed=[1, 2, 3])
+
+
+def test_pipeline_takes_a_table_of_its_process_alone(named: fd.Pipeline, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(fd.samplers.ddim(named.diffusion, 3).to_json())
+    expected = named.sample(1, labels=[0], steps=3)
+    assert torch.equal(named.sample(1, labels=[0], sampler=file), expected)
+    other = fd.Diffusion(fd.NoiseSchedule.linear(300), named.diffusion.prediction)
+    with pytest.raises(ValueError, match="built for another process"):
+        named.sample(1, labels=[0], sampler=fd.samplers.ddim(other, 3))
+
+
+@pytest.mark.parametrize("seed", ["1", None, 2**64], ids=str)
 def test_pipeline_refuses_seeds_that_are_none(named: fd.Pipeline, seed: object) -> None:
     with pytest.raises(ValueError, match=r"seed must be a whole number from 0 to 2\^64 - 1"):
         named.sample(2, labels=[0, 1], seed=seed)  # type: ignore[arg-type]

@@ -102,27 +102,38 @@ def samplers() -> None:
 
 @info_app.command(name="table")
 def coefficients(
-    sampler: Annotated[str, typer.Argument(help="Name of the sampler.")],
-    steps: Annotated[int, typer.Option(min=1, help="Network evaluations.")] = 10,
+    sampler: Annotated[str, typer.Argument(help="Name of the sampler, or a table that --json wrote (.json).")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Network evaluations; 10, if left out.")] = None,
     schedule: Annotated[str, typer.Option(help="Noise schedule.")] = "linear",
     timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Noising steps.")] = 1000,
     prediction: Annotated[str, typer.Option(help="eps, x0, v or score.")] = "eps",
     variance: Annotated[str, typer.Option(help="fixed_small, fixed_large, learned or learned_range.")] = "fixed_small",
     option: Annotated[list[str] | None, typer.Option("--option", help="Of the sampler, as name=value.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the coefficients and the levels visited: a .png.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file, a .json.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies at --figure and --json.")] = False,
 ) -> None:
     """The rows that a sampler executes; `fastdiff.process.table` says what the columns mean."""
-    from fastdiff import samplers as builders
     from fastdiff.cli.options import key_values
+    from fastdiff.cli.output import check_free, check_writable
     from fastdiff.process.diffusion import Diffusion
     from fastdiff.process.schedule import NoiseSchedule
+    from fastdiff.sampling.tables import table_of
 
+    for path, name, suffix in ((json_file, "--json", ".json"), (figure, "--figure", ".png")):
+        if path is not None:
+            check_free(path, [suffix], overwrite=overwrite, option=name)
+            check_writable(path.parent, path.name)
     kind: Any = prediction
     spread: Any = variance
     diffusion = Diffusion(NoiseSchedule.named(schedule, timesteps), kind, spread)
-    table = builders.build(sampler, diffusion, steps, **key_values(option or []))
+    is_file = sampler.lower().endswith(".json")
+    count = 10 if steps is None and not is_file else steps
+    # What is in a file says itself what it was built for.
+    table = table_of(sampler, None if is_file else diffusion, count, key_values(option or []))
     typer.echo(str(table))
+    if table.process is not None:
+        typer.echo(f"built for {table.process}")
     if json_file is not None:
         from fastdiff.files.atomic import write_text
 

@@ -29,7 +29,9 @@ _SUFFIXES = (".png", ".npz", ".npy")
 
 def sample(
     model: ModelArgument,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many images.")] = 64,
+    num: Annotated[
+        int | None, typer.Option("--num", "-n", min=1, help="How many images; 64, or one per seed, if left out.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="`fastdiff info samplers` lists them; ddim, if left out.")] = None,
     steps: Annotated[
         int | None,
@@ -51,7 +53,10 @@ def sample(
         ),
     ] = Path("samples.png"),
     overwrite: OverwriteOption = False,
-    seed: Annotated[int, typer.Option(min=0, help="Sample i of a seed is the same image in any batch.")] = 0,
+    seed: Annotated[
+        str,
+        typer.Option(help="Sample i of a seed is the same image in any batch. Several, such as 3,4,5: an image each."),
+    ] = "0",
     start_id: Annotated[int, typer.Option(min=0, help="Number of the first sample.")] = 0,
     label: Annotated[
         str | None,
@@ -73,6 +78,7 @@ def sample(
 ) -> None:
     """Sample images from a model into a picture, a folder or an archive."""
     _check_name(out, overwrite)
+    seeds, num = _seeds(seed, num, start_id)
     if start_id + num - 1 > LAST_ID:
         raise ValueError(f"--start-id and --num count up to {LAST_ID}, got {start_id} and {num}")
     options = key_values(option or [])
@@ -81,21 +87,16 @@ def sample(
     pipe = load_pipeline(model, device, weights)
     import torch
 
-    from fastdiff import samplers
-    from fastdiff.pipeline import default_steps
+    from fastdiff.sampling.tables import read_table, table_of
 
-    if table is not None:
-        rows = _read_table(table)
-    else:
-        sampler = "ddim" if sampler is None else sampler
-        steps = default_steps(sampler, pipe.diffusion) if steps is None else steps
-        rows = samplers.build(sampler, pipe.diffusion, steps, **options)
+    chosen = (sampler or "ddim") if table is None else read_table(table, "--table")
+    rows = table_of(chosen, pipe.diffusion, steps, options)
     check_holds(out.suffix.lower() or ".png", pipe.image_shape[0], pipe.scaling.levels)
     turn = _labels_in_turn(pipe, label)
     work = Work(
         pipe=pipe,
         table=rows,
-        seed=seed,
+        seed=seeds,
         ids=list(range(start_id, start_id + num)),
         labels=None if turn is None else [turn[i % len(turn)] for i in range(num)],
         guidance=guidance,
@@ -130,7 +131,7 @@ class Work:
 
     pipe: Pipeline
     table: CoefficientTable
-    seed: int
+    seed: int | list[int]
     ids: list[int]
     labels: list[int] | None
     guidance: float | None
@@ -140,7 +141,8 @@ class Work:
     def part(self, places: Sequence[int]) -> Work:
         """The samples at some places of `ids`."""
         labels = None if self.labels is None else [self.labels[place] for place in places]
-        return dataclasses.replace(self, ids=[self.ids[place] for place in places], labels=labels)
+        seed = self.seed if isinstance(self.seed, int) else [self.seed[place] for place in places]
+        return dataclasses.replace(self, seed=seed, ids=[self.ids[place] for place in places], labels=labels)
 
 
 def _about(work: Work, turn: list[int] | None, start_id: int) -> dict[str, Any]:
@@ -170,11 +172,19 @@ def _labels_in_turn(pipe: Pipeline, text: str | None) -> list[int] | None:
     return [pipe.classes.number(part.strip(), "--label") for part in text.split(",")]
 
 
-def _read_table(path: Path) -> CoefficientTable:
-    try:
-        return CoefficientTable.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise ValueError(f"--table {path}: {getattr(error, 'strerror', None) or error}") from error
+def _seeds(text: str, num: int | None, start_id: int) -> tuple[int | list[int], int]:
+    """One seed, or one per image, and how many images."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) < 2**64 for part in parts):
+        raise ValueError(f"--seed must be whole numbers from 0 to 2^64 - 1, such as 3 or 3,4,5, got {shown(text)}")
+    seeds = [int(part) for part in parts]
+    if len(seeds) == 1:
+        return seeds[0], 64 if num is None else num
+    if num not in (None, len(seeds)):
+        raise ValueError(f"--seed has {len(seeds)} seeds, one per image, and --num is {num}: leave out --num")
+    if start_id:
+        raise ValueError("--start-id goes with a single --seed: each of several seeds has one image")
+    return seeds, len(seeds)
 
 
 def _sampled(work: Work, folder: ImageFolder | None = None) -> Iterator[Tensor]:
@@ -196,8 +206,9 @@ def _sampled(work: Work, folder: ImageFolder | None = None) -> Iterator[Tensor]:
             images = work.pipe.sample(
                 len(places),
                 sampler=work.table,
-                seed=work.seed,
-                sample_ids=batch.ids,
+                seed=batch.seed,
+                # An image of a seed of its own is that seed's first.
+                sample_ids=batch.ids if isinstance(batch.seed, int) else None,
                 labels=batch.labels,
                 callback=advance,
                 guidance=work.guidance,

@@ -20,7 +20,7 @@ from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
 from fastdiff.process.schedule import Array
-from fastdiff.sampling.runner import checked_ids
+from fastdiff.sampling.seeds import checked_ids
 from fastdiff.tensors import compute_dtype, per_sample
 
 

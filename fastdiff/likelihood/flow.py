@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.likelihood.runge_kutta import integrate
 from fastdiff.likelihood.variational import checked_images, parts, standard_error
 from fastdiff.nets.model import (
     Model,
@@ -30,7 +29,8 @@ from fastdiff.process.diffusion import Diffusion, eps_coefficients
 from fastdiff.process.interpolation import time_at_position
 from fastdiff.process.noise import Stream, check_seed
 from fastdiff.samplers.levels import position_of
-from fastdiff.sampling.runner import checked_ids
+from fastdiff.sampling.runge_kutta import integrate
+from fastdiff.sampling.seeds import checked_ids
 from fastdiff.tensors import per_sample
 
 Divergence = Literal["rademacher", "gaussian", "exact"]

@@ -31,7 +31,7 @@ from fastdiff.ops.reference.bound import (
 from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
-from fastdiff.sampling.runner import checked_ids
+from fastdiff.sampling.seeds import checked_ids
 from fastdiff.tensors import compute_dtype
 
 _LN2 = math.log(2.0)

@@ -43,10 +43,13 @@ class InputKeeper:
 
     The first call is given a copy, which shows whether the model writes to its input; only one that does is given
     copies from then on.
+
+    Attributes:
+        model: What is called.
     """
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self.model = model
         self._copies: bool | None = None
 
     def __call__(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
@@ -59,11 +62,11 @@ class InputKeeper:
         if self._copies is not False or x.is_inference():
             copy = x.clone()
             before = None if copy.is_inference() else copy._version
-            output = self._model(copy, t, **kwargs)
+            output = self.model(copy, t, **kwargs)
             self._copies = before is None or copy._version != before
             return output
         before = x._version
-        output = self._model(x, t, **kwargs)
+        output = self.model(x, t, **kwargs)
         if x._version != before:
             raise RuntimeError(
                 "the model wrote to its input, which is the sampler's state, and had not done so at its first call: "

@@ -16,6 +16,7 @@ NumPy float64; importing this module does not import torch.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdiff.process.checks import check_keys, whole_number
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.record import ProcessRecord
 from fastdiff.process.schedule import Array
 
 if TYPE_CHECKING:
@@ -64,6 +67,7 @@ class CoefficientTable:
             x ~ N(alpha x_0, sigma^2). Empty when the builder does not say.
         options: What the builder was asked for; for people and for JSON.
         note: What to know of it besides; for people.
+        process: The process that it was built for, which others refuse; None where that is not known.
 
     Raises:
         ValueError: a value is not finite, a flag is not 0 or 1, or a row reads a slot that no earlier row has written.
@@ -79,6 +83,7 @@ class CoefficientTable:
     sigmas: npt.ArrayLike = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    process: ProcessRecord | None = None
 
     def __post_init__(self) -> None:
         check_keys(dict(self.columns), DEFAULTS, "a coefficient table")
@@ -179,6 +184,18 @@ class CoefficientTable:
         """Whether any row draws noise."""
         return bool(self["s"].any())
 
+    def built_for(self, diffusion: Diffusion) -> CoefficientTable:
+        """The same table, which remembers the process."""
+        # Not `replace`, which would check each row once more.
+        table = copy.copy(self)
+        object.__setattr__(table, "process", ProcessRecord.of(diffusion))
+        return table
+
+    def check_process(self, diffusion: Diffusion) -> None:
+        """Raise ValueError where the table was built for another process, or other timesteps, than this one."""
+        if self.process is not None:
+            self.process.check(diffusion, self.name)
+
     def check_start(self, row: int) -> None:
         """Raise ValueError unless sampling can start at `row` from a state alone (no base, no history)."""
         row = whole_number("start_row", row, low=0, high=len(self))
@@ -213,8 +230,14 @@ class CoefficientTable:
 
     def __str__(self) -> str:
         used = [name for name in (*COEFFICIENTS, *FLAGS) if name == "t" or (self[name] != DEFAULTS[name]).any()]
-        cells = [["row", *used]]
-        cells += [[str(r), *(f"{self[name][r]:.6g}" for name in used)] for r in range(len(self))]
+        columns = {name: self[name] for name in used}
+        alphas, sigmas = np.asarray(self.alphas)[:-1], np.asarray(self.sigmas)[:-1]
+        if alphas.size:
+            with np.errstate(divide="ignore"):
+                log_snr = 2 * (np.log(alphas) - np.log(sigmas))
+            columns = {"t": columns.pop("t"), "sigma": sigmas, "log_snr": log_snr, **columns}
+        cells = [["row", *columns]]
+        cells += [[str(r), *(f"{values[r]:.6g}" for values in columns.values())] for r in range(len(self))]
         widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
         return "\n".join([repr(self), *lines])
@@ -241,6 +264,7 @@ class CoefficientTable:
             "sigmas": np.asarray(self.sigmas).tolist(),
             "options": dict(self.options),
             **({"note": self.note} if self.note else {}),
+            **({"process": self.process.to_dict()} if self.process else {}),
             "columns": columns,
         }
 
@@ -249,7 +273,7 @@ class CoefficientTable:
         """The inverse of `to_dict`. Raises ValueError for unknown keys, another format or broken invariants."""
         arguments = ["name", "learned_variance", "init_scale", "order", "data_prediction"]
         arguments += ["alphas", "sigmas", "options", "note"]
-        check_keys(dict(data), ["format", *arguments, "columns"], "a coefficient table")
+        check_keys(dict(data), ["format", *arguments, "process", "columns"], "a coefficient table")
         if data.get("format") != _FORMAT or "columns" not in data:
             raise ValueError(
                 f"a coefficient table needs 'columns' and format {_FORMAT}, got format {data.get('format')!r}"
@@ -258,7 +282,8 @@ class CoefficientTable:
             name: np.array([np.inf if v is None else v for v in values], dtype=np.float64)
             for name, values in data["columns"].items()
         }
-        return cls(columns, **{key: data[key] for key in arguments if key in data})
+        process = None if data.get("process") is None else ProcessRecord.from_dict(data["process"])
+        return cls(columns, process=process, **{key: data[key] for key in arguments if key in data})
 
     def to_json(self) -> str:
         """JSON text; floats read back exactly."""

@@ -9,6 +9,7 @@ from fastdiff.samplers.analytic import (
 )
 from fastdiff.samplers.ancestral import ddpm
 from fastdiff.samplers.catalogue import SamplerInfo, describe
+from fastdiff.samplers.convergence import convergence_order
 from fastdiff.samplers.ddim import ddim, ddim_encode
 from fastdiff.samplers.langevin import annealed_langevin, langevin, predictor_corrector
 from fastdiff.samplers.levels import LEVEL_SPACINGS, Levels, levels_at, visited
@@ -30,6 +31,7 @@ __all__ = [
     "analytic_ddpm",
     "annealed_langevin",
     "build",
+    "convergence_order",
     "ddim",
     "ddim_encode",
     "ddpm",

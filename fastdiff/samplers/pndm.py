@@ -28,13 +28,19 @@ ADAMS_BASHFORTH = (
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
 
+# With fewer levels than these the order that nobody chose is 1, 2 and 3: the weights of higher ones are large and of
+# either sign, and over long steps multiply what the network gets wrong.
+_LEVELS_OF_ORDER = (5, 8, 11)
+# With fewer evaluations PNDM takes no Runge-Kutta step: each would go down a third of the levels and more.
+_LEAST_RUNGE_KUTTA = 12
+
 
 @sampler
 def ipndm(
     diffusion: Diffusion,
     steps: int | None = None,
     *,
-    order: int = 4,
+    order: int | None = None,
     spacing: str = "trailing",
     timesteps: Sequence[float] | None = None,
     final: Final = "zero",
@@ -46,8 +52,9 @@ def ipndm(
     Args:
         diffusion: What the network was trained on.
         steps: Network evaluations, 1 to T; None for all T.
-        order: Values combined, 1 to 4, with equal-step weights; 1 is DDIM. The order of convergence is at most 2,
-            since DDIM's rule moves the combined value as if it were constant over the step.
+        order: Values combined, 1 to 4, with equal-step weights; 1 is DDIM. None for 4, but 1, 2 and 3 with fewer than
+            5, 8 and 11 levels, unless `timesteps` are given. The order of convergence is at most 2, since DDIM's rule
+            moves the combined value as if it were constant over the step.
         spacing: See `visited`, as for `timesteps`, `final` and `continuous`.
         lam_min: Least log(alpha / sigma) of a level, see `deis`.
 
@@ -56,10 +63,10 @@ def ipndm(
 
     Source: Zhang and Chen (2023), arXiv:2204.13902, appendix H.2; Liu et al. (2022), arXiv:2202.09778.
     """
-    order = whole_number("order", order, low=1, high=4)
     ladder = Ladder(steps, spacing, timesteps, final, continuous, lam_min)
     levels = ladder.levels(diffusion)
     check_signal(levels, "ipndm")
+    order = _order(order, levels, ladder)
     rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
     options = {"order": order, **ladder.options, "steps": len(levels)}
     return table_from_rows(
@@ -78,7 +85,7 @@ def plms(
     diffusion: Diffusion,
     steps: int | None = None,
     *,
-    order: int = 4,
+    order: int | None = None,
     spacing: str = "trailing",
     timesteps: Sequence[float] | None = None,
     final: Final = "zero",
@@ -91,7 +98,7 @@ def plms(
         diffusion: What the network was trained on.
         steps: Network evaluations, 1 to T + 1: one more than the levels. 1 and 2 leave no room for the second
             evaluation, and are `ipndm`.
-        order: Values combined, 1 to 4; the order of convergence is 2 at most, as in `ipndm`.
+        order: Values combined, 1 to 4, see `ipndm`, as for None; the order of convergence is 2 at most.
         spacing: See `visited`, as for `timesteps` (the levels), `final` and `continuous`.
         lam_min: Least log(alpha / sigma) of a level, see `deis`; "auto" is -2.5 here, whatever the
             network predicts.
@@ -101,7 +108,6 @@ def plms(
 
     Source: Liu et al. (2022), arXiv:2202.09778, eq. 12 and 13, as in latent diffusion's and diffusers' code.
     """
-    order = whole_number("order", order, low=1, high=4)
     if steps is not None:
         steps = whole_number("steps", steps, low=1)
     improved = steps is None or steps > 2
@@ -109,6 +115,7 @@ def plms(
     ladder = Ladder(num_levels, spacing, timesteps, final, continuous, lam_min, has_stages=True)
     levels = ladder.levels(diffusion)
     check_signal(levels, "plms")
+    order = _order(order, levels, ladder)
     rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
     reached = list(range(1, len(levels) + 1))
     if improved and len(levels) > 1:
@@ -146,7 +153,8 @@ def pndm(
 
     Args:
         diffusion: What the network was trained on.
-        steps: Network evaluations, 1 to T; with fewer than 12 there are fewer Runge-Kutta steps. None for T levels.
+        steps: Network evaluations, 1 to T; 12 have two Runge-Kutta steps, fewer have none and are `ipndm`'s. None for T
+            levels.
         spacing: See `visited`, as for `timesteps` (the levels) and `final`.
         lam_min: Least log(alpha / sigma) of a level, see `deis`; "auto" is -2.5 here, whatever the
             network predicts.
@@ -158,12 +166,13 @@ def pndm(
     """
     if steps is not None:
         steps = whole_number("steps", steps, low=1)
-    num_runge_kutta = 3 if steps is None else min(3, (steps - 1) // 4)
+    num_runge_kutta = 3 if steps is None else min(3, (steps - 1) // 4) if steps >= _LEAST_RUNGE_KUTTA else 0
     num_levels = None if steps is None else steps - 3 * num_runge_kutta
     ladder = Ladder(num_levels, spacing, timesteps, final, lam_min=lam_min, has_stages=True)
     levels = ladder.levels(diffusion)
     check_signal(levels, "pndm")
     num_runge_kutta = min(num_runge_kutta, len(levels) - 1)
+    order = 4 if num_runge_kutta else _order(None, levels, ladder)
     rows, reached = [], []
     for i in range(len(levels)):
         if i < num_runge_kutta:
@@ -171,7 +180,7 @@ def pndm(
             rows += _runge_kutta_rows(inner)
             reached += [i + 1] * 4
         else:
-            rows.append(_multistep_row(levels, i, min(4, i + 1)))
+            rows.append(_multistep_row(levels, i, min(order, i + 1)))
             reached.append(i + 1)
     options = {**ladder.options, "steps": len(rows)}
     return table_from_rows(
@@ -179,11 +188,18 @@ def pndm(
         rows,
         "pndm",
         states=reached,
-        order=2,
+        order=min(order, 2),
         data_prediction=False,
         options=options,
         note=ladder.note(diffusion),
     )
+
+
+def _order(order: int | None, levels: Levels, ladder: Ladder) -> int:
+    """The order asked for, or what suits the number of levels."""
+    if order is not None:
+        return whole_number("order", order, low=1, high=4)
+    return 4 if ladder.timesteps is not None else 1 + sum(len(levels) >= count for count in _LEVELS_OF_ORDER)
 
 
 def _ddim(levels: Levels, start: int, end: int) -> tuple[float, float]:

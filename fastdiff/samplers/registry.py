@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,11 +45,18 @@ def sampler(
     *, evaluations_per_step: int
 ) -> Callable[[Callable[_P, CoefficientTable]], Callable[_P, CoefficientTable]]: ...
 def sampler(build: Callable[..., CoefficientTable] | None = None, /, *, evaluations_per_step: int = 1) -> Any:
-    """Write a builder in under its function's name: `@sampler`, or `@sampler(evaluations_per_step=2)`."""
+    """Write a builder in under its function's name: `@sampler`, or `@sampler(evaluations_per_step=2)`.
+
+    Its tables remember the process that they were built for.
+    """
 
     def write_in(build: Callable[..., CoefficientTable]) -> Callable[..., CoefficientTable]:
-        SAMPLERS[build.__name__] = Registered(build, evaluations_per_step)
-        return build
+        @functools.wraps(build)
+        def remembered(*args: Any, **options: Any) -> CoefficientTable:
+            return build(*args, **options).built_for(args[0] if args else options["diffusion"])
+
+        SAMPLERS[build.__name__] = Registered(remembered, evaluations_per_step)
+        return remembered
 
     return write_in if build is None else write_in(build)
 
@@ -97,4 +105,6 @@ def build(name: str, diffusion: Diffusion, steps: int | None = None, **options: 
     entry = registered(name)
     check_keys(options, [key for key in entry.parameters if key not in ("diffusion", "steps")], f"sampler {name!r}")
     check_options(options, entry.build, f"sampler {name!r}")
-    return entry.build(diffusion, steps, **options)
+    table = entry.build(diffusion, steps, **options)
+    # A builder of somebody's own may not have said.
+    return table if table.process is not None else table.built_for(diffusion)

@@ -92,7 +92,9 @@ def heun(
     A step that ends without noise, or begins without signal, is Euler's, with one evaluation. N levels thus take
     2 N - 1 evaluations, or 2 N with final="sigma_min". `steps` are spent exactly: if they do not come out even, the
     longest of the other steps, in log-SNR, is Euler's too, which keeps the order. There the second evaluation is worth
-    least: it enters with the weight (rho / rho' - 1) / 2, which multiplies the network's errors.
+    least: it enters with the weight (rho / rho' - 1) / 2, which multiplies the network's errors. For that reason a step
+    over which rho = sigma / alpha falls by more than a factor of 100 is always Euler's, unless `timesteps` are given:
+    the first one from nearly pure noise, as on the cosine schedule.
 
     Args:
         diffusion: What the network was trained on.
@@ -205,7 +207,8 @@ def edm(
 
     Each of the N steps from rho first raises the level to rho (1 + min(s_churn / N, sqrt(2) - 1)) with fresh noise, and
     evaluates the network there. The noise is drawn in the row before; the first state begins at the raised level. No
-    level is raised above that of t = T-1. `steps` are spent as in `heun`.
+    level is raised above that of t = T-1. `steps` are spent as in `heun`; the factor from which on a step is Euler's is
+    30 here.
 
     Args:
         diffusion: What the network was trained on.
@@ -238,4 +241,6 @@ def edm(
     ladder = Ladder(steps, spacing, timesteps, final, continuous, lam_min, has_stages=True)
     churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
     options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax if s_tmax < math.inf else None}
-    return build(TwoStage("edm", "end", churn=churn), diffusion, ladder, clip, {**options, "s_noise": s_noise})
+    return build(
+        TwoStage("edm", "end", churn=churn, longest=30.0), diffusion, ladder, clip, {**options, "s_noise": s_noise}
+    )

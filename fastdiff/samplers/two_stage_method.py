@@ -70,6 +70,8 @@ class TwoStage:
             none (Euler).
         eta: Scale of the ancestral noise.
         churn: The noise before each step.
+        longest: A step over which rho falls by more than this factor has no second evaluation. Heun's enters with the
+            weight (rho / rho' - 1) / 2, and multiplies as much what the network gets wrong there.
 
     Raises:
         ValueError: eta is not in [0, 1].
@@ -79,6 +81,7 @@ class TwoStage:
     second: Literal["end", "middle"] | None = None
     eta: float = 0.0
     churn: Churn = Churn()
+    longest: float = 100.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
@@ -175,8 +178,14 @@ def _spent(method: TwoStage, diffusion: Diffusion, ladder: Ladder) -> _Steps:
             return steps.within(budget)
         if count == limit:
             raise ValueError(f"steps must be at most {steps.num_evaluations()} for this schedule, got {budget}")
-        # One more level brings up to two evaluations, and none where it takes the room of a middle level.
-        grow = (missing + 1) // 2 if missing < before else 2 * grow
+        # One more level brings up to two evaluations, more where it makes long steps shorter, and none where it takes
+        # the room of a middle level.
+        if method.second is not None and steps.length[np.isfinite(steps.length)].max(initial=0) > math.log(
+            method.longest
+        ):
+            grow = 1
+        else:
+            grow = (missing + 1) // 2 if missing < before else 2 * grow
         count, before = count + grow, missing
 
 
@@ -194,6 +203,9 @@ def _steps(method: TwoStage, diffusion: Diffusion, ladder: Ladder) -> _Steps:
         steps = replace(steps, weight=np.full(len(levels), 0.5), twice=twice)
     elif method.second == "middle":
         steps = _with_middle(steps, diffusion, levels, positions, ladder.continuous)
+    if ladder.timesteps is None:
+        # Levels that were given are visited by the textbook.
+        steps = replace(steps, twice=steps.twice & (steps.length <= math.log(method.longest)))
     return _churned(steps, method.churn, diffusion, levels, ladder.continuous) if method.churn.amount else steps
 
 

@@ -24,7 +24,8 @@ from fastdiff.samplers.flow import flow_decode, flow_encode
 from fastdiff.samplers.invertible import invertible_decode, invertible_encode
 from fastdiff.samplers.levels import told
 from fastdiff.sampling.known_pixels import Known, checked_mask
-from fastdiff.sampling.runner import SamplingStep, checked_ids, sample
+from fastdiff.sampling.runner import SamplingStep, sample
+from fastdiff.sampling.seeds import checked_ids
 from fastdiff.sampling.self_conditioning import ARGUMENT, is_self_conditioned
 from fastdiff.tensors import compute_dtype, per_sample
 

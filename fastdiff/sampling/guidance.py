@@ -3,6 +3,9 @@
 A wrapper is a module with the interface of a model, (x, t, **kwargs) -> output, so that any sampler runs it. Where the
 output has 2C channels, the first half is guided and the second, the variance's, is the conditional model's own.
 
+A self-conditioned model is given the last guided prediction, in each of its evaluations: a wrapper of one says so by
+`self_condition`, as the model itself does.
+
 On the CPU, `fastdiff.compile(unet)` in the place of a `UNet` makes a guided model as fast as the engine.
 """
 
@@ -15,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastdiff.nets.model import InputKeeper
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
+from fastdiff.sampling.self_conditioning import ARGUMENT, is_self_conditioned
 from fastdiff.tensors import per_sample
 
 Model = Callable[..., Tensor]
@@ -31,6 +36,27 @@ class _Wrapper(nn.Module):
         super().__init__()
         for name, model in models.items():
             setattr(self, name, model)
+        self._names = tuple(models)
+        self._keepers: dict[str, InputKeeper] = {}
+
+    @property
+    def self_condition(self) -> bool:
+        """Whether a model in it is given its last prediction."""
+        return any(is_self_conditioned(getattr(self, name), {}) for name in self._names)
+
+    def _evaluate(self, name: str, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """A model's output for an x that is still read afterwards."""
+        model = getattr(self, name)
+        keeper = self._keepers.get(name)
+        if keeper is None or keeper.model is not model:
+            keeper = self._keepers[name] = InputKeeper(model)
+        return keeper(x, t, **self._arguments(name, kwargs))
+
+    def _arguments(self, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments without a prediction for which a model has no use, where another one has it."""
+        if ARGUMENT in kwargs and self.self_condition and not is_self_conditioned(getattr(self, name), {}):
+            return {key: value for key, value in kwargs.items() if key != ARGUMENT}
+        return kwargs
 
 
 class ClassifierFreeGuidance(_Wrapper):
@@ -106,8 +132,7 @@ class AutoGuidance(_Wrapper):
 
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided output [B, C or 2C, ...] for x [B, C, ...] and t [B]."""
-        # The models may write to their input: each has its own.
-        strong, weak = self.model(x.clone(), t, **kwargs), self.weak(x, t, **kwargs)
+        strong, weak = self._evaluate("model", x, t, kwargs), self.weak(x, t, **self._arguments("weak", kwargs))
         return _guided(x, t, strong, weak, self.scale, self.interval, 0.0)
 
 
@@ -147,9 +172,10 @@ class ClassifierGuidance(_Wrapper):
 
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided output [B, C or 2C, ...] for x [B, C, ...] and t [B]."""
-        # A copy: the model may write to its input, which cond_fn reads.
-        output = self.model(x.clone(), t, **kwargs)
-        gradient = self.cond_fn(x, t, **kwargs)
+        output = self._evaluate("model", x, t, kwargs)
+        # The prediction is the model's, and no argument of a classifier.
+        given = {key: value for key, value in kwargs.items() if key != ARGUMENT or not self.self_condition}
+        gradient = self.cond_fn(x, t, **given)
         if gradient.shape != x.shape:
             raise ValueError(f"cond_fn must give a gradient of shape {list(x.shape)}, got {list(gradient.shape)}")
         # The nearest timestep, for samplers that visit levels between them.

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdiff import ops
 from fastdiff.process.noise import Stream
 from fastdiff.process.table import CoefficientTable
+from fastdiff.sampling.seeds import Seeds
 
 __all__ = ["Known", "checked_mask"]
 
@@ -36,13 +37,13 @@ class KnownPixels:
         table: The sampler, which must say what levels it visits.
         x: The state, [B, C, ...].
         ids: Sample ids [B].
-        seed: In [0, 2^64).
+        seeds: Of all samples, or of each.
 
     Raises:
         ValueError: shapes or values that do not fit, or a table without levels.
     """
 
-    def __init__(self, known: Known, table: CoefficientTable, x: Tensor, ids: Tensor, seed: int) -> None:
+    def __init__(self, known: Known, table: CoefficientTable, x: Tensor, ids: Tensor, seeds: Seeds) -> None:
         if known.image.shape != x.shape or not known.image.is_floating_point():
             raise ValueError(
                 f"the known image must be floating point {list(x.shape)}, got {known.image.dtype} "
@@ -59,15 +60,19 @@ class KnownPixels:
         zeros = np.zeros_like(alphas)
         levels = np.stack([alphas, sigmas, zeros, zeros], axis=1)[1:]
         self._levels = torch.tensor(levels, dtype=x.dtype, device=x.device)
-        self._ids, self._seed = ids, seed
+        self._ids, self._seeds = ids, seeds
 
     def put_back(self, x: Tensor, row: int) -> None:
         """Overwrite the known pixels of the state after row `row`, in place."""
-        at = torch.full((x.shape[0],), row, dtype=torch.int64, device=x.device)
-        noised, _ = ops.diffuse(
-            self._image, at, self._levels, seed=self._seed, sample_ids=self._ids, row=row, stream=Stream.KNOWN,
-            target=False,
-        )  # fmt: skip
+
+        def draw(seed: int, places: Tensor | slice) -> Tensor:
+            image, ids = self._image[places], self._ids[places]
+            at = torch.full((len(ids),), row, dtype=torch.int64, device=x.device)
+            return ops.diffuse(
+                image, at, self._levels, seed=seed, sample_ids=ids, row=row, stream=Stream.KNOWN, target=False
+            )[0]
+
+        noised = self._seeds.drawn(self._image, draw)
         x.copy_(torch.where(self._mask, noised, x))
 
 

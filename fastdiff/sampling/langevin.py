@@ -20,7 +20,8 @@ from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.interpolation import log_abar_at_time
 from fastdiff.process.noise import Stream, check_seed
 from fastdiff.samplers.langevin import DEFAULT_SNR
-from fastdiff.sampling.runner import checked_ids, initial_noise
+from fastdiff.sampling.runner import initial_noise
+from fastdiff.sampling.seeds import checked_ids
 from fastdiff.sampling.views import Views
 from fastdiff.tensors import per_sample
 

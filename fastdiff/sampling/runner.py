@@ -18,11 +18,14 @@ from fastdiff.engine.threads import check_threads
 from fastdiff.nets.model import InputKeeper, Model, eval_mode, model_device, model_dtype
 from fastdiff.ops.table_state import TableState
 from fastdiff.process.checks import nearest_name
-from fastdiff.process.noise import Stream, check_seed
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.process.noise import Stream
 from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling.known_pixels import Known, KnownPixels
 from fastdiff.sampling.runaway import RanAway, RowWatch, first_time, runs_away, warn_of
+from fastdiff.sampling.seeds import Seed, Seeds, checked_seeds
 from fastdiff.sampling.self_conditioning import SelfConditioning, is_self_conditioned
+from fastdiff.sampling.tables import Sampler, table_of
 from fastdiff.sampling.thresholding import DynamicThreshold
 
 
@@ -48,10 +51,13 @@ class SamplingStep:
 
 def sample(
     model: Model,
-    table: CoefficientTable,
+    table: Sampler,
     *,
     shape: tuple[int, ...],
-    seed: int = 0,
+    diffusion: Diffusion | None = None,
+    steps: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: Seed = 0,
     sample_ids: Tensor | Iterable[int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     x_init: Tensor | None = None,
@@ -65,7 +71,7 @@ def sample(
     threshold: DynamicThreshold | None = None,
     known: Known | None = None,
 ) -> Tensor:
-    """Run a coefficient table with a model.
+    """Run a sampler, which is a coefficient table, with a model.
 
     The result depends on (model, table, seed, sample id) alone: not on the batch size, the device or what else is in
     the batch. A module is run in eval mode and its mode is restored.
@@ -75,11 +81,15 @@ def sample(
             the table are whole numbers, else float32. x has the dtype of the module's parameters, else float32. A
             `UNet` that `fastdiff.compile` compiled is one, and keeps its precision. One whose `self_condition` is True
             is given its last prediction of x_0 as `x_self_cond` as well, unless `model_kwargs` has that.
-        table: The sampler, from `fastdiff.samplers`.
+        table: The sampler: a table, from `fastdiff.samplers`; the path of one (.json); or, with `diffusion`, a name of
+            `fastdiff.samplers.names()` or a function (diffusion, steps, **options) that returns a table.
         shape: [B, C, H, W] of the result; other ranks work as well.
-        seed: In [0, 2^64).
-        sample_ids: One whole number in [0, 2^63) per sample; 0..B-1 when None. Samples 100..199 of a seed are
-            sample_ids=range(100, 200).
+        diffusion: What the network was trained on: a table that was built for another process is then refused.
+        steps: Network evaluations of a name or a function; when None, all timesteps for "ddpm", else at most 50.
+        options: Of a name or a function, such as {"eta": 0.5}.
+        seed: In [0, 2^64), or one per sample: sample i is then what seed[i] gives for a batch of one.
+        sample_ids: One whole number in [0, 2^63) per sample; 0..B-1 when None, and 0 for each with a seed per sample.
+            Samples 100..199 of a seed are sample_ids=range(100, 200).
         model_kwargs: Passed to the model at each call.
         x_init: The state to start from, of `shape`, instead of fresh noise. Tables that start from an image, such as
             those of `renoise` and `ddim_encode` (`init_scale` is 0), need it.
@@ -99,7 +109,7 @@ def sample(
 
     Warns:
         RuntimeWarning: a sample that began as noise came out as NaN or far above 1, with the row at which it did; once
-            per sampler. To name the row, the run is repeated up to it.
+            per sampler. To name the row, the run is repeated up to it, which takes at most as long as the run took.
 
     Raises:
         ValueError: shapes, ids, rows or options that do not fit; a model output of the wrong shape; a runner that
@@ -109,6 +119,7 @@ def sample(
     if runner not in RUNNERS:
         raise ValueError(f"unknown runner {runner!r}: {nearest_name(str(runner), RUNNERS)}")
     shape = _checked_shape(shape)
+    table = table_of(table, diffusion, steps, options)
     table.check_start(start_row)
     if start_row > 0 and x_init is None:
         raise ValueError(f"start_row = {start_row} needs x_init, the state to start from")
@@ -118,23 +129,27 @@ def sample(
     if place.type == "cpu":
         check_threads()
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    ids = checked_ids(sample_ids, shape[0], place)
+    seeds = checked_seeds(seed, shape[0])
+    ids = seeds.ids(sample_ids, shape[0], place)
     wanted = _wanted_rows(callback, callback_rows, len(table))
     with torch.no_grad(), eval_mode(model):
 
         def first_state() -> Tensor:
-            return _first_state(table, shape, seed, ids, x_init, place, state_dtype)
+            return _first_state(table, shape, seeds, ids, x_init, place, state_dtype)
 
         x = first_state()
         kwargs = dict(model_kwargs or {})
         network = native_network(
             model, runner, x, kwargs, None if threshold is None else "it has no dynamic thresholding"
         )
-        pixels = None if known is None else KnownPixels(known, table, x, ids, seed)
-        run = _Run(TableState(table), x, ids, seed, range(start_row, len(table)), callback, wanted, pixels)
+        pixels = None if known is None else KnownPixels(known, table, x, ids, seeds)
+        run = _Run(TableState(table), x, ids, seeds, range(start_row, len(table)), callback, wanted, pixels)
         with _bar(table.name, len(run.rows), progress) as advance:
             if network is None:
                 _run_eager(run, model, kwargs, threshold, advance)
+            elif seeds.are_many and table.is_stochastic:
+                # The engine's loop draws the noise of one seed.
+                _run_eager(run, network, kwargs, threshold, advance)
             elif len(x) > 0:
                 _run_native(run, network, kwargs.get("y"), advance)
         if x_init is None and runs_away(x) and first_time(table):
@@ -157,7 +172,7 @@ class _Run:
         state: The table.
         x: The state [B, C, ...].
         ids: Sample ids, int64 [B].
-        seed: In [0, 2^64).
+        seeds: Of all samples, or of each.
         rows: To be executed.
         callback: Told of the rows in `wanted`.
         wanted: See there.
@@ -167,11 +182,19 @@ class _Run:
     state: TableState
     x: Tensor
     ids: Tensor
-    seed: int
+    seeds: Seeds
     rows: range
     callback: Callable[[SamplingStep], None] | None
     wanted: frozenset[int]
     pixels: KnownPixels | None
+
+    def noise(self, row: int) -> Tensor:
+        """A row's noise where each sample has its own seed: for each, what the row itself would draw."""
+
+        def draw(seed: int, places: Tensor | slice) -> Tensor:
+            return _normals(torch.zeros_like(self.x[places]), self.ids[places], seed, 1.0, Stream.SAMPLING, row)
+
+        return self.seeds.drawn(self.x, draw)
 
     def after_row(self, row: int, prediction: Tensor | None) -> None:
         """What happens between two rows."""
@@ -189,7 +212,7 @@ def _run_native(run: _Run, network: NativeNetwork, labels: Tensor | None, advanc
         run.x,
         run.rows,
         ids=run.ids,
-        seed=run.seed,
+        seed=run.seeds.first,
         labels=labels,
         advance=advance,
         stops=stops,
@@ -222,7 +245,8 @@ def _run_eager(
                 output = threshold.apply(state.table, row, x, output)
         # The step overwrites the state that the prediction was made from.
         before = x.clone() if feedback is not None else x
-        state.step(row, x, output, seed=run.seed, sample_ids=run.ids, prediction=prediction, out=x)
+        noise = run.noise(row) if run.seeds.are_many and state.noisy[row] else None
+        state.step(row, x, output, noise=noise, seed=run.seeds.first, sample_ids=run.ids, prediction=prediction, out=x)
         if feedback is not None and output is not None and prediction is not None:
             feedback.keep(row, before, prediction)
         advance(1)
@@ -233,25 +257,36 @@ def initial_noise(
     shape: tuple[int, ...], ids: Tensor, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The noise a sampling run begins with: [B, ...] on the device of `ids`, channels_last where there are 4 dims."""
+    return _normals(_zeros(shape, ids, dtype), ids, seed, scale, Stream.INITIAL)
+
+
+def _zeros(shape: tuple[int, ...], ids: Tensor, dtype: torch.dtype) -> Tensor:
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    zeros = torch.zeros(shape, device=ids.device, dtype=dtype).contiguous(memory_format=layout)
-    table = torch.tensor([[0.0, scale, 0.0, 0.0]], device=ids.device, dtype=dtype)
-    t = torch.zeros(shape[0], dtype=torch.int64, device=ids.device)
-    return ops.diffuse(zeros, t, table, seed=seed, sample_ids=ids, stream=Stream.INITIAL, target=False)[0]
+    return torch.zeros(shape, device=ids.device, dtype=dtype).contiguous(memory_format=layout)
+
+
+def _normals(zeros: Tensor, ids: Tensor, seed: int, scale: float, stream: Stream, row: int = 0) -> Tensor:
+    """scale z for the samples `ids` of a seed, in the place of zeros [B, ...]."""
+    table = torch.tensor([[0.0, scale, 0.0, 0.0]], device=ids.device, dtype=zeros.dtype)
+    t = torch.zeros(zeros.shape[0], dtype=torch.int64, device=ids.device)
+    return ops.diffuse(zeros, t, table, seed=seed, sample_ids=ids, row=row, stream=stream, target=False)[0]
 
 
 def _first_state(
     table: CoefficientTable,
     shape: tuple[int, ...],
-    seed: int,
+    seeds: Seeds,
     ids: Tensor,
     x_init: Tensor | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    check_seed(seed)
     if x_init is None:
-        return initial_noise(shape, ids, seed, table.init_scale, dtype)
+
+        def draw(seed: int, places: Tensor | slice) -> Tensor:
+            return initial_noise((len(ids[places]), *shape[1:]), ids[places], seed, table.init_scale, dtype)
+
+        return seeds.drawn(_zeros(shape, ids, dtype), draw) if seeds.are_many else draw(seeds.first, slice(None))
     if tuple(x_init.shape) != shape:
         raise ValueError(f"x_init must have shape {list(shape)}, got {list(x_init.shape)}")
     if not x_init.is_floating_point():
@@ -281,19 +316,6 @@ def _checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) < 2 or any(int(n) != n or n < 0 for n in shape):
         raise ValueError(f"shape must be [B, C, ...] of whole numbers, got {tuple(shape)}")
     return tuple(int(n) for n in shape)
-
-
-def checked_ids(sample_ids: Tensor | Iterable[int] | None, batch: int, device: torch.device) -> Tensor:
-    """Sample ids as int64 [batch] on the device; 0..batch-1 for None. Raises ValueError for any that do not fit."""
-    if sample_ids is None:
-        return torch.arange(batch, device=device)
-    ids = sample_ids if isinstance(sample_ids, Tensor) else torch.as_tensor(list(sample_ids))
-    if ids.shape != (batch,) or ids.is_floating_point():
-        raise ValueError(f"sample_ids must be {batch} whole numbers, one per sample, got {ids.dtype} {list(ids.shape)}")
-    ids = ids.to(torch.int64)
-    if batch and int(ids.min()) < 0:
-        raise ValueError(f"sample_ids must not be negative, got {int(ids.min())}")
-    return ids.to(device)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastdiff.nets.wrapped import plain_network
 from fastdiff.process.table import CoefficientTable
 
 __all__ = ["ARGUMENT", "SelfConditioning", "is_self_conditioned"]
@@ -18,7 +19,8 @@ ARGUMENT = "x_self_cond"
 
 def is_self_conditioned(model: Any, model_kwargs: Mapping[str, Any]) -> bool:
     """Whether a model is to be given its last predictions: it says so, and the caller gives none."""
-    return getattr(model, "self_condition", False) is True and ARGUMENT not in model_kwargs
+    network = plain_network(model) if isinstance(model, nn.Module) else model
+    return getattr(network, "self_condition", False) is True and ARGUMENT not in model_kwargs
 
 
 class SelfConditioning:

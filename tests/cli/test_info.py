@@ -42,7 +42,14 @@ def test_info_writes_a_table(tmp_path):
 def test_info_prints_a_table():
     printed = works("info", "table", "ddim", "--steps", 4, "--schedule", "cosine", "-T", 100, "--option", "eta=0.5")
     expected = fastdiff.samplers.ddim(Diffusion(NoiseSchedule.cosine(100)), 4, eta=0.5)
-    assert printed.strip() == str(expected).strip()
+    assert printed.strip() == f"{expected}\nbuilt for T = 100, schedule 'cosine', prediction 'eps'".strip()
+    assert printed.splitlines()[1].split()[:4] == ["row", "t", "sigma", "log_snr"]
+    schedule = NoiseSchedule.cosine(100)
+    first = [float(word) for word in printed.splitlines()[2].split()[1:4]]
+    # Six digits are printed.
+    np.testing.assert_allclose(
+        first, [99, schedule.one_minus_alphas_cumprod[-1] ** 0.5, schedule.log_snr[-1]], rtol=1e-5
+    )
     assert "did you mean" in fails("info", "table", "dimm")
 
 
@@ -75,3 +82,18 @@ def test_info_reads_what_sample_reads(model, tmp_path):
     for expected in ("parameters", "predicts", "images", "3x16x16"):
         assert expected in printed
     assert "instructions" in works("info", "plan", tmp_path / "theirs")
+
+
+def test_info_table_reads_what_it_wrote_and_replaces_nothing_unasked(tmp_path):
+    table, figure = tmp_path / "t.json", tmp_path / "t.png"
+    words = ["info", "table", "ddim", "--steps", 4, "--json", table]
+    written = works(*words, "--figure", figure)
+    assert works("info", "table", table).splitlines() == written.splitlines()[:7]
+    before = table.read_bytes()
+    assert "--json" in fails(*words)
+    assert "--figure" in fails("info", "table", "ddim", "--figure", figure)
+    assert table.read_bytes() == before
+    works("info", "table", "ddim", "--steps", 5, "--json", table, "--overwrite")
+    assert len(fastdiff.CoefficientTable.from_json(table.read_text())) == 5
+    assert "steps cannot be chosen" in fails("info", "table", table, "--steps", 5)
+    assert ".json" in fails("info", "table", "ddim", "--json", tmp_path / "t.txt")

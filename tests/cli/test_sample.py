@@ -343,3 +343,37 @@ def test_foreign_checkpoints_are_explained(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
     assert "is not a network that fastdiff knows" in fails("sample", tmp_path / "model.pt")
     assert "does not exist" in fails("likelihood", tmp_path / "missing", "digits")
+
+
+def test_sample_of_several_seeds_is_each_ones_first_image(model, tmp_path):
+    def images(name, *options):
+        works("sample", model, "--sampler", "ddpm", "--steps", 3, "--out", tmp_path / name, *options)
+        return np.load(tmp_path / name)
+
+    together = images("a.npy", "--seed", "5,2,5")
+    alone = [images(f"{seed}.npy", "--seed", seed, "--num", 1) for seed in (5, 2)]
+    assert together.shape[0] == 3
+    np.testing.assert_array_equal(together, np.concatenate([alone[0], alone[1], alone[0]]))
+    works("sample", model, "--steps", 2, "--seed", "5,2", "--out", tmp_path / "folder")
+    assert sorted(path.name for path in (tmp_path / "folder").glob("*.png")) == ["000000.png", "000001.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "1,2", "--num", 3], "2 seeds"),
+        (["--seed", "1,2", "--start-id", 3], "--start-id goes with a single"),
+        (["--seed", "1,b"], "--seed must be whole numbers"),
+        (["--seed", "-1"], "--seed must be whole numbers"),
+        (["--seed", str(2**64)], "--seed must be whole numbers"),
+    ],
+)
+def test_sample_refuses_seeds_that_do_not_fit(model, tmp_path, options, message):
+    assert message in " ".join(fails("sample", model, "--out", tmp_path / "x.npy", *options).split())
+
+
+def test_sample_refuses_a_table_of_another_process(model, tmp_path):
+    file = tmp_path / "t.json"
+    works("info", "table", "ddim", "--steps", 3, "--schedule", "linear", "-T", 777, "--json", file)
+    assert "another process" in " ".join(fails("sample", model, "--table", file, "--out", tmp_path / "x.npy").split())
+    assert not (tmp_path / "x.npy").exists()

@@ -128,3 +128,63 @@ def test_autoguidance_gives_each_network_its_own_input():
     guided = AutoGuidance(halved, lambda x, t: x * 0.5, 3.0)(x, t)
     assert torch.equal(x, before)
     assert torch.equal(guided, 0.5 * before)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_guidance_copies_its_input_for_models_that_write_to_it_alone(writes):
+    seen = []
+
+    def model(x, t):
+        seen.append(x.data_ptr())
+        return x.mul_(0.5) if writes else 0.5 * x
+
+    x, t = torch.randn(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
+    expected = 0.5 * x - float(DIFFUSION.signal_noise()[1][0])
+    guided = ClassifierGuidance(model, lambda x, t: torch.ones_like(x), DIFFUSION)
+    for _ in range(3):
+        torch.testing.assert_close(guided(x, t), expected)
+    assert [place == x.data_ptr() for place in seen] == [False, not writes, not writes]
+
+
+class SelfConditioned(nn.Module):
+    """Keeps what it is given as its last prediction."""
+
+    self_condition = True
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.ones(1)), []
+
+    def forward(self, x, t, y=None, x_self_cond=None):
+        self.seen.append(x_self_cond)
+        last = torch.zeros_like(x) if x_self_cond is None else x_self_cond
+        return 0.5 * x + 0.1 * last + (0 if y is None else 0.1 * y.reshape(-1, 1, 1, 1))
+
+
+def self_conditioned(kind, network):
+    if kind == "classifier-free":
+        return ClassifierFreeGuidance(network, {"y": 0}, 2.0)
+    if kind == "classifier":
+        return ClassifierGuidance(network, lambda x, t, y: 0.1 * torch.ones_like(x), DIFFUSION)
+    if kind == "nested":
+        return AutoGuidance(ClassifierFreeGuidance(network, {"y": 0}, 2.0), lambda x, t, y: 0.4 * x, 1.5)
+    return AutoGuidance(network, lambda x, t, y: 0.4 * x, 1.5)
+
+
+@pytest.mark.parametrize("kind", ["classifier-free", "classifier", "auto", "nested"])
+def test_guidance_gives_a_self_conditioned_network_the_last_prediction(kind):
+    network = SelfConditioned()
+    predictions = []
+    fd.sample(
+        self_conditioned(kind, network),
+        fd.samplers.ddim(DIFFUSION, 5),
+        shape=(2, 1, 4, 4),
+        model_kwargs={"y": torch.tensor([1.0, 2.0])},
+        progress=False,
+        callback=lambda step: predictions.append(step.prediction.clone()),
+    )
+    assert network.seen[0] is None
+    copies = 2 if kind in ("classifier-free", "nested") else 1
+    for given, prediction in zip(network.seen[1:], predictions[:-1], strict=True):
+        assert torch.equal(given, torch.cat([prediction] * copies))
+    assert all(bool(prediction.any()) for prediction in predictions)

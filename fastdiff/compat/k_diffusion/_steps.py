@@ -31,6 +31,7 @@ __all__ = [
     "churned",
     "default_noise_sampler",
     "falling",
+    "falling_or_even",
     "lms_rising",
     "multistep",
     "multistep_sde",
@@ -187,9 +188,21 @@ def falling(sigmas: Tensor) -> list[float]:
         raise ValueError(f"sigmas must be [N + 1], falling, got shape {list(sigmas.shape)}")
     levels: list[float] = sigmas.double().cpu().tolist()
     if any(b >= a for a, b in pairwise(levels)) or levels[-1] < 0:
+        raise ValueError("sigmas must fall strictly, to 0 or above, or rise strictly from above 0, from data to noise")
+    return levels
+
+
+def falling_or_even(sigmas: Tensor, eta: float) -> list[float]:
+    """The levels as numbers: falling strictly, or, without noise, rising strictly from above 0.
+
+    Raises:
+        ValueError: they do neither, or rise with noise.
+    """
+    levels = one_way(sigmas)
+    if levels[-1] > levels[0] and eta:
         raise ValueError(
-            "sigmas must fall strictly, to 0 or above; sample_euler, sample_heun, sample_dpm_2 and sample_lms take "
-            "levels that rise strictly from above 0 as well"
+            f"on the way from data to noise eta must be 0, got {eta:g}: the reverse process whose noise it scales "
+            "runs the other way"
         )
     return levels
 
@@ -292,6 +305,9 @@ def churned(solver: str, levels: list[float], churn: Churn) -> list[Step]:
 
 def ancestral(solver: str, levels: list[float], eta: float, s_noise: float) -> list[Step]:
     """Steps of "euler", "dpm2" or "dpmpp_2s" to below the next level, and noise up to it."""
+    if solver == "dpmpp_2s" and levels[-1] > levels[0]:
+        # The same evaluations; one draw in a step, which nothing uses.
+        return [replace(step, unused_draws=1) for step in two_stage_sde(levels, 0.0, s_noise, 1 / 2)]
     steps = []
     for i, (sigma, after) in enumerate(pairwise(levels)):
         down, up = get_ancestral_step(sigma, after, eta)

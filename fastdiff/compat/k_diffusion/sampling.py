@@ -5,7 +5,7 @@ A `model` here is a denoiser D(x; sigma), called as model(x, sigma [B], **extra_
 
 Noise is drawn where k-diffusion draws it, with PyTorch's default generator, so that a seed gives the same images as
 there. The samplers on SDEs take theirs from a Brownian path, `BrownianTreeNoiseSampler`, whose numbers are fastdiff's
-and not torchsde's. There is no log_likelihood: see `fastdiff.likelihood.ode`.
+and not torchsde's.
 
 Source: Crowson, k-diffusion, sampling.py; Karras et al. (2022), arXiv:2206.00364, algorithm 2.
 """
@@ -23,6 +23,7 @@ from fastdiff import samplers
 from fastdiff.compat.k_diffusion import sigmas as sigma_lists
 from fastdiff.compat.k_diffusion._adaptive import sample_dpm_adaptive
 from fastdiff.compat.k_diffusion._brownian import BrownianTreeNoiseSampler
+from fastdiff.compat.k_diffusion._missing import missing
 from fastdiff.compat.k_diffusion._steps import (
     Callback,
     Churn,
@@ -33,6 +34,7 @@ from fastdiff.compat.k_diffusion._steps import (
     churned,
     default_noise_sampler,
     falling,
+    falling_or_even,
     lms_rising,
     multistep,
     multistep_sde,
@@ -42,13 +44,15 @@ from fastdiff.compat.k_diffusion._steps import (
     two_stage_sde,
 )
 from fastdiff.compat.k_diffusion.sigmas import *  # noqa: F403
-from fastdiff.compat.k_diffusion.sigmas import get_ancestral_step
+from fastdiff.compat.k_diffusion.sigmas import get_ancestral_step, to_d
 from fastdiff.process.checks import whole_number
+from fastdiff.sampling.runge_kutta import integrate
 
 __all__ = [
     "BrownianTreeNoiseSampler",
     "default_noise_sampler",
     "edm_sampler",
+    "log_likelihood",
     "sample_dpm_2",
     "sample_dpm_2_ancestral",
     "sample_dpm_adaptive",
@@ -65,6 +69,15 @@ __all__ = [
 ]
 __all__ += sigma_lists.__all__
 
+_ELSEWHERE = {
+    "BatchedBrownianTree": "BrownianTreeNoiseSampler needs no trees",
+    "DPMSolver": "sample_dpm_fast and sample_dpm_adaptive are its two ways, as functions",
+    "PIDStepSizeController": "sample_dpm_adaptive has its arguments",
+    "linear_multistep_coeff": "sample_lms has its own",
+}
+# Of `log_likelihood`, tried ones.
+_MOST_STEPS = 10_000
+
 
 def sample_euler(
     model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None = None, callback: Callback = None,
@@ -76,8 +89,8 @@ def sample_euler(
     Args:
         model: D(x; sigma), called as model(x, sigma [B], **extra_args).
         x: The state at sigmas[0], [B, C, ...], float32 or float64; it is left as it is.
-        sigmas: [N + 1], falling strictly, to 0 or above. Here, in `sample_heun`, `sample_dpm_2` and `sample_lms` they
-            may rise strictly from above 0 as well, from data to noise.
+        sigmas: [N + 1], falling strictly, to 0 or above, or rising strictly from above 0, from data to noise; where a
+            sampler takes eta, it must then be 0.
         extra_args: Keyword arguments of the model.
         callback: Called at each step, before it is taken, with a dict of x, i, sigma, sigma_hat and denoised. It may
             write to x in place, as in k-diffusion: the slope has been taken before.
@@ -127,7 +140,7 @@ def sample_euler_ancestral(
         s_noise: Factor of the noise.
         noise_sampler: (sigma, sigma_next) -> noise of x's shape; torch.randn_like when None.
     """
-    steps = ancestral("euler", falling(sigmas), eta, s_noise)
+    steps = ancestral("euler", falling_or_even(sigmas, eta), eta, s_noise)
     return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
 
@@ -136,7 +149,7 @@ def sample_dpm_2_ancestral(
     disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver-2 with ancestral noise. Arguments as `sample_euler_ancestral`."""
-    steps = ancestral("dpm2", falling(sigmas), eta, s_noise)
+    steps = ancestral("dpm2", falling_or_even(sigmas, eta), eta, s_noise)
     return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
 
@@ -145,7 +158,7 @@ def sample_dpmpp_2s_ancestral(
     disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2S) with ancestral noise. Arguments as `sample_euler_ancestral`."""
-    steps = ancestral("dpmpp_2s", falling(sigmas), eta, s_noise)
+    steps = ancestral("dpmpp_2s", falling_or_even(sigmas, eta), eta, s_noise)
     return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
 
@@ -165,7 +178,11 @@ def sample_dpmpp_2m(
     disable: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(2M). Arguments as `sample_euler`."""
-    steps = multistep(samplers.dpmpp, falling(sigmas), clip=None, lower_order_final=False)
+    levels = one_way(sigmas)
+    if levels[-1] > levels[0]:
+        steps = multistep_sde(levels, 2, eta=0.0, s_noise=0.0)
+    else:
+        steps = multistep(samplers.dpmpp, levels, clip=None, lower_order_final=False)
     return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback)
 
 
@@ -188,7 +205,7 @@ def sample_dpmpp_2m_sde(
     """
     if solver_type not in ("heun", "midpoint"):
         raise ValueError(f"solver_type must be 'heun' or 'midpoint', got {solver_type!r}")
-    steps = multistep_sde(falling(sigmas), 2, eta, s_noise, heun=solver_type == "heun")
+    steps = multistep_sde(falling_or_even(sigmas, eta), 2, eta, s_noise, heun=solver_type == "heun")
     noise_sampler = noise_sampler or _path(x, sigmas)
     return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
@@ -198,7 +215,7 @@ def sample_dpmpp_3m_sde(
     disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler = None,
 ) -> Tensor:  # fmt: skip
     """DPM-Solver++(3M) on an SDE. Arguments as `sample_dpmpp_2m_sde`."""
-    steps = multistep_sde(falling(sigmas), 3, eta, s_noise)
+    steps = multistep_sde(falling_or_even(sigmas, eta), 3, eta, s_noise)
     noise_sampler = noise_sampler or _path(x, sigmas)
     return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
@@ -218,7 +235,7 @@ def sample_dpmpp_sde(
     """
     if not 0 < r <= 1:
         raise ValueError(f"r must be in (0, 1], got {r}")
-    steps = two_stage_sde(falling(sigmas), eta, s_noise, r)
+    steps = two_stage_sde(falling_or_even(sigmas, eta), eta, s_noise, r)
     noise_sampler = noise_sampler or _path(x, sigmas)
     return run(model, x, sigmas, steps, extra_args=extra_args, callback=callback, noise_sampler=noise_sampler)
 
@@ -264,6 +281,56 @@ def sample_dpm_fast(
     )  # fmt: skip
 
 
+@torch.no_grad()
+def log_likelihood(
+    model: Denoiser, x: Tensor, sigma_min: float, sigma_max: float, extra_args: Mapping[str, Any] | None = None,
+    atol: float = 1e-4, rtol: float = 1e-4,
+) -> tuple[Tensor, dict[str, int]]:  # fmt: skip
+    """Log-density in nats by the probability flow, with one random probe of the divergence.
+
+    The probe is drawn from PyTorch's generator as there. The adaptive steps are each sample's own, so that a sample's
+    result does not depend on its batch; k-diffusion's error is taken over all of it.
+
+    Args:
+        model: D(x; sigma), differentiable.
+        x: Data at the level sigma_min, [B, C, ...].
+        sigma_min: The first level.
+        sigma_max: The last, where the state is taken for noise alone.
+        extra_args: Keyword arguments of the model.
+        atol: Tolerance of a step; the smaller one of it and rtol is kept to, relative to 1 + |x|.
+        rtol: See atol.
+
+    Returns:
+        [B] log-densities, and {"fevals": evaluations of the sample that took most}.
+
+    Raises:
+        RuntimeError: the model's output is not finite, or the tolerance asks for too many steps.
+
+    Source: Song et al. (2021), arXiv:2011.13456, appendix D.2; k-diffusion, `log_likelihood`.
+    """
+    probe = torch.randint_like(x, 2) * 2 - 1
+
+    def slope(sigma: Tensor, state: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = {name: _of_samples(value, numbers, len(x)) for name, value in (extra_args or {}).items()}
+        level, v = sigma.to(x.dtype), probe[numbers]
+        with torch.enable_grad():
+            y = state.to(x.dtype).detach().requires_grad_()
+            d = to_d(y, level, model(y, level, **chosen))
+            gradient = torch.autograd.grad((d * v).sum(), y)[0]
+        return d.detach().double(), (v * gradient).flatten(1).sum(dim=1, keepdim=True).double()
+
+    zeros = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
+    found = integrate(slope, x.double(), zeros, float(sigma_min), float(sigma_max), min(atol, rtol), _MOST_STEPS)
+    prior = torch.distributions.Normal(0.0, float(sigma_max)).log_prob(found.state).flatten(1).sum(dim=1)
+    return (prior + found.integrals[:, 0]).to(x.dtype), {"fevals": int(found.evaluations.max())}
+
+
+def _of_samples(value: Any, numbers: Tensor, batch: int) -> Any:
+    """An argument for some of the samples, where it has an entry for each."""
+    is_per_sample = isinstance(value, Tensor) and value.ndim and value.shape[0] == batch
+    return value[numbers] if is_per_sample else value
+
+
 def edm_sampler(
     net: Any, latents: Tensor, class_labels: Tensor | None = None,
     randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
@@ -293,3 +360,7 @@ def edm_sampler(
 
 def _path(x: Tensor, sigmas: Tensor) -> BrownianTreeNoiseSampler:
     return BrownianTreeNoiseSampler(x, sigmas[sigmas > 0].min(), sigmas.max())
+
+
+def __getattr__(name: str) -> Any:
+    return missing(name, __name__, _ELSEWHERE)

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastdiff.likelihood.runge_kutta import integrate
+from fastdiff.sampling.runge_kutta import integrate
 from support.tolerances import FLOAT64
 
 

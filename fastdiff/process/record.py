@@ -1,0 +1,101 @@
+"""What a table remembers of the process that it was built for. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fastdiff.process.checks import check_keys, check_types, shown
+from fastdiff.process.diffusion import Diffusion
+
+__all__ = ["ProcessRecord"]
+
+# Timesteps of a process that are compared, the first and the last among them.
+_NUM_COMPARED = 9
+# Stands for a log-SNR of -inf, and for all below.
+_NO_SIGNAL = -100.0
+# Between log-SNRs of one process: betas near 1 that were rounded to float32 move the last one by 1e-4.
+_SAME_LOG_SNR = 1e-3
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """A trained process in a few numbers: enough to tell it from another.
+
+    Attributes:
+        num_timesteps: T.
+        prediction: What the network predicts.
+        schedule: The schedule's name; for people.
+        times: Some of the timesteps, as the network sees them, rising.
+        log_snr: log(abar_t / (1 - abar_t)) there; -100 where no signal is left.
+    """
+
+    num_timesteps: int
+    prediction: str
+    schedule: str
+    times: tuple[float, ...]
+    log_snr: tuple[float, ...]
+
+    @classmethod
+    def of(cls, diffusion: Diffusion) -> ProcessRecord:
+        """The record of a process."""
+        schedule = diffusion.schedule
+        at = np.unique(np.round(np.linspace(0, len(schedule) - 1, _NUM_COMPARED)).astype(np.int64))
+        levels = np.maximum(schedule.log_snr[at], _NO_SIGNAL)
+        return cls(
+            len(schedule), diffusion.prediction, schedule.name, tuple(schedule.timesteps[at].tolist()),
+            tuple(levels.tolist()),
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"T = {self.num_timesteps}, schedule {self.schedule!r}, prediction {self.prediction!r}"
+
+    def check(self, diffusion: Diffusion, name: str) -> None:
+        """Raise ValueError unless this is the record of the process, or of some of its timesteps.
+
+        Args:
+            diffusion: What a network was trained on.
+            name: The sampler whose table remembers this, for the message.
+        """
+        if self.prediction == diffusion.prediction and self._is_within(diffusion):
+            return
+        raise ValueError(
+            f"the table of {name!r} was built for another process than the network's: {shown(str(self))[1:-1]}, and "
+            f"the network's is {ProcessRecord.of(diffusion)}. Build it for this one: "
+            f"fastdiff.samplers.build({name!r}, diffusion, ...)"
+        )
+
+    def _is_within(self, diffusion: Diffusion) -> bool:
+        schedule = diffusion.schedule
+        times = np.asarray(self.times)
+        places = np.minimum(np.searchsorted(schedule.timesteps, times), len(schedule) - 1)
+        levels = np.maximum(schedule.log_snr[places], _NO_SIGNAL)
+        same_times = np.allclose(schedule.timesteps[places], times, rtol=0, atol=1e-6)
+        return same_times and np.allclose(levels, self.log_snr, rtol=0, atol=_SAME_LOG_SNR)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict for JSON."""
+        return asdict(self) | {"times": list(self.times), "log_snr": list(self.log_snr)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ProcessRecord:
+        """The inverse of `to_dict`. Raises ValueError for what is not such a record."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"the process of a table must be an object, got {shown(data)}")
+        types = {
+            "num_timesteps": "count", "prediction": "text", "schedule": "text", "times": "numbers",
+            "log_snr": "numbers",
+        }  # fmt: skip
+        check_keys(dict(data), types, "the process of a table")
+        if missing := sorted(types.keys() - data.keys()):
+            raise ValueError(f"the process of a table lacks {', '.join(missing)}")
+        check_types(data, types)
+        if not data["times"] or len(data["times"]) != len(data["log_snr"]):
+            raise ValueError("the process of a table needs as many times as entries of log_snr, at least one")
+        return cls(
+            data["num_timesteps"], data["prediction"], data["schedule"], tuple(map(float, data["times"])),
+            tuple(map(float, data["log_snr"])),
+        )  # fmt: skip
