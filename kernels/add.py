@@ -1,4 +1,4 @@
-"""What a convolution leaves to be added, where no norm adds it: y = x + residual + bias + time, in channels_last memory."""
+"""What a convolution leaves to be added, where no norm does: y = x + residual + bias + time, channels_last."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _add_kernel(
 ):
     """y = x + residual + bias + time, summed in float32 in this order.
 
-    x, residual, y: [B, num_elements / CHANNELS, CHANNELS]; bias: [CHANNELS]; time: [B, CHANNELS] with a stride. y may be
-    x. num_elements and num_tiles are those of a sample. LONG: offsets in a sample need 64 bits.
+    x, residual, y: [B, num_elements / CHANNELS, CHANNELS]; bias: [CHANNELS]; time: [B, CHANNELS] with a stride. y may
+    be x. num_elements and num_tiles are those of a sample. LONG: offsets in a sample need 64 bits.
 
     Bytes: x and residual read once, y written once. Floor: those bytes / bandwidth.
 

@@ -204,12 +204,11 @@ def plan(
     if device is not None:
         _gpu_plan(network, batch, size, device, dtype)
         return
-    from fastdiff.engine import compile as compile_network
-    from fastdiff.engine import engine_peak, matrix_peak, profile
+    from fastdiff.engine import NativeNetwork, engine_peak, matrix_peak, profile
 
     unet = _named_network(network)
     side = size or unet.config.image_size
-    compiled = compile_network(unet, precision="strict" if strict else "fast")
+    compiled = NativeNetwork(unet, precision="strict" if strict else "fast")
     times = profile(compiled, batch, (side, side))
     table = _table("", "instruction", "algorithm", "shapes", "GFLOP", "MB", "predicted, ms", "measured, ms")
     for found in times:
@@ -242,7 +241,7 @@ def _named_network(network: str) -> UNet:
     from fastdiff.pipeline import Pipeline
 
     if network not in PRESETS:
-        return Pipeline.from_pretrained(network).unet  # type: ignore[return-value]
+        return Pipeline.from_pretrained(network).unet
     return UNet(PRESETS[network]).eval()
 
 
@@ -280,7 +279,7 @@ def _gpu_plan(network: str, batch: int, size: int | None, device: str, dtype: st
         f"{len(found)} instructions, {nodes} launches, {sum(line.flops for line in found) / 1e9:,.1f} GFLOP, "
         f"{sum(line.bytes_moved for line in found) / 1e6:,.1f} MB; arena {arena / 2**20:,.1f} MiB; at least "
         f"{1e3 * seconds:,.3f} ms for {batch} images of {side}x{side} on a {rates.card}, of which "
-        f"{1e3 * nodes * rates.node:,.3f} from one kernel to the next: by paper arithmetic, nothing here was run on a GPU"
+        f"{1e3 * nodes * rates.node:,.3f} from one kernel to the next. By paper arithmetic: nothing was run on a GPU"
     )
 
 

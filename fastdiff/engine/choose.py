@@ -16,7 +16,7 @@ from fastdiff.nets.unet import UNet
 
 __all__ = ["RUNNERS", "Runner", "compiled_or_not", "native_network"]
 
-Runner = Literal["auto", "eager", "native"]
+Runner = Literal["auto", "eager", "native", "graph"]
 RUNNERS = get_args(Runner)
 
 
@@ -36,7 +36,7 @@ def native_network(
         ValueError: runner "native", and the engine cannot run this.
         RuntimeError: runner "native" without the C++ extension.
     """
-    if runner == "eager":
+    if runner in ("eager", "graph"):
         return None
     compiled = model if isinstance(model, NativeNetwork) else None
     unet = model if compiled is None else compiled.unet

@@ -209,7 +209,9 @@ class _Lowering:
         self.check(block.proj, nn.Linear, (buffer.channels, buffer.channels))
         norm = self.norm(block.norm, (x,))
         if self.target == "cuda":
-            qkv = self.conv(block.qkv, (x,), norm=norm, heads=block.num_heads, qkv="plain", channels=3 * buffer.channels)
+            qkv = self.conv(
+                block.qkv, (x,), norm=norm, heads=block.num_heads, qkv="plain", channels=3 * buffer.channels
+            )
             out = self.buffer(buffer.height, buffer.width, buffer.channels)
             self.emit(Instruction("attention", (qkv,), out, heads=block.num_heads))
             return self.conv(block.proj, (out,), residual=x, channels=buffer.channels)

@@ -182,8 +182,9 @@ def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Ten
     """Weight and bias of a linear layer before or behind an attention, float64.
 
     "packed": rows in the order q, k, v, head by head, each with zero rows behind it up to whole vectors, and q scaled.
-    "plain": without the zero rows. "projection": zero columns in the same places. "folded", for one head: with q = Q x + a, k = K y + b and v = V y + c
-    of a pixel x and the pixels y, and the projection P (.) + p behind the sum over y,
+    "plain": without the zero rows. "projection": zero columns in the same places. "folded", for one head: with
+    q = Q x + a, k = K y + b and v = V y + c of a pixel x and the pixels y, and the projection P (.) + p behind the sum
+    over y,
 
         q . k           = (K^T Q x + K^T a) . y + (what does not depend on y, so that softmax drops it)
         P sum w v + p   = sum w (P V y + P c + p)       since the weights w sum to 1

@@ -87,9 +87,7 @@ def _conv(plan: Plan, unet: UNet, i: Instruction, x: Tensor, values: dict[int, T
     return y
 
 
-def _norm_act(
-    plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor
-) -> dict[int, Tensor]:
+def _norm_act(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor) -> dict[int, Tensor]:
     """What a "norm_act" or "add" writes."""
     total, channels = values[i.sources[0]], plan.buffers[i.sources[0]].channels
     if i.added:

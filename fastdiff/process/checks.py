@@ -1,4 +1,4 @@
-"""Checks of what callers give: names, keys, whole numbers."""
+"""Checks of what callers give: names, keys, whole numbers; and what is raised of a run that went wrong."""
 
 from __future__ import annotations
 
@@ -15,6 +15,22 @@ _LONGEST = 200
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, _LONGEST, _LONGEST, _LONGEST
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = _SHORT.maxarray = 16
+
+
+class NotFinite(FloatingPointError):
+    """The state of a sampling run holds NaN or infinity.
+
+    Args:
+        row: After this row of the table.
+        num_rows: Of the table.
+    """
+
+    def __init__(self, row: int, num_rows: int) -> None:
+        super().__init__(row, num_rows)
+        self.row, self.num_rows = row, num_rows
+
+    def __str__(self) -> str:
+        return f"the state holds NaN or infinity after row {self.row} of {self.num_rows}"
 
 
 def shown(value: object) -> str:

@@ -10,29 +10,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdiff.engine.choose import Runner
+from fastdiff.calls import DiffuseCall
+from fastdiff.engine.cuda.capture import NotCapturable
+from fastdiff.engine.cuda.device import graph_device
+from fastdiff.engine.cuda.loop import AfterStep, GraphDevice, Statics, run_table
 from fastdiff.engine.cuda.network import CudaNetwork, cached_cuda_network
 from fastdiff.engine.lower import Unsupported
+from fastdiff.kernels.diffuse import launch_diffuse
 from fastdiff.nets.model import model_dtype
 from fastdiff.nets.unet import UNet
-from fastdiff.sampling.guidance import Guided
+from fastdiff.process.noise import Stream
+from fastdiff.sampling.guidance import ClassifierFreeGuidance, Guided
+from fastdiff.sampling.known_pixels import KnownPixels
 
-__all__ = ["compiled_model", "input_dtype", "why_not"]
+__all__ = ["NotCapturable", "after_step", "compiled_model", "device_for", "input_dtype", "run_table"]
 
 
-def why_not(runner: Runner, x: Tensor, obstacle: str | None) -> str | None:
-    """Why a run cannot be recorded whatever the model, as a sentence; None where nothing is in the way.
+def device_for(device: torch.device) -> GraphDevice:
+    """What records rows on a device.
 
-    Args:
-        runner: See `fastdiff.sample`.
-        x: The state.
-        obstacle: What is asked of the run that recorded rows have no part for; None for nothing.
+    Raises:
+        ValueError: it is no GPU.
+        RuntimeError: CUDA cannot use it.
     """
-    if x.device.type != "cuda":
-        return f"rows are recorded on a GPU, got {x.device}"
-    if x.dtype != torch.float32:
-        return f"the state of recorded rows is float32, got {x.dtype}"
-    return obstacle
+    if device.type != "cuda":
+        raise ValueError(f"rows are recorded on a GPU, got device {str(device)!r}")
+    return graph_device(torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index))
+
+
+def after_step(pixels: KnownPixels) -> AfterStep:
+    """Putting known pixels back, as a part of the recorded row."""
+
+    def launch(statics: Statics) -> None:
+        image, mask, levels = (statics.extra[name] for name in ("image", "mask", "levels"))
+        at = statics.row.expand(len(image))
+        call = DiffuseCall(
+            image, at, levels, None, statics.ids, statics.row, 0, Stream.KNOWN, 256, image.dtype, want_target=False
+        )
+        noised, _ = launch_diffuse(call, seed=statics.seed)
+        statics.x.copy_(torch.where(mask, noised, statics.x))
+
+    return AfterStep(
+        launch, {"image": pixels.image, "mask": pixels.mask}, {"levels": pixels.levels}, key="known pixels"
+    )
 
 
 def compiled_model(model: Any) -> Any:
@@ -66,9 +86,9 @@ def _compiled_guidance(model: Guided) -> nn.Module:
     for name, value in vars(model).items():
         if name == "scale":
             vars(twin)["scale"].fill_(value)
-        elif not name.startswith("_") and name != "unconditional" and name not in model.children_names:
+        elif not name.startswith("_") and name not in ("unconditional", *model.model_names):
             vars(twin)[name] = value
-    for name in model.children_names:
+    for name in model.model_names:
         _put(twin, name, compiled_model(getattr(model, name)))
     return twin
 
@@ -77,12 +97,10 @@ def _twin(model: Guided, device: torch.device) -> nn.Module:
     """A shallow copy with own tables of modules and buffers, whose numbers are on the device."""
     twin = copy.copy(model)
     own = vars(twin)
-    own["_modules"] = dict(model._modules)
-    own["_buffers"] = {
-        name: None if value is None else value.to(device) for name, value in model._buffers.items()
-    }
+    own["_modules"], own["_keepers"] = dict(model._modules), {}
+    own["_buffers"] = {name: None if value is None else value.to(device) for name, value in model._buffers.items()}
     own["scale"] = torch.tensor(float(model.scale), device=device)
-    if hasattr(model, "unconditional"):
+    if isinstance(model, ClassifierFreeGuidance):
         own["unconditional"] = {
             name: value.to(device) if isinstance(value, Tensor) else torch.tensor(value, device=device)
             for name, value in model.unconditional.items()

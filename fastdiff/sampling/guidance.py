@@ -27,22 +27,29 @@ from fastdiff.tensors import per_sample
 Model = Callable[..., Tensor]
 
 
-class _Wrapper(nn.Module):
-    """Keeps modules among its children and plain callables as they are."""
+class Guided(nn.Module):
+    """A guided model: it keeps modules among its children, and plain callables as they are.
+
+    Attributes:
+        model: What is guided.
+        model_names: Attributes that are models.
+        scale: The weight of the guidance; a tensor on the model's device is one that a recorded graph reads.
+    """
 
     model: Model
+    scale: float | Tensor
 
     def __init__(self, **models: Model) -> None:
         super().__init__()
         for name, model in models.items():
             setattr(self, name, model)
-        self._names = tuple(models)
+        self.model_names = tuple(models)
         self._keepers: dict[str, InputKeeper] = {}
 
     @property
     def self_condition(self) -> bool:
         """Whether a model in it is given its last prediction."""
-        return any(is_self_conditioned(getattr(self, name), {}) for name in self._names)
+        return any(is_self_conditioned(getattr(self, name), {}) for name in self.model_names)
 
     def _evaluate(self, name: str, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """A model's output for an x that is still read afterwards."""
@@ -59,7 +66,7 @@ class _Wrapper(nn.Module):
         return kwargs
 
 
-class ClassifierFreeGuidance(_Wrapper):
+class ClassifierFreeGuidance(Guided):
     """Extrapolates from the unconditional to the conditional output: u + scale (c - u).
 
     Both are evaluated in one batch of 2B.
@@ -112,7 +119,7 @@ class ClassifierFreeGuidance(_Wrapper):
         return _guided(x, t, conditional, unconditional, self.scale, self.interval, self.rescale)
 
 
-class AutoGuidance(_Wrapper):
+class AutoGuidance(Guided):
     """Extrapolates from a weaker model's output to the model's: w + scale (m - w).
 
     Args:
@@ -136,7 +143,7 @@ class AutoGuidance(_Wrapper):
         return _guided(x, t, strong, weak, self.scale, self.interval, 0.0)
 
 
-class ClassifierGuidance(_Wrapper):
+class ClassifierGuidance(Guided):
     """Adds scale times the gradient of log p(y | x_t) to the score, whatever the model predicts.
 
     Args:
@@ -193,7 +200,7 @@ def _guided(
     t: Tensor,
     strong: Tensor,
     weak: Tensor,
-    scale: float,
+    scale: float | Tensor,
     interval: tuple[float, float] | None,
     rescale: float,
 ) -> Tensor:

@@ -39,6 +39,11 @@ class KnownPixels:
         ids: Sample ids [B].
         seeds: Of all samples, or of each.
 
+    Attributes:
+        image: [B, C, ...], of the state's type and memory format.
+        mask: Booleans, likewise.
+        levels: [R, 4], for each row what `ops.diffuse` makes of the image.
+
     Raises:
         ValueError: shapes or values that do not fit, or a table without levels.
     """
@@ -55,25 +60,25 @@ class KnownPixels:
                 f"the table of {table.name!r} does not say which levels it visits, so known pixels cannot join"
             )
         layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
-        self._image = known.image.to(x.device, x.dtype).contiguous(memory_format=layout)
-        self._mask = checked_mask(known.mask, x).to(x.device)
+        self.image = known.image.to(x.device, x.dtype).contiguous(memory_format=layout)
+        self.mask = checked_mask(known.mask, x).to(x.device)
         zeros = np.zeros_like(alphas)
         levels = np.stack([alphas, sigmas, zeros, zeros], axis=1)[1:]
-        self._levels = torch.tensor(levels, dtype=x.dtype, device=x.device)
+        self.levels = torch.tensor(levels, dtype=x.dtype, device=x.device)
         self._ids, self._seeds = ids, seeds
 
     def put_back(self, x: Tensor, row: int) -> None:
         """Overwrite the known pixels of the state after row `row`, in place."""
 
         def draw(seed: int, places: Tensor | slice) -> Tensor:
-            image, ids = self._image[places], self._ids[places]
+            image, ids = self.image[places], self._ids[places]
             at = torch.full((len(ids),), row, dtype=torch.int64, device=x.device)
             return ops.diffuse(
-                image, at, self._levels, seed=seed, sample_ids=ids, row=row, stream=Stream.KNOWN, target=False
+                image, at, self.levels, seed=seed, sample_ids=ids, row=row, stream=Stream.KNOWN, target=False
             )[0]
 
-        noised = self._seeds.drawn(self._image, draw)
-        x.copy_(torch.where(self._mask, noised, x))
+        noised = self._seeds.drawn(self.image, draw)
+        x.copy_(torch.where(self.mask, noised, x))
 
 
 def checked_mask(mask: Tensor, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from fastdiff.engine.native import NativeNetwork
 from fastdiff.engine.threads import check_threads
 from fastdiff.nets.model import InputKeeper, Model, eval_mode, model_device, model_dtype
 from fastdiff.ops.table_state import TableState
-from fastdiff.process.checks import nearest_name
+from fastdiff.process.checks import NotFinite, nearest_name
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
 from fastdiff.process.table import CoefficientTable
@@ -70,6 +71,7 @@ def sample(
     callback_rows: Iterable[int] | None = None,
     threshold: DynamicThreshold | None = None,
     known: Known | None = None,
+    check_finite: bool = False,
 ) -> Tensor:
     """Run a sampler, which is a coefficient table, with a model.
 
@@ -95,7 +97,8 @@ def sample(
             those of `renoise` and `ddim_encode` (`init_scale` is 0), need it.
         start_row: Row to start at; above 0 only with `x_init`, and only where the row needs nothing from earlier ones.
         runner: "eager" is a Python loop over rows, for any model. "native" is the C++ engine, for a float32 `UNet` on
-            the CPU. "auto" takes the fastest that fits, and warns where a part of a `UNet` keeps the engine from it.
+            the CPU. "graph" records a row on a GPU and runs all rows as one launch, for any model that can be recorded.
+            "auto" takes the fastest that fits, and warns where a part of the model keeps it from that.
         device: Where to run; the model's own device, else that of `x_init`, else the CPU.
         dtype: Of the result; float32 when None. The state is float32 (float64 for float64).
         progress: Show a progress bar on the terminal.
@@ -103,6 +106,7 @@ def sample(
         callback_rows: Call it after these rows only, which lets the C++ engine run on in between; -1 is the last.
         threshold: Dynamic thresholding of the predicted x_0, between the model and the step.
         known: Pixels that are put back after each row, noised to the row's level: inpainting.
+        check_finite: Stop at the first row after which the state holds NaN or infinity.
 
     Returns:
         The state at the end of the table, of `shape`, unclamped.
@@ -114,7 +118,8 @@ def sample(
     Raises:
         ValueError: shapes, ids, rows or options that do not fit; a model output of the wrong shape; a runner that
             cannot run this model.
-        RuntimeError: runner "native" without the C++ extension.
+        RuntimeError: runner "native" without the C++ extension, or "graph" without a GPU that CUDA can use.
+        FloatingPointError: with `check_finite`; it names the row.
     """
     if runner not in RUNNERS:
         raise ValueError(f"unknown runner {runner!r}: {nearest_name(str(runner), RUNNERS)}")
@@ -143,10 +148,12 @@ def sample(
             model, runner, x, kwargs, None if threshold is None else "it has no dynamic thresholding"
         )
         pixels = None if known is None else KnownPixels(known, table, x, ids, seeds)
-        run = _Run(TableState(table), x, ids, seeds, range(start_row, len(table)), callback, wanted, pixels)
+        rows = range(start_row, len(table))
+        run = _Run(TableState(table), x, ids, seeds, rows, callback, wanted, pixels, check_finite)
         with _bar(table.name, len(run.rows), progress) as advance:
             if network is None:
-                _run_eager(run, model, kwargs, threshold, advance)
+                if not _run_recorded(run, model, runner, kwargs, threshold, advance):
+                    _run_eager(run, model, kwargs, threshold, advance)
             elif seeds.are_many and table.is_stochastic:
                 # The engine's loop draws the noise of one seed.
                 _run_eager(run, network, kwargs, threshold, advance)
@@ -177,6 +184,7 @@ class _Run:
         callback: Told of the rows in `wanted`.
         wanted: See there.
         pixels: Put back after each row, or None.
+        check_finite: Whether a state that is not finite ends it.
     """
 
     state: TableState
@@ -187,6 +195,7 @@ class _Run:
     callback: Callable[[SamplingStep], None] | None
     wanted: frozenset[int]
     pixels: KnownPixels | None
+    check_finite: bool
 
     def noise(self, row: int) -> Tensor:
         """A row's noise where each sample has its own seed: for each, what the row itself would draw."""
@@ -200,12 +209,18 @@ class _Run:
         """What happens between two rows."""
         if self.pixels is not None:
             self.pixels.put_back(self.x, row)
+        if self.check_finite and not bool(torch.isfinite(self.x).all()):
+            raise NotFinite(row, len(self.state.table))
+        self.tell(row, prediction)
+
+    def tell(self, row: int, prediction: Tensor | None) -> None:
+        """Call back, where the row is wanted."""
         if self.callback is not None and row in self.wanted:
             self.callback(SamplingStep(row, len(self.state.table), self.state.t[row], self.x, prediction))
 
 
 def _run_native(run: _Run, network: NativeNetwork, labels: Tensor | None, advance: Callable[[int], None]) -> None:
-    stops = run.wanted if run.pixels is None else frozenset(run.rows)
+    stops = frozenset(run.rows) if run.pixels is not None or run.check_finite else run.wanted
     run_table(
         network,
         run.state,
@@ -218,6 +233,65 @@ def _run_native(run: _Run, network: NativeNetwork, labels: Tensor | None, advanc
         stops=stops,
         on_stop=run.after_row,
     )
+
+
+def _run_recorded(
+    run: _Run,
+    model: Model,
+    runner: Runner,
+    model_kwargs: dict[str, Any],
+    threshold: DynamicThreshold | None,
+    advance: Callable[[int], None],
+) -> bool:
+    """Run recorded rows, where the runner asks for them and they can do it; whether that was so.
+
+    Raises:
+        ValueError: runner "graph", and they cannot.
+    """
+    x = run.x
+    if runner != "graph" and (runner != "auto" or x.device.type != "cuda"):
+        return False
+    reason = None
+    if x.dtype != torch.float32:
+        reason = f"their state is float32, got {x.dtype}"
+    elif threshold is not None:
+        reason = "they have no dynamic thresholding"
+    elif is_self_conditioned(model, model_kwargs):
+        reason = "they give a self-conditioned network no predictions"
+    elif run.seeds.are_many and run.state.table.is_stochastic:
+        reason = "they draw the noise of one seed"
+    if reason is None:
+        try:
+            from fastdiff.sampling import graphs
+        except ImportError as error:
+            reason = f"they need Triton ({error})"
+        else:
+            try:
+                graphs.run_table(
+                    compiled := graphs.compiled_model(model),
+                    run.state,
+                    x,
+                    run.rows,
+                    device=graphs.device_for(x.device),
+                    ids=run.ids,
+                    seed=run.seeds.first,
+                    model_kwargs=model_kwargs,
+                    input_dtype=graphs.input_dtype(compiled),
+                    advance=advance,
+                    stops=run.wanted,
+                    on_stop=run.tell,
+                    after_step=None if run.pixels is None else graphs.after_step(run.pixels),
+                    check_finite=run.check_finite,
+                )
+            except graphs.NotCapturable as error:
+                if runner == "auto":
+                    warnings.warn(f"the slower eager runner is used: {error}", RuntimeWarning, stacklevel=4)
+                reason = str(error)
+            else:
+                return True
+    if runner == "graph":
+        raise ValueError(f"recorded rows cannot run this: {reason}; use 'auto' or 'eager'")
+    return False
 
 
 def _run_eager(

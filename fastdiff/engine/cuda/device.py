@@ -73,5 +73,3 @@ def graph_device(device: torch.device) -> GraphDevice:
         CudaError: the device cannot be used.
     """
     return Gpu(device)  # type: ignore[return-value]
-
-

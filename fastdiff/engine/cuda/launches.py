@@ -1,4 +1,4 @@
-"""A GPU's plan as a list of launches: closures over static memory, which no dispatcher sees and which allocate nothing."""
+"""A GPU's plan as a list of launches: closures over static memory that pass the dispatcher by and allocate nothing."""
 
 from __future__ import annotations
 

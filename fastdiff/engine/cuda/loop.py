@@ -27,9 +27,10 @@ from fastdiff.kernels.select import launch_select
 from fastdiff.kernels.step import launch_step
 from fastdiff.ops._step import new_history
 from fastdiff.ops.table_state import TableState
+from fastdiff.process.checks import NotFinite
 from fastdiff.process.table import ROW_WIDTH
 
-__all__ = ["AfterStep", "GraphDevice", "Loop", "NotFinite", "Statics", "run_table"]
+__all__ = ["AfterStep", "GraphDevice", "Loop", "Statics", "run_table"]
 
 # Rows of a table that there is room for, at least; more make the room grow, and the graph be recorded again.
 MIN_ROWS = 1024
@@ -37,10 +38,6 @@ MIN_ROWS = 1024
 TIMES_NUMBERS = 1 << 26
 # Recorded loops kept per model; the oldest goes.
 MAX_SESSIONS = 4
-
-
-class NotFinite(FloatingPointError):
-    """The state holds NaN or infinity after a row, which the message names."""
 
 
 class Loop(Protocol):
@@ -229,7 +226,7 @@ class _Wanted:
 
     def key(self, chunk: int) -> Any:
         table, x = self.state.table, self.x
-        tensors = {} if self.after is None else self.after.tensors | self.after.tables
+        tensors = {} if self.after is None else dict(self.after.tensors) | dict(self.after.tables)
         return (
             chunk, tuple(x.shape[1:]), x.dtype, x.device, x.stride()[1:], self.input_dtype, table.learned_variance,
             None if self.state.history is None else len(self.state.history), self.state.base is None,
@@ -420,7 +417,7 @@ class _Session:
         self.loop.launch(rows, num_rows=count, seed=seed, stream=self.recorder.stream, evaluates=evaluates)
         ended = self.loop.wait(advance)
         if ended.nonfinite is not None:
-            raise NotFinite(f"the state holds NaN or infinity after row {ended.nonfinite} of {count}")
+            raise NotFinite(ended.nonfinite, count)
 
 
 _sessions: weakref.WeakKeyDictionary[Any, OrderedDict[Any, _Session]] = weakref.WeakKeyDictionary()
@@ -471,7 +468,7 @@ def _networks(model: Any) -> Iterator[CudaNetwork]:
 
 
 def _settings(model: Any) -> Any:
-    """What a model's launches depend on, as far as it can be seen: its modules, their plain attributes, their memory."""
+    """What a model's launches depend on, as far as can be seen: its modules, their plain attributes, their memory."""
     if isinstance(model, CudaNetwork):
         return model.generation
     if not isinstance(model, nn.Module):

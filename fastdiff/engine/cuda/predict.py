@@ -32,8 +32,8 @@ class Rates:
     node: float
 
 
-# sm_90: products in bfloat16 and the copy were measured on an H200; TensorFloat-32 is half of 16 bits by the data sheet,
-# the cache's speed and a node's time are estimates from others' measurements. sm_80: an A100's data sheet, 90% of it.
+# sm_90: products in bfloat16 and the copy were measured on an H200; TensorFloat-32 is half of 16 bits by the data
+# sheet, the cache's speed and a node's time are estimates. sm_80: nine tenths of an A100's data sheet.
 RATES = {
     "sm_90": Rates(
         "H200",
@@ -161,6 +161,8 @@ def _shapes(plan: Plan, i: Instruction) -> str:
     extras = [f"{i.kernel}x{i.kernel}"] if i.op == "conv" else []
     extras += ["SiLU"] if i.act else []
     extras += [f"{i.heads} heads"] if i.op == "attention" else []
-    extras += ["+bias"] * bool(i.added) + ["+time"] * (i.added_time is not None) + ["+residual"] * (i.residual is not None)
+    extras += (
+        ["+bias"] * bool(i.added) + ["+time"] * (i.added_time is not None) + ["+residual"] * (i.residual is not None)
+    )
     extras += ["scale and shift"] * (i.op == "norm_act" and i.time is not None)
     return ", ".join([text, *extras])

@@ -1,4 +1,4 @@
-"""A network's weights as a GPU's launches read them: static tensors, written again in place when the network changes."""
+"""A network's weights as a GPU's launches read them: static tensors, written again when the network changes."""
 
 from __future__ import annotations
 

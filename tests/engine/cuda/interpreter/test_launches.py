@@ -82,7 +82,7 @@ def test_calls_that_do_not_fit_are_refused(device):
         compiled(x.requires_grad_(), t)
     with pytest.raises(ValueError, match="labels"):
         compiled(x.detach(), t, t)
-    with pytest.raises(ValueError, match="fastdiff.UNet, got Linear"):
+    with pytest.raises(ValueError, match=r"fastdiff\.UNet, got Linear"):
         CudaNetwork(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="one type"):
         CudaNetwork(tiny("ho", device, torch.float64))

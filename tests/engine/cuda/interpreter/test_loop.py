@@ -1,4 +1,4 @@
-"""Recorded rows are the eager loop: every kind of table, batches in chunks, stops, labels, memory that is used again."""
+"""Recorded rows are the eager loop: every kind of table, batches in chunks, stops, labels, memory used again."""
 
 import gc
 import weakref
@@ -9,12 +9,13 @@ from torch import nn
 
 import fastdiff as fd
 from fastdiff.engine.cuda import loop
-from fastdiff.engine.cuda.loop import AfterStep, NotFinite, run_table
+from fastdiff.engine.cuda.loop import AfterStep, run_table
 from fastdiff.engine.cuda.network import CudaNetwork
 from fastdiff.ops.table_state import TableState
+from fastdiff.process.checks import NotFinite
 from fastdiff.sampling.runner import initial_noise
-from support.engine_networks import SMALL
 from support import fake_cuda
+from support.engine_networks import SMALL
 from support.host_device import FakeGpu, HostDevice
 from support.networks import redrawn
 from support.tolerances import FLOAT32_DEEP, FLOAT32_SUM
