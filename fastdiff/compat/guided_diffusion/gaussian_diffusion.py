@@ -351,7 +351,7 @@ class GaussianDiffusion(GaussianMoments):
 
 def _extract_into_tensor(arr: Array, timesteps: Tensor, broadcast_shape: Sequence[int]) -> Tensor:
     """Entries of an array [T] at timesteps [B], float32 of `broadcast_shape`."""
-    values = torch.from_numpy(np.asarray(arr)).to(timesteps.device)[timesteps].float()
+    values = torch.tensor(arr, device=timesteps.device)[timesteps].float()
     return values.view(-1, *[1] * (len(broadcast_shape) - 1)).expand(*broadcast_shape)
 
 

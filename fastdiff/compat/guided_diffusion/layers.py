@@ -45,7 +45,7 @@ class TimestepBlock(nn.Module):
 class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
     """Modules one after the other; those that are `TimestepBlock`s get the embedding."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         """Features [B, C, ...] and embedding [B, E] to features."""
         for layer in self:
             x = layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
@@ -216,7 +216,8 @@ class _PackedAttention(nn.Module):
         scale = q.shape[-1] ** -0.25
         weights = (q * scale) @ (k * scale).transpose(-1, -2)
         weights = weights.float().softmax(dim=-1).to(weights.dtype)
-        return (weights @ v).transpose(2, 3).flatten(1, 2)
+        y: Tensor = (weights @ v).transpose(2, 3).flatten(1, 2)
+        return y
 
     @staticmethod
     def count_flops(model: Any, _x: Any, y: Any) -> None:
@@ -278,8 +279,8 @@ class AttentionBlock(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2)
-        h = self.proj_out(self.attention(self.qkv(self.norm(tokens))))
-        return (tokens + h).view(x.shape)
+        y: Tensor = tokens + self.proj_out(self.attention(self.qkv(self.norm(tokens))))
+        return y.view(x.shape)
 
 
 def count_flops_attn(model: Any, _x: Any, y: Any) -> None:

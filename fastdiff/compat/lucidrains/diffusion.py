@@ -121,7 +121,7 @@ class GaussianDiffusion(nn.Module):
     @property
     def diffusion(self) -> Diffusion:
         """The process for fastdiff's own samplers and likelihoods, with the betas of a file that was loaded."""
-        known = torch.as_tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
+        known = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
         # Another program's roundings to float32 are no other schedule.
         is_known = torch.allclose(self.alphas_cumprod.cpu(), known, rtol=0, atol=1e-6)
         schedule = self.schedule if is_known else NoiseSchedule.from_betas(self.betas.double().cpu().numpy())

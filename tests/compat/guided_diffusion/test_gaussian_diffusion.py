@@ -163,3 +163,9 @@ def test_arrays_that_are_put_in_their_place_hold():
             torch.manual_seed(0)
             before = process(var=var).p_sample(network, x, t)["sample"]
         np.testing.assert_allclose(found - mean, (before - mean) / 2, atol=FLOAT64_RUN)
+
+
+def test_extract_into_tensor_gives_float32_of_a_shape():
+    found = gd._extract_into_tensor(np.arange(5.0) / 3, torch.tensor([4, 1]), (2, 3, 2))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, torch.tensor([4 / 3, 1 / 3])[:, None, None].expand(2, 3, 2))
