@@ -34,7 +34,7 @@ def without_surplus(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            signature.bind(*args, **kwargs)
+            signature.bind_partial(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{function.__qualname__}() {error}{_advice(error)}") from None
         return function(*args, **kwargs)

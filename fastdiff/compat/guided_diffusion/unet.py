@@ -205,6 +205,11 @@ class UNetModel(UNet, _Convertible):
         """The last layers: a norm with its SiLU, nothing, and a convolution."""
         return nn.Sequential(self.norm_out, nn.Identity(), self.conv_out)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "out":
+            raise AttributeError("the last layers of this network are norm_out and conv_out: replace those, not out")
+        super().__setattr__(name, value)
+
     def embed(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Embedding [B, 4 * model_channels] of times [B] and labels [B]; the blocks apply the SiLU."""
         return self._embed_linearly(t, y)

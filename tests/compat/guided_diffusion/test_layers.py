@@ -119,3 +119,6 @@ def test_a_models_own_blocks_are_walked_as_theirs():
         for block in model.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
         assert torch.equal(model.out(h), model(x, t, y))
+    # It would be kept, and not used.
+    with pytest.raises(AttributeError, match="replace those, not out"):
+        model.out = nn.Identity()
