@@ -24,6 +24,7 @@ Each name ends in .weight or .bias, except label_emb, which has only .weight.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -135,14 +136,18 @@ class UNet(nn.Module):
         Returns:
             Embedding [B, 4 * channels].
         """
+        # Each residual block takes the SiLU of the same embedding, so it is computed once.
+        return F.silu(self._embed_linearly(t, y))
+
+    def _embed_linearly(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """`embed` without the SiLU."""
         dtype = self.conv_out.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
         waves = timestep_embedding(t, self.config.channels, self.config.time_embedding, dtype=wide)
         emb: Tensor = self.time_embed(waves.to(dtype))
         if self.label_emb is not None:
             emb = emb + self.label_emb(y)
-        # Each residual block takes the SiLU of the same embedding, so it is computed once.
-        return F.silu(emb)
+        return emb
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Evaluate the network.
@@ -154,7 +159,8 @@ class UNet(nn.Module):
             y: Labels [B] in [0, num_classes), int64, for a network with labels; None for one without.
 
         Returns:
-            Output [B, out_channels, H, W], channels_last, in the type of the parameters or of autocast.
+            Output [B, out_channels, H, W], channels_last, in the type of the parameters or of autocast. Blocks may
+            have a narrower type than the layers around them: features have that of the first convolution.
 
         Raises:
             TypeError: An argument is not a tensor.
@@ -163,7 +169,8 @@ class UNet(nn.Module):
         """
         self._check_inputs(x, t, y)
         emb = self.embed(t, y)
-        h = x.to(self.conv_out.weight.dtype).contiguous(memory_format=torch.channels_last)
+        inner, outer = cast(nn.Conv2d, cast(Block, self.input_blocks[0])[0]).weight.dtype, self.conv_out.weight.dtype
+        h = x.to(inner).contiguous(memory_format=torch.channels_last)
         skips: list[Tensor] = []
         for block in self.input_blocks:
             h = block(h, emb)
@@ -171,6 +178,8 @@ class UNet(nn.Module):
         h = self.middle_block(h, emb)
         for block in self.output_blocks:
             h = block(torch.cat((h, skips.pop()), dim=1), emb)
+        if inner != outer:
+            h = h.to(outer)
         out: Tensor = self.conv_out(self.norm_out(h))
         return out.contiguous(memory_format=torch.channels_last)
 
