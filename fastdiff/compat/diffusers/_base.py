@@ -143,7 +143,7 @@ class FusedScheduler:
         self._seen = config, *lists, *(None if x is None else _version(x) for x in lists)
         built_for = self._built_for
         times, sigmas, alphas = (b"" if x is None else _bytes(x) for x in lists)
-        if built_for is not None and built_for[0] is config and built_for[1:] == (times, sigmas, alphas):
+        if built_for is not None and built_for[1:] == (times, sigmas, alphas) and _same_options(built_for[0], config):
             return False
         self._built_for = (config, times, sigmas, alphas)
         self._levels = None
@@ -283,6 +283,12 @@ class FusedScheduler:
             return noisy.to(original_samples.dtype)  # type: ignore[no-any-return]
         return super().add_noise(original_samples, noise, timesteps)  # type: ignore[misc, no-any-return]
 
+
+class GivesVelocity:
+    """Comes before a scheduler that has `get_velocity`."""
+
+    compat: Literal["diffusers"] | None
+
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """As in diffusers; half precision as in `add_noise`."""
         if self.compat is None and sample.dtype in _HALF:
@@ -320,6 +326,14 @@ class BySigma(FusedScheduler):
         sigmas = self._sigmas_from(start).double().cpu().numpy()
         table = self._table(Levels.from_sigmas(sigmas, PREDICTIONS[self.config.prediction_type]), start, key)
         return with_times(table, self.timesteps[start:].double().cpu().numpy())
+
+
+def _same_options(one: Any, other: Any) -> bool:
+    """Whether two configurations say the same, whatever else they note of themselves."""
+    if one is other:
+        return True
+    mine, theirs = ({key: value for key, value in config.items() if key[:1] != "_"} for config in (one, other))
+    return mine.keys() == theirs.keys() and all(np.array_equal(mine[key], theirs[key]) for key in mine)
 
 
 def _bytes(x: Tensor) -> bytes:

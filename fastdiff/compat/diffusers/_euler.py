@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.compat.diffusers._base import BySigma, Generators
+from fastdiff.compat.diffusers._base import BySigma, Generators, GivesVelocity
 from fastdiff.compat.diffusers._run import output_of
 from fastdiff.compat.levels import Levels, variance_exploding
 from fastdiff.process.table import CoefficientTable
@@ -45,7 +45,7 @@ class _Exploding(BySigma):
 
     def _peer_complains(self, timestep: Any) -> bool:
         """Whether diffusers would warn of an input that was not scaled, or refuse the timestep."""
-        return not self.is_scale_input_called or isinstance(timestep, int)
+        return not self.is_scale_input_called or isinstance(timestep, (int, torch.IntTensor, torch.LongTensor))
 
 
 class _Upcast(_Exploding):
@@ -56,7 +56,7 @@ class _Upcast(_Exploding):
         return torch.promote_types(both, torch.float32), model_output.dtype
 
 
-class EulerDiscreteScheduler(_Upcast, diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
+class EulerDiscreteScheduler(GivesVelocity, _Upcast, diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
     """diffusers.EulerDiscreteScheduler on `samplers.euler`. A step with s_churn > 0 is their own."""
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
@@ -139,8 +139,8 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
 class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type: ignore[misc]
     """diffusers.LMSDiscreteScheduler on `samplers.lms`, whose integrals are exact where theirs are numerical.
 
-    Put right: a run that starts in the middle has the order of the values at hand, where theirs drops the weights of
-    the others. Orders above 4 have no table.
+    Put right: a run that starts in the middle has the order of the values at hand, where theirs, and
+    `compat="diffusers"`, drops the weights of the others. Orders above 4 have no table.
     """
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
@@ -155,7 +155,7 @@ class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type:
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if order > 4 or self._peer_steps(sample):
+        if order > 4 or self._peer_steps(sample) or self._lacks_weights(timestep):
             return super().step(model_output, timestep, sample, order, return_dict)
         if not self.is_scale_input_called:
             warnings.warn("scale_model_input must be called before step, and was not", stacklevel=2)
@@ -167,6 +167,14 @@ class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type:
         if self.config.prediction_type == "sample":
             pred = model_output
         return output_of(LMSDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
+
+    def _lacks_weights(self, timestep: float | Tensor) -> bool:
+        """Whether a run begins or began in the middle, where compat is "diffusers"."""
+        if self.compat is None:
+            return False
+        if self._step_index is None:
+            self._init_step_index(timestep)
+        return self._run is None and self._step_index != 0
 
 
 def _from_the_start(table: CoefficientTable) -> CoefficientTable:

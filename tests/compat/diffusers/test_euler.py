@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is in the test extra")
 
 from fastdiff.compat import diffusers as ours
-from support.scheduler_runs import QUIET, assert_same, pair, run, toy
+from support.scheduler_runs import QUIET, assert_same, pair, run, toy, with_timesteps
 from support.tolerances import FLOAT32
 
 pytestmark = QUIET
@@ -60,8 +60,9 @@ def test_heun_averages_the_slopes_of_both_ends():
 def test_an_index_for_a_timestep_is_refused_as_theirs_does():
     scheduler, x = begun("EulerDiscreteScheduler")
     scheduler.scale_model_input(x, scheduler.timesteps[0])
-    with pytest.raises(ValueError, match="integer indices"):
-        scheduler.step(x, 1, x)
+    for index in (1, torch.tensor(1), torch.tensor(1, dtype=torch.int32)):
+        with pytest.raises(ValueError, match="integer indices"):
+            scheduler.step(x, index, x)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -114,3 +115,24 @@ def test_lms_says_that_the_input_was_not_scaled():
     scheduler, x = begun("LMSDiscreteScheduler")
     with pytest.warns(UserWarning, match="scale_model_input must be called"):
         scheduler.step(x, scheduler.timesteps[0], x)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_lms_starts_in_the_middle_as_theirs_with_compat(first):
+    theirs, mine = with_timesteps(pair("LMSDiscreteScheduler", compat="diffusers"), 8)
+    for scheduler in (theirs, mine):
+        scheduler.set_begin_index(first)
+    assert_same(run(theirs, first=first), run(mine, first=first))
+
+
+def test_lms_in_the_middle_keeps_the_weight_of_its_step():
+    """Constant slopes: every order moves the state by the slope times the change of sigma, from wherever it starts."""
+    scheduler, x = begun("LMSDiscreteScheduler", steps=8)
+    scheduler.set_begin_index(3)
+    sigmas = scheduler.sigmas.double()
+    start = x
+    for t in scheduler.timesteps[3:]:
+        scheduler.scale_model_input(x, t)
+        x = scheduler.step(torch.ones_like(x), t, x).prev_sample
+    expected = start.double() + (sigmas[-1] - sigmas[3])
+    torch.testing.assert_close(x.double(), expected, rtol=0, atol=16 * FLOAT32 * float(start.abs().max()))
