@@ -27,6 +27,8 @@ PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "eps", "sample": "x0", "original_sample": "x0", "v_prediction": "v",
 }  # fmt: skip
 _HALF = (torch.bfloat16, torch.float16)
+# Relative: rounding may raise a level that is repeated.
+_SAME_LEVEL = 1e-5
 
 
 class FusedScheduler:
@@ -299,6 +301,12 @@ class GivesVelocity:
 
 class BySigma(FusedScheduler):
     """A scheduler with a list of sigmas and a step index."""
+
+    def _unsupported(self) -> str | None:
+        # As with zero terminal SNR where they put 4096 beneath a larger level, or with a sigma_min below the last one.
+        if bool((self.sigmas[1:] > self.sigmas[:-1] * (1 + _SAME_LEVEL)).any()):
+            return "levels that rise"
+        return super()._unsupported()
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """As in diffusers; of several equal timesteps the one that is given, or the first.

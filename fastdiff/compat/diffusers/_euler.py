@@ -163,9 +163,15 @@ class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type:
         out, eps = self._advance(model_output, timestep, sample, key=order, prediction=True)
         assert eps is not None
         assert self._step_index is not None
-        pred = torch.sub(sample, eps, alpha=float(self.sigmas[self._step_index - 1]))
+        sigma = float(self.sigmas[self._step_index - 1])
         if self.config.prediction_type == "sample":
             pred = model_output
+        elif self.config.prediction_type == "v_prediction":
+            # x - sigma eps would lose its digits at a large sigma.
+            scale = 1 / (sigma**2 + 1)
+            pred = torch.add(sample * scale, model_output, alpha=-sigma * scale**0.5)
+        else:
+            pred = torch.sub(sample, eps, alpha=sigma)
         return output_of(LMSDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
     def _lacks_weights(self, timestep: float | Tensor) -> bool:

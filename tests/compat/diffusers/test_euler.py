@@ -136,3 +136,45 @@ def test_lms_in_the_middle_keeps_the_weight_of_its_step():
         x = scheduler.step(torch.ones_like(x), t, x).prev_sample
     expected = start.double() + (sigmas[-1] - sigmas[3])
     torch.testing.assert_close(x.double(), expected, rtol=0, atol=16 * FLOAT32 * float(start.abs().max()))
+
+
+RISING = {
+    "zero snr": ("EulerDiscreteScheduler", {"beta_end": 0.05, "rescale_betas_zero_snr": True}),
+    "ancestral zero snr": ("EulerAncestralDiscreteScheduler", {"beta_end": 0.05, "rescale_betas_zero_snr": True}),
+    "sigma_min": (
+        "EulerDiscreteScheduler",
+        {"use_karras_sigmas": True, "sigma_min": 0.003, "final_sigmas_type": "sigma_min"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RISING)
+@pytest.mark.filterwarnings("ignore:.*no table covers levels that rise:RuntimeWarning")
+def test_levels_that_rise_run_their_step(case):
+    """4096 stands for infinity in theirs, also where the level after it is larger."""
+    name, options = RISING[case]
+    theirs, mine = pair(name, prediction_type="v_prediction", timestep_spacing="trailing", **options)
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(10)
+    assert (theirs.sigmas[1:] > theirs.sigmas[:-1]).any()
+    # Up to the first that is not finite: theirs takes a root of less than nothing in the ancestral steps.
+    for a, b in zip(run(theirs), run(mine), strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
+        assert_same([a.nan_to_num()], [b.nan_to_num()])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_lms_predicts_the_image_at_large_levels(prediction):
+    """x / (rho^2 + 1) - rho / sqrt(rho^2 + 1) v has all its digits there."""
+    scheduler, x = begun("LMSDiscreteScheduler", prediction_type=prediction, beta_end=0.05)
+    t, rho = scheduler.timesteps[0], float(scheduler.sigmas[0])
+    assert rho > 1e5
+    m = torch.tanh(scheduler.scale_model_input(x, t))
+    image = {
+        "epsilon": x.double() - rho * m.double(),
+        "v_prediction": x.double() / (rho**2 + 1) - rho / (rho**2 + 1) ** 0.5 * m.double(),
+        "sample": m.double(),
+    }[prediction]
+    seen = scheduler.step(m, t, x).pred_original_sample.double()
+    scale = rho if prediction == "epsilon" else 1.0
+    torch.testing.assert_close(seen, image, rtol=0, atol=16 * FLOAT32 * scale)
