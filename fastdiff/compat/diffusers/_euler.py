@@ -126,7 +126,7 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
 
     def step(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True) -> Any:
         """As in diffusers."""
-        if not isinstance(sample, Tensor) or self._peer_steps(sample):
+        if not isinstance(sample, Tensor) or self._peer_steps(sample) or self._is_between(timestep):
             return super().step(model_output, timestep, sample, return_dict)
         out, pred = self._advance(model_output, timestep, sample, prediction=True)
         # `state_in_first_order` reads it: a step is half done, and as in theirs also where the last one ends clean.
@@ -134,6 +134,15 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
         assert run is not None
         self.dt = run.t[run.next - 1] if run.next % 2 else None
         return output_of(HeunDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
+
+    def _is_between(self, timestep: float | Tensor) -> bool:
+        """Whether a run begins or began at the second half of a step, which theirs takes for a first one."""
+        if self._run is not None:
+            return False
+        if self._step_index is None:
+            self._init_step_index(timestep)
+        assert self._step_index is not None
+        return self._step_index % 2 == 1 or not self.state_in_first_order
 
 
 class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type: ignore[misc]

@@ -178,3 +178,15 @@ def test_lms_predicts_the_image_at_large_levels(prediction):
     seen = scheduler.step(m, t, x).pred_original_sample.double()
     scale = rho if prediction == "epsilon" else 1.0
     torch.testing.assert_close(seen, image, rtol=0, atol=16 * FLOAT32 * scale)
+
+
+@pytest.mark.parametrize("first", [1, 5])
+def test_heun_that_begins_between_two_halves_takes_their_steps(first):
+    theirs, mine = with_timesteps(pair("HeunDiscreteScheduler"), 6)
+    for scheduler in (theirs, mine):
+        scheduler.set_begin_index(first)
+    assert_same(run(theirs, first=first), run(mine, first=first))
+    # And goes on as ever afterwards.
+    theirs, mine = with_timesteps((theirs, mine), 6)
+    assert_same(run(theirs), run(mine))
+    assert mine._run is not None
