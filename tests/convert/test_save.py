@@ -14,7 +14,7 @@ from fastdiff.nets.config import PRESETS
 from fastdiff.tensors import QkvLayout
 from support.converted_networks import ho, tiny
 from support.networks import random_unet, small_preset
-from support.tolerances import FLOAT32_SUM, PEER_NETWORK
+from support.tolerances import FLOAT32, FLOAT32_SUM, PEER_NETWORK
 
 LINEAR = fd.Diffusion(fd.NoiseSchedule.linear(1000), variance="fixed_large")
 LEARNED = fd.Diffusion(fd.NoiseSchedule.cosine(50), variance="learned_range")
@@ -170,4 +170,4 @@ def test_a_diffusers_folder_that_diffusers_writes_again_is_read(tmp_path):
     x, t = torch.randn(1, 3, 8, 8), torch.tensor([3])
     with torch.no_grad():
         shift = again.unet(x, t) - pipe.unet(x, t)
-    torch.testing.assert_close(shift, torch.ones_like(shift), rtol=0, atol=1e-5)
+    torch.testing.assert_close(shift, torch.ones_like(shift), rtol=0, atol=FLOAT32)
