@@ -457,7 +457,7 @@ def _checked_network(unet: Any) -> Any:
     if not isinstance(network, nn.Module) or not hasattr(network, "config"):
         raise TypeError(
             f"unet must be a fastdiff.UNet, or a network of from_pretrained, got {type(network).__name__}: give the "
-            "network itself, and sample what wraps it with fastdiff.sample"
+            "network itself, and guide with sample(guidance=...), or sample what wraps it with fastdiff.sample"
         )
     if isinstance(network, UNet):
         own_tensors(network)
