@@ -308,7 +308,7 @@ def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
             "settings of the network, which are then those of the model"
         )
     unet.load_state_dict(theirs)
-    if found.diffusion.to_dict() != diffusion.to_dict():
+    if found.diffusion != diffusion:
         warnings.warn(
             f"{model} was trained on another process (prediction {found.diffusion.prediction}, "
             f"{found.diffusion.num_timesteps} timesteps) than this run ({diffusion.prediction}, "

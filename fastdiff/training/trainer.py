@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fastdiff import ops
 from fastdiff.engine.threads import check_threads
 from fastdiff.files.checkpoint import (
+    CONFIG_FILE,
     MODEL_FILE,
     RAW_PREFIX,
     TRAINING_FILE,
@@ -34,6 +35,7 @@ from fastdiff.files.checkpoint import (
     save_checkpoint,
     versions,
 )
+from fastdiff.files.contents import describing
 from fastdiff.files.data import ImageData, batch_indices, flip_mask
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
@@ -388,6 +390,10 @@ class Trainer:
             if self.changes:
                 self._changed.append({"step": saved["step"]} | {key: list(both) for key, both in self.changes.items()})
             saved["training"] = then | {key: both[1] for key, both in self.changes.items()}
+        with describing(checkpoint / CONFIG_FILE, "diffusion"):
+            if Diffusion.from_dict(saved["diffusion"]) == self.diffusion:
+                # Older checkpoints have the betas of schedules whose name is enough.
+                saved["diffusion"] = now["diffusion"]
         lines = [line for key, value in now.items() for line in differences(key, saved[key], value)]
         if lines:
             listed = "\n  ".join(lines)
