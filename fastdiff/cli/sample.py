@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, WeightsOption, key_values, load_pipeline
-from fastdiff.cli.output import ImageFolder, OverwriteOption, check_free, check_holds, check_writable, digest
+from fastdiff.cli.output import ImageFolder, OverwriteOption, Parts, check_free, check_holds, check_writable, digest
 from fastdiff.process.checks import shown
 from fastdiff.process.table import CoefficientTable
 
@@ -46,8 +46,8 @@ def sample(
         typer.Option(
             "--out",
             "-o",
-            help="A grid (.png), an archive (.npz: arr_0 uint8 NHWC; .npy: float32 NCHW) or a folder of PNGs, "
-            "which a stopped command leaves and the same command goes on with.",
+            help="A grid (.png), an archive (.npz: arr_0 uint8 NHWC; .npy: float32 NCHW) or a folder of PNGs. "
+            "Where a command was stopped, the same command goes on.",
         ),
     ] = Path("samples.png"),
     overwrite: OverwriteOption = False,
@@ -79,7 +79,6 @@ def sample(
     if table is not None and (sampler is not None or steps is not None or options):
         raise ValueError("--table is the whole sampler: leave out --sampler, --steps and --option")
     pipe = load_pipeline(model, device, weights)
-    import torch
 
     from fastdiff import samplers
     from fastdiff.pipeline import default_steps
@@ -107,16 +106,14 @@ def sample(
         pipe.classes.null_of(null_label)
     if out.suffix:
         check_writable(out.parent, out.name)
-        images = torch.cat(list(_sampled(work)))
-        labels = None if work.labels is None else torch.tensor(work.labels)
-        _write_samples(out, images, labels, pipe)
+        _sample_into_file(out, work, _about(work, turn, start_id))
     else:
         folder = ImageFolder(out, _about(work, turn, start_id), overwrite=overwrite)
         missing = folder.missing(work.ids)
         if len(missing) < num:
             typer.echo(f"{num - len(missing):,} of {num:,} images are in {out} already")
         try:
-            for _ in _sampled(work.part(missing), folder):
+            for _ in _sampled(work.part(missing), folder.write):
                 pass
         except KeyboardInterrupt as interrupt:
             left = len(folder.missing(work.ids))
@@ -141,6 +138,35 @@ class Work:
         """The samples at some places of `ids`."""
         labels = None if self.labels is None else [self.labels[place] for place in places]
         return dataclasses.replace(self, ids=[self.ids[place] for place in places], labels=labels)
+
+
+def _sample_into_file(out: Path, work: Work, about: dict[str, Any]) -> None:
+    """Sample into one file. Each batch but the last is put aside, for the same command to go on with."""
+    import torch
+
+    parts = Parts(out, about, work.pipe.image_shape)
+    missing = parts.missing(work.ids)
+    if len(missing) < len(work.ids):
+        typer.echo(f"{len(work.ids) - len(missing):,} of {len(work.ids):,} images were sampled before")
+    done, last = 0, None
+
+    def keep(images: Tensor, ids: Sequence[int]) -> None:
+        nonlocal done
+        done += len(ids)
+        if done < len(missing):
+            parts.write(images, ids)
+
+    try:
+        for images in _sampled(work.part(missing), keep):
+            last = images
+    except KeyboardInterrupt as interrupt:
+        kept = len(work.ids) - len(parts.missing(work.ids))
+        raise KeyboardInterrupt(
+            f"{kept:,} of {len(work.ids):,} images are in {parts.path}" if kept else ""
+        ) from interrupt
+    labels = None if work.labels is None else torch.tensor(work.labels)
+    _write_samples(out, parts.read(work.ids, last), labels, work.pipe)
+    parts.delete()
 
 
 def _about(work: Work, turn: list[int] | None, start_id: int) -> dict[str, Any]:
@@ -177,8 +203,8 @@ def _read_table(path: Path) -> CoefficientTable:
         raise ValueError(f"--table {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _sampled(work: Work, folder: ImageFolder | None = None) -> Iterator[Tensor]:
-    """The samples, batch by batch; written to the folder, where there is one."""
+def _sampled(work: Work, keep: Callable[[Tensor, Sequence[int]], None]) -> Iterator[Tensor]:
+    """The samples, batch by batch, each after `keep` was given it with its numbers."""
     from fastdiff.cli.progress import Bars
 
     done, total = 0, len(work.ids)
@@ -204,8 +230,7 @@ def _sampled(work: Work, folder: ImageFolder | None = None) -> Iterator[Tensor]:
                 null_label=work.null_label,
             ).cpu()
             done += len(places)
-            if folder is not None:
-                folder.write(images, batch.ids)
+            keep(images, batch.ids)
             yield images
 
 
