@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, WeightsOption, key_values, load_pipeline
+from fastdiff.cli.options import (
+    DeviceOption,
+    ModelArgument,
+    ThreadsOption,
+    WeightsOption,
+    blaming,
+    key_values,
+    load_pipeline,
+)
 from fastdiff.cli.output import ImageFolder, OverwriteOption, Parts, check_free, check_holds, check_writable, digest
 from fastdiff.process.checks import shown
 from fastdiff.process.table import CoefficientTable
@@ -88,7 +96,8 @@ def sample(
     else:
         sampler = "ddim" if sampler is None else sampler
         steps = default_steps(sampler, pipe.diffusion) if steps is None else steps
-        rows = samplers.build(sampler, pipe.diffusion, steps, **options)
+        with blaming("--option", option):
+            rows = samplers.build(sampler, pipe.diffusion, steps, **options)
     check_holds(out.suffix.lower() or ".png", pipe.image_shape[0], pipe.scaling.levels)
     turn = _labels_in_turn(pipe, label)
     work = Work(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.process.arguments import check_options
+from fastdiff.process.arguments import check_options, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 
 Array = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ _MOST_NAMED = 1 << 20
 
 def check_num_timesteps(num_timesteps: int) -> int:
     """Return `num_timesteps` as an int; raise ValueError unless it is a whole number of at least 1."""
-    return whole_number("the number of timesteps T", num_timesteps, low=1)
+    return whole_number(spelt("timesteps", "the number of timesteps T"), num_timesteps, low=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,7 +329,9 @@ class NoiseSchedule:
             ValueError: unknown name (the nearest is suggested) or T below 1.
         """
         if not isinstance(name, str) or name not in _NAMED:
-            raise ValueError(f"unknown noise schedule {shown(name)}: {nearest_name(name, _NAMED)}")
+            raise ValueError(
+                f"unknown {spelt('schedule', 'noise schedule')} {shown(name)}: {nearest_name(name, _NAMED)}"
+            )
         return _NAMED[name](num_timesteps)
 
     @staticmethod

@@ -58,6 +58,8 @@ def demo(
 
 def _check_free(folder: Path, written: Iterable[tuple[str, str]], *, overwrite: bool) -> None:
     """Raise ValueError unless the demonstration's files can be made in the folder and replace none."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file: give a folder")
     there = [name for name, _ in written if (folder / name).is_file()]
     if there and not overwrite:
         raise ValueError(

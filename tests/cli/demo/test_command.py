@@ -33,4 +33,4 @@ def test_a_demo_replaces_nothing_unless_told(tmp_path, monkeypatch, name, runs, 
     works("demo", name, "--out", out, "--fresh")
     assert ran == [out] * 3
     (tmp_path / "file").touch()
-    assert "cannot write to" in fails("demo", name, "--out", tmp_path / "file")
+    assert "is a file: give a folder" in fails("demo", name, "--out", tmp_path / "file")
