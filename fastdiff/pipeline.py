@@ -18,6 +18,7 @@ from fastdiff import samplers
 from fastdiff.engine.choose import Runner, compiled_or_not
 from fastdiff.files.checkpoint import WeightKind, load_model, save_described
 from fastdiff.files.data import DataScaling
+from fastdiff.files.progress import watched
 from fastdiff.nets.model import Model
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
@@ -25,7 +26,6 @@ from fastdiff.process.arguments import advised, check_options, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
-from fastdiff.progress import watched
 from fastdiff.sampling import editing
 from fastdiff.sampling.guidance import ClassifierFreeGuidance
 from fastdiff.sampling.labels import Classes, Labels

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from fastdiff.progress import duration
+from fastdiff.files.progress import duration
 
 if TYPE_CHECKING:
     from fastdiff.training.config import TrainConfig

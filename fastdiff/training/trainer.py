@@ -38,6 +38,7 @@ from fastdiff.files.checkpoint import (
 )
 from fastdiff.files.contents import describing
 from fastdiff.files.data import ImageData, batch_indices, flip_mask
+from fastdiff.files.progress import watched
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.ops.reference.bound import VLB_WEIGHT, BoundTable, Decoder
@@ -45,7 +46,6 @@ from fastdiff.process.arguments import advised
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream, integers, words
-from fastdiff.progress import watched
 from fastdiff.training.config import TrainConfig, changes, differences
 from fastdiff.training.ema import Ema
 from fastdiff.training.interrupt import Interrupt, Interrupted

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from fastdiff import progress
-from fastdiff.progress import duration, watched
+from fastdiff.files import progress
+from fastdiff.files.progress import duration, watched
 
 LOGGER = logging.getLogger("fastdiff.tests")
 
