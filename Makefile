@@ -41,7 +41,7 @@ setup: $(VENV)/.run  ## Create .venv, install the pinned dependencies, build the
 setup-dev: $(VENV)/.dev  ## The same, with the tools for tests, linting and benchmarks
 
 demo: setup  ## Train on handwritten digits, sample and score them; writes out/demo/
-	$(BIN)/fastdiff demo
+	$(BIN)/fastdiff demo --overwrite
 
 test: setup-dev  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto tests

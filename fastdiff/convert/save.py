@@ -22,6 +22,7 @@ from fastdiff.files.checkpoint import FORMAT, DescribedModel, save_described
 from fastdiff.files.contents import checksum, checksum_of_tensors
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name
 
 __all__ = ["Target", "save_as"]
@@ -49,7 +50,7 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     """
     path = Path(path)
     if target not in get_args(Target):
-        raise ValueError(f"unknown target {target!r}: {nearest_name(str(target), get_args(Target))}")
+        raise ValueError(f"unknown {spelt('to', 'target')} {target!r}: {nearest_name(str(target), get_args(Target))}")
     unet = plain_network(pipe.unet)
     if not isinstance(unet, UNet):
         raise ValueError(

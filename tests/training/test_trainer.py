@@ -420,7 +420,7 @@ def test_another_run_is_refused_with_its_differences(tmp_path: Path) -> None:
             network(),
             Diffusion(NoiseSchedule.sigmoid(20), "v"),
             images(),
-            r"diffusion\.schedule\.betas: 20 values in the checkpoint, 20 now, and they are not the same$",
+            r"diffusion\.schedule\.name: 'cosine' in the checkpoint, 'sigmoid' now$",
         ),
         (network(), SIMPLE, images(levels=18), r"scaling\.levels: 17 in the checkpoint, 18 now\n"),
         (network(), SIMPLE, images(seed=1), r"\n  data\.sha256: .*$"),
@@ -432,6 +432,19 @@ def test_another_run_is_refused_with_its_differences(tmp_path: Path) -> None:
     moved = dataclasses.replace(images(), source="elsewhere")
     longer = dataclasses.replace(CONFIG, steps=100, keep=1, log_every=7, checkpoint_every=9)
     assert Trainer(network(), SIMPLE, moved, longer, tmp_path).step == 2
+
+
+def test_a_checkpoint_whose_schedule_is_written_as_betas_is_taken_up(tmp_path: Path) -> None:
+    """As checkpoints of earlier versions have it."""
+    kept = trainer(tmp_path).run(until=2).checkpoint / "config.json"
+    config = json.loads(kept.read_text())
+    assert config["diffusion"]["schedule"] == {"name": "cosine", "num_timesteps": 20}
+    written = {"name": "cosine", "betas": SCHEDULE.betas.tolist(), "timesteps": list(range(20))}
+    kept.write_text(json.dumps(config | {"diffusion": {"schedule": written, "prediction": "v"}}))
+    assert load_model(tmp_path).diffusion == SIMPLE
+    assert trainer(tmp_path).step == 2
+    with pytest.raises(ValueError, match="is of another run"):
+        Trainer(network(), Diffusion(NoiseSchedule.sigmoid(20), "v"), images(), CONFIG, tmp_path)
 
 
 def test_folder_in_use_is_refused(tmp_path: Path) -> None:
