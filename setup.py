@@ -51,7 +51,7 @@ def extension_arguments():
     if flag("FASTDIFF_WERROR", "0"):
         warnings += ["-Werror"]
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
-    headers = sorted(str(path.relative_to(ROOT)) for kind in ("*.h", "*.inl") for path in (ROOT / "csrc").rglob(kind))
+    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
     extension = CppExtension(
         "fastdiff._C",
         sources,

@@ -5,15 +5,17 @@
 
 #include <cstdint>
 
-#include "conv3x3.h"
-#include "diffuse.h"
-#include "dropout.h"
-#include "group_norm_act.h"
-#include "instructions.h"
-#include "losses.h"
-#include "step.h"
-
 namespace fastdiff {
+
+struct ConvGradArgs;
+struct DiffuseArgs;
+struct DropoutArgs;
+struct LossArgs;
+struct NormArgs;
+struct NormGradArgs;
+struct PackArgs;
+struct StepArgs;
+struct Work;
 
 // Each takes units of work: a range of them, or one with `scratch` to work in.
 struct Kernels {
@@ -28,17 +30,6 @@ struct Kernels {
   void (*group_norm_act_backward)(const NormGradArgs&, int64_t unit, float* scratch);
   void (*instruction)(const Work&, int64_t threads, int64_t unit, float* scratch);
 };
-
-// Each variant's table, from variant.inl.
-namespace generic {
-extern const Kernels table;
-}
-namespace avx2 {
-extern const Kernels table;
-}
-namespace avx512 {
-extern const Kernels table;
-}
 
 // The best variant this machine runs, or the one that FASTDIFF_CPU_ISA names.
 const Kernels& kernels();
