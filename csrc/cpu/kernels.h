@@ -10,6 +10,7 @@ namespace fastdiff {
 struct ConvGradArgs;
 struct DiffuseArgs;
 struct DropoutArgs;
+struct LinearGradArgs;
 struct LossArgs;
 struct NormArgs;
 struct NormGradArgs;
@@ -26,6 +27,7 @@ struct Kernels {
   void (*losses)(const LossArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_pack)(const PackArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit, float* scratch);
+  void (*linear_weight_grad)(const LinearGradArgs&, int64_t unit, float* scratch);
   void (*group_norm_act)(const NormArgs&, int64_t unit, float* scratch);
   void (*group_norm_act_backward)(const NormGradArgs&, int64_t unit, float* scratch);
   void (*instruction)(const Work&, int64_t threads, int64_t unit, float* scratch);

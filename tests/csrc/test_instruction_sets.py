@@ -61,6 +61,10 @@ conv = load("ops/test_conv3x3")
 for shape in conv.SHAPES:
     conv.test_conv3x3_and_its_gradients_match_float64(shape, "nhwc")
 
+linear = load("ops/test_linear")
+for shape in linear.SHAPES:
+    linear.test_linear_and_its_gradients_match_float64(shape)
+
 norm = load("ops/test_group_norm_act")
 for names in norm.OPTIONS:
     for dtype in ("float32", "bfloat16"):

@@ -122,6 +122,35 @@ def conv3x3_backward(m):
     return [out, x, weight, True]
 
 
+def linear_out(m):
+    rows, channels_in, channels_out = m.size(), m.size(1, 40), m.size(1, 70)
+    values = [m.floats(rows, channels_in), m.floats(channels_out, channels_in), m.floats(channels_out)]
+    return [*values, False, m.floats(rows, channels_out)]
+
+
+def linear_weight_grad(m):
+    rows, channels_in, channels_out = m.size(1, 80), m.size(1, 40), m.size(1, 40)
+    return [m.floats(rows, channels_in), m.floats(rows, channels_out), m.floats(channels_out, channels_in)]
+
+
+def linear(m):
+    return linear_out(m)[:3]
+
+
+def linear_backward(m):
+    x, weight, _, _, out = linear_out(m)
+    return [out, x, weight, True]
+
+
+def column_sums_out(m):
+    columns = m.size(1, 40)
+    return [m.floats(m.size(1, 300), columns), m.floats(columns)]
+
+
+def column_sums(m):
+    return column_sums_out(m)[:1]
+
+
 def group_norm_act_cpu(m):
     batch, groups = m.size(1, 3), m.size(1, 4)
     first, second, size = groups * m.size(1, 3), groups * m.size(0, 2), (m.size(), m.size())
@@ -220,7 +249,8 @@ BUILDERS = {
     f.__name__: f
     for f in (
         step, diffuse, dropout_out, conv3x3, conv3x3_backward, conv3x3_out, conv3x3_weight_grad, group_norm_act_cpu,
-        group_norm_act_backward_cpu, bound_loss, bound_loss_backward, bound_terms, mse, mse_backward, posterior_mean,
+        group_norm_act_backward_cpu, linear, linear_backward, linear_out, linear_weight_grad, column_sums,
+        column_sums_out, bound_loss, bound_loss_backward, bound_terms, mse, mse_backward, posterior_mean,
     )
 } | PLANS  # fmt: skip
 # In Python: they check their call, and hand it to an op above or to PyTorch.
