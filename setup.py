@@ -1,7 +1,8 @@
 """Build of the C++ extension, and the map of top-level kernels/ to fastdiff.kernels. Everything else: pyproject.toml.
 
 FASTDIFF_EXT=0 leaves the extension out: a pure-Python package that runs the reference implementations.
-FASTDIFF_SANITIZE=address,undefined builds it with those sanitizers (`make asan`).
+FASTDIFF_SANITIZE=address,undefined builds it with those sanitizers, and with memory to work in that starts as NaN
+(`make asan`).
 FASTDIFF_WERROR=1 takes the compiler's warnings for errors (`make setup-dev`); a user's newer compiler may know others.
 """
 
@@ -51,13 +52,13 @@ def extension_arguments():
     if flag("FASTDIFF_WERROR", "0"):
         warnings += ["-Werror"]
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
-    headers = sorted(str(path.relative_to(ROOT)) for kind in ("*.h", "*.inl") for path in (ROOT / "csrc").rglob(kind))
+    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
     extension = CppExtension(
         "fastdiff._C",
         sources,
         depends=headers,
         include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "cpu")],
-        define_macros=DEFINES,
+        define_macros=DEFINES + ([("FASTDIFF_POISON", "1")] if sanitize else []),
         extra_compile_args=FLAGS + debug + warnings,
         extra_link_args=debug if sanitize else [],
         py_limited_api=True,

@@ -27,7 +27,6 @@ import math
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.nets.blocks import (
@@ -36,9 +35,12 @@ from fastdiff.nets.blocks import (
     Conv3x3,
     Downsample,
     GroupNormAct,
+    Linear,
     Resample,
     ResBlock,
+    SiLU,
     Upsample,
+    silu,
     timestep_embedding,
 )
 from fastdiff.nets.config import PRESETS, UNetConfig
@@ -84,7 +86,7 @@ class UNet(nn.Module):
         self.config = config
         emb_channels = 4 * config.channels
         self.time_embed = nn.Sequential(
-            nn.Linear(config.channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+            Linear(config.channels, emb_channels), SiLU(), Linear(emb_channels, emb_channels)
         )
         self.label_emb = None if config.num_classes is None else nn.Embedding(config.num_classes, emb_channels)
 
@@ -92,7 +94,7 @@ class UNet(nn.Module):
         has_attention = [size in config.attention_resolutions for size in config.level_sizes]
         last = len(widths) - 1
         width = widths[0]
-        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(config.in_channels, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Block([Conv3x3(config.in_channels, width)])])
         skip_widths = [width]
         for level, out_width in enumerate(widths):
             for _ in range(config.num_res_blocks):
@@ -122,7 +124,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(Block(layers))
 
         self.norm_out = GroupNormAct(width, config.norm_groups, config.norm_eps)
-        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+        self.conv_out = Conv3x3(width, config.out_channels)
         self._init_parameters()
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
@@ -137,7 +139,7 @@ class UNet(nn.Module):
             Embedding [B, 4 * channels].
         """
         # Each residual block takes the SiLU of the same embedding, so it is computed once.
-        return F.silu(self._embed_linearly(t, y))
+        return silu(self._embed_linearly(t, y))
 
     def _embed_linearly(self, t: Tensor, y: Tensor | None) -> Tensor:
         """`embed` without the SiLU."""

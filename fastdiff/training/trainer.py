@@ -2,8 +2,9 @@
 
 Everything that is random in step s is a function of (seed, s): which images, which of them are mirrored, their
 timesteps, their noise, and the network's dropout. So a run that was killed and started again ends, on the CPU, with the
-bytes that an uninterrupted one ends with, if it goes on with as many threads, the same instruction set and the same
-version of PyTorch: the order of its sums is theirs. Where one of them has changed, the log and the result say so.
+bytes that an uninterrupted one ends with, on any number of threads, if it goes on with the same instruction set and the
+same version of PyTorch. Where one of them has changed, the log and the result say so. Sums over a batch are fastdiff's
+own; in bfloat16, under `torch.compile` or without the C++ extension they are PyTorch's, and follow the threads.
 """
 
 from __future__ import annotations
@@ -444,7 +445,9 @@ class Trainer:
     def _compare_machines(self, saved: dict[str, str]) -> None:
         """Say what has changed that training's last bits depend on; older checkpoints do not know all of it."""
         now = versions()
-        names = {"threads": "threads", "instructions": "instruction set", "torch": "PyTorch"}
+        names = {"instructions": "instruction set", "torch": "PyTorch"}
+        if not self._has_own_sums():
+            names["threads"] = "threads"
         changed = [
             f"{name} {saved[key]}, now {now[key]}"
             for key, name in names.items()
@@ -457,6 +460,10 @@ class Trainer:
             )
             self._notes = (note,)
             logging.getLogger("fastdiff").warning("%s", note)
+
+    def _has_own_sums(self) -> bool:
+        """Whether no sum over a batch is left to PyTorch, which cuts it by threads."""
+        return ops.has_extension() and self.config.precision == "float32" and self._network is self.unet
 
 
 class _Interval:
