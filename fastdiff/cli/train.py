@@ -37,7 +37,8 @@ CONFIG_FILE = "config.yaml"
 
 _FIELDS = {field.name for field in fields(UNetConfig)}
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Of a training, as options: what the trainer may advise.
 SETTINGS = {
