@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # On a machine without a GPU: TORCH_INDEX=https://download.pytorch.org/whl/cpu fetches PyTorch's CPU build.
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-BUILT_FILES := $(sort $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.inl csrc/*/*.cu))
+BUILT_FILES := $(sort $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu))
 CXX_FILES := $(BUILT_FILES) $(sort $(wildcard tests/csrc/*/*.cpp tests/csrc/*/*.h))
 SANITIZED = PYTHONSAFEPATH=1 PYTHONPATH=build/asan FASTDIFF_FUZZ_CALLS=500 ASAN_OPTIONS=detect_leaks=0 \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
@@ -42,7 +42,7 @@ setup: $(VENV)/.run  ## Create .venv, install the pinned dependencies, build the
 setup-dev: $(VENV)/.dev  ## The same, with the tools for tests, linting and benchmarks
 
 demo: setup  ## Train on handwritten digits, sample and score them; writes out/demo/
-	$(BIN)/fastdiff demo
+	$(BIN)/fastdiff demo --overwrite
 
 test: setup-dev  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto tests

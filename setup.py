@@ -2,7 +2,8 @@
 
 FASTDIFF_EXT=0 leaves both out: a pure-Python package that runs the reference implementations.
 FASTDIFF_CUDA=auto|0|1: the sampling loop on a GPU (csrc/cuda) is built where nvcc is found, never, or is needed.
-FASTDIFF_SANITIZE=address,undefined builds it with those sanitizers (`make asan`).
+FASTDIFF_SANITIZE=address,undefined builds it with those sanitizers, and with memory to work in that starts as NaN
+(`make asan`).
 FASTDIFF_WERROR=1 takes the compiler's warnings for errors (`make setup-dev`); a user's newer compiler may know others.
 """
 
@@ -113,15 +114,15 @@ def extension_arguments():
     warnings = [f"-isystem{path}" for path in include_paths()]
     if flag("FASTDIFF_WERROR", "0"):
         warnings += ["-Werror"]
-    ours = [ROOT / "csrc" / "module.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
-    sources = sorted(str(path.relative_to(ROOT)) for path in ours)
-    headers = sorted(str(path.relative_to(ROOT)) for kind in ("*.h", "*.inl") for path in (ROOT / "csrc").rglob(kind))
+    built = [path for path in (ROOT / "csrc").rglob("*.cpp") if path.parent.name != "cuda"]
+    sources = sorted(str(path.relative_to(ROOT)) for path in built)
+    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
     extension = CppExtension(
         "fastdiff._C",
         sources,
         depends=headers,
         include_dirs=[str(ROOT / "csrc" / "include"), str(ROOT / "csrc" / "cpu")],
-        define_macros=DEFINES,
+        define_macros=DEFINES + ([("FASTDIFF_POISON", "1")] if sanitize else []),
         extra_compile_args=FLAGS + debug + warnings,
         extra_link_args=debug if sanitize else [],
         py_limited_api=True,

@@ -140,6 +140,29 @@ class Conv3x3BackwardCall(NamedTuple):
     want_input: bool
 
 
+class LinearCall(NamedTuple):
+    """Gives y [N, O]."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+class LinearBackwardCall(NamedTuple):
+    """Of y's gradient, gives those of x, empty where `want_input` is False, and of the weights."""
+
+    grad: Tensor
+    x: Tensor
+    weight: Tensor
+    want_input: bool
+
+
+class ColumnSumsCall(NamedTuple):
+    """Gives the sums over the rows of x [N, C], [C]."""
+
+    x: Tensor
+
+
 class DiffuseCall(NamedTuple):
     """Gives x_t and the target, empty where `want_target` is False.
 

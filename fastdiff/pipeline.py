@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +17,11 @@ from fastdiff import likelihood as scoring
 from fastdiff.engine.choose import Runner, compiled_or_not
 from fastdiff.files.checkpoint import WeightKind, load_model, save_described
 from fastdiff.files.data import DataScaling
+from fastdiff.files.progress import watched
 from fastdiff.nets.model import Model
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
-from fastdiff.process.arguments import check_options
+from fastdiff.process.arguments import advised, check_options, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.sampling import editing
@@ -132,7 +134,8 @@ class Pipeline:
         elif hints.is_empty:
             loaded = load_model(folder, device=device, weights=weights)
         else:
-            raise ValueError(f"{path} is a model of fastdiff, which says everything: leave out preset, flags and so on")
+            left = ", ".join(advised(name) for name in ("preset", "flags", "unet", "diffusion"))
+            raise ValueError(f"{path} is a model of fastdiff, which says everything: leave out {left}")
         return cls(loaded.unet, loaded.diffusion, loaded.scaling, loaded.metadata)
 
     def save_pretrained(self, path: str | Path) -> Path:
@@ -252,6 +255,7 @@ class Pipeline:
         method: Method = "bound",
         *,
         labels: Labels | None = None,
+        progress: bool = False,
         **options: Any,
     ) -> Any:
         """Score images in bits/dim.
@@ -263,6 +267,8 @@ class Pipeline:
                 well; "ode", the density by the probability-flow ODE; "iwae", the importance-weighted bound;
                 "rate_distortion", the table of progressive coding.
             labels: [B] int64, for a network with classes.
+            progress: Draw a bar on the terminal, with the time left. The log under the name "fastdiff.likelihood" has
+                lines with it in any case.
             **options: Of the function of `fastdiff.likelihood` behind the method: `bound`, `bound_estimate`, `ode`,
                 `iwae`, `rate_distortion`. `decoder` and `levels` follow from the model's data.
 
@@ -273,7 +279,7 @@ class Pipeline:
             ValueError: unknown method or option, or images that do not fit.
         """
         if method not in _METHODS:
-            raise ValueError(f"unknown method {method!r}: {nearest_name(str(method), _METHODS)}")
+            raise ValueError(f"unknown {spelt('method')} {method!r}: {nearest_name(str(method), _METHODS)}")
         if method == "bound" and _OF_ESTIMATE & set(options):
             method = "estimate"
         scorer = _SCORERS[method]
@@ -289,7 +295,16 @@ class Pipeline:
             options = {"decoder": "gaussian" if levels is None else "discrete", "levels": levels or 256} | options
         if levels is None and x.is_floating_point() and bool((x.abs() > 1 + _RANGE_TOLERANCE).any()):
             raise ValueError(f"x must be in [-1, 1], the model's range, got {float(x.min()):g} to {float(x.max()):g}")
-        return scorer(self.unet, self.diffusion, x, model_kwargs=kwargs, **options)
+        logger = logging.getLogger("fastdiff.likelihood")
+        with watched(f"scoring, {method}", x.shape[0], unit="images", shows=progress, logger=logger) as show:
+            told = options.pop("on_progress", None)
+
+            def advance(done: int, total: int) -> None:
+                show(x.shape[0] * done // max(1, total), "")
+                if told is not None:
+                    told(done, total)
+
+            return scorer(self.unet, self.diffusion, x, model_kwargs=kwargs, on_progress=advance, **options)
 
     def encode(self, x: Tensor, *, labels: Labels | None = None, **options: Any) -> Tensor:
         """Map images to noise along the probability flow; options, result and errors: `fastdiff.editing.encode`."""
@@ -434,11 +449,12 @@ class Pipeline:
         """The network, or a wrapper that guides it."""
         if guidance is None:
             if null_label is not None:
-                raise ValueError("a null label is for guidance: give a guidance as well, or leave it out")
+                name, guided = spelt("null_label", "a null label"), advised("guidance")
+                raise ValueError(f"{name} is for guidance: give {guided} as well, or leave it out")
             plain: Model = self.unet
             return plain
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
-            raise ValueError(f"guidance must be a finite number, 1 for none, got {shown(guidance)}")
+            raise ValueError(f"{spelt('guidance')} must be a finite number, 1 for none, got {shown(guidance)}")
         null = self.classes.null_of(null_label)
         training = self.metadata.get("training")
         if isinstance(training, dict) and not training.get("label_dropout"):
@@ -457,7 +473,7 @@ def _checked_network(unet: Any) -> Any:
     if not isinstance(network, nn.Module) or not hasattr(network, "config"):
         raise TypeError(
             f"unet must be a fastdiff.UNet, or a network of from_pretrained, got {type(network).__name__}: give the "
-            "network itself, and sample what wraps it with fastdiff.sample"
+            "network itself, and guide with sample(guidance=...), or sample what wraps it with fastdiff.sample"
         )
     if isinstance(network, UNet):
         own_tensors(network)

@@ -60,7 +60,7 @@ def test_pipeline_refuses_what_it_could_not_save():
     with pytest.raises(ValueError, match="SuperResModel computes more than its configuration"):
         fd.Pipeline(openai(SuperResModel), PROCESS)
     for given in (fd.compile(small_unet()), AutoGuidance(small_unet(), small_unet(), 2.0), nn.Linear(1, 1), small_unet):
-        with pytest.raises(TypeError, match=f"got {type(given).__name__}: give the network itself"):
+        with pytest.raises(TypeError, match=f"got {type(given).__name__}: give the network itself, and guide"):
             fd.Pipeline(given, PROCESS)
 
 

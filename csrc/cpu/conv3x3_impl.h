@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "conv3x3.h"
-#include "gemm_impl.h"
+#include "gradient_impl.h"
 #include "instructions.h"
 #include "plan_layout.h"
 #include "rounding.h"
@@ -87,7 +87,7 @@ static void pack_rows(const PackArgs& a, int64_t unit) {
     }
 }
 
-static void run_conv3x3_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) {
+void run_conv3x3_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) {
   for (int64_t unit = first_unit; unit < last_unit; ++unit) a.size == 4 ? pack_rows<4>(a, unit) : pack_rows<2>(a, unit);
 }
 
@@ -123,46 +123,6 @@ FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, con
   }
 }
 
-// sum[m][n] += sum over k of z[k][m] v[k][n] for ROWS values of m and 16 VECTORS of n. z: [length, z_stride]; v:
-// [length, v_stride]; sum: [ROWS, sum_stride].
-template <int ROWS, int VECTORS>
-FD_INLINE void add_products(const float* z, int64_t z_stride, const float* v, int64_t v_stride, int64_t length,
-                            float* sum, int64_t sum_stride) {
-  f32x16 acc[ROWS][VECTORS];
-#pragma GCC unroll 6
-  for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 4
-    for (int n = 0; n < VECTORS; ++n) acc[m][n] = load16(sum + m * sum_stride + 16 * n);
-  for (int64_t k = 0; k < length; ++k) {
-    f32x16 row[VECTORS];
-#pragma GCC unroll 4
-    for (int n = 0; n < VECTORS; ++n) row[n] = load16(v + k * v_stride + 16 * n);
-#pragma GCC unroll 6
-    for (int m = 0; m < ROWS; ++m) {
-      const f32x16 value = splat(z[k * z_stride + m]);
-#pragma GCC unroll 4
-      for (int n = 0; n < VECTORS; ++n) acc[m][n] += value * row[n];
-    }
-  }
-#pragma GCC unroll 6
-  for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 4
-    for (int n = 0; n < VECTORS; ++n) store16(sum + m * sum_stride + 16 * n, acc[m][n]);
-}
-
-// sum += z^T v for 16 VECTORS columns of v. z: [length, block_out]; v: [length, block_in]; sum: [block_out, block_in].
-template <int VECTORS>
-static void add_product_columns(const float* z, const float* v, const ConvGradArgs& a, int64_t length, float* sum) {
-  int64_t m = 0;
-  for (; m + 6 <= a.block_out; m += 6)
-    add_products<6, VECTORS>(z + m, a.block_out, v, a.block_in, length, sum + m * a.block_in, a.block_in);
-  // block_out is a multiple of 16, so two or four are left.
-  for (; m + 4 <= a.block_out; m += 4)
-    add_products<4, VECTORS>(z + m, a.block_out, v, a.block_in, length, sum + m * a.block_in, a.block_in);
-  for (; m + 2 <= a.block_out; m += 2)
-    add_products<2, VECTORS>(z + m, a.block_out, v, a.block_in, length, sum + m * a.block_in, a.block_in);
-}
-
 // The gradient for a block of input and one of output channels. scratch: V [points][GRAD_TILES, block_in], A dy A^T
 // [points][GRAD_TILES, block_out] and their products [points][block_out, block_in], grad_stride apart.
 template <int SIZE>
@@ -193,13 +153,7 @@ static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
           [](const f32x16 (&from)[SIZE], f32x16 (&to)[SPAN]) { winograd_out_adjoint(from, to); });
     }
     for (int64_t p = 0; p < POINTS; ++p)
-      for (int64_t n = 0; n < a.block_in;) {
-        const float *from = v + p * v_stride + n, *by = z + p * z_stride;
-        float* to = sums + p * sum_stride + n;
-        const bool wide = a.block_in - n >= 16 * WIDE;
-        wide ? add_product_columns<WIDE>(by, from, a, count, to) : add_product_columns<1>(by, from, a, count, to);
-        n += wide ? 16 * WIDE : 16;
-      }
+      add_product(z + p * z_stride, v + p * v_stride, a.block_out, a.block_in, count, sums + p * sum_stride);
   }
   for (int64_t o = 0; o < a.block_out && first_out + o < a.channels_out; ++o)
     for (int64_t c = 0; c < a.block_in && first_in + c < a.channels_in; c += 16) {
@@ -221,7 +175,7 @@ static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
 }
 
 // scratch: [grad_scratch(a)].
-static void run_conv3x3_weight_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
+void run_conv3x3_weight_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
   a.size == 4 ? conv_grad<4>(a, unit, scratch) : conv_grad<2>(a, unit, scratch);
 }
 

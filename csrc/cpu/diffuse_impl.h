@@ -44,7 +44,7 @@ static void diffuse_tiles(const DiffuseArgs& args, int64_t first_unit, int64_t l
   }
 }
 
-static void run_diffuse(const DiffuseArgs& args, int64_t first_unit, int64_t last_unit) {
+void run_diffuse(const DiffuseArgs& args, int64_t first_unit, int64_t last_unit) {
   if (args.x0.dtype == Dtype::F64)
     diffuse_tiles<double>(args, first_unit, last_unit);
   else

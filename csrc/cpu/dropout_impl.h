@@ -39,7 +39,7 @@ static void dropout_units(const DropoutArgs& args, int64_t first_unit, int64_t l
   }
 }
 
-static void run_dropout(const DropoutArgs& args, int64_t first_unit, int64_t last_unit) {
+void run_dropout(const DropoutArgs& args, int64_t first_unit, int64_t last_unit) {
   if (args.x.dtype == Dtype::F64)
     dropout_units<double>(args, first_unit, last_unit);
   else

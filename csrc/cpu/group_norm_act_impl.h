@@ -194,7 +194,7 @@ static void norm_forward_of(const NormArgs& a, int64_t unit, float* scratch) {
 }
 
 // scratch: [norm_scratch(a)].
-static void run_group_norm_act(const NormArgs& a, int64_t unit, float* scratch) {
+void run_group_norm_act(const NormArgs& a, int64_t unit, float* scratch) {
   a.planar ? norm_forward_of<true>(a, unit, scratch) : norm_forward_of<false>(a, unit, scratch);
 }
 
@@ -326,7 +326,7 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
 }
 
 // scratch: [norm_scratch(grad.forward)].
-static void run_group_norm_act_backward(const NormGradArgs& grad, int64_t unit, float* scratch) {
+void run_group_norm_act_backward(const NormGradArgs& grad, int64_t unit, float* scratch) {
   if (grad.forward.planar)
     grad.forward.act ? norm_backward_of<true, true>(grad, unit, scratch)
                      : norm_backward_of<true, false>(grad, unit, scratch);

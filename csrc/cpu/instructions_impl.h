@@ -107,7 +107,7 @@ static void resample_row(const Work& w, int64_t unit, bool down) {
 }
 
 // scratch: [thread_scratch(...)].
-static void run_instruction_unit(const Work& w, int64_t threads, int64_t unit, float* scratch) {
+void run_instruction_unit(const Work& w, int64_t threads, int64_t unit, float* scratch) {
   const Instruction& i = w.i;
   switch (i.op) {
     case PLAN_STATS: return channel_stats(w, unit);

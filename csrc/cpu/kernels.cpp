@@ -8,6 +8,40 @@
 
 namespace fastdiff {
 
+// From the files of the folder of that name: what each instruction set has, and a table of it.
+#define FD_KERNELS(VARIANT)                                                         \
+  namespace VARIANT {                                                               \
+  void run_diffuse(const DiffuseArgs&, int64_t first_unit, int64_t last_unit);      \
+  void run_step(const StepArgs&, int64_t first_unit, int64_t last_unit);            \
+  void run_dropout(const DropoutArgs&, int64_t first_unit, int64_t last_unit);      \
+  void run_losses(const LossArgs&, int64_t first_unit, int64_t last_unit);          \
+  void run_conv3x3_pack(const PackArgs&, int64_t first_unit, int64_t last_unit);    \
+  void run_conv3x3_weight_grad(const ConvGradArgs&, int64_t unit, float* scratch);  \
+  void run_linear_weight_grad(const LinearGradArgs&, int64_t, float* scratch);      \
+  void run_group_norm_act(const NormArgs&, int64_t unit, float* scratch);           \
+  void run_group_norm_act_backward(const NormGradArgs&, int64_t, float* scratch);   \
+  void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch); \
+  static const Kernels table = {                                                    \
+      .name = #VARIANT,                                                             \
+      .diffuse = run_diffuse,                                                       \
+      .step = run_step,                                                             \
+      .dropout = run_dropout,                                                       \
+      .losses = run_losses,                                                         \
+      .conv3x3_pack = run_conv3x3_pack,                                             \
+      .conv3x3_weight_grad = run_conv3x3_weight_grad,                               \
+      .linear_weight_grad = run_linear_weight_grad,                                 \
+      .group_norm_act = run_group_norm_act,                                         \
+      .group_norm_act_backward = run_group_norm_act_backward,                       \
+      .instruction = run_instruction_unit,                                          \
+  };                                                                                \
+  }
+
+FD_KERNELS(generic)
+#if defined(__x86_64__)
+FD_KERNELS(avx2)
+FD_KERNELS(avx512)
+#endif
+
 static const Kernels& choose() {
   const char* wanted = std::getenv("FASTDIFF_CPU_ISA");
   const Kernels* available[3];

@@ -5,15 +5,18 @@
 
 #include <cstdint>
 
-#include "conv3x3.h"
-#include "diffuse.h"
-#include "dropout.h"
-#include "group_norm_act.h"
-#include "instructions.h"
-#include "losses.h"
-#include "step.h"
-
 namespace fastdiff {
+
+struct ConvGradArgs;
+struct DiffuseArgs;
+struct DropoutArgs;
+struct LinearGradArgs;
+struct LossArgs;
+struct NormArgs;
+struct NormGradArgs;
+struct PackArgs;
+struct StepArgs;
+struct Work;
 
 // Each takes units of work: a range of them, or one with `scratch` to work in.
 struct Kernels {
@@ -24,21 +27,11 @@ struct Kernels {
   void (*losses)(const LossArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_pack)(const PackArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit, float* scratch);
+  void (*linear_weight_grad)(const LinearGradArgs&, int64_t unit, float* scratch);
   void (*group_norm_act)(const NormArgs&, int64_t unit, float* scratch);
   void (*group_norm_act_backward)(const NormGradArgs&, int64_t unit, float* scratch);
   void (*instruction)(const Work&, int64_t threads, int64_t unit, float* scratch);
 };
-
-// Each variant's table, from variant.inl.
-namespace generic {
-extern const Kernels table;
-}
-namespace avx2 {
-extern const Kernels table;
-}
-namespace avx512 {
-extern const Kernels table;
-}
 
 // The best variant this machine runs, or the one that FASTDIFF_CPU_ISA names.
 const Kernels& kernels();

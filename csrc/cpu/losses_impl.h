@@ -215,7 +215,7 @@ static void loss_units(const LossArgs& args, int64_t first_unit, int64_t last_un
   }
 }
 
-static void run_losses(const LossArgs& args, int64_t first_unit, int64_t last_unit) {
+void run_losses(const LossArgs& args, int64_t first_unit, int64_t last_unit) {
   const bool gradient = args.gradient.data != nullptr;
   if (args.learned)
     (gradient ? loss_units<true, true> : loss_units<true, false>)(args, first_unit, last_unit);

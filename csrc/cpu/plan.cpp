@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <limits>
 #include <optional>
+#include <vector>
 
 #include "checks.h"
 #include "instructions.h"
@@ -218,13 +219,10 @@ void evaluate(const Program& p, const Tensor& x, float scale, int64_t input, int
   });
 }
 
-// What is written lies apart from what is read, and from each other.
-void check_memory(const Tensor& x, const Tensor& weights, const Tensor& times, const Tensor& arena,
-                  const Tensor& scratch, const Tensor& out) {
-  const Extent written[] = {extent_of("arena", arena), extent_of("scratch", scratch), extent_of("the result", out)};
-  const Extent read[] = {extent_of("x", x), extent_of("weights", weights), extent_of("times", times)};
-  for (int i = 0; i < 3; ++i) {
-    for (int j = i + 1; j < 3; ++j) check_apart(written[i], written[j]);
+// What is written lies apart from what is read, and from each other. The instructions are read again while they run.
+void check_memory(const std::vector<Extent>& written, const std::vector<Extent>& read) {
+  for (size_t i = 0; i < written.size(); ++i) {
+    for (size_t j = i + 1; j < written.size(); ++j) check_apart(written[i], written[j]);
     for (const Extent& other : read) check_apart(written[i], other);
   }
 }
@@ -270,7 +268,8 @@ void plan_forward_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64
   STD_TORCH_CHECK(times.dim() == 2, "times must be [1 or B, N], got ", described(times));
   const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(1));
   check_places(p, input, x, output, out);
-  check_memory(x, weights, times, arena, scratch, out);
+  check_memory({extent_of("arena", arena), extent_of("scratch", scratch), extent_of("the result", out)},
+               {extent_of("x", x), extent_of("weights", weights), extent_of("times", times), extent_of("code", code)});
   evaluate(p, x, 1.0f, input, output, floats("times", times), times_stride_of(times, 0, x.size(0)), out);
 }
 
@@ -284,7 +283,14 @@ void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_
   STD_TORCH_CHECK(times.dim() == 3, "times must be [rows, 1 or B, N], got ", described(times));
   const Program p = program_of(code, weights, arena, scratch, x.size(0), part, lanes, times.size(2));
   check_places(p, input, x, output, model_output);
-  check_memory(x, weights, times, arena, scratch, model_output);
+  std::vector<Extent> written = {extent_of("arena", arena), extent_of("scratch", scratch),
+                                 extent_of("the model's output", model_output), extent_of("x", x)};
+  if (base) written.push_back(extent_of("base", *base));
+  if (history) written.push_back(extent_of("history", *history));
+  if (pred_out) written.push_back(extent_of("pred_out", *pred_out));
+  check_memory(written,
+               {extent_of("weights", weights), extent_of("times", times), extent_of("code", code),
+                extent_of("rows", rows), extent_of("row_numbers", row_numbers), extent_of("sample_ids", sample_ids)});
   const float* table = floats("rows", rows);
   STD_TORCH_CHECK(rows.dim() == 2 && rows.size(1) == ROW_WIDTH && 0 <= first_row && first_row <= last_row &&
                       last_row <= rows.size(0) && row_numbers.dim() == 1 && row_numbers.size(0) == rows.size(0),

@@ -237,7 +237,7 @@ static void step_units(const StepArgs& args, int64_t first_unit, int64_t last_un
     step_tiles<A>(args, first_unit, last_unit);
 }
 
-static void run_step(const StepArgs& args, int64_t first_unit, int64_t last_unit) {
+void run_step(const StepArgs& args, int64_t first_unit, int64_t last_unit) {
   if (args.x.dtype == Dtype::F64)
     step_units<double>(args, first_unit, last_unit);
   else

@@ -146,23 +146,67 @@ FD_INLINE f64x8 log_v(f64x8 x) {
   return k * 6.93147180369123816490e-01 - (half - (s * (half + z * p) + k * 1.90821492927058770002e-10) - f);
 }
 
-// exp(-x) + 1, finite for any x but NaN.
-FD_INLINE f32x16 exp_minus_plus_one(f32x16 x) {
-#if defined(FD_AVX512)
-  // 2^t as 2^floor(s) 2^(i / 32) 2^r, with s the multiple of 1 / 32 nearest to t and |r| <= 1 / 64: a table in two
-  // registers, indexed by the last bits of the shifted s, and a minimax polynomial of 5e-8 relative.
+#if defined(FD_AVX2) || defined(FD_AVX512)
+// 2^(index / 32), by the last five bits of each index.
+FD_INLINE f32x16 root_of_two(i32x16 index) {
   alignas(64) static const float roots[32] = {
       1.000000000f, 1.021897149f, 1.044273782f, 1.067140401f, 1.090507733f, 1.114386743f, 1.138788635f, 1.163724859f,
       1.189207115f, 1.215247360f, 1.241857812f, 1.269050957f, 1.296839555f, 1.325236643f, 1.354255547f, 1.383909882f,
       1.414213562f, 1.445180807f, 1.476826146f, 1.509164428f, 1.542210825f, 1.575980845f, 1.610490332f, 1.645755478f,
       1.681792831f, 1.718619298f, 1.756252160f, 1.794709075f, 1.834008086f, 1.874167634f, 1.915206561f, 1.957144124f};
-  const f32x16 t = (f32x16)_mm512_range_ps((__m512)(x * -1.44269504088896341f), _mm512_set1_ps(126.0f), 2);
+#if defined(FD_AVX512)
+  return (f32x16)_mm512_permutex2var_ps(_mm512_load_ps(roots), (__m512i)index, _mm512_load_ps(roots + 16));
+#else
+  union {
+    i32x16 all;
+    __m256i h[2];
+  } from = {index};
+  union {
+    f32x16 all;
+    __m256 h[2];
+  } to;
+  for (int half = 0; half < 2; ++half) {
+    const __m256i i = from.h[half];
+    const __m256 fourth = _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)),
+                 fifth = _mm256_castsi256_ps(_mm256_slli_epi32(i, 27));
+    const __m256 low = _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_load_ps(roots), i),
+                                        _mm256_permutevar8x32_ps(_mm256_load_ps(roots + 8), i), fourth);
+    const __m256 high = _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_load_ps(roots + 16), i),
+                                         _mm256_permutevar8x32_ps(_mm256_load_ps(roots + 24), i), fourth);
+    to.h[half] = _mm256_blendv_ps(low, high, fifth);
+  }
+  return to.all;
+#endif
+}
+
+// x with the absolute value of `limit` at most; NaN becomes the limit.
+FD_INLINE f32x16 limited(f32x16 x, float limit) {
+#if defined(FD_AVX512)
+  return (f32x16)_mm512_range_ps((__m512)x, _mm512_set1_ps(limit), 2);
+#else
+  const i32x16 sign = (i32x16)x & (int32_t)0x80000000;
+  return select(abs_v(x) < limit, x, (f32x16)((i32x16)splat(limit) | sign));
+#endif
+}
+#endif
+
+// exp(-x) + 1, finite for any x but NaN. AVX2 and AVX-512 have the same bits.
+FD_INLINE f32x16 exp_minus_plus_one(f32x16 x) {
+#if defined(FD_AVX2) || defined(FD_AVX512)
+  // 2^t as 2^floor(s) 2^(i / 32) 2^r, with s the multiple of 1 / 32 nearest to t and |r| <= 1 / 64: a table in
+  // registers, indexed by the last bits of the shifted s, and a minimax polynomial of 5e-8 relative.
+  const f32x16 t = limited(x * -1.44269504088896341f, 126.0f);
   const f32x16 magic = splat(393216.0f);  // 1.5 * 2^18
   const f32x16 shifted = t + magic, s = shifted - magic, r = t - s;
-  const __m512 low = _mm512_load_ps(roots), high = _mm512_load_ps(roots + 16);
-  const f32x16 root = (f32x16)_mm512_permutex2var_ps(low, (__m512i)shifted, high);
+  const f32x16 root = root_of_two((i32x16)shifted);
   const f32x16 power = (root * r) * (r * 0.2402265f + 0.69315734f) + root;
+#if defined(FD_AVX512)
   return (f32x16)_mm512_scalef_ps((__m512)power, (__m512)s) + 1.0f;
+#else
+  // floor(s) stands above the five bits of the index.
+  const i32x16 whole = ((i32x16)shifted - (i32x16)magic) >> 5;
+  return power * (f32x16)((whole + 127) << 23) + 1.0f;
+#endif
 #else
   return exp_v(-x) + 1.0f;
 #endif

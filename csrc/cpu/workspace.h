@@ -3,8 +3,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 
 #include "tensors.h"
@@ -26,6 +28,10 @@ class Workspace {
       madvise(data_.get(), bytes, MADV_HUGEPAGE);
       size_ = static_cast<int64_t>(bytes / sizeof(float));
     }
+#ifdef FASTDIFF_POISON
+    // What is read before it is written shows as NaN in a result.
+    std::fill_n(data_.get(), floats, std::numeric_limits<float>::quiet_NaN());
+#endif
     return data_.get();
   }
 

@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so that `fastdiff --help` a
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import warnings
@@ -22,6 +21,7 @@ from fastdiff.cli.demo.command import demo
 from fastdiff.cli.edit import edit_app
 from fastdiff.cli.info import info_app
 from fastdiff.cli.likelihood import likelihood
+from fastdiff.cli.options import Command, UsageFault
 from fastdiff.cli.sample import sample
 from fastdiff.cli.train import train
 from fastdiff.version import __version__
@@ -31,15 +31,19 @@ __all__ = ["app", "main"]
 LONGEST = 4000
 """Characters of a message."""
 
-# An argument of a function as messages name it, which is an option here: size=64 or size=, at the end of a part.
-_ARGUMENT = re.compile(r"(?<![\w.='\"-])(size|channels|layout|split|weights)=(?=(\w|[\"'])?)")
-
 SIGNALLED = 128
 """Added to the signal's number, the exit code after a signal, as shells use it: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
+USAGE = 2
+"""The exit code where a command must be given in another way: its message names an option."""
+
+
 class Commands(TyperGroup):
-    """Turns what goes wrong into one line: `error: ...`, exit code 1; after Ctrl-C, exit code 130."""
+    """Turns what goes wrong into one line: `error: ...`.
+
+    The exit code is 2 where the message names an option, 1 where something else failed, and 130 after Ctrl-C.
+    """
 
     # Typer brings its own copy of click's classes in some versions, and uses click's in others.
     def invoke(self, ctx: Any) -> Any:
@@ -52,7 +56,15 @@ class Commands(TyperGroup):
                 if ctx.params.get("debug") or isinstance(error, typer.Exit | typer.Abort):
                     raise
                 typer.echo(f"error: {_message(error)}", err=True)
-                raise typer.Exit(1) from error
+                raise typer.Exit(USAGE if isinstance(error, UsageFault) else 1) from error
+            except Exception as error:
+                # Of click: an option that is not known, or a value of another type.
+                said = getattr(error, "format_message", None)
+                if said is None or ctx.params.get("debug") or type(error).__name__ == "NoArgsIsHelpError":
+                    raise
+                within = getattr(error, "ctx", None) or ctx
+                typer.echo(f"error: {' '.join(said().split())} (see {within.command_path} --help)", err=True)
+                raise typer.Exit(USAGE) from error
             except KeyboardInterrupt as interrupt:
                 said = f"{interrupt}; the same command goes on from there" if str(interrupt) else "stopped"
                 typer.echo(f"\n{said}", err=True)
@@ -96,11 +108,8 @@ def _options(
     """Read the options that stand before the command; `Commands` looks at "debug"."""
 
 
-app.command()(demo)
-app.command()(train)
-app.command()(sample)
-app.command()(likelihood)
-app.command()(convert)
+for command in (demo, train, sample, likelihood, convert):
+    app.command(cls=Command)(command)
 app.add_typer(edit_app, name="edit")
 app.add_typer(info_app, name="info")
 
@@ -109,7 +118,7 @@ def _message(error: BaseException) -> str:
     """What an exception says, in the words of the command line, with the file's name where the system reports one."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    text = _ARGUMENT.sub(lambda found: f"--{found[1]}{' ' if found[2] else ''}", str(error)) or type(error).__name__
+    text = str(error) or type(error).__name__
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import key_values
+from fastdiff.cli.options import blaming, key_values
 
 __all__ = ["convert"]
 
@@ -43,14 +43,13 @@ def convert(
 
     kind: Any = weights
     form: Any = to
-    pipe = Pipeline.from_pretrained(
-        source,
-        weights=kind,
-        preset=preset,
-        flags=flags,
-        unet=key_values(unet) if unet else None,
-        diffusion=build_diffusion(key_values(diffusion))[0] if diffusion else None,
-    )
+    with blaming("--diffusion", diffusion):
+        process = build_diffusion(key_values(diffusion, "--diffusion"))[0] if diffusion else None
+    with blaming("--unet", unet):
+        fields = key_values(unet, "--unet") if unet else None
+        pipe = Pipeline.from_pretrained(
+            source, weights=kind, preset=preset, flags=flags, unet=fields, diffusion=process
+        )
     for what, who in (pipe.metadata.get("said") or {}).items():
         typer.echo(f"not in the file: {what}, from {who}")
     written = save_as(pipe, target, form)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, load_pipeline
+from fastdiff.cli.options import Command, DeviceOption, ModelArgument, ThreadsOption, load_pipeline
 from fastdiff.cli.output import OverwriteOption, check_free, check_holds, check_writable
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ PictureOption = Annotated[
 _MOST = 16
 
 
-@edit_app.command()
+@edit_app.command(cls=Command)
 def encode(
     model: ModelArgument,
     images: ImagesArgument,
@@ -76,7 +76,7 @@ def encode(
     _side_by_side(out, picture, [("image", x), ("noise / 3", latent / 3), ("back", back)])
 
 
-@edit_app.command()
+@edit_app.command(cls=Command)
 def decode(
     model: ModelArgument,
     latents: Annotated[Path, typer.Argument(help="What encode wrote, .npz.")],
@@ -105,7 +105,7 @@ def decode(
     _write(out, found)
 
 
-@edit_app.command()
+@edit_app.command(cls=Command)
 def vary(
     model: ModelArgument,
     images: ImagesArgument,
@@ -144,7 +144,7 @@ def vary(
     _side_by_side(out, picture, [("image", x), *columns])
 
 
-@edit_app.command()
+@edit_app.command(cls=Command)
 def interpolate(
     model: ModelArgument,
     a: ImagesArgument,
@@ -175,7 +175,7 @@ def interpolate(
     _side_by_side(out, picture, [("first", first), *columns, ("second", second)])
 
 
-@edit_app.command()
+@edit_app.command(cls=Command)
 def inpaint(
     model: ModelArgument,
     images: ImagesArgument,
@@ -305,7 +305,10 @@ def _mask(path: Path | None, hole: str | None, x: Tensor) -> Tensor:
     from fastdiff.files.images import read_image
 
     assert path is not None
-    found = torch.from_numpy(read_image(path, channels=1))[0]
+    try:
+        found = torch.from_numpy(read_image(path, channels=1))[0]
+    except ValueError as error:
+        raise ValueError(f"--mask {error}") from error
     if tuple(found.shape) != (height, width):
         raise ValueError(f"the mask must have the images' {height}x{width} pixels, {path} has {list(found.shape)}")
     return found >= 128

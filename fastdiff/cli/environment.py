@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from fastdiff.process.arguments import spelt
 from fastdiff.version import __version__
 
 __all__ = ["extension", "machine", "resolve_device", "versions"]
@@ -68,9 +69,9 @@ def resolve_device(name: str) -> str:
     except RuntimeError:
         kind = ""
     if kind not in ("cpu", "cuda"):
-        raise ValueError(f"unknown device {name!r}: known are auto, cpu, cuda and cuda:N")
+        raise ValueError(f"unknown {spelt('device')} {name!r}: known are auto, cpu, cuda and cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but PyTorch finds no GPU: use cpu")
+        raise ValueError(f"{spelt('device')} {name!r} was asked for, but PyTorch finds no GPU: use cpu")
     return name
 
 

@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fastdiff.cli.options import Command
+
 if TYPE_CHECKING:
     from fastdiff.nets.unet import UNet
 
@@ -42,7 +44,7 @@ def _overview(ctx: typer.Context) -> None:
     _print(table)
 
 
-@info_app.command()
+@info_app.command(cls=Command)
 def presets() -> None:
     """Networks by name, with their sizes."""
     from fastdiff.nets.config import PRESETS
@@ -62,7 +64,7 @@ def presets() -> None:
     _print(table)
 
 
-@info_app.command()
+@info_app.command(cls=Command)
 def schedules(
     timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Noising steps.")] = 1000,
 ) -> None:
@@ -85,7 +87,7 @@ def schedules(
     _print(table)
 
 
-@info_app.command()
+@info_app.command(cls=Command)
 def samplers() -> None:
     """Samplers by name: order, network evaluations per step, noise, options, source."""
     from fastdiff import samplers as builders
@@ -100,7 +102,7 @@ def samplers() -> None:
     _print(table)
 
 
-@info_app.command(name="table")
+@info_app.command(name="table", cls=Command)
 def coefficients(
     sampler: Annotated[str, typer.Argument(help="Name of the sampler, or a table that --json wrote (.json).")],
     steps: Annotated[int | None, typer.Option(min=1, help="Network evaluations; 10, if left out.")] = None,
@@ -114,7 +116,7 @@ def coefficients(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies at --figure and --json.")] = False,
 ) -> None:
     """The rows that a sampler executes; `fastdiff.process.table` says what the columns mean."""
-    from fastdiff.cli.options import key_values
+    from fastdiff.cli.options import blaming, key_values
     from fastdiff.cli.output import check_free, check_writable
     from fastdiff.process.diffusion import Diffusion
     from fastdiff.process.schedule import NoiseSchedule
@@ -129,8 +131,9 @@ def coefficients(
     diffusion = Diffusion(NoiseSchedule.named(schedule, timesteps), kind, spread)
     is_file = sampler.lower().endswith(".json")
     count = 10 if steps is None and not is_file else steps
-    # What is in a file says itself what it was built for.
-    table = table_of(sampler, None if is_file else diffusion, count, key_values(option or []))
+    with blaming("--option", option):
+        # What is in a file says itself what it was built for.
+        table = table_of(sampler, None if is_file else diffusion, count, key_values(option or []))
     typer.echo(str(table))
     if table.process is not None:
         typer.echo(f"built for {table.process}")
@@ -145,7 +148,7 @@ def coefficients(
         typer.echo(str(plot_table(figure, table)))
 
 
-@info_app.command()
+@info_app.command(cls=Command)
 def model(
     path: Annotated[str, typer.Argument(help="Whatever `sample` reads: a model, a training run, a file.")],
 ) -> None:
@@ -189,7 +192,7 @@ def model(
     _print(table)
 
 
-@info_app.command()
+@info_app.command(cls=Command)
 def plan(
     network: Annotated[str, typer.Argument(help="A preset, or whatever `sample` reads.")],
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,

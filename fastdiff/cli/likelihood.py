@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, WeightsOption, key_values, load_pipeline
+from fastdiff.cli.options import (
+    DeviceOption,
+    ModelArgument,
+    ThreadsOption,
+    WeightsOption,
+    blaming,
+    key_values,
+    load_pipeline,
+)
 from fastdiff.cli.output import check_free, check_writable
 
 if TYPE_CHECKING:
@@ -68,7 +76,8 @@ def likelihood(
     _check_scorable(pipe, images)
     if num is not None and num < len(images):
         images = images.take([i * len(images) // num for i in range(num)])
-    score = _score(pipe, images, method, {"seed": seed, "batch_size": batch_size} | options)
+    with blaming("--option", option):
+        score = _score(pipe, images, method, {"seed": seed, "batch_size": batch_size} | options)
     numbers = _likelihood_numbers(pipe, images, score, seed)
     _print_likelihood(numbers)
     if json_file is not None:
@@ -153,8 +162,10 @@ def _print_likelihood(numbers: dict[str, Any]) -> None:
     levels = numbers["levels"]
     unit = f"a pixel has {levels} values" if levels else "the density of continuous values"
     images = "1 image" if numbers["num_images"] == 1 else f"{numbers['num_images']:,} images"
-    error = math.nan if numbers["standard_error"] is None else numbers["standard_error"]
-    typer.echo(f"{numbers['bits_per_dim']:.4f} ± {error:.4f} bits/dim ({images}; {unit})")
+    # One image has no spread.
+    error = numbers["standard_error"]
+    spread = "" if error is None or math.isnan(error) else f" ± {error:.4f}"
+    typer.echo(f"{numbers['bits_per_dim']:.4f}{spread} bits/dim ({images}; {unit})")
     for key, name, form in _PRINTED:
         if numbers.get(key):
             typer.echo(f"  {name:<9}{numbers[key]:{form}}" if len(name) < 9 else f"  {name} {numbers[key]:{form}}")

@@ -3,26 +3,85 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+from typer.core import TyperCommand
 
+from fastdiff.process.arguments import spelling
 from fastdiff.process.checks import shown
 
 if TYPE_CHECKING:
     from fastdiff.pipeline import Pipeline
 
 __all__ = [
+    "Command",
     "DeviceOption",
     "ModelArgument",
     "ThreadsOption",
+    "UsageFault",
     "WeightsOption",
+    "blaming",
     "key_values",
     "load_pipeline",
     "read_yaml",
 ]
+
+
+_TYPED = "fastdiff.typed"
+
+
+class UsageFault(ValueError):
+    """What a command was given is wrong: the message names an option of it."""
+
+
+class Command(TyperCommand):
+    """A command whose messages name its options as they were typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, and remember which options were typed."""
+        ctx.meta[_TYPED] = {argument.partition("=")[0] for argument in args}
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
+
+        Raises:
+            UsageFault: for a ValueError whose message names one of the command's options.
+        """
+        names: dict[str, list[str]] = {param.name: param.opts for param in self.params if param.name in ctx.params}
+        typed = {name: [option for option in names[name] if _is_typed(option, ctx.meta[_TYPED])] for name in names}
+        options = {name: (typed[name] or spelt)[0] for name, spelt in names.items() if spelt[0].startswith("-")}
+        try:
+            with spelling(options, [name for name in options if typed[name]]):
+                return super().invoke(ctx)
+        except ValueError as error:
+            words = {word.strip(":;,.()'") for word in str(error).split()}
+            if words & {option for spelt in names.values() for option in spelt if option.startswith("-")}:
+                raise UsageFault(str(error)) from error
+            raise
+
+
+def _is_typed(option: str, words: set[str]) -> bool:
+    # The value of a short option may follow at once: -n8.
+    return option in words or (option[1:2] != "-" and any(word.startswith(option) for word in words))
+
+
+@contextmanager
+def blaming(option: str, pairs: Sequence[str] | None) -> Iterator[None]:
+    """Put `--option name=value` before the message of an error that names one of such pairs."""
+    try:
+        yield
+    except ValueError as error:
+        for pair in pairs or []:
+            name = pair.partition("=")[0].strip()
+            if name.rpartition(".")[2].replace("-", "_") in re.findall(r"\w+", str(error)) and option not in str(error):
+                raise ValueError(f"{option} {shown(pair)[1:-1]}: {error}") from error
+        raise
 
 
 def _set_threads(threads: int | None) -> int | None:
@@ -89,8 +148,10 @@ def read_yaml(text: str, what: str) -> Any:
         raise ValueError(f"{what}: {' '.join(str(error).split())}") from error
 
 
-def key_values(pairs: list[str]) -> dict[str, Any]:
-    """`name=value` texts as options. Numbers, true, false, none and [lists] are read as such, the rest as text.
+def key_values(pairs: list[str], option: str = "--option") -> dict[str, Any]:
+    """`name=value` texts, given to an option of that name, as options.
+
+    Numbers, true, false, none and [lists] are read as such, the rest as text.
 
     Raises:
         ValueError: a text without "=" or without a name.
@@ -99,8 +160,8 @@ def key_values(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
-            raise ValueError(f"an option is name=value, for example eta=0.5, got {shown(pair)}")
-        options[name.strip().replace("-", "_")] = read_yaml(text, f"option {name.strip()}")
+            raise ValueError(f"{option} takes name=value, for example eta=0.5, got {shown(pair)}")
+        options[name.strip().replace("-", "_")] = read_yaml(text, f"{option} {name.strip()}")
     return options
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,7 @@ from fastdiff.process.checks import shown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["ImageFolder", "OverwriteOption", "check_free", "check_holds", "check_writable", "digest"]
+__all__ = ["ImageFolder", "OverwriteOption", "Parts", "check_free", "check_holds", "check_writable", "digest"]
 
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at --out.")]
 
@@ -27,6 +28,7 @@ RECORD_FILE = ".fastdiff-sample.json"
 """In a folder of samples: what they are samples of."""
 
 _IMAGE = re.compile(r"(\d{6,})\.png")
+_PART = re.compile(r"(\d+)-(\d+)\.npy")
 
 
 def check_free(path: Path, suffixes: Sequence[str], *, overwrite: bool = False, option: str = "--out") -> None:
@@ -145,6 +147,93 @@ class ImageFolder:
 
         for image, number in zip(images, ids, strict=True):
             write_images(self.path, image[None], start=number)
+
+
+class Parts:
+    """What is done of the samples that go into one file, in a hidden folder beside it, from which a rerun goes on.
+
+    The folder's name says what the samples are: a command with other settings has a folder of its own. It is made with
+    the first part that is put aside.
+
+    Args:
+        out: The file.
+        about: What decides a sample besides its number, for JSON.
+        shape: [C, H, W] of a sample.
+    """
+
+    def __init__(self, out: Path, about: dict[str, Any], shape: Sequence[int]) -> None:
+        self.out = out
+        self.shape = tuple(shape)
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = out.with_name(f".{out.name}.{key}.parts")
+
+    def missing(self, ids: Sequence[int]) -> list[int]:
+        """Positions in `ids` of the samples that have not been put aside."""
+        kept = [range(first, last + 1) for first, last, _ in self._files()]
+        return [place for place, number in enumerate(ids) if not any(number in part for part in kept)]
+
+    def write(self, images: Tensor, ids: Sequence[int]) -> None:
+        """Put samples [n, C, H, W] aside, those of consecutive numbers in one file."""
+        import numpy as np
+
+        from fastdiff.files.atomic import atomic_file
+
+        first = 0
+        for place in range(1, len(ids) + 1):
+            if place == len(ids) or ids[place] != ids[place - 1] + 1:
+                with atomic_file(self.path / f"{ids[first]}-{ids[place - 1]}.npy") as file:
+                    np.save(file, images[first:place].float().numpy())
+                first = place
+
+    def read(self, ids: Sequence[int], fresh: Tensor | None) -> Tensor:
+        """The samples of these numbers, in their order.
+
+        Args:
+            ids: All of the numbers.
+            fresh: Those that `missing` named and that were not put aside since, in their order; None for none.
+
+        Raises:
+            ValueError: A part is damaged; it is deleted, and the same command makes it again.
+        """
+        import torch
+
+        found = torch.empty(len(ids), *self.shape)
+        left = set(self.missing(ids))
+        for first, last, path in self._files():
+            places = [place for place, number in enumerate(ids) if first <= number <= last]
+            if places:
+                part = self._read_part(path, last + 1 - first)
+                found[places] = part[[ids[place] - first for place in places]]
+        if left:
+            assert fresh is not None
+            found[sorted(left)] = fresh.float()
+        return found
+
+    def _read_part(self, path: Path, num: int) -> Tensor:
+        import numpy as np
+        import torch
+
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            array = np.empty(0)
+        if array.dtype != np.float32 or array.shape != (num, *self.shape):
+            path.unlink(missing_ok=True)
+            raise ValueError(f"{path} was damaged and is deleted; the same command samples it again")
+        return torch.from_numpy(array)
+
+    def delete(self) -> None:
+        """Delete what was put aside for this file, by commands of other settings as well."""
+        for folder in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.parts"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        found = []
+        for path in self.path.glob("*.npy"):
+            match = _PART.fullmatch(path.name)
+            if match:
+                found.append((int(match[1]), int(match[2]), path))
+        return sorted(found)
 
 
 def _read_record(path: Path) -> Any:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from fastdiff.files.progress import duration
+
 if TYPE_CHECKING:
     from fastdiff.training.config import TrainConfig
     from fastdiff.training.trainer import TrainProgress
@@ -18,16 +20,6 @@ __all__ = ["Bars", "duration"]
 
 LINE_SECONDS = 15.0
 """Between two lines about one thing, where there is no terminal."""
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: 8 s, 2:05, 1:02:05."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Bars:
@@ -61,22 +53,33 @@ class Bars:
         """Draw a last time, and leave the bars on the screen."""
         self._progress.stop()
 
-    def training(self, name: str, config: TrainConfig, step: int = 0) -> Callable[[TrainProgress], None]:
-        """A bar for `Trainer.run(progress=...)`, which starts at `step`."""
+    def training(
+        self, name: str, config: TrainConfig, step: int = 0
+    ) -> tuple[Callable[[TrainProgress], None], Callable[[int], None]]:
+        """A bar for `Trainer.run`, which starts at `step`: its `progress` and its `on_step`."""
         update = self._bar(name, config.steps, step)
         started = time.monotonic()
+        loss = ""
 
         def show(progress: TrainProgress) -> None:
-            if progress.step < progress.num_steps:
-                left = f"{duration(progress.seconds_left)} left"
-                speed = progress.images_per_second
-            else:
-                elapsed = time.monotonic() - started
-                left = f"took {duration(elapsed)}"
-                speed = (progress.step - step) * config.batch_size / max(elapsed, 1e-9)
-            update(progress.step, f"loss {progress.loss:.4f}  {speed:,.0f} images/s  {left}")
+            nonlocal loss
+            loss = f"loss {progress.loss:.4f}  "
+            write(progress.step)
 
-        return show
+        def advance(done: int) -> None:
+            # The last step has an entry in the log as well.
+            if done < config.steps:
+                write(done)
+
+        def write(done: int) -> None:
+            elapsed = max(time.monotonic() - started, 1e-9)
+            speed = max(done - step, 1) / elapsed
+            ends = f"took {duration(elapsed)}"
+            left = f"{duration((config.steps - done) / speed)} left" if done < config.steps else ends
+            images = speed * config.batch_size
+            update(done, f"step {done:,}  {loss}{images:,.{0 if images >= 10 else 1}f} images/s  {left}")
+
+        return show, advance
 
     def counting(self, name: str, total: float, unit: str = "images") -> Callable[[float], None]:
         """A bar for `total` things; call the result with the number done so far, fractions included."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, WeightsOption, key_values, load_pipeline
-from fastdiff.cli.output import ImageFolder, OverwriteOption, check_free, check_holds, check_writable, digest
+from fastdiff.cli.options import (
+    DeviceOption,
+    ModelArgument,
+    ThreadsOption,
+    WeightsOption,
+    blaming,
+    key_values,
+    load_pipeline,
+)
+from fastdiff.cli.output import ImageFolder, OverwriteOption, Parts, check_free, check_holds, check_writable, digest
 from fastdiff.process.checks import shown
 from fastdiff.process.table import CoefficientTable
 
@@ -48,8 +56,8 @@ def sample(
         typer.Option(
             "--out",
             "-o",
-            help="A grid (.png), an archive (.npz: arr_0 uint8 NHWC; .npy: float32 NCHW) or a folder of PNGs, "
-            "which a stopped command leaves and the same command goes on with.",
+            help="A grid (.png), an archive (.npz: arr_0 uint8 NHWC; .npy: float32 NCHW) or a folder of PNGs. "
+            "Where a command was stopped, the same command goes on.",
         ),
     ] = Path("samples.png"),
     overwrite: OverwriteOption = False,
@@ -85,12 +93,12 @@ def sample(
     if table is not None and (sampler is not None or steps is not None or options):
         raise ValueError("--table is the whole sampler: leave out --sampler, --steps and --option")
     pipe = load_pipeline(model, device, weights)
-    import torch
 
     from fastdiff.sampling.tables import read_table, table_of
 
     chosen = (sampler or "ddim") if table is None else read_table(table, "--table")
-    rows = table_of(chosen, pipe.diffusion, steps, options)
+    with blaming("--option", option):
+        rows = table_of(chosen, pipe.diffusion, steps, options)
     check_holds(out.suffix.lower() or ".png", pipe.image_shape[0], pipe.scaling.levels)
     turn = _labels_in_turn(pipe, label)
     work = Work(
@@ -108,16 +116,14 @@ def sample(
         pipe.classes.null_of(null_label)
     if out.suffix:
         check_writable(out.parent, out.name)
-        images = torch.cat(list(_sampled(work)))
-        labels = None if work.labels is None else torch.tensor(work.labels)
-        _write_samples(out, images, labels, pipe)
+        _sample_into_file(out, work, _about(work, turn, start_id))
     else:
         folder = ImageFolder(out, _about(work, turn, start_id), overwrite=overwrite)
         missing = folder.missing(work.ids)
         if len(missing) < num:
             typer.echo(f"{num - len(missing):,} of {num:,} images are in {out} already")
         try:
-            for _ in _sampled(work.part(missing), folder):
+            for _ in _sampled(work.part(missing), folder.write):
                 pass
         except KeyboardInterrupt as interrupt:
             left = len(folder.missing(work.ids))
@@ -143,6 +149,35 @@ class Work:
         labels = None if self.labels is None else [self.labels[place] for place in places]
         seed = self.seed if isinstance(self.seed, int) else [self.seed[place] for place in places]
         return dataclasses.replace(self, seed=seed, ids=[self.ids[place] for place in places], labels=labels)
+
+
+def _sample_into_file(out: Path, work: Work, about: dict[str, Any]) -> None:
+    """Sample into one file. Each batch but the last is put aside, for the same command to go on with."""
+    import torch
+
+    parts = Parts(out, about, work.pipe.image_shape)
+    missing = parts.missing(work.ids)
+    if len(missing) < len(work.ids):
+        typer.echo(f"{len(work.ids) - len(missing):,} of {len(work.ids):,} images were sampled before")
+    done, last = 0, None
+
+    def keep(images: Tensor, ids: Sequence[int]) -> None:
+        nonlocal done
+        done += len(ids)
+        if done < len(missing):
+            parts.write(images, ids)
+
+    try:
+        for images in _sampled(work.part(missing), keep):
+            last = images
+    except KeyboardInterrupt as interrupt:
+        kept = len(work.ids) - len(parts.missing(work.ids))
+        raise KeyboardInterrupt(
+            f"{kept:,} of {len(work.ids):,} images are in {parts.path}" if kept else ""
+        ) from interrupt
+    labels = None if work.labels is None else torch.tensor(work.labels)
+    _write_samples(out, parts.read(work.ids, last), labels, work.pipe)
+    parts.delete()
 
 
 def _about(work: Work, turn: list[int] | None, start_id: int) -> dict[str, Any]:
@@ -187,8 +222,8 @@ def _seeds(text: str, num: int | None, start_id: int) -> tuple[int | list[int], 
     return seeds, len(seeds)
 
 
-def _sampled(work: Work, folder: ImageFolder | None = None) -> Iterator[Tensor]:
-    """The samples, batch by batch; written to the folder, where there is one."""
+def _sampled(work: Work, keep: Callable[[Tensor, Sequence[int]], None]) -> Iterator[Tensor]:
+    """The samples, batch by batch, each after `keep` was given it with its numbers."""
     from fastdiff.cli.progress import Bars
 
     done, total = 0, len(work.ids)
@@ -215,8 +250,7 @@ def _sampled(work: Work, folder: ImageFolder | None = None) -> Iterator[Tensor]:
                 null_label=work.null_label,
             ).cpu()
             done += len(places)
-            if folder is not None:
-                folder.write(images, batch.ids)
+            keep(images, batch.ids)
             yield images
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 import yaml
 
-from fastdiff.cli.options import DeviceOption, ThreadsOption, read_yaml
+from fastdiff.cli.options import DeviceOption, ThreadsOption, blaming, read_yaml
 from fastdiff.nets.config import PRESETS, UNetConfig
 from fastdiff.nets.recipes import RECIPES, Settings, build_diffusion
+from fastdiff.process.arguments import spelling, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown
 from fastdiff.process.diffusion import Diffusion
 
@@ -34,6 +35,18 @@ SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
 CONFIG_FILE = "config.yaml"
 """What a run folder keeps of its settings."""
 
+_FIELDS = {field.name for field in fields(UNetConfig)}
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Of a training, as options: what the trainer may advise.
+SETTINGS = {
+    "learning_rate": "--lr",
+    "precision": "--precision",
+    "warmup_steps": "--set train.warmup_steps",
+    "clip_norm": "--set train.clip_norm",
+}
 # Names of classes in one line.
 _MOST_NAMES = 10
 # Sub-folders that are parts of a set rather than classes.
@@ -77,7 +90,13 @@ class TrainingPlan:
 
 def train(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="A .yaml, .yml or .toml file.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Of the network; `fastdiff info presets` lists them.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the network; `fastdiff info presets` lists them. If left out: digits for the digits, small-32 on "
+            "a CPU, ho-cifar10 on a GPU."
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="digits, a folder of images, or a .npz or .npy file.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder; a run in it is continued, by --out alone as well.")
@@ -85,7 +104,9 @@ def train(
     init_from: Annotated[
         str | None, typer.Option("--init-from", help="A model whose network and weights a new run starts from.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps in all.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps in all; digits and small-32 have a number of their own.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Of AdamW.")] = None,
     ema_decay: Annotated[float | None, typer.Option(help="Decay of the averaged weights.")] = None,
@@ -132,7 +153,12 @@ def train(
     given = _without_none(flags)
     for text in setting or []:
         given = _merged(given, _parsed_setting(text))
-    plan = plan_training(_merged(_settings_before(given) if config is None else read_config_file(config), given))
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give a folder")
+    before = _settings_before(given) if config is None else _read("--config", read_config_file, config)
+    given = _merged(before, given)
+    with blaming("--set", setting):
+        plan = plan_training(_with_preset(given, device))
     if print_config:
         typer.echo(plan.to_yaml(), nl=False)
         return
@@ -165,11 +191,20 @@ def read_config_file(path: str | Path) -> Settings:
     return found
 
 
+def _read(option: str, function: Callable[[T], R], value: T) -> R:
+    """What a function makes of the value of an option; errors name the option."""
+    try:
+        return function(value)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}") from error
+
+
 def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     """Put settings together, load the data, and fit the network to it.
 
     Args:
-        given: Sections "unet", "diffusion", "data" and "train", and "out". "unet" may hold "preset".
+        given: Sections "unet", "diffusion", "data" and "train", and "out". "unet" may hold "preset"; without one, what
+            it leaves open is as in "ho-cifar10".
 
     Raises:
         ValueError: unknown keys (the nearest is suggested), or settings that are missing or do not fit each other.
@@ -182,12 +217,14 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     check_keys(sections["data"], DATA_KEYS, "section 'data'")
     init_from = None if given.get("init_from") is None else str(given["init_from"])
     preset = sections["unet"].pop("preset", None)
-    if init_from is not None and preset is None and not sections["unet"]:
-        sections["unet"] = _network_of(init_from)
+    if init_from is not None and preset is None and not set(sections["unet"]) >= _FIELDS:
+        network, process = _read("--init-from", _settings_of, init_from)
+        sections["unet"] = network | sections["unet"]
+        sections["diffusion"] = process | sections["diffusion"]
     if preset is None and not sections["unet"]:
         preset = "digits" if sections["data"].get("source") == "digits" else "ho-cifar10"
     if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
-        raise ValueError(f"unknown preset {shown(preset)}: {nearest_name(preset, PRESETS)}")
+        raise ValueError(f"unknown {spelt('preset')} {shown(preset)}: {nearest_name(preset, PRESETS)}")
     recipe: Settings = RECIPES.get(preset, {}) if preset is not None else {}
     network = _merged(recipe.get("unet", {}), sections["unet"])
     process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
@@ -206,7 +243,8 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     out = given.get("out")
     plain: Settings = {} if out is None else {"out": str(out)}
     plain |= {} if init_from is None else {"init_from": init_from}
-    plain |= {"unet": unet.to_dict(), "diffusion": process, "data": source, "train": settings.to_dict()}
+    named: Settings = {} if preset is None else {"preset": preset}
+    plain |= {"unet": named | unet.to_dict(), "diffusion": process, "data": source, "train": settings.to_dict()}
     return TrainingPlan(unet, diffusion, images, settings, None if out is None else Path(str(out)), init_from, plain)
 
 
@@ -227,7 +265,8 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
         _take_weights(unet, plan.diffusion, plan.init_from)
     trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out)
     size = sum(parameter.numel() for parameter in unet.parameters())
-    typer.echo(f"{plan.data!r}; {size:,} parameters on {device}")
+    network = plan.settings["unet"].get("preset", "a network")
+    typer.echo(f"{plan.data!r}; {network} of {size:,} parameters on {device}")
     for line in about_classes(plan.data, plan.unet.num_classes):
         typer.echo(line)
     if trainer.step:
@@ -236,21 +275,14 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
         typer.echo(f"starting from the weights of {plan.init_from}")
     for name, (before, now) in trainer.changes.items():
         typer.echo(f"from here on {name} is {now}, it was {before}")
-    if plan.train.warmup_steps >= plan.train.steps:
-        reached = trainer.learning_rate(plan.train.steps - 1)
-        warnings.warn(
-            f"the warm-up takes {plan.train.warmup_steps:,} steps and the training {plan.train.steps:,}: the learning "
-            f"rate gets no further than {reached:.2g} of {plan.train.learning_rate:g}; "
-            f"--set train.warmup_steps={plan.train.steps // 10} would let it",
-            stacklevel=2,
-        )
 
     def keep_settings() -> None:
         write_text(out / CONFIG_FILE, plan.to_yaml())
 
     with Bars() as bars:
-        progress = bars.training("training", plan.train, trainer.step)
-        result = trainer.run(progress=progress, on_start=keep_settings)
+        progress, on_step = bars.training("training", plan.train, trainer.step)
+        with spelling(SETTINGS, ()):
+            result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
     for note in result.notes:
         typer.echo(note)
     taken = result.step - result.resumed_from
@@ -288,11 +320,39 @@ def _settings_before(given: Settings) -> Settings:
     return {} if path is None or says or not path.is_file() else read_config_file(path)
 
 
-def _network_of(model: str) -> Settings:
+def _with_preset(given: Settings, device: str) -> Settings:
+    """The settings with the preset of a run that has begun in the folder, or else that for the data and the device."""
+    from fastdiff.cli.environment import resolve_device
+
+    network = _section(given, "unet")
+    if "preset" in network or "init_from" in given or set(network) >= _FIELDS:
+        return given
+    kept = None if given.get("out") is None else Path(str(given["out"]), CONFIG_FILE)
+    if kept is not None and kept.is_file():
+        name = _section(read_config_file(kept), "unet").get("preset")
+        # Runs of earlier versions do not say which.
+        if name is None:
+            return given
+    elif _section(given, "data").get("source") == "digits":
+        name = "digits"
+    else:
+        name = "small-32" if resolve_device(device) == "cpu" else "ho-cifar10"
+    return _merged({"unet": {"preset": name}}, given)
+
+
+def _settings_of(model: str) -> tuple[Settings, Settings]:
+    """The network of a model, and the process that it was trained on, as far as a name says it."""
     from fastdiff.pipeline import Pipeline
 
-    settings: Settings = Pipeline.from_pretrained(model).unet.config.to_dict()
-    return settings
+    found = Pipeline.from_pretrained(model)
+    diffusion = found.diffusion
+    schedule = diffusion.schedule.to_dict()
+    process: Settings = {"prediction": diffusion.prediction, "variance": diffusion.variance}
+    if "betas" not in schedule:
+        options = schedule.get("options", {})
+        process["schedule"] = {"name": schedule["name"], **options} if options else schedule["name"]
+        process["timesteps"] = schedule["num_timesteps"]
+    return found.unet.config.to_dict(), process
 
 
 def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
@@ -308,7 +368,7 @@ def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
             "settings of the network, which are then those of the model"
         )
     unet.load_state_dict(theirs)
-    if found.diffusion.to_dict() != diffusion.to_dict():
+    if found.diffusion != diffusion:
         warnings.warn(
             f"{model} was trained on another process (prediction {found.diffusion.prediction}, "
             f"{found.diffusion.num_timesteps} timesteps) than this run ({diffusion.prediction}, "

@@ -17,6 +17,7 @@ from fastdiff.files.checkpoint import LoadedModel, WeightKind
 from fastdiff.files.contents import check_room, describing
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.wrapped import plain_names
+from fastdiff.process.arguments import advised
 from fastdiff.process.checks import check_keys, height_and_width
 from fastdiff.process.diffusion import Diffusion
 
@@ -145,7 +146,7 @@ def _choose(folder: Path, weights: WeightKind | None) -> tuple[Path, WeightKind 
     other = sorted(variants - set(_VARIANTS) - set(_KINDS))
     if weights is not None and not of_kind and not plain and variants & set(_KINDS):
         has = _KINDS[(variants & set(_KINDS)).pop()]
-        raise ValueError(f"{folder} holds {has!r} weights only by its name, got weights={weights!r}")
+        raise ValueError(f"{folder} holds {has!r} weights only by its name, got {advised('weights', weights)}")
     if weights is not None and of_kind:
         variant = of_kind[0]
     elif plain:
@@ -153,7 +154,8 @@ def _choose(folder: Path, weights: WeightKind | None) -> tuple[Path, WeightKind 
     elif len(of_kind + other) == 1:
         variant = (of_kind + other)[0]
     elif of_kind and not other:
-        raise ValueError(f"{folder} holds the average and the trained weights: give weights='ema' or weights='raw'")
+        ways = " or ".join(advised("weights", kind) for kind in ("ema", "raw"))
+        raise ValueError(f"{folder} holds the average and the trained weights: give {ways}")
     else:
         raise ValueError(
             f"{folder} holds no weights that could be chosen: expected {_STEM}.safetensors or .bin, whole or with an "

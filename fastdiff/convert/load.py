@@ -24,6 +24,7 @@ from fastdiff.files.contents import check_data, check_room, check_sum, describin
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.wrapped import plain_names
+from fastdiff.process.arguments import advised
 from fastdiff.process.checks import check_keys, height_and_width
 from fastdiff.process.diffusion import Diffusion
 
@@ -179,7 +180,7 @@ def _choose_weights(
     elif is_state_dict(content):
         kind = _kind_by_name(path)
         if weights is not None and kind is not None and weights != kind:
-            raise ValueError(f"{path} holds {kind!r} weights by its name, got weights={weights!r}")
+            raise ValueError(f"{path} holds {kind!r} weights by its name, got {advised('weights', weights)}")
         return content, weights or kind
     if not choices:
         held = ", ".join(sorted(map(str, content))[:5]) if isinstance(content, Mapping) else type(content).__name__
@@ -188,7 +189,7 @@ def _choose_weights(
         raise ValueError(f"{path} holds no weights of a network, only: {held or 'nothing'}")
     wanted = weights or ("ema" if "ema" in choices else "raw")
     if wanted not in choices:
-        raise ValueError(f"{path} holds {', '.join(choices)} weights only, got weights={weights!r}")
+        raise ValueError(f"{path} holds {', '.join(choices)} weights only, got {advised('weights', weights)}")
     return choices[wanted], wanted
 
 

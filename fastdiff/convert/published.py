@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastdiff.convert.openai_flags import diffusion_from_flags, parse_flags, unet_config_from_flags
 from fastdiff.nets.config import PRESETS, UNetConfig
 from fastdiff.nets.recipes import RECIPES, build_diffusion
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name
 from fastdiff.process.diffusion import Diffusion
 
@@ -81,7 +82,7 @@ def known_preset(name: str) -> KnownModel:
         ValueError: the name is unknown.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: {nearest_name(name, PRESETS)}")
+        raise ValueError(f"unknown {spelt('preset')} {name!r}: {nearest_name(name, PRESETS)}")
     recipe = RECIPES.get(name, {})
     unet = dataclasses.replace(PRESETS[name], **recipe.get("unet", {}))
     if "diffusion" not in recipe:

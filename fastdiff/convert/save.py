@@ -16,12 +16,13 @@ from fastdiff.convert.diffusers_config import DIFFUSERS_VERSION, scheduler_from_
 from fastdiff.convert.layouts import to_layout
 from fastdiff.convert.load import sidecar_path
 from fastdiff.convert.openai_flags import flags_from_model, why_not_openai
-from fastdiff.convert.untrusted import read_json
+from fastdiff.convert.untrusted import CHECKSUM_KEY, read_json
 from fastdiff.files.atomic import atomic_file, atomic_folder, atomic_path
 from fastdiff.files.checkpoint import FORMAT, DescribedModel, save_described
-from fastdiff.files.contents import checksum
+from fastdiff.files.contents import checksum, checksum_of_tensors
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name
 
 __all__ = ["Target", "save_as"]
@@ -49,7 +50,7 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     """
     path = Path(path)
     if target not in get_args(Target):
-        raise ValueError(f"unknown target {target!r}: {nearest_name(str(target), get_args(Target))}")
+        raise ValueError(f"unknown {spelt('to', 'target')} {target!r}: {nearest_name(str(target), get_args(Target))}")
     unet = plain_network(pipe.unet)
     if not isinstance(unet, UNet):
         raise ValueError(
@@ -108,7 +109,8 @@ def _save_diffusers(model: DescribedModel, unet: UNet, folder: Path) -> Path:
         ):
             (partial / place).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(plain, partial / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        metadata = {"format": "pt", CHECKSUM_KEY: checksum_of_tensors(plain)}
+        save_file(plain, partial / "unet" / "diffusion_pytorch_model.safetensors", metadata)
     return folder
 
 

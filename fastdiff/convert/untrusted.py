@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["is_optimizer_state", "read_json", "read_tensors"]
+from fastdiff.files.contents import checksum_of_tensors
 
+__all__ = ["CHECKSUM_KEY", "is_optimizer_state", "read_json", "read_tensors"]
+
+# Where a safetensors file that `convert` wrote says the checksum of its tensors.
+CHECKSUM_KEY = "fastdiff_checksum"
 _OPTIMIZER_NAME = re.compile(r"(opt|optim|optimizer)[_-]?\d*\.(pt|pth|bin|ckpt|safetensors)", re.IGNORECASE)
 
 
@@ -42,8 +46,9 @@ def read_tensors(path: Path, *, optimizers: bool = False) -> Any:
         raise ValueError(f"{path} is not a file: a folder, a pipe or a device is not read")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content, expected = _read_safetensors(path)
+        else:
+            content, expected = torch.load(path, map_location="cpu", weights_only=True), None
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or damaged: {error}") from error
     except pickle.UnpicklingError as error:
@@ -61,12 +66,26 @@ def read_tensors(path: Path, *, optimizers: bool = False) -> Any:
             f"{path} is truncated or damaged, or no file of weights: "
             f"{str(error).splitlines()[0] if str(error) else error!r}"
         ) from (error)
+    _check_tensors(path, content, expected)
     if not optimizers and is_optimizer_state(content):
         raise ValueError(
             f"{path} holds the state of an optimizer (its keys are state and param_groups), not a network: give the "
             "weights written beside it"
         )
     return content
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors, and what the file says their checksum is."""
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), (file.metadata() or {}).get(CHECKSUM_KEY)
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: str | None) -> None:
+    if expected is not None and (found := checksum_of_tensors(tensors)) != expected:
+        raise ValueError(
+            f"{path} is damaged: the checksum of its tensors is {found}, and it says {expected}; take another copy"
+        )
 
 
 def is_optimizer_state(content: Any) -> bool:

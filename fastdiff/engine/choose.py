@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdiff import ops
 from fastdiff.engine.lower import Unsupported
 from fastdiff.engine.native import NativeNetwork, cached_network
-from fastdiff.nets.model import Model, model_dtype
+from fastdiff.nets.model import Model, is_float32
 from fastdiff.nets.unet import UNet
 
 __all__ = ["RUNNERS", "Runner", "compiled_or_not", "native_network"]
@@ -45,7 +45,7 @@ def native_network(
         reason = f"it runs a fastdiff.UNet, got {type(model).__name__}"
     elif x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 4:
         reason = f"it runs float32 images [B, C, H, W] on the CPU, got {x.dtype} {list(x.shape)} on {x.device}"
-    elif model_dtype(unet, torch.float32) != torch.float32 or torch.is_autocast_enabled("cpu"):
+    elif not is_float32(unet) or torch.is_autocast_enabled("cpu"):
         reason = "it computes in float32: no other type of weights, and no autocast"
     elif obstacle is not None:
         reason = obstacle
@@ -77,7 +77,7 @@ def compiled_or_not(unet: nn.Module) -> Model:
     """The network compiled for the CPU, to stand in a wrapper; itself where the engine cannot run it."""
     if not isinstance(unet, UNet) or not ops.has_extension() or torch.is_autocast_enabled("cpu"):
         return unet
-    if model_dtype(unet, torch.float32) != torch.float32 or next(unet.parameters()).device.type != "cpu":
+    if not is_float32(unet) or next(unet.parameters()).device.type != "cpu":
         return unet
     try:
         network = cached_network(unet)

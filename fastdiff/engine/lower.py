@@ -12,11 +12,14 @@ from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Inst
 from fastdiff.nets.blocks import (
     AttentionBlock,
     Block,
+    Conv1x1,
     Conv3x3,
     Downsample,
     Dropout,
     GroupNormAct,
+    Linear,
     ResBlock,
+    SiLU,
     Upsample,
 )
 from fastdiff.nets.unet import UNet
@@ -32,12 +35,13 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     Downsample: ("padding",),
     GroupNormAct: ("groups", "eps", "act"),
     nn.Conv2d: _CONVOLUTION,
+    Conv1x1: _CONVOLUTION,
     Conv3x3: _CONVOLUTION,
     nn.Embedding: ("max_norm",),
 }
 _METHODS = ("forward", "embed", "split_heads")
 _KNOWN: tuple[type[nn.Module], ...] = (
-    *SETTINGS, Block, Upsample, Dropout, nn.Linear, nn.SiLU, nn.Identity, nn.ModuleList, nn.Sequential,
+    *SETTINGS, Block, Upsample, Dropout, Linear, nn.Linear, SiLU, nn.SiLU, nn.Identity, nn.ModuleList, nn.Sequential,
 )  # fmt: skip
 _FORWARDS = {kind: kind.forward for kind in _KNOWN}
 
@@ -318,7 +322,8 @@ class _Lowering:
     def check_embedding(self) -> None:
         """What happens to times and labels has no instructions, so it must be as `UNet` makes it."""
         unet, width = self.unet, 4 * self.unet.config.channels
-        if [type(layer) for layer in unet.time_embed] != [nn.Linear, nn.SiLU, nn.Linear]:
+        kinds = (nn.Linear, nn.SiLU, nn.Linear)
+        if len(unet.time_embed) != 3 or not all(map(isinstance, unet.time_embed, kinds)):
             raise Unsupported(f"the engine has no instruction for time_embed: {unet.time_embed}")
         self.check(unet.time_embed[0], nn.Linear, (width, unet.config.channels))
         self.check(unet.time_embed[2], nn.Linear, (width, width))

@@ -35,6 +35,7 @@ from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_names, plain_network
 from fastdiff.ops._dispatch import has_extension
+from fastdiff.process.arguments import advised, spelt
 from fastdiff.process.checks import check_keys, shown, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.version import __version__
@@ -437,9 +438,9 @@ def _weights_file(folder: Path, config: dict[str, Any], weights: WeightKind | No
     if weights == "raw" and (folder / TRAINING_FILE).is_file():
         return folder / TRAINING_FILE, RAW_PREFIX, "raw"
     if weights not in get_args(WeightKind):
-        raise ValueError(f"weights must be 'ema', 'raw' or None, got {weights!r}")
+        raise ValueError(f"{spelt('weights')} must be 'ema', 'raw' or None, got {weights!r}")
     raise ValueError(
-        f"{folder} holds {has!r} weights only, got weights={weights!r}; leave it out to take what is there"
+        f"{folder} holds {has!r} weights only, got {advised('weights', weights)}; leave it out to take what is there"
     )
 
 
@@ -509,7 +510,7 @@ def _write_folder(folder: Path, config: dict[str, Any], files: Mapping[str, Mapp
                 shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
             _check_fit(f"{name} as written", tensors, shapes)
         config = config | {_CHECKSUMS: {name: checksum(partial / name) for name in files}}
-        # One key per line: the betas of a schedule would fill a thousand.
+        # One key per line: the betas of a schedule that has no name would fill a thousand.
         lines = ",\n".join(
             f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in config.items()
         )

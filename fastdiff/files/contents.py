@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fastdiff.nets.config import UNetConfig
 from fastdiff.process.checks import shown
 
-__all__ = ["check_data", "check_room", "check_sum", "checksum", "describing"]
+__all__ = ["check_data", "check_room", "check_sum", "checksum", "checksum_of_tensors", "describing"]
 
 _CHUNK = 1 << 20
 # What numbers, lists and names in the place of one another raise somewhere below.
@@ -45,6 +48,19 @@ def checksum(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             value = zlib.crc32(chunk, value)
+    return f"crc32:{value:08x}"
+
+
+def checksum_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The CRC-32 of names, types, shapes and values, as `checksum`; whatever file they are in.
+
+    A safetensors file can say it of itself, in its header, and loses it where somebody else writes the file again.
+    """
+    value = 0
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return f"crc32:{value:08x}"
 
 

@@ -30,6 +30,7 @@ from fastdiff.files.images import (
     round_to_levels,
     to_uint8,
 )
+from fastdiff.process.arguments import advised, spelt
 from fastdiff.process.checks import whole_number
 
 __all__ = [
@@ -242,7 +243,7 @@ def digits(split: Literal["train", "test", "all"] = "train") -> ImageData:
         RuntimeError: scikit-learn is not installed.
     """
     if split not in ("train", "test", "all"):
-        raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}")
+        raise ValueError(f"{spelt('split')} must be 'train', 'test' or 'all', got {split!r}")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -426,7 +427,9 @@ def load(
     def accept(kind: str, *names: str) -> None:
         for name, value in options.items():
             if value is not None and name not in names:
-                raise ValueError(f"{kind} takes no {name}= (got {value!r}); it takes {', '.join(names)}")
+                raise ValueError(
+                    f"{kind} takes no {spelt(name)} (got {value!r}); it takes {', '.join(map(advised, names))}"
+                )
 
     if source == "digits":
         accept("the source 'digits'", "split")
@@ -439,7 +442,9 @@ def load(
         accept("a NumPy file", "layout", "labels")
         return load_array(path, layout=layout, labels=labels)
     what = "is not one of them" if path.exists() else "does not exist"
-    raise ValueError(f"a source is 'digits', a folder of images, or a .npz or .npy file; {str(source)!r} {what}")
+    raise ValueError(
+        f"{spelt('data', 'a source')} is 'digits', a folder of images, or a .npz or .npy file; {str(source)!r} {what}"
+    )
 
 
 @functools.lru_cache(maxsize=4)

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fastdiff.files.atomic import atomic_file, target_path
+from fastdiff.process.arguments import advised, spelt
 from fastdiff.process.checks import whole_number
 
 __all__ = [
@@ -160,9 +161,9 @@ def open_image(path: str | Path) -> Image.Image:
 def check_read_options(size: int | None, channels: int | None) -> None:
     """Raises ValueError unless `size` and `channels` are what `read_image` takes."""
     if size is not None:
-        whole_number("size", size, low=1, strict=True)
+        whole_number(spelt("size"), size, low=1, strict=True)
     if channels not in (None, *_MODES):
-        raise ValueError(f"channels must be 1, 3, 4 or None, got {channels!r}")
+        raise ValueError(f"{spelt('channels')} must be 1, 3, 4 or None, got {channels!r}")
 
 
 def _is_deep(file: Image.Image) -> bool:
@@ -251,7 +252,7 @@ def different_sizes(root: Path, first: tuple[Path, tuple[int, int]], other: tupl
     sizes = [f"{width}x{height}" for _, (width, height) in (first, other)]
     return ValueError(
         f"images in {root} must have one size, got {first[0]} of {sizes[0]} and {other[0]} of {sizes[1]} pixels: "
-        "pass size=, say size=64, to crop and resize them all"
+        f"{advised('size', 64)} would crop and resize them all"
     )
 
 
@@ -262,7 +263,7 @@ def room_for(root: Path, num: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     except (MemoryError, ValueError) as error:
         size = f"{shape[-1]}x{shape[-2]}"
         raise ValueError(
-            f"{root}: {num} images of {size} pixels do not fit into memory: pass size=, say size=64"
+            f"{root}: {num} images of {size} pixels do not fit into memory: {advised('size', 64)} would help"
         ) from error
 
 
@@ -311,7 +312,7 @@ def as_nchw(array: NDArray[Any], layout: str | None, *, path: Path) -> NDArray[A
             starts with `path`.
     """
     if layout not in (None, "NHWC", "NCHW"):
-        raise ValueError(f"layout must be 'NHWC', 'NCHW' or None, got {layout!r}")
+        raise ValueError(f"{spelt('layout')} must be 'NHWC', 'NCHW' or None, got {layout!r}")
     shape = list(array.shape)
     if array.ndim not in (3, 4):
         raise ValueError(f"{path}: images must be [N, H, W], [N, H, W, C] or [N, C, H, W], got shape {shape}")
@@ -324,7 +325,8 @@ def as_nchw(array: NDArray[Any], layout: str | None, *, path: Path) -> NDArray[A
         usual, less = ([name for name in layouts if shape[name.index("C")] in counts] for counts in ((1, 3), (2, 4)))
         possible = usual or less
         if len(possible) != 1:
-            raise ValueError(f'{path}: shape {shape} may be NHWC or NCHW: pass layout="NHWC" or layout="NCHW"')
+            ways = " or ".join(advised("layout", name) for name in layouts)
+            raise ValueError(f"{path}: shape {shape} may be NHWC or NCHW: give {ways}")
         layout = possible[0]
     elif shape[layout.index("C")] > 4 and shape[3 if layout == "NCHW" else 1] in (1, 3):
         raise ValueError(f"{path}: shape {shape} has no 1 to 4 channels read as {layout}, but otherwise")

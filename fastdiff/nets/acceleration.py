@@ -130,7 +130,7 @@ def accelerate(model: nn.Module, check: Any = None, *, tolerance: float | None =
     """
     given: object = model
     if not isinstance(given, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{_instead_of(given)}")
     if tolerance is not None and (check is None or not tolerance >= 0):
         raise ValueError(f"tolerance must be at least 0 and comes with check, got {tolerance}")
     if check is None:
@@ -149,6 +149,15 @@ def accelerate(model: nn.Module, check: Any = None, *, tolerance: float | None =
             restore(model)
             raise
     return AccelerationReport(_list_replaced(model, module_errors), left, error)
+
+
+def _instead_of(given: object) -> str:
+    """What to give in the place of something that is no network."""
+    if not isinstance(getattr(given, "unet", None), nn.Module):
+        return ": give the network itself"
+    whole = type(given).__module__.partition(".")[0] == "diffusers"
+    also = ", or the whole pipeline to fastdiff.compat.diffusers.accelerate" if whole else ""
+    return f": give its network, .unet{also}"
 
 
 def restore(model: nn.Module) -> int:

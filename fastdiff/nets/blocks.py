@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,17 +18,23 @@ from fastdiff.tensors import QkvLayout, split_qkv
 __all__ = [
     "AttentionBlock",
     "Block",
+    "Conv1x1",
     "Conv3x3",
     "Downsample",
     "Dropout",
     "GroupNormAct",
+    "Linear",
     "ResBlock",
     "Resample",
+    "SiLU",
     "Upsample",
+    "silu",
     "timestep_embedding",
 ]
 
 Resample = Literal["none", "down", "up"]
+# Values that PyTorch does not cut by threads (at::internal::GRAIN_SIZE).
+_SERIAL = 32768
 
 
 def timestep_embedding(t: Tensor, channels: int, kind: TimeEmbedding, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -50,8 +57,32 @@ def timestep_embedding(t: Tensor, channels: int, kind: TimeEmbedding, *, dtype: 
     steps = half - 1 if kind == "sin_cos" else half
     exponent = -math.log(1e4) * torch.arange(half, dtype=dtype, device=t.device) / steps
     angles = t.to(dtype)[:, None] * torch.exp(exponent)[None, :]
-    pair = (angles.sin(), angles.cos()) if kind == "sin_cos" else (angles.cos(), angles.sin())
-    return torch.cat(pair, dim=1)
+    waves = (torch.sin, torch.cos) if kind == "sin_cos" else (torch.cos, torch.sin)
+    return torch.cat([_in_parts(wave, angles) for wave in waves], dim=1)
+
+
+def _in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) of each value of x [B, C], which on the CPU does not depend on the number of threads.
+
+    PyTorch cuts more than `_SERIAL` values by threads, and rounds those at the ends of a cut, which fill no vector,
+    otherwise.
+    """
+    if x.device.type != "cpu" or x.numel() <= _SERIAL:
+        return function(x)
+    return torch.cat([function(part) for part in x.split(max(1, _SERIAL // x.shape[1]))])
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x) of [B, C], for any number of threads."""
+    return _in_parts(F.silu, x)
+
+
+class SiLU(nn.SiLU):
+    """The function `silu` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C] to [B, C]."""
+        return silu(x)
 
 
 class GroupNormAct(nn.Module):
@@ -123,19 +154,46 @@ class GroupNormAct(nn.Module):
         return f"{self.weight.shape[0]}, groups={self.groups}, eps={self.eps}, act={self.act}"
 
 
-class Conv3x3(nn.Conv2d):
-    """3x3 convolution of stride 1 that keeps the size. In training it is the op `conv3x3`.
+class Linear(nn.Linear):
+    """Linear layer. In training it is the op `linear`. Parameters: weight [C_out, C_in], bias [C_out]."""
 
-    Parameters: weight [C_out, C_in, 3, 3], bias [C_out].
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C_in] to [..., C_out]."""
+        if self.training and torch.is_grad_enabled():
+            return ops.linear(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class Conv1x1(nn.Conv2d):
+    """Linear layer of each pixel. In training it is the op `linear`.
+
+    Parameters: weight [C_out, C_in, 1, 1], bias [C_out].
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
+        super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] to [B, C_out, H, W]."""
         if self.training and torch.is_grad_enabled():
-            return ops.conv3x3(x, self.weight, self.bias)
+            return ops.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return super().forward(x)
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3 convolution. In training it is the op `conv3x3`.
+
+    Parameters: weight [C_out, C_in, 3, 3], bias [C_out].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, padding: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] to [B, C_out, H', W']; with a stride of 1 and padding it keeps the size."""
+        if self.training and torch.is_grad_enabled():
+            stride, padding = self.stride[0], int(self.padding[0])
+            return ops.conv3x3(x, self.weight, self.bias, stride=stride, padding=padding)
         return super().forward(x)
 
 
@@ -160,7 +218,7 @@ class Downsample(nn.Module):
         self.padding = padding
         self.conv = None
         if use_conv:
-            self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if padding == "symmetric" else 0)
+            self.conv = Conv3x3(channels, channels, stride=2, padding=1 if padding == "symmetric" else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, H/2, W/2]."""
@@ -221,11 +279,11 @@ class ResBlock(nn.Module):
         self.resample = resample
         self.norm1 = GroupNormAct(in_channels, groups, eps)
         self.conv1 = Conv3x3(in_channels, out_channels)
-        self.emb_proj = nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
+        self.emb_proj = Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = GroupNormAct(out_channels, groups, eps)
         self.dropout = Dropout(dropout)
         self.conv2 = Conv3x3(out_channels, out_channels)
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip = nn.Identity() if in_channels == out_channels else Conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Apply the block.
@@ -272,8 +330,8 @@ class AttentionBlock(nn.Module):
         self.num_heads = num_heads
         self.layout = layout
         self.norm = GroupNormAct(channels, groups, eps, act=False)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of the packed [B, N, 3C] as q, k and v, each [B, heads, N, d].

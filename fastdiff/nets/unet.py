@@ -24,9 +24,9 @@ Each name ends in .weight or .bias, except label_emb, which has only .weight.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.nets.blocks import (
@@ -35,9 +35,12 @@ from fastdiff.nets.blocks import (
     Conv3x3,
     Downsample,
     GroupNormAct,
+    Linear,
     Resample,
     ResBlock,
+    SiLU,
     Upsample,
+    silu,
     timestep_embedding,
 )
 from fastdiff.nets.config import PRESETS, UNetConfig
@@ -83,7 +86,7 @@ class UNet(nn.Module):
         self.config = config
         emb_channels = 4 * config.channels
         self.time_embed = nn.Sequential(
-            nn.Linear(config.channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+            Linear(config.channels, emb_channels), SiLU(), Linear(emb_channels, emb_channels)
         )
         self.label_emb = None if config.num_classes is None else nn.Embedding(config.num_classes, emb_channels)
 
@@ -91,7 +94,7 @@ class UNet(nn.Module):
         has_attention = [size in config.attention_resolutions for size in config.level_sizes]
         last = len(widths) - 1
         width = widths[0]
-        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(config.in_channels, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Block([Conv3x3(config.in_channels, width)])])
         skip_widths = [width]
         for level, out_width in enumerate(widths):
             for _ in range(config.num_res_blocks):
@@ -121,7 +124,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(Block(layers))
 
         self.norm_out = GroupNormAct(width, config.norm_groups, config.norm_eps)
-        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+        self.conv_out = Conv3x3(width, config.out_channels)
         self._init_parameters()
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
@@ -135,14 +138,18 @@ class UNet(nn.Module):
         Returns:
             Embedding [B, 4 * channels].
         """
+        # Each residual block takes the SiLU of the same embedding, so it is computed once.
+        return silu(self._embed_linearly(t, y))
+
+    def _embed_linearly(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """`embed` without the SiLU."""
         dtype = self.conv_out.weight.dtype
         wide = torch.promote_types(dtype, torch.float32)
         waves = timestep_embedding(t, self.config.channels, self.config.time_embedding, dtype=wide)
         emb: Tensor = self.time_embed(waves.to(dtype))
         if self.label_emb is not None:
             emb = emb + self.label_emb(y)
-        # Each residual block takes the SiLU of the same embedding, so it is computed once.
-        return F.silu(emb)
+        return emb
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Evaluate the network.
@@ -154,7 +161,8 @@ class UNet(nn.Module):
             y: Labels [B] in [0, num_classes), int64, for a network with labels; None for one without.
 
         Returns:
-            Output [B, out_channels, H, W], channels_last, in the type of the parameters or of autocast.
+            Output [B, out_channels, H, W], channels_last, in the type of the parameters or of autocast. Blocks may
+            have a narrower type than the layers around them: features have that of the first convolution.
 
         Raises:
             TypeError: An argument is not a tensor.
@@ -163,7 +171,8 @@ class UNet(nn.Module):
         """
         self._check_inputs(x, t, y)
         emb = self.embed(t, y)
-        h = x.to(self.conv_out.weight.dtype).contiguous(memory_format=torch.channels_last)
+        inner, outer = cast(nn.Conv2d, cast(Block, self.input_blocks[0])[0]).weight.dtype, self.conv_out.weight.dtype
+        h = x.to(inner).contiguous(memory_format=torch.channels_last)
         skips: list[Tensor] = []
         for block in self.input_blocks:
             h = block(h, emb)
@@ -171,6 +180,8 @@ class UNet(nn.Module):
         h = self.middle_block(h, emb)
         for block in self.output_blocks:
             h = block(torch.cat((h, skips.pop()), dim=1), emb)
+        if inner != outer:
+            h = h.to(outer)
         out: Tensor = self.conv_out(self.norm_out(h))
         return out.contiguous(memory_format=torch.channels_last)
 

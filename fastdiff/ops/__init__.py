@@ -7,6 +7,7 @@ from fastdiff.ops._diffuse import diffuse
 from fastdiff.ops._dispatch import EXTENSION_ERROR, Implementation, has_extension
 from fastdiff.ops._dropout import dropout
 from fastdiff.ops._group_norm_act import add_group_norm_act, group_norm_act
+from fastdiff.ops._linear import linear
 from fastdiff.ops._losses import bound_loss, bound_terms, hybrid_loss, mse
 from fastdiff.ops._posterior_mean import posterior_mean
 from fastdiff.ops._step import new_history, step, table_rows
@@ -28,6 +29,7 @@ __all__ = [
     "group_norm_act",
     "has_extension",
     "hybrid_loss",
+    "linear",
     "memory_format",
     "mse",
     "new_history",

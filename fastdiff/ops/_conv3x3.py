@@ -18,6 +18,7 @@ from fastdiff.ops._dispatch import (
     refuse_second_derivative,
     wanted_gradients,
 )
+from fastdiff.ops._linear import column_sums
 from fastdiff.ops.reference import conv3x3 as reference
 
 MIN_SIZE = 4
@@ -28,32 +29,48 @@ LIBRARY.define("conv3x3_out(Tensor x, Tensor weight, Tensor? bias, bool transpos
 LIBRARY.define("conv3x3_weight_grad(Tensor x, Tensor grad, Tensor(a!) out) -> ()")
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution of 3x3 pixels, stride 1, with one pixel of zeros around the image.
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 1) -> Tensor:
+    """A convolution of 3x3 pixels.
 
     On the CPU, float32 is computed by Winograd's F(4x4, 3x3), or F(2x2, 3x3) below 8 pixels, in C++: result, gradient
     of the input and gradient of the weights. They are within 3e-5 of float64, relative to the largest value, where
     direct sums are within 2e-6. An element is the same sum in the same order whatever the number of threads.
-    Everything else (other types and devices, under autocast, images below 4x4, channels not in sixteens or none, no
+    Channels are filled up to sixteens, and images to 4x4, with zeros; of a stride of 2 all pixels are computed, which
+    costs what direct sums would. Everything else (other types and devices, under autocast, nothing to sum, no
     extension) is `torch.nn.functional.conv2d`.
 
     Args:
         x: [B, C_in, H, W]; channels_last is not copied.
         weight: [C_out, C_in, 3, 3].
         bias: [C_out], or None.
+        stride: At least 1.
+        padding: Pixels of zeros around the image; with more than 1 it is PyTorch's.
 
     Returns:
-        [B, C_out, H, W], channels_last where Winograd is used. It has no second derivative there.
+        [B, C_out, H', W'], channels_last where Winograd is used. It has no second derivative there.
 
     Raises:
         RuntimeError: shapes that do not fit, or a second derivative was asked for.
 
     Source: Lavin and Gray (2016), arXiv:1509.09308, section 4.
     """
-    if _fits(x, weight, bias):
-        y: Tensor = dispatch(Conv3x3Call(x, weight, bias))
-        return y
-    return F.conv2d(x, weight, bias, padding=1)
+    if not _fits(x, weight, bias) or padding not in (0, 1) or min(x.shape[2:]) + 2 * padding < 3:
+        return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+    channels_out, (height, width) = weight.shape[0], x.shape[2:]
+    missing_in, missing_out = -weight.shape[1] % VECTOR, -channels_out % VECTOR
+    below, behind = max(0, MIN_SIZE - height), max(0, MIN_SIZE - width)
+    if missing_in or below or behind:
+        x = F.pad(x, (0, behind, 0, below, 0, missing_in))
+    if missing_in or missing_out:
+        weight = F.pad(weight, (0, 0, 0, 0, 0, missing_in, 0, missing_out))
+    if missing_out and bias is not None:
+        bias = F.pad(bias, (0, missing_out))
+    y: Tensor = dispatch(Conv3x3Call(x, weight, bias))
+    if (stride, padding) != (1, 1) or missing_out or below or behind:
+        # Without padding the first and the last pixel have no result.
+        rows, columns = (slice(1 - padding, size - 1 + padding, stride) for size in (height, width))
+        y = y[:, :channels_out, rows, columns].contiguous(memory_format=torch.channels_last)
+    return y
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -64,9 +81,8 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.dtype == torch.float32)
         and x.ndim == 4
         and weight.shape[1:] == (x.shape[1], 3, 3)
-        and weight.shape[0] % VECTOR == weight.shape[1] % VECTOR == 0
         and weight.numel() > 0
-        and min(x.shape[2:]) >= MIN_SIZE
+        and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -115,7 +131,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         Conv3x3Call,
         x=dx if "x" in wanted else None,
         weight=dweight if "weight" in wanted else None,
-        bias=grad.sum(dim=(0, 2, 3)) if "bias" in wanted else None,
+        bias=column_sums(_channels_last(grad).permute(0, 2, 3, 1).flatten(0, 2)) if "bias" in wanted else None,
     )
 
 

@@ -19,6 +19,7 @@ from fastdiff.ops._dispatch import (
     refuse_second_derivative,
     wanted_gradients,
 )
+from fastdiff.ops._linear import column_sums
 from fastdiff.ops._schema import schema
 from fastdiff.ops.reference import group_norm_act as reference
 from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format
@@ -246,7 +247,7 @@ def _backward_cpu(call: GroupNormActBackwardCall) -> _Gradients:
         dscale = (weight.float() * du_xhat_sum + bias.float() * du_sum).to(scale.dtype)
         dshift, gain = du_sum.to(shift.dtype, copy=True), 1 + scale.float()
         du_sum, du_xhat_sum = gain * du_sum, gain * du_xhat_sum
-    dweight, dbias = du_xhat_sum.sum(dim=0), du_sum.sum(dim=0)
+    dweight, dbias = column_sums(du_xhat_sum), column_sums(du_sum)
     return dx, dx2, dweight.to(weight.dtype), dbias.to(bias.dtype), dscale, dshift, added
 
 
@@ -279,7 +280,7 @@ def _backward(
     bias_dtype, time_dtype = ctx.added_dtypes
     found = {"x": dx, "x2": dx2, "residual": dx, "weight": dweight, "bias": dbias, "scale": dscale, "shift": dshift}
     if "added_bias" in wanted:
-        found["added_bias"] = added.sum(dim=0).to(bias_dtype)
+        found["added_bias"] = column_sums(added).to(bias_dtype)
     if "added_time" in wanted:
         found["added_time"] = added.to(time_dtype)
     return gradients(GroupNormActCall, **{name: value for name, value in found.items() if name in wanted})

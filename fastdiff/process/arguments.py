@@ -1,15 +1,55 @@
-"""Options by name against the types of the function that takes them, for callers whose values come from text."""
+"""Arguments of functions: their types against the values given, and how they are spelt where the caller is.
+
+A message names an argument with `spelt`: by its name in Python, by its option at the command line.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from fastdiff.process.checks import shown
 
-__all__ = ["check_options"]
+__all__ = ["advised", "check_options", "spelling", "spelt"]
+
+# The options of the command that runs, by the arguments that they stand for, and those that were given.
+_COMMAND: ContextVar[tuple[Mapping[str, str], Collection[str]]] = ContextVar("command", default=({}, ()))
+
+
+@contextmanager
+def spelling(options: Mapping[str, str], given: Collection[str]) -> Iterator[None]:
+    """Within the block, a command calls.
+
+    Args:
+        options: The command's options, as they are typed, by the names of the arguments that they stand for.
+        given: The arguments whose options were typed.
+    """
+    token = _COMMAND.set((options, given))
+    try:
+        yield
+    finally:
+        _COMMAND.reset(token)
+
+
+def spelt(name: str, words: str | None = None) -> str:
+    """An argument that the caller gave: --size where it was given at the command line; else `words`, or its name."""
+    options, given = _COMMAND.get()
+    return options[name] if name in given else words or name
+
+
+def advised(name: str, value: object = None) -> str:
+    """An argument that the caller may give: size=64, or --size 64 for a command that has the option."""
+    options, _ = _COMMAND.get()
+    if value is None:
+        return options.get(name, name)
+    if name not in options:
+        return f"{name}={value!r}"
+    # Of --set section.key=value, the option is the part before the sign.
+    return f"{options[name]}{'=' if ' ' in options[name] else ' '}{value}"
 
 
 def _may_be_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import check_keys, nearest_name
 from fastdiff.process.schedule import Array, NoiseSchedule
 
@@ -42,13 +43,11 @@ class Diffusion:
         if not isinstance(self.schedule, NoiseSchedule):
             raise TypeError(f"schedule must be a NoiseSchedule, got {type(self.schedule).__name__}")
         if self.prediction not in get_args(Prediction):
-            raise ValueError(
-                f"unknown prediction {self.prediction!r}: {nearest_name(str(self.prediction), get_args(Prediction))}"
-            )
+            known = nearest_name(self.prediction, get_args(Prediction))
+            raise ValueError(f"unknown {spelt('prediction')} {self.prediction!r}: {known}")
         if self.variance not in get_args(Variance):
-            raise ValueError(
-                f"unknown variance {self.variance!r}: {nearest_name(str(self.variance), get_args(Variance))}"
-            )
+            known = nearest_name(self.variance, get_args(Variance))
+            raise ValueError(f"unknown {spelt('variance')} {self.variance!r}: {known}")
 
     @property
     def num_timesteps(self) -> int:

@@ -22,6 +22,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import whole_number
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57
@@ -54,7 +55,7 @@ class Stream(IntEnum):
 
 def check_seed(seed: int) -> int:
     """Return the seed; raise ValueError unless it is a whole number in [0, 2^64)."""
-    return whole_number("seed", seed, low=0, high=(1 << 64) - 1)
+    return whole_number(spelt("seed"), seed, low=0, high=(1 << 64) - 1)
 
 
 def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> Words:

@@ -5,8 +5,9 @@ NumPy float64 throughout; importing this module does not import torch.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,14 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastdiff.process.checks import check_keys, nearest_name, whole_number
+from fastdiff.process.arguments import check_options, spelt
+from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 
 Array = npt.NDArray[np.float64]
+
+# Timesteps of a schedule that a file may give by name alone: room is made for them.
+_MOST_NAMED = 1 << 20
 
 
 def check_num_timesteps(num_timesteps: int) -> int:
     """Return `num_timesteps` as an int; raise ValueError unless it is a whole number of at least 1."""
-    return whole_number("the number of timesteps T", num_timesteps, low=1)
+    return whole_number(spelt("timesteps", "the number of timesteps T"), num_timesteps, low=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,7 @@ class NoiseSchedule:
         betas: Variances of the single noising steps, in (0, 1]; 1 (no signal left) only at the last step.
         timesteps: The t that the network sees for each step; 0..T-1 unless the schedule was respaced.
         name: Where the betas came from; for people, not used in any formula.
+        options: Arguments of the function of that name that they came from, where they are not its defaults.
 
     Source: Ho et al. (2020), arXiv:2006.11239, eq. 2, 4, 6 and 7.
     """
@@ -43,6 +49,7 @@ class NoiseSchedule:
     betas: Array
     timesteps: Array
     name: str = "custom"
+    options: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         betas = np.array(self.betas, dtype=np.float64)
@@ -175,32 +182,72 @@ class NoiseSchedule:
         return NoiseSchedule(betas, self.timesteps[chosen], name)
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dict that JSON keeps exactly (Python writes floats so that they read back the same)."""
+        """A plain dict that JSON keeps exactly (Python writes floats so that they read back the same).
+
+        A schedule that its name, its T and its options give back to the last bit is written as these; any other with
+        its betas and timesteps.
+        """
+        if self.name in _NAMED and len(self) <= _MOST_NAMED:
+            short: dict[str, Any] = {"name": self.name, "num_timesteps": len(self)}
+            if self.options:
+                short["options"] = {key: float(value) for key, value in self.options.items()}
+            try:
+                if NoiseSchedule.from_dict(short) == self:
+                    return short
+            except ValueError:
+                # Betas that were given a name with which none can be made.
+                pass
         return {"name": self.name, "betas": self.betas.tolist(), "timesteps": self.timesteps.tolist()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> NoiseSchedule:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing keys."""
-        check_keys(data, ["name", "betas", "timesteps"], "a noise schedule")
+        check_keys(data, ["name", "betas", "timesteps", "num_timesteps", "options"], "a noise schedule")
+        if "num_timesteps" in data:
+            check_keys(data, ["name", "num_timesteps", "options"], "a noise schedule without betas")
+            num_timesteps = whole_number("num_timesteps", data["num_timesteps"], low=1, high=_MOST_NAMED, strict=True)
+            return cls._built(data.get("name"), num_timesteps, data.get("options", {}))
         if "betas" not in data:
-            raise ValueError("a noise schedule needs the key 'betas'")
+            raise ValueError("a noise schedule needs the key 'betas', or 'name' and 'num_timesteps'")
+        check_keys(data, ["name", "betas", "timesteps"], "a noise schedule with betas")
         betas = np.asarray(data["betas"], dtype=np.float64)
         return cls(betas, data.get("timesteps", np.arange(betas.size)), str(data.get("name", "custom")))
 
     @classmethod
-    def from_betas(cls, betas: npt.ArrayLike, name: str = "custom") -> NoiseSchedule:
-        """A schedule from its betas, each in (0, 1]."""
+    def _built(cls, name: Any, num_timesteps: int, options: Any) -> NoiseSchedule:
+        if not isinstance(options, Mapping):
+            raise ValueError(f"options of a noise schedule must be names with numbers, got {shown(options)}")
+        if not options:
+            return cls.named(name, num_timesteps)
+        # "warmup10" and the like are names only.
+        builder: Any = getattr(cls, name, None) if isinstance(name, str) and name in _NAMED else None
+        known = [] if builder is None else list(inspect.signature(builder).parameters)
+        check_keys(dict(options), [key for key in known if key != "num_timesteps"], f"schedule {shown(name)}")
+        check_options(options, builder, f"schedule {name!r}")
+        made: NoiseSchedule = builder(num_timesteps, **options)
+        return made
+
+    @classmethod
+    def from_betas(
+        cls, betas: npt.ArrayLike, name: str = "custom", options: Mapping[str, float] | None = None
+    ) -> NoiseSchedule:
+        """A schedule from its betas, each in (0, 1]; name and options as in the class."""
         array = np.asarray(betas, dtype=np.float64)
-        return cls(array, np.arange(array.size, dtype=np.float64), name)
+        return cls(array, np.arange(array.size, dtype=np.float64), name, options)
 
     @classmethod
     def from_alphas_cumprod(
-        cls, alpha_bar: Callable[[Array], Array], num_timesteps: int, max_beta: float = 0.999, name: str = "custom"
+        cls,
+        alpha_bar: Callable[[Array], Array],
+        num_timesteps: int,
+        max_beta: float = 0.999,
+        name: str = "custom",
+        options: Mapping[str, float] | None = None,
     ) -> NoiseSchedule:
         """Betas 1 - abar((t + 1) / T) / abar(t / T), at most `max_beta`, for a function abar on [0, 1]."""
         grid = np.arange(check_num_timesteps(num_timesteps) + 1, dtype=np.float64) / num_timesteps
         values = alpha_bar(grid)
-        return cls.from_betas(np.minimum(1.0 - values[1:] / values[:-1], max_beta), name)
+        return cls.from_betas(np.minimum(1.0 - values[1:] / values[:-1], max_beta), name, options)
 
     @classmethod
     def linear(
@@ -213,7 +260,8 @@ class NoiseSchedule:
         Source: Ho et al. (2020), section 4; the scaling: Nichol and Dhariwal (2021).
         """
         start, end = _default_betas("linear", num_timesteps, beta_start, beta_end)
-        return cls.from_betas(np.linspace(start, end, num_timesteps), "linear")
+        options = _given(beta_start=(beta_start, None), beta_end=(beta_end, None))
+        return cls.from_betas(np.linspace(start, end, num_timesteps), "linear", options)
 
     @classmethod
     def quadratic(
@@ -221,7 +269,8 @@ class NoiseSchedule:
     ) -> NoiseSchedule:
         """Betas whose square roots are evenly spaced; diffusers calls it scaled_linear. Defaults as in `linear`."""
         start, end = _default_betas("quadratic", num_timesteps, beta_start, beta_end)
-        return cls.from_betas(np.linspace(math.sqrt(start), math.sqrt(end), num_timesteps) ** 2, "quadratic")
+        options = _given(beta_start=(beta_start, None), beta_end=(beta_end, None))
+        return cls.from_betas(np.linspace(math.sqrt(start), math.sqrt(end), num_timesteps) ** 2, "quadratic", options)
 
     @classmethod
     def cosine(cls, num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
@@ -229,8 +278,9 @@ class NoiseSchedule:
 
         Source: Nichol and Dhariwal (2021), arXiv:2102.09672, eq. 17.
         """
+        options = _given(offset=(offset, 0.008), max_beta=(max_beta, 0.999))
         return cls.from_alphas_cumprod(
-            lambda u: np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2, num_timesteps, max_beta, "cosine"
+            lambda u: np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2, num_timesteps, max_beta, "cosine", options
         )
 
     @classmethod
@@ -247,12 +297,14 @@ class NoiseSchedule:
             first, last = 1 / (1 + math.exp(-start / tau)), 1 / (1 + math.exp(-end / tau))
             return np.asarray((at - last) / (first - last))
 
-        return cls.from_alphas_cumprod(alpha_bar, num_timesteps, max_beta, "sigmoid")
+        options = _given(start=(start, -3.0), end=(end, 3.0), tau=(tau, 1.0), max_beta=(max_beta, 0.999))
+        return cls.from_alphas_cumprod(alpha_bar, num_timesteps, max_beta, "sigmoid", options)
 
     @classmethod
     def constant(cls, num_timesteps: int = 1000, beta: float = 0.02) -> NoiseSchedule:
         """One beta for all steps (Ho's "const")."""
-        return cls.from_betas(np.full(check_num_timesteps(num_timesteps), beta), "constant")
+        betas = np.full(check_num_timesteps(num_timesteps), beta)
+        return cls.from_betas(betas, "constant", _given(beta=(beta, 0.02)))
 
     @classmethod
     def jsd(cls, num_timesteps: int = 1000) -> NoiseSchedule:
@@ -276,8 +328,10 @@ class NoiseSchedule:
         Raises:
             ValueError: unknown name (the nearest is suggested) or T below 1.
         """
-        if name not in _NAMED:
-            raise ValueError(f"unknown noise schedule {name!r}: {nearest_name(name, _NAMED)}")
+        if not isinstance(name, str) or name not in _NAMED:
+            raise ValueError(
+                f"unknown {spelt('schedule', 'noise schedule')} {shown(name)}: {nearest_name(name, _NAMED)}"
+            )
         return _NAMED[name](num_timesteps)
 
     @staticmethod
@@ -348,6 +402,11 @@ def _default_betas(name: str, num_timesteps: int, start: float | None, end: floa
             "give beta_start and beta_end, or take more timesteps"
         )
     return start, end
+
+
+def _given(**values: tuple[Any, Any]) -> dict[str, Any]:
+    """Those values that are not their defaults."""
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def _frozen(array: Array) -> Array:

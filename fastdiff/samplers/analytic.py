@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
@@ -272,7 +273,7 @@ def optimal_timesteps(
 
     Source: Watson et al. (2021), arXiv:2106.03802, algorithm 1.
     """
-    steps = whole_number("steps", steps, low=1, high=diffusion.num_timesteps)
+    steps = whole_number(spelt("steps"), steps, low=1, high=diffusion.num_timesteps)
     return least_path(*step_costs(diffusion, eps_error, variance=variance, levels=levels, data_bound=data_bound), steps)
 
 

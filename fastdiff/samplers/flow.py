@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion, eps_coefficients
 from fastdiff.process.schedule import Array
@@ -77,7 +78,7 @@ def flow_decode(diffusion: Diffusion, steps: int | None = None, *, order: int = 
 
 def _flow(diffusion: Diffusion, steps: int | None, order: int, name: str) -> CoefficientTable:
     order = whole_number("order", order, low=1, high=max(TABLEAUS))
-    count = diffusion.num_timesteps if steps is None else whole_number("steps", steps, low=1)
+    count = diffusion.num_timesteps if steps is None else whole_number(spelt("steps"), steps, low=1)
     half_log_snr = 0.5 * diffusion.schedule.log_snr
     if np.isinf(half_log_snr[-1]):
         raise ValueError("the flow needs some signal at t = T-1, and this schedule leaves none")

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion, eps_coefficients, x0_coefficients
 from fastdiff.process.schedule import Array
@@ -112,7 +113,7 @@ def invertible_decode(diffusion: Diffusion, steps: int | None = None) -> Coeffic
 def _chain(diffusion: Diffusion, steps: int | None) -> tuple[Levels, list[_Link]]:
     """The levels from the clean image to noise, and what leads from each of them down to the one before."""
     if steps is not None:
-        steps = whole_number("steps", steps, low=1, high=diffusion.num_timesteps)
+        steps = whole_number(spelt("steps"), steps, low=1, high=diffusion.num_timesteps)
     diffusion = told(diffusion)
     steps = None if steps is None else min(steps, diffusion.num_timesteps)
     at = _refined(diffusion, spaced_indices(diffusion.num_timesteps, steps))

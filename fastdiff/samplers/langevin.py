@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion, Variance
 from fastdiff.process.table import CoefficientTable
@@ -72,7 +73,7 @@ def langevin(
     if timestep is None:
         timestep = int(np.argmin(np.abs(diffusion.schedule.log_snr)))
     timestep = whole_number("timestep", timestep, low=0, high=num_timesteps - 1)
-    count = num_timesteps if steps is None else whole_number("steps", steps, low=1)
+    count = num_timesteps if steps is None else whole_number(spelt("steps"), steps, low=1)
     levels = levels_at(diffusion, np.array([timestep], dtype=np.float64))
     ratio = _step_ratio(snr, step_size, float(levels.sigma[0]))
     corrections = count - 1 if denoise else count
@@ -121,7 +122,7 @@ def annealed_langevin(
     arXiv:2009.05475, the expected denoised sample.
     """
     ratio = _step_ratio(snr, None, 1.0)
-    count = diffusion.num_timesteps if steps is None else whole_number("steps", steps, low=1)
+    count = diffusion.num_timesteps if steps is None else whole_number(spelt("steps"), steps, low=1)
     num_rows = count - 1
     if timesteps is not None:
         if num_levels is not None:
@@ -193,7 +194,7 @@ def predictor_corrector(
     per_level = 1 + corrections
     num_levels = diffusion.num_timesteps if timesteps is None else len(timesteps)
     most, least = num_levels * per_level, num_levels * per_level - corrections
-    count = least if steps is None else whole_number("steps", steps, low=1)
+    count = least if steps is None else whole_number(spelt("steps"), steps, low=1)
     lowest, whose = (1, "of the schedule") if timesteps is None else (least, "given")
     if not lowest <= count <= most:
         raise ValueError(

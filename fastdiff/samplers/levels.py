@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion, Prediction, eps_coefficients, x0_coefficients
 from fastdiff.process.interpolation import (
@@ -206,7 +207,7 @@ class Ladder:
             raise ValueError(f"final='sigma_min' allows at most T - 1 = {num_timesteps - 1} steps, got {wanted}")
         # All but "trailing" begin with t = 0, which is left out.
         takes_end = self._num_unevaluated and self.spacing != "trailing"
-        wanted = whole_number("steps", wanted, low=1, high=num_timesteps)
+        wanted = whole_number(spelt("steps"), wanted, low=1, high=num_timesteps)
         # Where the noisiest levels are left out there may be fewer than were asked for.
         wanted = min(wanted, num - self._num_unevaluated)
         indices = spaced_indices(num, wanted + 1 if takes_end else wanted, self.spacing)
@@ -215,7 +216,7 @@ class Ladder:
     def _positions_over_levels(self, diffusion: Diffusion, num: int) -> Array:
         most = diffusion.num_timesteps - self._num_unevaluated
         steps = most if self.steps is None else self.steps
-        steps = whole_number("steps", steps, low=1, high=None if self.continuous else most)
+        steps = whole_number(spelt("steps"), steps, low=1, high=None if self.continuous else most)
         log_snr = diffusion.schedule.log_snr[:num]
         if np.isinf(log_snr[-1]):
             raise ValueError(

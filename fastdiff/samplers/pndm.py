@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
@@ -109,7 +110,7 @@ def plms(
     Source: Liu et al. (2022), arXiv:2202.09778, eq. 12 and 13, as in latent diffusion's and diffusers' code.
     """
     if steps is not None:
-        steps = whole_number("steps", steps, low=1)
+        steps = whole_number(spelt("steps"), steps, low=1)
     improved = steps is None or steps > 2
     num_levels = steps - 1 if steps is not None and improved else steps
     ladder = Ladder(num_levels, spacing, timesteps, final, continuous, lam_min, has_stages=True)
@@ -165,7 +166,7 @@ def pndm(
     Source: Liu et al. (2022), arXiv:2202.09778, algorithm 2, eq. 11 to 13.
     """
     if steps is not None:
-        steps = whole_number("steps", steps, low=1)
+        steps = whole_number(spelt("steps"), steps, low=1)
     num_runge_kutta = 3 if steps is None else min(3, (steps - 1) // 4) if steps >= _LEAST_RUNGE_KUTTA else 0
     num_levels = None if steps is None else steps - 3 * num_runge_kutta
     ladder = Ladder(num_levels, spacing, timesteps, final, lam_min=lam_min, has_stages=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ParamSpec, overload
 
-from fastdiff.process.arguments import check_options
+from fastdiff.process.arguments import check_options, spelt
 from fastdiff.process.checks import check_keys, nearest_name
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
@@ -92,7 +92,7 @@ def names(*, with_statistics: bool = False) -> list[str]:
 def registered(name: str) -> Registered:
     """The entry of the sampler called `name`. Raises ValueError for an unknown name, and suggests the nearest."""
     if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}: {nearest_name(name, SAMPLERS)}")
+        raise ValueError(f"unknown {spelt('sampler')} {name!r}: {nearest_name(name, SAMPLERS)}")
     return SAMPLERS[name]
 
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name, whole_number
 
 Spacing = Literal["leading", "trailing", "linspace", "quad"]
@@ -38,7 +39,7 @@ def spaced_indices(
     if timesteps is not None:
         return _explicit(num_timesteps, steps, timesteps)
     steps = num_timesteps if steps is None else steps
-    steps = whole_number("steps", steps, low=1, high=num_timesteps)
+    steps = whole_number(spelt("steps"), steps, low=1, high=num_timesteps)
     if spacing == "trailing":
         # Rounded half to even, as diffusers does.
         chosen = np.round(np.arange(steps, 0, -1) * (num_timesteps / steps)).astype(np.int64)[::-1] - 1

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastdiff import samplers
 from fastdiff.engine.choose import Runner
 from fastdiff.nets.model import Model, model_device
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
@@ -281,10 +282,10 @@ def interpolate(
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape, got {list(a.shape)} and {list(b.shape)}")
     if mode not in get_args(InterpolationMode):
-        raise ValueError(f"unknown mode {mode!r}: {nearest_name(str(mode), get_args(InterpolationMode))}")
+        raise ValueError(f"unknown {spelt('mode')} {mode!r}: {nearest_name(str(mode), get_args(InterpolationMode))}")
     weights, is_single = _checked_shares("weight", weight)
     if not 0 <= level <= 1:
-        raise ValueError(f"level must be in [0, 1], the share of the timesteps to go back, got {level!r}")
+        raise ValueError(f"{spelt('level')} must be in [0, 1], the share of the timesteps to go back, got {level!r}")
     mix = slerp if mode == "slerp" else torch.lerp
     if level == 0:
         found = [mix(a, b, share) for share in weights]
@@ -489,7 +490,7 @@ def _noising(process: Diffusion) -> CoefficientTable:
 def _down_to(diffusion: Diffusion, level: float) -> Diffusion:
     """The process up to the share `level` of its timesteps."""
     if not 0 < level <= 1:
-        raise ValueError(f"level must be in (0, 1], the share of the timesteps to go back, got {level!r}")
+        raise ValueError(f"{spelt('level')} must be in (0, 1], the share of the timesteps to go back, got {level!r}")
     return diffusion.subset(range(max(1, round(level * diffusion.num_timesteps)))) if level < 1 else diffusion
 
 
@@ -500,9 +501,9 @@ def _checked_shares(name: str, value: float | Sequence[float]) -> tuple[list[flo
     except (TypeError, ValueError):
         numbers = np.empty(0)
     if numbers.ndim > 1 or numbers.size == 0:
-        raise ValueError(f"{name} must be one number or several, got {value!r}")
+        raise ValueError(f"{spelt(name)} must be one number or several, got {value!r}")
     if not ((numbers >= 0) & (numbers <= 1)).all():
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+        raise ValueError(f"{spelt(name)} must be in [0, 1], got {value!r}")
     return numbers.reshape(-1).tolist(), numbers.ndim == 0
 
 

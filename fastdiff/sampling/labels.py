@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdiff.process.arguments import advised, spelt
 from fastdiff.process.checks import nearest_name, shown
 
 __all__ = ["Classes", "Labels"]
@@ -95,12 +96,19 @@ class Classes:
             ValueError: there are no classes, or nobody says which is the null one.
         """
         if self.num is None:
-            raise ValueError("guidance needs a network with classes, one of them the null class; this one has none")
+            raise ValueError(
+                f"{spelt('guidance')} needs a network with classes, one of them the null class; this one has none"
+            )
         if null_label is not None:
-            return self.number(null_label, "the null label")
+            return self.number(null_label, spelt("null_label", "the null label"))
+        if len(self.names) == self.num:
+            raise ValueError(
+                f"{spelt('guidance')}: the {self.num} classes of this network are those of its data, and none is a "
+                "null class: it was not trained to be guided"
+            )
         if self.null is None:
             raise ValueError(
-                f"guidance: the model does not say which of its {self.num} classes is the null one that it was trained "
-                f"with; give it as the null label, often {self.num - 1}"
+                f"{spelt('guidance')}: the model does not say which of its {self.num} classes is the null one that it "
+                f"was trained with: give it as the null label, often {advised('null_label', self.num - 1)}"
             )
         return self.null

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.noise import MAX_ROW, check_seed
 
@@ -32,9 +33,11 @@ class TrainConfig:
         learning_rate: Of AdamW, reached after the warm-up.
         weight_decay: Of AdamW; 0 makes it Adam.
         betas: Of AdamW.
-        warmup_steps: Steps over which the learning rate rises linearly; 0 for none.
+        warmup_steps: Steps over which the learning rate rises linearly; 0 for none. The default is for long trainings;
+            a tenth of `steps` is enough. Training warns where it ends before the warm-up.
         clip_norm: Bound on the gradient's norm; None for none.
-        ema_decay: Decay of the averaged weights; see `Ema`.
+        ema_decay: Decay of the averaged weights; see `Ema`. It rises to this with the steps taken, so that a short
+            training is averaged over its last ninth, whatever the decay.
         precision: "bfloat16" runs the network under autocast; weights, loss and averages stay float32.
         flip: Mirror half of the images left to right. Digits and letters need False.
         seed: In [0, 2^64).
@@ -67,7 +70,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, low, high in _COUNTS:
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), low=low, high=high, strict=True))
+            object.__setattr__(
+                self, name, whole_number(spelt(name), getattr(self, name), low=low, high=high, strict=True)
+            )
         positive = _is_number(self.learning_rate) and self.learning_rate > 0
         _require(positive, "learning_rate", "a positive number", self.learning_rate)
         not_negative = _is_number(self.weight_decay) and self.weight_decay >= 0
@@ -82,7 +87,7 @@ class TrainConfig:
         for name, choices in (("precision", get_args(Precision)), ("loss", get_args(Loss))):
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"unknown {name} {shown(value)}: {nearest_name(value, choices)}")
+                raise ValueError(f"unknown {spelt(name)} {shown(value)}: {nearest_name(value, choices)}")
         check_seed(self.seed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,7 +142,7 @@ _COUNTS: tuple[tuple[str, int, int | None], ...] = (
 
 def _require(holds: bool, name: str, what: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {what}, got {shown(value)}")
+        raise ValueError(f"{spelt(name)} must be {what}, got {shown(value)}")
 
 
 def _is_number(value: object) -> bool:

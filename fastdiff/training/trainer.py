@@ -2,8 +2,9 @@
 
 Everything that is random in step s is a function of (seed, s): which images, which of them are mirrored, their
 timesteps, their noise, and the network's dropout. So a run that was killed and started again ends, on the CPU, with the
-bytes that an uninterrupted one ends with, if it goes on with as many threads, the same instruction set and the same
-version of PyTorch: the order of its sums is theirs. Where one of them has changed, the log and the result say so.
+bytes that an uninterrupted one ends with, on any number of threads, if it goes on with the same instruction set and the
+same version of PyTorch. Where one of them has changed, the log and the result say so. Sums over a batch are fastdiff's
+own; in bfloat16, under `torch.compile` or without the C++ extension they are PyTorch's, and follow the threads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from fastdiff import ops
 from fastdiff.engine.threads import check_threads
 from fastdiff.files.checkpoint import (
+    CONFIG_FILE,
     MODEL_FILE,
     RAW_PREFIX,
     TRAINING_FILE,
@@ -34,10 +37,13 @@ from fastdiff.files.checkpoint import (
     save_checkpoint,
     versions,
 )
+from fastdiff.files.contents import describing
 from fastdiff.files.data import ImageData, batch_indices, flip_mask
+from fastdiff.files.progress import watched
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.ops.reference.bound import VLB_WEIGHT, BoundTable, Decoder
+from fastdiff.process.arguments import advised
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream, integers, words
@@ -164,9 +170,10 @@ class Trainer:
     def run(
         self,
         *,
-        progress: Callable[[TrainProgress], None] | None = None,
+        progress: Callable[[TrainProgress], None] | bool | None = None,
         until: int | None = None,
         on_start: Callable[[], None] | None = None,
+        on_step: Callable[[int], None] | None = None,
     ) -> TrainResult:
         """Train to the end, and save.
 
@@ -175,9 +182,14 @@ class Trainer:
         The global random state is afterwards as it was before.
 
         Args:
-            progress: Called at each entry in the log.
+            progress: Called at each entry in the log. True draws a bar on the terminal, with the step's number, the
+                loss and the time left. The log under the name "fastdiff.training" has them in any case.
             until: Stop, and save, after this many steps in all; `config.steps` when None.
             on_start: Called once the folder is this run's alone, before the first step.
+            on_step: Called after each step with the steps taken.
+
+        Warns:
+            UserWarning: the training ends before the warm-up of the learning rate does.
 
         Raises:
             ValueError: until below 1.
@@ -189,6 +201,9 @@ class Trainer:
         stop = self.config.steps if until is None else min(until, self.config.steps)
         if self._device.type == "cpu":
             check_threads()
+        if self.config.warmup_steps >= self.config.steps > self.step:
+            warnings.warn(self._short(), stacklevel=2)
+        told = progress if callable(progress) else None
         start, started = self.step, time.monotonic()
         loss: float | None = None
         with ExitStack() as stack:
@@ -199,10 +214,14 @@ class Trainer:
             stack.enter_context(torch.random.fork_rng(devices=devices))
             stack.enter_context(_training_mode(self._network))
             interrupt = stack.enter_context(Interrupt())
+            show = stack.enter_context(watched("training", stop, unit="steps", shows=progress is True, done=start))
             interval = _Interval(self.step)
             while self.step < stop:
                 interval.values.append(self._train_step(self.step))
                 self.step += 1
+                if on_step is not None:
+                    on_step(self.step)
+                show(self.step, "" if loss is None else f"loss {loss:.4f}")
                 interrupted = interrupt.requested
                 ends = self.step == stop or interrupted is not None
                 logs = ends or self.step % self.config.log_every == 0
@@ -220,8 +239,8 @@ class Trainer:
                     checkpoint = self.save()
                     _LOGGER.info("saved %s", checkpoint)
                 if logs:
-                    if progress is not None:
-                        progress(entry)
+                    if told is not None:
+                        told(entry)
                     interval = _Interval(self.step)
                 if interrupted is not None:
                     said = f"training stopped at step {self.step} and was saved to {checkpoint}"
@@ -275,6 +294,15 @@ class Trainer:
         config = self.config
         return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
+    def _short(self) -> str:
+        """What is said of a training that is shorter than its warm-up."""
+        config = self.config
+        return (
+            f"the warm-up takes {config.warmup_steps:,} steps and the training {config.steps:,}: the learning "
+            f"rate gets no further than {self.learning_rate(config.steps - 1):.2g} of {config.learning_rate:g}; "
+            f"{advised('warmup_steps', config.steps // 10)} would let it"
+        )
+
     def _check_finite(self, step: int, values: Tensor) -> None:
         loss, norm = values.tolist()
         if math.isfinite(loss) and math.isfinite(norm):
@@ -282,11 +310,14 @@ class Trainer:
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
         newest = latest_checkpoint(self.folder)
         left = f"the checkpoint {newest} is intact" if newest else "there is no checkpoint yet"
-        advice = f"a learning_rate below {self.config.learning_rate:g}, warmup_steps above {self.config.warmup_steps}"
+        advice = (
+            f"a {advised('learning_rate')} below {self.config.learning_rate:g}, {advised('warmup_steps')} above "
+            f"{self.config.warmup_steps}"
+        )
         if self.config.precision != "float32":
-            advice += ", precision 'float32'"
+            advice += f", {advised('precision')} 'float32'"
         if self.config.clip_norm is None:
-            advice += ", a clip_norm"
+            advice += f", a {advised('clip_norm')}"
         goes_on = "; the run goes on from there with such settings" if newest else ""
         said = f"{what} at step {step}, so training stopped; {left}. Try {advice}, and look at the data{goes_on}"
         raise RuntimeError(said)
@@ -388,6 +419,10 @@ class Trainer:
             if self.changes:
                 self._changed.append({"step": saved["step"]} | {key: list(both) for key, both in self.changes.items()})
             saved["training"] = then | {key: both[1] for key, both in self.changes.items()}
+        with describing(checkpoint / CONFIG_FILE, "diffusion"):
+            if Diffusion.from_dict(saved["diffusion"]) == self.diffusion:
+                # Older checkpoints have the betas of schedules whose name is enough.
+                saved["diffusion"] = now["diffusion"]
         lines = [line for key, value in now.items() for line in differences(key, saved[key], value)]
         if lines:
             listed = "\n  ".join(lines)
@@ -410,7 +445,9 @@ class Trainer:
     def _compare_machines(self, saved: dict[str, str]) -> None:
         """Say what has changed that training's last bits depend on; older checkpoints do not know all of it."""
         now = versions()
-        names = {"threads": "threads", "instructions": "instruction set", "torch": "PyTorch"}
+        names = {"instructions": "instruction set", "torch": "PyTorch"}
+        if not self._has_own_sums():
+            names["threads"] = "threads"
         changed = [
             f"{name} {saved[key]}, now {now[key]}"
             for key, name in names.items()
@@ -423,6 +460,10 @@ class Trainer:
             )
             self._notes = (note,)
             logging.getLogger("fastdiff").warning("%s", note)
+
+    def _has_own_sums(self) -> bool:
+        """Whether no sum over a batch is left to PyTorch, which cuts it by threads."""
+        return ops.has_extension() and self.config.precision == "float32" and self._network is self.unet
 
 
 class _Interval:

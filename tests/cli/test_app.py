@@ -70,10 +70,10 @@ def test_messages_name_options_and_not_arguments(model, tmp_path):
     for i in range(2):
         Image.new("RGB", (16, 16 + i)).save(tmp_path / f"{i}.png")
     train = ["train", "--out", tmp_path / "run", "--steps", 1, "--data"]
-    assert "pass --size, say --size 64, to crop" in fails(*train, tmp_path)
+    assert "pixels: --size 64 would crop and resize them all" in fails(*train, tmp_path)
     np.save(tmp_path / "x.npy", np.zeros((2, 3, 8, 3), np.uint8))
-    assert "pass --layout " in fails(*train, tmp_path / "x.npy")
-    assert "weights only, got --weights 'ema'" in fails("sample", model, "--weights", "ema")
+    assert "may be NHWC or NCHW: give --layout NHWC or --layout NCHW" in fails(*train, tmp_path / "x.npy")
+    assert "weights only, got --weights ema" in fails("sample", model, "--weights", "ema")
     assert "takes no --layout (got 'NCHW')" in fails(*train, tmp_path, "--layout", "NCHW")
     # What was typed stays as it was.
     assert "got 'size=3'" in fails(*train, "digits", "--set", "size=3")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff.cli.output import RECORD_FILE, ImageFolder, check_free, check_holds, check_writable, digest
+from fastdiff.cli.output import RECORD_FILE, ImageFolder, Parts, check_free, check_holds, check_writable, digest
 from support.networks import small_unet
 
 ABOUT = {"seed": 0, "shape": [1, 4, 4]}
@@ -97,3 +97,18 @@ def test_what_a_killed_command_left_of_a_file_is_removed(tmp_path):
         (tmp_path / name).touch()
     check_writable(tmp_path, "x.npz")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_parts_of_a_file_come_back_in_order(tmp_path):
+    parts = Parts(tmp_path / "x.npy", ABOUT, (1, 4, 4))
+    assert parts.missing([5, 6]) == [0, 1]
+    whole = images(6)
+    parts.write(whole[[0, 1, 4]], [10, 11, 14])
+    again = Parts(tmp_path / "x.npy", ABOUT, (1, 4, 4))
+    assert again.missing(range(10, 16)) == [2, 3, 5]
+    assert torch.equal(again.read(range(10, 16), whole[[2, 3, 5]]), whole)
+    assert torch.equal(again.read([11, 10], None), whole[[1, 0]])
+    other = Parts(tmp_path / "x.npy", ABOUT | {"seed": 1}, (1, 4, 4))
+    assert other.missing([10]) == [0]
+    other.delete()
+    assert list(tmp_path.iterdir()) == []

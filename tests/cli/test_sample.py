@@ -243,6 +243,63 @@ def test_a_folder_of_other_samples_is_refused(labelled_model, tmp_path, options)
     assert len(_folder(out)) == 2
 
 
+def _stop_after(monkeypatch, num):
+    """Ctrl-C at the start of a batch, after so many."""
+    sample, calls = Pipeline.sample, []
+
+    def stopping(*arguments, **options):
+        calls.append(1)
+        if len(calls) > num:
+            raise KeyboardInterrupt
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "sample", stopping)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.png"])
+def test_a_stopped_file_is_gone_on_with(labelled_model, tmp_path, monkeypatch, name):
+    """In batches of another size, and for more images; labels go on as well."""
+    command = ["sample", labelled_model, "--steps", 2, "--label", "2,0,1", "--out"]
+    works(*command, tmp_path / "whole" / name, "--num", 9)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 2)
+        result = run(*command, tmp_path / name, "--num", 7, "--batch-size", 2)
+    assert result.exit_code == 130
+    assert "4 of 7 images are in" in result.stderr
+    assert not (tmp_path / name).exists()
+    # Another command at the same name has nothing to do with it.
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 1)
+        assert (
+            "1 of 2 images are in" in run(*command, tmp_path / name, "--seed", 1, "--num", 2, "--batch-size", 1).stderr
+        )
+    with monkeypatch.context() as patch:
+        calls = _stop_after(patch, 99)
+        assert "4 of 9 images were sampled before" in works(*command, tmp_path / name, "--num", 9, "--batch-size", 3)
+    assert len(calls) == 2
+    ours, theirs = ((folder / name).read_bytes() for folder in (tmp_path, tmp_path / "whole"))
+    if name == "x.npz":
+        ours, theirs = (np.load(folder / name) for folder in (tmp_path, tmp_path / "whole"))
+        assert ours["arr_1"].tolist() == [2, 0, 1] * 3
+        ours, theirs = ours["arr_0"].tobytes(), theirs["arr_0"].tobytes()
+    assert ours == theirs
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole", name]
+
+
+def test_a_damaged_part_is_made_again(model, tmp_path, monkeypatch):
+    command = ["sample", model, "--steps", 2, "--num", 3, "--batch-size", 1, "--out", tmp_path / "x.npy"]
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 2)
+        run(*command)
+    [folder] = tmp_path.glob(".x.npy.*.parts")
+    (folder / "1-1.npy").write_bytes(b"\x93NUMPY")
+    assert "1-1.npy was damaged and is deleted; the same command samples it again" in fails(*command)
+    works(*command)
+    assert np.load(tmp_path / "x.npy").shape == (3, 3, 16, 16)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
 def test_a_folder_with_other_files_is_never_cleared(model, tmp_path, never_sampled):
     out = tmp_path / "folder"
     out.mkdir()

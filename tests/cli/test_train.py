@@ -138,7 +138,7 @@ def test_train_uses_labels_only_where_the_network_has_classes(tmp_path):
         ("train: 3", "section 'train' must hold keys and values"),
         ("train: {steps: 0}\ndata: {source: D}", "steps must be an int from 1 to 2^28"),
         ("train: {steps: 5}", "what to train on"),
-        ("data: {source: D}", "how long to train"),
+        ("unet: {preset: ho-cifar10}\ndata: {source: D}", "how long to train"),
         (
             "data: {source: D}\ntrain: {steps: 1}\nunet: {preset: iddpm-cifar10}\ndiffusion: {variance: fixed}",
             "variance",
@@ -227,9 +227,9 @@ def test_a_run_starts_from_the_weights_of_a_model(tmp_path):
 def test_a_warm_up_longer_than_the_training_is_said(tmp_path):
     pytest.importorskip("sklearn", reason="it carries the digits")
     options = train_options(tmp_path / "run", "--set", "train.warmup_steps=40", "--lr", "1e-3")
-    assert "the warm-up takes 40 steps and the training 4: the learning rate gets no further than 0.0001 of" in (
-        run(*options).stderr
-    )
+    said = run(*options).stderr
+    assert "the warm-up takes 40 steps and the training 4: the learning rate gets no further than 0.0001 of" in said
+    assert "--set train.warmup_steps=0 would let it" in said
 
 
 @pytest.mark.parametrize(

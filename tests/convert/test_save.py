@@ -14,7 +14,7 @@ from fastdiff.nets.config import PRESETS
 from fastdiff.tensors import QkvLayout
 from support.converted_networks import ho, tiny
 from support.networks import random_unet, small_preset
-from support.tolerances import FLOAT32_SUM, PEER_NETWORK
+from support.tolerances import FLOAT32, FLOAT32_SUM, PEER_NETWORK
 
 LINEAR = fd.Diffusion(fd.NoiseSchedule.linear(1000), variance="fixed_large")
 LEARNED = fd.Diffusion(fd.NoiseSchedule.cosine(50), variance="learned_range")
@@ -130,3 +130,44 @@ def test_save_as_refuses_other_targets_and_existing_paths(tmp_path):
         save_as(pipe, tmp_path / "x", "diffusers")
     with pytest.raises(ValueError, match=r"ends in \.pt"):
         save_as(pipe, tmp_path / "y", "openai")
+
+
+def test_a_flipped_bit_in_a_diffusers_folder_is_noticed(tmp_path):
+    pipe = fd.Pipeline(random_unet(ho(num_heads=1)), fd.Diffusion(fd.NoiseSchedule.linear(20)))
+    folder = save_as(pipe, tmp_path / "theirs", "diffusers")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for place in (header, header + 1234, (header + len(whole)) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged: the checksum of its tensors"):
+            fd.Pipeline.from_pretrained(folder)
+    # In the header: refused, or the tensors are still what they were.
+    expected = None
+    for place in range(8, header, 97):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        try:
+            found = fd.Pipeline.from_pretrained(folder).unet.state_dict()
+        except ValueError:
+            continue
+        expected = pipe.unet.state_dict() if expected is None else expected
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_diffusers_folder_that_diffusers_writes_again_is_read(tmp_path):
+    """Their file has no checksum, and other weights than ours had."""
+    pipe = fd.Pipeline(random_unet(ho(num_heads=1)), fd.Diffusion(fd.NoiseSchedule.linear(20)))
+    folder = save_as(pipe, tmp_path / "theirs", "diffusers")
+    peer = DDPMPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        peer.unet.conv_out.bias.add_(1.0)
+    peer.save_pretrained(folder)
+    again = fd.Pipeline.from_pretrained(folder)
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([3])
+    with torch.no_grad():
+        shift = again.unet(x, t) - pipe.unet(x, t)
+    torch.testing.assert_close(shift, torch.ones_like(shift), rtol=0, atol=FLOAT32)

@@ -12,11 +12,11 @@ from torch.utils.cpp_extension import include_paths
 from support.fake_cuda import cuda_headers
 
 CSRC = Path(__file__).parents[2] / "csrc"
-# Headers of one instruction set (`*_impl.h`) go into the file of a variant, in the place of all its kernels.
+# Headers of one instruction set (`*_impl.h`) go behind the header that chooses it.
 PLAIN = sorted(path for path in CSRC.rglob("*.h") if not path.name.endswith("_impl.h") and path.parent.name != "cuda")
 CUDA = sorted((CSRC / "cuda").glob("*.h"))
 VARIANT = sorted(CSRC.rglob("*_impl.h"))
-VARIANT_FILES = sorted(CSRC.rglob("kernels_*.cpp"))
+INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
@@ -44,9 +44,15 @@ def test_headers_of_cuda_compile_alone(header):
 
 @needs_compiler
 @pytest.mark.parametrize("header", VARIANT, ids=lambda path: path.name)
-@pytest.mark.parametrize("file", VARIANT_FILES, ids=lambda path: path.stem)
-def test_headers_of_a_variant_compile_alone(file, header):
-    prelude, includes = re.subn(r'#include "kernels\.h"\n', "", file.read_text())
-    source, places = re.subn(r'#include "variant\.inl"', f'#include "{header.name}"', prelude)
-    assert (includes, places) == (1, 1)
-    assert complaints(source) == ""
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
+def test_headers_of_a_variant_compile_alone(instructions, header):
+    assert complaints(f'#include "{instructions}.h"\n#include "{header.name}"\n') == ""
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
+def test_each_instruction_set_has_the_same_files(instructions):
+    generic = {path.name: path.read_text() for path in (CSRC / "generic").glob("*.cpp")}
+    files = {path.name: path.read_text() for path in (CSRC / instructions).glob("*.cpp")}
+    assert files.keys() == generic.keys()
+    for name, text in files.items():
+        assert re.findall(r'"(\w+_impl\.h)"', text) == re.findall(r'"(\w+_impl\.h)"', generic[name])

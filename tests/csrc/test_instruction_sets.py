@@ -61,6 +61,10 @@ conv = load("ops/test_conv3x3")
 for shape in conv.SHAPES:
     conv.test_conv3x3_and_its_gradients_match_float64(shape, "nhwc")
 
+linear = load("ops/test_linear")
+for shape in linear.SHAPES:
+    linear.test_linear_and_its_gradients_match_float64(shape)
+
 norm = load("ops/test_group_norm_act")
 for names in norm.OPTIONS:
     for dtype in ("float32", "bfloat16"):
@@ -103,3 +107,54 @@ def test_an_unknown_instruction_set_is_refused():
     done = run("mmx", "import torch, fastdiff._C; fastdiff._C.cpu_isa()")
     assert done.returncode != 0
     assert "FASTDIFF_CPU_ISA must be one of" in done.stderr
+
+
+BITS = """
+import hashlib
+import torch
+import fastdiff as fd
+from fastdiff import ops, samplers
+torch.set_num_threads(1)
+torch.manual_seed(0)
+
+def show(name, *tensors):
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    print(name, digest.hexdigest())
+
+def image(*shape):
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(50))
+table = torch.tensor(diffusion.noising_table(), dtype=torch.float32)
+show("diffuse", *ops.diffuse(image(3, 5, 9, 7).detach(), torch.tensor([0, 20, 49]), table, seed=3))
+for name, op, inputs in (
+    ("conv3x3", ops.conv3x3, (image(2, 32, 9, 13), image(48, 32, 3, 3), torch.randn(48, requires_grad=True))),
+    ("linear", ops.linear, [torch.randn(s, requires_grad=True) for s in ((70, 33), (130, 33), (130,))]),
+    ("mse", ops.mse, (image(2, 3, 9, 7), image(2, 3, 9, 7).detach())),
+    ("norm", lambda *a: ops.group_norm_act(*a, 5), (image(2, 70, 9, 7), *(torch.randn(2, 70).requires_grad_()))),
+):
+    y = op(*inputs)
+    show(name, y, *torch.autograd.grad(y.square().sum(), [v for v in inputs if v.requires_grad]))
+for change in ({}, {"num_heads": 1, "resblock_updown": True, "scale_shift_norm": True}):
+    config = dict(image_size=16, in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), num_res_blocks=1)
+    config |= dict(norm_groups=8, attention_resolutions=(8,), num_heads=2, dropout=0.0)
+    unet = fd.UNet(fd.UNetConfig(**config | change)).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    table = samplers.dpmpp_sde(diffusion, 6)
+    show("images", fd.sample(unet, table, shape=(3, 3, 16, 16), seed=3, runner="native", progress=False))
+"""
+
+
+def test_avx2_and_avx512_have_the_same_bits():
+    """Noise, losses, the layers of training in channels_last, and whole images of the engine."""
+    found = [run(isa, BITS) for isa in ("avx2", "avx512")]
+    for done in found:
+        if "must be one of" in done.stderr:
+            pytest.skip("this processor does not run both")
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert found[0].stdout.count("\n") == 7
+    assert found[0].stdout == found[1].stdout

@@ -1,8 +1,10 @@
 """The documentation names only what there is: functions and their arguments, commands, choices, files."""
 
 import ast
+import contextlib
 import importlib
 import inspect
+import io
 import re
 import shlex
 from pathlib import Path
@@ -125,8 +127,12 @@ def idle(command):
 
 
 def parse(words):
-    """Have the command line parse the words; a usage error raises."""
-    idle(typer.main.get_command(app)).main(words, prog_name="fastdiff", standalone_mode=False)
+    """Have the command line parse the words. Raises ValueError with what it says of wrong ones."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = idle(typer.main.get_command(app)).main(words, prog_name="fastdiff", standalone_mode=False)
+    if code:
+        raise ValueError(said.getvalue())
 
 
 def command_lines(page):
@@ -140,7 +146,7 @@ def command_lines(page):
 def test_command_lines_are_found_and_wrong_ones_are_noticed():
     assert sum(len(list(command_lines(page))) for page in PAGES) > 8
     for words in (["sampel", "x"], ["sample", "x", "--nun", "3"], ["sample"], ["info", "tabel"]):
-        with pytest.raises(Exception, match=r"(No such|Missing)"):
+        with pytest.raises(ValueError, match=r"(No such|Missing)"):
             parse(words)
 
 

@@ -208,7 +208,7 @@ def replace_weight(net):
 
 UNSUPPORTED = {
     "hook": (add_a_hook, r"hooks, and middle_block\.1 has one"),
-    "forward": (replace_forward, r"conv_out \(Conv2d\) with another forward"),
+    "forward": (replace_forward, r"conv_out \(Conv3x3\) with another forward"),
     "embed": (replace_embed, r"the network \(UNet\) with another embed"),
     "module": (replace_skip, r"middle_block\.2\.skip \(AvgPool2d\)"),
     "dropout": (replace_dropout, r"middle_block\.0\.dropout \(Sequential\)"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastdiff.files.checkpoint import latest_checkpoint, load_model, read_config
-from fastdiff.files.contents import check_data, check_room, check_sum, checksum, describing
+from fastdiff.files.contents import check_data, check_room, check_sum, checksum, checksum_of_tensors, describing
 from support.checkpoints import CONFIG, save_step
 
 
@@ -27,6 +27,17 @@ def test_checksum_is_the_crc_of_all_bytes(tmp_path):
         content = os.urandom(size)
         (tmp_path / "a").write_bytes(content)
         assert checksum(tmp_path / "a") == f"crc32:{zlib.crc32(content):08x}"
+
+
+def test_checksum_of_tensors_is_of_names_types_shapes_and_values():
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3, dtype=torch.bfloat16), "c": torch.zeros(0)}
+    expected = b"a torch.bfloat16 []\n" + struct.pack("<H", 0x4040)
+    expected += b"b torch.float32 [2, 3]\n" + struct.pack("<6f", *range(6)) + b"c torch.float32 [0]\n"
+    assert checksum_of_tensors(tensors) == f"crc32:{zlib.crc32(expected):08x}"
+    strided = tensors | {"b": tensors["b"].t().contiguous().t()}
+    assert checksum_of_tensors(strided) == checksum_of_tensors(tensors)
+    for other in ({"b": tensors["b"].t()}, {"b": tensors["b"] + 1}, {"c": torch.zeros(1)}):
+        assert checksum_of_tensors(tensors | other) != checksum_of_tensors(tensors)
 
 
 def test_check_sum_names_the_file_and_passes_older_ones(tmp_path):

@@ -90,7 +90,7 @@ def test_data_array_does_not_hold_on_to_the_file(tmp_path: Path) -> None:
 def test_data_array_with_two_possible_layouts_asks(tmp_path: Path, shape: tuple[int, ...]) -> None:
     array = RNG.integers(0, 256, shape, dtype=np.uint8)
     path = save_array(tmp_path / "a.npy", array)
-    with pytest.raises(ValueError, match=r'a\.npy.*pass layout="NHWC" or layout="NCHW"'):
+    with pytest.raises(ValueError, match=r"a\.npy.*give layout=.NHWC. or layout=.NCHW."):
         load_array(path)
     assert np.array_equal(load_array(path, layout="NCHW").images.numpy(), array)
     assert np.array_equal(load_array(path, layout="NHWC").images.numpy(), array.transpose(0, 3, 1, 2))
@@ -99,8 +99,8 @@ def test_data_array_with_two_possible_layouts_asks(tmp_path: Path, shape: tuple[
 @pytest.mark.parametrize(
     ("shape", "match"),
     [
-        ((5, 8, 6, 5), "may be NHWC or NCHW: pass layout"),
-        ((5, 4, 8, 2), "may be NHWC or NCHW: pass layout"),
+        ((5, 8, 6, 5), "may be NHWC or NCHW: give layout"),
+        ((5, 4, 8, 2), "may be NHWC or NCHW: give layout"),
         ((8, 6), "got shape"),
         ((), "got shape"),
         ((1, 5, 8, 6, 3), "got shape"),

@@ -123,7 +123,7 @@ def test_data_folder_mixed_sizes_name_two_files(tmp_path: Path) -> None:
     save(tmp_path / "a.png", picture(4, 6))
     save(tmp_path / "b.png", picture(4, 6))
     save(tmp_path / "c.png", picture(6, 4))
-    with pytest.raises(ValueError, match=r"a\.png of 6x4 and c\.png of 4x6 pixels: pass size="):
+    with pytest.raises(ValueError, match=r"a\.png of 6x4 and c\.png of 4x6 pixels: size=64 would"):
         load_folder(tmp_path)
 
 

@@ -376,6 +376,11 @@ def test_accelerate_tells_what_it_left_and_why():
 
 
 def test_accelerate_refuses_what_is_no_network():
+    class Whole:
+        unet = nn.Conv2d(1, 1, 1)
+
+    with pytest.raises(TypeError, match=r"got Whole: give its network, \.unet$"):
+        fd.accelerate(Whole())
     with pytest.raises(TypeError, match="model must be a torch"):
         fd.accelerate(lambda x: x)
     with pytest.raises(ValueError, match="comes with check"):

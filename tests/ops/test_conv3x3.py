@@ -71,7 +71,7 @@ def test_conv3x3_is_the_same_to_the_bit_for_any_number_of_threads(shape):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             y = ops.conv3x3(*values)
-            results.append((y, *torch.autograd.grad(y, values[:2], grad)))
+            results.append((y, *torch.autograd.grad(y, values, grad)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -104,21 +104,28 @@ def test_conv3x3_compiles_without_graph_breaks():
     assert torch.equal(run(*values), ops.conv3x3(*values))
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [
-        ((2, 3, 16, 8, 8), torch.float32),
-        ((2, 16, 3, 8, 8), torch.float32),
-        ((2, 16, 16, 3, 8), torch.float32),
-        ((2, 16, 16, 8, 8), torch.float64),
-        ((2, 16, 16, 8, 8), torch.bfloat16),
-    ],
-    ids=str,
-)
-def test_conv3x3_leaves_the_rest_to_pytorch(shape, dtype):
-    values = [v.detach().to(dtype) for v in case(*shape)[0]]
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (1, 0), (2, 1), (2, 0)])
+@pytest.mark.parametrize("shape", [(2, 3, 16, 8, 8), (2, 16, 3, 8, 9), (3, 16, 32, 3, 8), (1, 5, 7, 4, 3)], ids=str)
+def test_conv3x3_takes_any_channels_sizes_and_strides(shape, stride, padding):
+    values, grad = case(*shape)
+    y = ops.conv3x3(*values, stride=stride, padding=padding)
+    doubles = [v.detach().double().requires_grad_() for v in values]
+    exact_y = F.conv2d(*doubles, stride=stride, padding=padding)
+    grad = grad[:, :, : exact_y.shape[2], : exact_y.shape[3]]
+    assert y.shape == exact_y.shape
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(y, exact_y) <= WINOGRAD
+    found = torch.autograd.grad(y, values, grad)
+    exact = torch.autograd.grad(exact_y, doubles, grad.double())
+    for ours, theirs in zip(found, exact, strict=True):
+        assert relative_error(ours, theirs) <= WINOGRAD
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_conv3x3_leaves_the_rest_to_pytorch(dtype):
+    values = [v.detach().to(dtype) for v in case(2, 16, 16, 8, 8)[0]]
     assert not _fits(*values)
-    assert torch.equal(ops.conv3x3(*values), F.conv2d(*values, padding=1))
+    assert torch.equal(ops.conv3x3(*values, stride=2), F.conv2d(*values, stride=2, padding=1))
 
 
 def test_conv3x3_keeps_autocast_and_errors_of_pytorch():
@@ -139,10 +146,10 @@ def test_conv3x3_has_no_second_derivative():
 
 def test_conv3x3_module_is_the_op_in_training_only():
     torch.manual_seed(0)
-    module = Conv3x3(16, 32)
+    module = Conv3x3(16, 32, stride=2)
     x = torch.randn(2, 16, 8, 8).contiguous(memory_format=torch.channels_last)
-    plain = F.conv2d(x, module.weight, module.bias, padding=1)
-    assert torch.equal(module.train()(x), ops.conv3x3(x, module.weight, module.bias))
+    plain = F.conv2d(x, module.weight, module.bias, padding=1, stride=2)
+    assert torch.equal(module.train()(x), ops.conv3x3(x, module.weight, module.bias, stride=2))
     assert torch.equal(module.eval()(x), plain)
     with torch.no_grad():
         assert torch.equal(module.train()(x), plain)

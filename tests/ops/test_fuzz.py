@@ -20,7 +20,10 @@ pytestmark = pytest.mark.skipif(not ops.has_extension(), reason="the C++ extensi
 
 CALLS = int(os.environ.get("FASTDIFF_FUZZ_CALLS", "25"))
 GUARD = 64
-TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.int64, torch.int32)
+TYPES = (
+    torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.int64, torch.int32, torch.int16,
+    torch.int8, torch.bool, torch.complex64,
+)  # fmt: skip
 NUMBERS = (-(2**40), -7, -1, 0, 1, 2, 3, 5, 16, 255, 2**20, 2**31, 2**40, 2**62)
 
 
@@ -117,6 +120,35 @@ def conv3x3(m):
 def conv3x3_backward(m):
     x, weight, _, _, out = conv3x3_out(m)
     return [out, x, weight, True]
+
+
+def linear_out(m):
+    rows, channels_in, channels_out = m.size(), m.size(1, 40), m.size(1, 70)
+    values = [m.floats(rows, channels_in), m.floats(channels_out, channels_in), m.floats(channels_out)]
+    return [*values, False, m.floats(rows, channels_out)]
+
+
+def linear_weight_grad(m):
+    rows, channels_in, channels_out = m.size(1, 80), m.size(1, 40), m.size(1, 40)
+    return [m.floats(rows, channels_in), m.floats(rows, channels_out), m.floats(channels_out, channels_in)]
+
+
+def linear(m):
+    return linear_out(m)[:3]
+
+
+def linear_backward(m):
+    x, weight, _, _, out = linear_out(m)
+    return [out, x, weight, True]
+
+
+def column_sums_out(m):
+    columns = m.size(1, 40)
+    return [m.floats(m.size(1, 300), columns), m.floats(columns)]
+
+
+def column_sums(m):
+    return column_sums_out(m)[:1]
 
 
 def group_norm_act_cpu(m):
@@ -217,7 +249,8 @@ BUILDERS = {
     f.__name__: f
     for f in (
         step, diffuse, dropout_out, conv3x3, conv3x3_backward, conv3x3_out, conv3x3_weight_grad, group_norm_act_cpu,
-        group_norm_act_backward_cpu, bound_loss, bound_loss_backward, bound_terms, mse, mse_backward, posterior_mean,
+        group_norm_act_backward_cpu, linear, linear_backward, linear_out, linear_weight_grad, column_sums,
+        column_sums_out, bound_loss, bound_loss_backward, bound_terms, mse, mse_backward, posterior_mean,
     )
 } | PLANS  # fmt: skip
 # In Python: they check their call, and hand it to an op above or to PyTorch.
@@ -262,6 +295,14 @@ def altered(m, value, others):
         "turned": lambda: value.transpose(dim, -1).contiguous().transpose(dim, -1),
         "type": lambda: value.to(pick(TYPES)),
         "values": lambda: value.clone().index_fill_(dim, torch.tensor([0]), pick((-1, 0, 1, 3, 17, 10**6))),
+        "none of a dimension": lambda: value.narrow(dim, 0, 0),
+        "folded": lambda: value.as_strided(value.shape, [1] * value.ndim),
+        "repeated": lambda: value[:1].expand(value.shape) if value.ndim else value,
+        "upside down": lambda: value.flip(dim),
+        "negated": lambda: torch._neg_view(value),
+        "without memory": lambda: value.to("meta"),
+        "sparse": lambda: value.to_sparse(),
+        "leaf": lambda: value.detach().clone().requires_grad_(),
         "another": lambda: pick(tensors),
         "overlapping": lambda: pick(same_type).flatten()[1 : 1 + value.numel()].view(value.shape),
     }
@@ -317,3 +358,15 @@ def test_fuzz(name, network):
             raised += 1
         m.check()
     assert raised > 0
+
+
+@pytest.mark.parametrize("place", ["weights", "arena", "code"])
+def test_plan_sample_refuses_a_prediction_over_what_it_reads(place, network):
+    arguments = plan_sample(Memory(0), network)
+    names = [argument.name for argument in torch.ops.fastdiff.plan_sample.default._schema.arguments]
+    x, over = arguments[0], arguments[names.index(place)]
+    floats = over.clone().view(torch.float32).flatten()
+    arguments[names.index(place)] = floats.view(over.dtype).view(over.shape)
+    arguments[names.index("pred_out")] = torch.as_strided(floats, x.shape, x.stride())
+    with pytest.raises(RuntimeError, match="overlaps"):
+        run("plan_sample", arguments)

@@ -38,6 +38,7 @@ SCHEMAS = {
     ),
     "conv3x3": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     "conv3x3_backward": "(Tensor grad, Tensor x, Tensor weight, bool want_input) -> (Tensor, Tensor)",
+    "column_sums": "(Tensor x) -> Tensor",
     "diffuse": (
         "(Tensor x0, Tensor t, Tensor table, Tensor? noise, Tensor sample_ids, Tensor row, SymInt seed, int stream, "
         "int levels, ScalarType dtype, bool want_target) -> (Tensor, Tensor)"
@@ -47,6 +48,8 @@ SCHEMAS = {
     "group_norm_act_cpu": f"({NORM}, int groups, float eps, bool act) -> (Tensor, Tensor, Tensor, Tensor)",
     "group_norm_act_backward": (f"({NORM_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"),
     "group_norm_act_backward_cpu": f"({NORM_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "linear": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    "linear_backward": "(Tensor grad, Tensor x, Tensor weight, bool want_input) -> (Tensor, Tensor)",
     "mse": "(Tensor output, Tensor target) -> Tensor",
     "mse_backward": "(Tensor grad, Tensor output, Tensor target) -> Tensor",
     "posterior_mean": "(Tensor x_t, Tensor model_output, Tensor t, Tensor table, float? clip) -> Tensor",

@@ -134,8 +134,76 @@ def test_schedule_json_round_trip_is_exact():
     assert hash(again) == hash(schedule)
     with pytest.raises(ValueError, match="unknown key"):
         NoiseSchedule.from_dict({"betas": [0.1], "beta": 1})
-    with pytest.raises(ValueError, match="'betas'"):
+    with pytest.raises(ValueError, match="'betas', or 'name' and 'num_timesteps'"):
         NoiseSchedule.from_dict({"name": "linear"})
+
+
+@pytest.mark.parametrize("name", NoiseSchedule.names())
+def test_schedule_of_a_name_is_written_without_its_betas(name):
+    schedule = NoiseSchedule.named(name, 200)
+    assert schedule.to_dict() == {"name": name, "num_timesteps": 200}
+    again = NoiseSchedule.from_dict(json.loads(json.dumps(schedule.to_dict())))
+    assert again == schedule
+    assert again.name == name
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options"),
+    [
+        (NoiseSchedule.cosine(100, offset=0.05), {"offset": 0.05}),
+        (NoiseSchedule.cosine(100, max_beta=1.0), {"max_beta": 1.0}),
+        (NoiseSchedule.linear(100, 1e-3, 0.25), {"beta_start": 1e-3, "beta_end": 0.25}),
+        (NoiseSchedule.quadratic(100, beta_end=0.1), {"beta_end": 0.1}),
+        (NoiseSchedule.sigmoid(100, tau=0.5, start=-2), {"tau": 0.5, "start": -2.0}),
+        (NoiseSchedule.constant(100, 0.1), {"beta": 0.1}),
+    ],
+    ids=str,
+)
+def test_schedule_with_options_is_written_with_them(schedule, options):
+    assert schedule.to_dict() == {"name": schedule.name, "num_timesteps": 100, "options": options}
+    again = NoiseSchedule.from_dict(json.loads(json.dumps(schedule.to_dict())))
+    assert again == schedule
+    # The second generation says as much as the first.
+    assert again.to_dict() == schedule.to_dict()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        NoiseSchedule.from_betas([0.1, 0.2, 0.4], "linear"),
+        NoiseSchedule.from_betas(np.nextafter(NoiseSchedule.cosine(50).betas, 1.0), "cosine"),
+        NoiseSchedule.from_betas(NoiseSchedule.linear(50).betas),
+        NoiseSchedule.linear(50).subset(range(0, 50, 5)),
+        NoiseSchedule(NoiseSchedule.linear(50).betas, np.arange(50) + 0.5, "linear"),
+        NoiseSchedule.warmup(50, 0.3, beta_end=0.1),
+    ],
+    ids=["of a foreign name", "a last bit away", "nameless", "subset", "other times", "warmup"],
+)
+def test_schedule_that_its_name_does_not_give_keeps_its_betas(schedule):
+    written = json.loads(json.dumps(schedule.to_dict()))
+    assert written["betas"] == schedule.betas.tolist()
+    assert NoiseSchedule.from_dict(written) == schedule
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"name": "cosin"}, "did you mean 'cosine'"),
+        ({"name": None}, "unknown noise schedule None"),
+        ({"num_timesteps": "100"}, "num_timesteps must be an int from 1 to 2"),
+        ({"num_timesteps": 10**15}, "num_timesteps must be an int from 1 to 2"),
+        ({"options": 3}, "must be names with numbers, got 3"),
+        ({"options": {"ofset": 1}}, "did you mean 'offset'"),
+        ({"options": {"num_timesteps": 1}}, "unknown key 'num_timesteps'"),
+        ({"options": {"offset": "a"}}, "offset of schedule 'cosine' must be a number"),
+        ({"name": "jsd", "options": {"offset": 1}}, "unknown key 'offset'"),
+        ({"betas": [0.1]}, "unknown key 'betas'"),
+    ],
+    ids=str,
+)
+def test_schedule_of_a_damaged_short_form_is_refused(changed, expected):
+    with pytest.raises(ValueError, match=expected):
+        NoiseSchedule.from_dict({"name": "cosine", "num_timesteps": 100} | changed)
 
 
 def test_schedule_respacing_keeps_marginals():

@@ -54,6 +54,10 @@ def test_the_null_class_is_the_one_beyond_the_names() -> None:
     assert NAMED.null_of("dog") == 1
     with pytest.raises(ValueError, match="does not say which of its 3 classes is the null one"):
         Classes(3).null_of(None)
+    with pytest.raises(
+        ValueError, match="the 2 classes of this network are those of its data, and none is a null class"
+    ):
+        Classes(2, ("cat", "dog")).null_of(None)
     with pytest.raises(ValueError, match="guidance needs a network with classes"):
         Classes(None).null_of(None)
     assert [NAMED.name(i) for i in range(3)] == ["cat", "dog", "2"]

@@ -14,6 +14,7 @@ NETWORKS = {
     "learned_variance": {"dim": 8, "dim_mults": (1, 2), "learned_variance": True},
     "full_attention": {"dim": 8, "dim_mults": (1, 2), "full_attn": (True, False), "init_dim": 12, "attn_heads": (2, 3)},
     "fourier": {"dim": 8, "dim_mults": (1, 2), "random_fourier_features": True},
+    "learned_waves": {"dim": 8, "dim_mults": (1, 2), "learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 6},
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastdiff.cli.options import DeviceOption
+from fastdiff.cli.output import check_writable
 
 __all__ = ["demo"]
 
@@ -19,26 +21,48 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another model and other samples.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes; the digits are bad.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the training that the folder holds, if any.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the training that the folder holds, if any; implies --overwrite.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the pictures and numbers that lie at --out.")
+    ] = False,
     device: DeviceOption = "cpu",
 ) -> None:
     """Train, sample, score, and draw what came out: handwritten digits, a few minutes on two cores.
 
-    The swiss roll takes less than a minute, on the CPU, and always trains anew.
+    A run of the digits that was stopped goes on, and one that is finished is sampled and scored again. The swiss roll
+    takes less than a minute, on the CPU, and always trains anew.
     """
     from fastdiff.process.checks import nearest_name
 
     if name not in ("digits", "swiss-roll"):
         raise ValueError(f"unknown demo {name!r}: {nearest_name(name, ['digits', 'swiss-roll'])}")
+    folder = out or Path("out/demo" if name == "digits" else "out/swiss-roll")
     if name == "swiss-roll":
-        from fastdiff.cli.demo.swiss_roll import SwissRollConfig, run_swiss_roll
+        from fastdiff.cli.demo import swiss_roll
 
-        run_swiss_roll(
-            out or Path("out/swiss-roll"), SwissRollConfig.quick(seed) if quick else SwissRollConfig(seed=seed)
-        )
+        _check_free(folder, swiss_roll.WRITTEN, overwrite=overwrite or fresh)
+        points = swiss_roll.SwissRollConfig.quick(seed) if quick else swiss_roll.SwissRollConfig(seed=seed)
+        swiss_roll.run_swiss_roll(folder, points)
         return
     from fastdiff.cli.demo.digits import DemoConfig, run_demo
+    from fastdiff.cli.demo.digits_report import WRITTEN
     from fastdiff.cli.environment import resolve_device
 
     config = DemoConfig.quick(seed) if quick else DemoConfig(seed=seed)
-    run_demo(out or Path("out/demo"), config, fresh=fresh, device=resolve_device(device))
+    place = resolve_device(device)
+    _check_free(folder, WRITTEN, overwrite=overwrite or fresh)
+    run_demo(folder, config, fresh=fresh, device=place)
+
+
+def _check_free(folder: Path, written: Iterable[tuple[str, str]], *, overwrite: bool) -> None:
+    """Raise ValueError unless the demonstration's files can be made in the folder and replace none."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file: give a folder")
+    there = [name for name, _ in written if (folder / name).is_file()]
+    if there and not overwrite:
+        raise ValueError(
+            f"--out {folder} holds {there[0]} already: choose another folder, or give --overwrite to make it anew"
+        )
+    check_writable(folder)

@@ -171,7 +171,8 @@ def _train(
     elif resumed:
         console.print(f"Going on from step {resumed:,}, where an earlier run in {out} was stopped.")
     if resumed < settings.steps:
-        result = trainer.run(progress=bars.training("training", settings, resumed))
+        progress, on_step = bars.training("training", settings, resumed)
+        result = trainer.run(progress=progress, on_step=on_step)
         for note in result.notes:
             console.print(note)
     history = _history(out)

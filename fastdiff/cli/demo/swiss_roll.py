@@ -29,7 +29,7 @@ from fastdiff.process.noise import Stream, integers
 from fastdiff.process.schedule import Array, NoiseSchedule
 from fastdiff.sampling.runner import SamplingStep, sample
 
-__all__ = ["PointNet", "SwissRollConfig", "roll_log_density", "roll_points", "run_swiss_roll"]
+__all__ = ["WRITTEN", "PointNet", "SwissRollConfig", "roll_log_density", "roll_points", "run_swiss_roll"]
 
 # The roll turns from 1.5 pi to 4.5 pi, and its end lies at radius 0.9.
 _FIRST_TURN, _LAST_TURN, _RADIUS = 1.5 * math.pi, 4.5 * math.pi, 0.9
@@ -37,6 +37,16 @@ _FIRST_TURN, _LAST_TURN, _RADIUS = 1.5 * math.pi, 4.5 * math.pi, 0.9
 _WIDTH = 0.03
 _FREQUENCIES = 6
 _LN2 = math.log(2.0)
+
+WRITTEN = (
+    ("trajectories.png", "the forward and the reverse process"),
+    ("trajectories.gif", "the reverse process, moving"),
+    ("score.png", "the learned score as arrows"),
+    ("density.png", "the exact log-density and the model's, by the probability flow"),
+    ("bound.png", "the bound's terms, against the data's entropy"),
+    ("metrics.json", "all numbers"),
+)
+"""The files, and what they show."""
 
 
 @dataclass(frozen=True)
@@ -281,12 +291,5 @@ def _report(console: Console, out: Path, result: dict[str, Any]) -> None:
     console.print(f"model, probability flow  {ode['bits_per_dim']:.4f} ± {ode['standard_error']:.4f}")
     console.print(f"model, variational bound {bound['bits_per_dim']:.4f} ± {bound['standard_error']:.4f}")
     console.print(f"in all {duration(result['total_seconds'])}\n")
-    for name, what in (
-        ("trajectories.png", "the forward and the reverse process"),
-        ("trajectories.gif", "the reverse process, moving"),
-        ("score.png", "the learned score as arrows"),
-        ("density.png", "the exact log-density and the model's, by the probability flow"),
-        ("bound.png", "the bound's terms, against the data's entropy"),
-        ("metrics.json", "all numbers"),
-    ):
+    for name, what in WRITTEN:
         console.print(f"{out / name}  [dim]{what}[/dim]", soft_wrap=True, highlight=False)

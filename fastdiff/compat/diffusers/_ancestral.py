@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_repaint import RePaintSchedulerOutput
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators, place_in
+from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators, GivesVelocity, place_in
 from fastdiff.compat.diffusers._run import Run, output_of
 from fastdiff.compat.levels import Levels, first_rows, with_times
 from fastdiff.process.diffusion import (
@@ -127,7 +127,7 @@ def _same_type(sample: Tensor, model_output: Tensor) -> Tensor:
     return sample.to(torch.promote_types(sample.dtype, model_output.dtype))
 
 
-class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
+class DDPMScheduler(GivesVelocity, _ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
     """diffusers.DDPMScheduler on `samplers.ddpm`.
 
     Put right: the last step draws no noise even where its timestep is above 0, and variance_type "fixed_large_log" has
@@ -188,7 +188,7 @@ class DDPMScheduler(_ByTimestep, diffusers.DDPMScheduler):  # type: ignore[misc]
         return output_of(DDPMSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
 
-class DDIMScheduler(_ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
+class DDIMScheduler(GivesVelocity, _ByTimestep, diffusers.DDIMScheduler):  # type: ignore[misc]
     """diffusers.DDIMScheduler on `samplers.ddim`.
 
     Put right: each step leads to the next timestep of the list; diffusers steps by T // n, which is another one where

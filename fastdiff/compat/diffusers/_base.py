@@ -27,6 +27,8 @@ PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "eps", "sample": "x0", "original_sample": "x0", "v_prediction": "v",
 }  # fmt: skip
 _HALF = (torch.bfloat16, torch.float16)
+# Relative: rounding may raise a level that is repeated.
+_SAME_LEVEL = 1e-5
 
 
 class FusedScheduler:
@@ -143,7 +145,7 @@ class FusedScheduler:
         self._seen = config, *lists, *(None if x is None else _version(x) for x in lists)
         built_for = self._built_for
         times, sigmas, alphas = (b"" if x is None else _bytes(x) for x in lists)
-        if built_for is not None and built_for[0] is config and built_for[1:] == (times, sigmas, alphas):
+        if built_for is not None and built_for[1:] == (times, sigmas, alphas) and _same_options(built_for[0], config):
             return False
         self._built_for = (config, times, sigmas, alphas)
         self._levels = None
@@ -283,6 +285,12 @@ class FusedScheduler:
             return noisy.to(original_samples.dtype)  # type: ignore[no-any-return]
         return super().add_noise(original_samples, noise, timesteps)  # type: ignore[misc, no-any-return]
 
+
+class GivesVelocity:
+    """Comes before a scheduler that has `get_velocity`."""
+
+    compat: Literal["diffusers"] | None
+
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """As in diffusers; half precision as in `add_noise`."""
         if self.compat is None and sample.dtype in _HALF:
@@ -293,6 +301,12 @@ class FusedScheduler:
 
 class BySigma(FusedScheduler):
     """A scheduler with a list of sigmas and a step index."""
+
+    def _unsupported(self) -> str | None:
+        # As with zero terminal SNR where they put 4096 beneath a larger level, or with a sigma_min below the last one.
+        if bool((self.sigmas[1:] > self.sigmas[:-1] * (1 + _SAME_LEVEL)).any()):
+            return "levels that rise"
+        return super()._unsupported()
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """As in diffusers; of several equal timesteps the one that is given, or the first.
@@ -320,6 +334,14 @@ class BySigma(FusedScheduler):
         sigmas = self._sigmas_from(start).double().cpu().numpy()
         table = self._table(Levels.from_sigmas(sigmas, PREDICTIONS[self.config.prediction_type]), start, key)
         return with_times(table, self.timesteps[start:].double().cpu().numpy())
+
+
+def _same_options(one: Any, other: Any) -> bool:
+    """Whether two configurations say the same, whatever else they note of themselves."""
+    if one is other:
+        return True
+    mine, theirs = ({key: value for key, value in config.items() if key[:1] != "_"} for config in (one, other))
+    return mine.keys() == theirs.keys() and all(np.array_equal(mine[key], theirs[key]) for key in mine)
 
 
 def _bytes(x: Tensor) -> bytes:

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.compat.diffusers._base import BySigma, Generators
+from fastdiff.compat.diffusers._base import BySigma, Generators, GivesVelocity
 from fastdiff.compat.diffusers._run import output_of
 from fastdiff.compat.levels import Levels, variance_exploding
 from fastdiff.process.table import CoefficientTable
@@ -45,7 +45,7 @@ class _Exploding(BySigma):
 
     def _peer_complains(self, timestep: Any) -> bool:
         """Whether diffusers would warn of an input that was not scaled, or refuse the timestep."""
-        return not self.is_scale_input_called or isinstance(timestep, int)
+        return not self.is_scale_input_called or isinstance(timestep, (int, torch.IntTensor, torch.LongTensor))
 
 
 class _Upcast(_Exploding):
@@ -56,7 +56,7 @@ class _Upcast(_Exploding):
         return torch.promote_types(both, torch.float32), model_output.dtype
 
 
-class EulerDiscreteScheduler(_Upcast, diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
+class EulerDiscreteScheduler(GivesVelocity, _Upcast, diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
     """diffusers.EulerDiscreteScheduler on `samplers.euler`. A step with s_churn > 0 is their own."""
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
@@ -126,7 +126,7 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
 
     def step(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True) -> Any:
         """As in diffusers."""
-        if not isinstance(sample, Tensor) or self._peer_steps(sample):
+        if not isinstance(sample, Tensor) or self._peer_steps(sample) or self._is_between(timestep):
             return super().step(model_output, timestep, sample, return_dict)
         out, pred = self._advance(model_output, timestep, sample, prediction=True)
         # `state_in_first_order` reads it: a step is half done, and as in theirs also where the last one ends clean.
@@ -135,12 +135,21 @@ class HeunDiscreteScheduler(_Exploding, diffusers.HeunDiscreteScheduler):  # typ
         self.dt = run.t[run.next - 1] if run.next % 2 else None
         return output_of(HeunDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
 
+    def _is_between(self, timestep: float | Tensor) -> bool:
+        """Whether a run begins or began at the second half of a step, which theirs takes for a first one."""
+        if self._run is not None:
+            return False
+        if self._step_index is None:
+            self._init_step_index(timestep)
+        assert self._step_index is not None
+        return self._step_index % 2 == 1 or not self.state_in_first_order
+
 
 class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type: ignore[misc]
     """diffusers.LMSDiscreteScheduler on `samplers.lms`, whose integrals are exact where theirs are numerical.
 
-    Put right: a run that starts in the middle has the order of the values at hand, where theirs drops the weights of
-    the others. Orders above 4 have no table.
+    Put right: a run that starts in the middle has the order of the values at hand, where theirs, and
+    `compat="diffusers"`, drops the weights of the others. Orders above 4 have no table.
     """
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
@@ -155,7 +164,7 @@ class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type:
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if order > 4 or self._peer_steps(sample):
+        if order > 4 or self._peer_steps(sample) or self._lacks_weights(timestep):
             return super().step(model_output, timestep, sample, order, return_dict)
         if not self.is_scale_input_called:
             warnings.warn("scale_model_input must be called before step, and was not", stacklevel=2)
@@ -163,10 +172,24 @@ class LMSDiscreteScheduler(_Exploding, diffusers.LMSDiscreteScheduler):  # type:
         out, eps = self._advance(model_output, timestep, sample, key=order, prediction=True)
         assert eps is not None
         assert self._step_index is not None
-        pred = torch.sub(sample, eps, alpha=float(self.sigmas[self._step_index - 1]))
+        sigma = float(self.sigmas[self._step_index - 1])
         if self.config.prediction_type == "sample":
             pred = model_output
+        elif self.config.prediction_type == "v_prediction":
+            # x - sigma eps would lose its digits at a large sigma.
+            scale = 1 / (sigma**2 + 1)
+            pred = torch.add(sample * scale, model_output, alpha=-sigma * scale**0.5)
+        else:
+            pred = torch.sub(sample, eps, alpha=sigma)
         return output_of(LMSDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)
+
+    def _lacks_weights(self, timestep: float | Tensor) -> bool:
+        """Whether a run begins or began in the middle, where compat is "diffusers"."""
+        if self.compat is None:
+            return False
+        if self._step_index is None:
+            self._init_step_index(timestep)
+        return self._run is None and self._step_index != 0
 
 
 def _from_the_start(table: CoefficientTable) -> CoefficientTable:

@@ -196,7 +196,10 @@ def accelerate(pipe: Pipe) -> Pipe:
         ValueError: another pipeline, or a network or scheduler without a fused one.
     """
     if not isinstance(pipe, _PIPELINES):
-        raise ValueError(f"accelerate takes a DDPMPipeline or DDIMPipeline, got {type(pipe).__name__}")
+        raise ValueError(
+            f"accelerate takes a DDPMPipeline or DDIMPipeline, got {type(pipe).__name__}: give a network, such as "
+            "pipe.unet, to fastdiff.accelerate, or set pipe.scheduler to one of fastdiff.compat.diffusers"
+        )
     kinds: dict[str, Any] = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}
     name = type(pipe.scheduler).__name__
     if name not in kinds:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastdiff.ops.table_state import TableState
 from fastdiff.process.table import CoefficientTable
@@ -34,6 +35,33 @@ class Run(TableState):
         self.next = 0
         if any(kept is not None and kept.requires_grad for kept in (self.base, self.history)):
             self.base = self.history = self._layout = None
+
+    def make_room(self, x: Tensor) -> None:
+        """As `TableState`; a run of one state goes on as a batch, each of whose states has that past.
+
+        Raises:
+            ValueError: the batch or the images changed otherwise, and a row to come reads what is kept.
+        """
+        kept = None if self._layout is None else self._layout[0]
+        if kept is not None and kept != x.shape and self.next:
+            if kept[0] == 1 and kept[1:] == x.shape[1:]:
+                self._layout = (x.shape,)
+                self.base = None if self.base is None else self.base.expand(x.shape)
+                self.history = None if self.history is None else self.history.expand(self._depth, *x.shape)
+            elif not self._may_start():
+                raise ValueError(
+                    f"the state must keep its shape {list(kept)} within a run, got {list(x.shape)}: call set_timesteps "
+                    "to begin another run"
+                )
+        super().make_room(x)
+
+    def _may_start(self) -> bool:
+        """Whether no row to come reads what earlier ones have kept."""
+        try:
+            self.table.check_start(self.next)
+        except ValueError:
+            return False
+        return True
 
     def following(self, run: Run) -> Run:
         """Go on where another run is."""

@@ -27,6 +27,29 @@ def with_flags(names: Iterable[str], values: Mapping[str, Any]) -> Callable[[Cal
     return with_parameters(parameter(name, values[name]) for name in names)
 
 
+def without_surplus(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: arguments that the function does not have are refused with what to do about them."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            signature.bind_partial(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{function.__qualname__}() {error}{_advice(error)}") from None
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _advice(error: TypeError) -> str:
+    if "unexpected keyword" not in str(error):
+        return ""
+    return (
+        "; it has the arguments of OpenAI's code, not those of its forks: leave it out, and do here what it does there"
+    )
+
+
 def with_parameters_of(other: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
     """A decorator: the function is called as `other` is, and gets each argument by name, with its default."""
     return with_parameters(inspect.signature(other).parameters.values())
@@ -44,7 +67,7 @@ def with_parameters(parameters: Iterable[inspect.Parameter]) -> Callable[[Callab
             try:
                 given = signature.bind_partial(*args, **kwargs)
             except TypeError as error:
-                raise TypeError(f"{function.__qualname__}() {error}") from None
+                raise TypeError(f"{function.__qualname__}() {error}{_advice(error)}") from None
             given.apply_defaults()
             missing = [repr(name) for name in signature.parameters if name not in given.arguments]
             if missing:

@@ -11,9 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastdiff.compat.absent import explained
 from fastdiff.convert.untrusted import read_tensors
 
 __all__ = ["dev", "load_state_dict", "setup_dist", "sync_params"]
+
+_TORCHRUN = "there is no MPI; processes are started with torchrun, which gives them their devices and ports"
+__getattr__ = explained(
+    __name__, dict.fromkeys(("GPUS_PER_NODE", "MPI", "SETUP_RETRY_COUNT", "_find_free_port"), _TORCHRUN)
+)
 
 
 def setup_dist() -> None:

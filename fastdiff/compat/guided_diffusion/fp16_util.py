@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdiff.compat.guided_diffusion import logger
+from fastdiff.nets.unet import AttentionBlock
 
 __all__ = [
     "INITIAL_LOG_LOSS_SCALE",
@@ -19,6 +22,7 @@ __all__ = [
     "convert_module_to_f16",
     "convert_module_to_f32",
     "get_param_groups_and_shapes",
+    "keep_their_shapes",
     "make_master_params",
     "master_params_to_model_params",
     "master_params_to_state_dict",
@@ -40,15 +44,24 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def convert_module_to_f16(module: nn.Module) -> None:
-    """Make a convolution float16; for `nn.Module.apply`, other modules stay as they are."""
-    if isinstance(module, _CONVOLUTIONS):
-        module.half()
+    """Make a convolution float16; for `nn.Module.apply`, other modules stay as they are.
+
+    The linear layers of attention count as convolutions, which they are in their networks.
+    """
+    for layer in _convolutions(module):
+        layer.half()
 
 
 def convert_module_to_f32(module: nn.Module) -> None:
     """Make a convolution float32 again."""
-    if isinstance(module, _CONVOLUTIONS):
-        module.float()
+    for layer in _convolutions(module):
+        layer.float()
+
+
+def _convolutions(module: nn.Module) -> tuple[nn.Module, ...]:
+    if isinstance(module, AttentionBlock):
+        return module.qkv, module.proj
+    return (module,) if isinstance(module, _CONVOLUTIONS) else ()
 
 
 def get_param_groups_and_shapes(named_model_params: Iterable[tuple[str, Tensor]]) -> Groups:
@@ -111,6 +124,46 @@ def state_dict_to_master_params(model: nn.Module, state_dict: Mapping[str, Tenso
     if use_fp16:
         return list(make_master_params(get_param_groups_and_shapes(values.items())))
     return list(values.values())
+
+
+def keep_their_shapes(opt: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Let an optimizer of a module's parameters, or of their masters, go on from OpenAI's files, and write such.
+
+    A few weights have another shape in state dicts than here, with as many numbers. From now on what the optimizer
+    holds of a parameter, such as its moments, has the parameter's shape when it is loaded, and that of the module's
+    state dict when it is saved. What was loaded before is put right at once.
+    """
+    _fit_moments(opt)
+    if opt not in _ADOPTED:
+        _ADOPTED.add(opt)
+        opt.register_load_state_dict_post_hook(_fit_moments)
+        opt.register_state_dict_post_hook(partial(_write_shapes, model))
+
+
+_ADOPTED: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+
+
+def _fit_moments(opt: torch.optim.Optimizer) -> None:
+    for param, values in opt.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape != param.shape and value.numel() == param.numel() > 1:
+                values[name] = value.view_as(param)
+
+
+def _write_shapes(model: nn.Module, opt: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give the moments in an optimizer's state dict the shapes of the module's state dict."""
+    # A state dict's values are the parameters themselves, under other names.
+    shapes = {value.data_ptr(): value.shape for value in model.state_dict().values()}
+    params = [param for group in opt.param_groups for param in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    for param, number in zip(params, numbers, strict=True):
+        shape = shapes.get(param.data_ptr(), param.shape)
+        if shape != param.shape and number in state["state"]:
+            # The optimizer's own dict stays as it is.
+            state["state"][number] = {
+                name: value.view(shape) if isinstance(value, Tensor) and value.shape == param.shape else value
+                for name, value in state["state"][number].items()
+            }
 
 
 def zero_master_grads(master_params: Iterable[Tensor]) -> None:
@@ -176,9 +229,14 @@ class MixedPrecisionTrainer:
             convert: Any = getattr(model, "convert_to_fp16", None)
             if convert is None:
                 raise TypeError(f"use_fp16 needs a network with convert_to_fp16, got a {type(model).__name__}")
-            self.param_groups_and_shapes = get_param_groups_and_shapes(model.named_parameters())
+            self.param_groups_and_shapes = self.grouped(model.named_parameters())
             self.master_params = make_master_params(self.param_groups_and_shapes)
             convert()
+
+    @staticmethod
+    def grouped(named_model_params: Iterable[tuple[str, Tensor]]) -> Groups:
+        """The parameters of each master, and its shape."""
+        return get_param_groups_and_shapes(named_model_params)
 
     def zero_grad(self) -> None:
         """Set the network's gradients to zero."""
@@ -190,6 +248,7 @@ class MixedPrecisionTrainer:
 
     def optimize(self, opt: torch.optim.Optimizer) -> bool:
         """Take a step of an optimizer of `master_params`; logs the norms. False where an overflow prevented it."""
+        keep_their_shapes(opt, self.model)
         if self.param_groups_and_shapes is None:
             self._log_norms(*self._norms(1.0))
             opt.step()

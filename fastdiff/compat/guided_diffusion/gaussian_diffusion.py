@@ -212,13 +212,20 @@ class GaussianDiffusion(GaussianMoments):
             image = out["sample"]
 
     def _can_fuse(self, x: Tensor) -> bool:
-        """Whether a step is a row of a table: no gradients, no method replaced, a prediction that tables know."""
-        kept = ("p_mean_variance", "q_posterior_mean_variance", "_predict_xstart_from_eps", "_predict_eps_from_xstart")
+        """Whether a step is a row of a table: no gradients, nothing replaced, a prediction that tables know."""
+        kept = (
+            "p_mean_variance", "q_posterior_mean_variance", "_predict_xstart_from_eps", "_predict_eps_from_xstart",
+            "_split_variance",
+        )  # fmt: skip
         return (
             self.model_mean_type in PREDICTIONS
             and not torch.is_grad_enabled()
             and x.dim() >= 2
-            and all(getattr(type(self), name) is getattr(GaussianDiffusion, name) for name in kept)
+            and all(
+                name not in vars(self) and getattr(type(self), name) is getattr(GaussianDiffusion, name)
+                for name in kept
+            )
+            and self._has_its_arrays()
             and float(self.alphas_cumprod[-1]) > 0
         )
 
@@ -340,6 +347,12 @@ class GaussianDiffusion(GaussianMoments):
         terms = {name: torch.stack(values, dim=1) for name, values in found.items()}
         prior = self._prior_bpd(x_start)
         return {"total_bpd": terms["vb"].sum(dim=1) + prior, "prior_bpd": prior, **terms}
+
+
+def _extract_into_tensor(arr: Array, timesteps: Tensor, broadcast_shape: Sequence[int]) -> Tensor:
+    """Entries of an array [T] at timesteps [B], float32 of `broadcast_shape`."""
+    values = torch.tensor(arr, device=timesteps.device)[timesteps].float()
+    return values.view(-1, *[1] * (len(broadcast_shape) - 1)).expand(*broadcast_shape)
 
 
 def _noise_like(x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch.distributed as dist
 
+from fastdiff.compat.absent import explained
+
 __all__ = [
     "DEBUG",
     "DISABLED",
@@ -42,6 +44,13 @@ __all__ = [
     "set_level",
     "warn",
 ]
+
+_FUNCTIONS = "it writes text to the terminal and log.txt, and numbers to progress.csv; see configure, log and logkv"
+_CLASSES = (
+    "CSVOutputFormat", "HumanOutputFormat", "JSONOutputFormat", "KVWriter", "Logger", "SeqWriter",
+    "TensorBoardOutputFormat", "get_current", "get_rank_without_mpi_import", "make_output_format", "mpi_weighted_mean",
+)  # fmt: skip
+__getattr__ = explained(__name__, dict.fromkeys(_CLASSES, _FUNCTIONS))
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from fastdiff.nets.unet import timestep_embedding as embedding
+from fastdiff.compat.absent import explained
 
 __all__ = [
     "GroupNorm32",
@@ -25,6 +26,8 @@ __all__ = [
     "update_ema",
     "zero_module",
 ]
+
+__getattr__ = explained(__name__, {"CheckpointFunction": "call checkpoint(func, inputs, params, flag)"})
 
 SiLU = nn.SiLU
 
@@ -50,11 +53,14 @@ def update_ema(target_params: Iterable[Tensor], source_params: Iterable[Tensor],
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: int = 10000) -> Tensor:
-    """Cosines, then sines, of the times [B] at dim / 2 frequencies: [B, dim]; an odd dim ends with a zero."""
-    if max_period != 10000:
-        raise ValueError(f"max_period must be 10000, got {max_period}")
-    waves = embedding(timesteps, dim - dim % 2, "cos_sin")
-    return torch.nn.functional.pad(waves, (0, dim % 2))
+    """Cosines, then sines, of the times [B] at dim / 2 frequencies: [B, dim]; an odd dim ends with a zero.
+
+    The frequencies fall from 1 towards 1 / max_period. float32, as theirs.
+    """
+    half = dim // 2
+    exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * torch.exp(exponent)
+    return torch.nn.functional.pad(torch.cat((angles.cos(), angles.sin()), dim=1), (0, dim % 2))
 
 
 def zero_module(module: nn.Module) -> nn.Module:

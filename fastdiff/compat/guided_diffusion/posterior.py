@@ -81,6 +81,10 @@ class GaussianMoments:
         self.posterior_log_variance_clipped: Array = schedule.posterior_log_variance_clipped
         self.posterior_mean_coef1: Array = schedule.posterior_mean_coef1
         self.posterior_mean_coef2: Array = schedule.posterior_mean_coef2
+        self._built = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        for array in self._built.values():
+            # Another array may be put in its place, which is seen; a change within would not be.
+            array.flags.writeable = False
         self._variance_logs = Diffusion(schedule, "eps", _VARIANCES[model_var_type]).variance_logs()
 
     @property
@@ -94,6 +98,19 @@ class GaussianMoments:
             raise ValueError("a network that predicts the previous state (PREVIOUS_X) is known to this class alone")
         schedule = NoiseSchedule(self.betas, self._network_times(), self.schedule.name)
         return Diffusion(schedule, PREDICTIONS[self.model_mean_type], _VARIANCES[self.model_var_type])
+
+    def _has_its_arrays(self) -> bool:
+        """Whether nobody has replaced the arrays of the schedule."""
+        return all(getattr(self, name) is value for name, value in self._built.items())
+
+    def _logs_of_variances(self) -> tuple[Array, Array]:
+        """The least and the largest log-variance at each timestep, equal where nothing is learned."""
+        if self._has_its_arrays():
+            return self._variance_logs
+        small, large = self.posterior_log_variance_clipped, np.log(self.betas)
+        if self.model_var_type == ModelVarType.FIXED_LARGE:
+            small = large = np.append(np.log(self.posterior_variance[1]), large[1:])
+        return small, large if self.model_var_type == ModelVarType.LEARNED_RANGE else small
 
     def _network_times(self) -> Array:
         """The times that the network sees, [T]."""
@@ -189,7 +206,7 @@ class GaussianMoments:
         expected = [x.shape[0], channels * (2 if self._learns_variance else 1), *x.shape[2:]]
         if list(output.shape) != expected:
             raise ValueError(f"the model's output must have shape {expected}, got {list(output.shape)}")
-        log_min, log_max = self._variance_logs
+        log_min, log_max = self._logs_of_variances()
         if self._learns_variance:
             output, values = output.split(channels, dim=1)
             share = (values + 1) / 2

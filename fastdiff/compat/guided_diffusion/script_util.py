@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from fastdiff.compat.guided_diffusion import gaussian_diffusion as gd
-from fastdiff.compat.guided_diffusion._signatures import with_flags
+from fastdiff.compat.guided_diffusion._signatures import with_flags, without_surplus
 from fastdiff.compat.guided_diffusion.respace import SpacedDiffusion, space_timesteps
 from fastdiff.compat.guided_diffusion.unet import EncoderUNetModel, SuperResModel, UNetModel
 from fastdiff.convert.openai_flags import CHANNEL_MULTS, FLAG_DEFAULTS, NUM_CLASSES
@@ -17,6 +17,7 @@ __all__ = [
     "NUM_CLASSES",
     "add_dict_to_argparser",
     "args_to_dict",
+    "attention_rates",
     "classifier_and_diffusion_defaults",
     "classifier_defaults",
     "create_classifier",
@@ -88,6 +89,7 @@ def create_model_and_diffusion(**flags: Any) -> tuple[UNetModel, SpacedDiffusion
     return create_model(**_without_process(flags)), _process(flags)
 
 
+@without_surplus
 def create_model(
     image_size: int,
     num_channels: int,
@@ -130,7 +132,7 @@ def create_classifier(**flags: Any) -> EncoderUNetModel:
         model_channels=flags["classifier_width"],
         out_channels=NUM_CLASSES,
         num_res_blocks=flags["classifier_depth"],
-        attention_resolutions=_rates(size, flags["classifier_attention_resolutions"]),
+        attention_resolutions=attention_rates(size, flags["classifier_attention_resolutions"]),
         channel_mult=_multipliers(size, "", CHANNEL_MULTS),
         use_fp16=flags["classifier_use_fp16"],
         num_head_channels=64,
@@ -155,6 +157,7 @@ def sr_create_model(**flags: Any) -> SuperResModel:
     return _network(SuperResModel, flags["large_size"], _SR_MULTS, flags)
 
 
+@without_surplus
 def create_gaussian_diffusion(
     *,
     steps: int = 1000,
@@ -226,14 +229,15 @@ def _network(
         "in_channels": 3,
         "model_channels": flags["num_channels"],
         "out_channels": 6 if flags["learn_sigma"] else 3,
-        "attention_resolutions": _rates(image_size, flags["attention_resolutions"]),
+        "attention_resolutions": attention_rates(image_size, flags["attention_resolutions"]),
         "channel_mult": _multipliers(image_size, flags.get("channel_mult", ""), multipliers),
         "num_classes": NUM_CLASSES if flags["class_cond"] else None,
     }
     return kind(**arguments)
 
 
-def _rates(image_size: int, resolutions: str) -> tuple[int, ...]:
+def attention_rates(image_size: int, resolutions: str) -> tuple[int, ...]:
+    """The rates of downsampling at which images of that size have the resolutions of "16,8"."""
     return tuple(image_size // int(size) for size in resolutions.split(","))
 
 

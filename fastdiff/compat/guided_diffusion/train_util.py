@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from fastdiff.compat.guided_diffusion import dist_util, logger
-from fastdiff.compat.guided_diffusion.fp16_util import INITIAL_LOG_LOSS_SCALE, MixedPrecisionTrainer
+from fastdiff.compat.guided_diffusion.fp16_util import INITIAL_LOG_LOSS_SCALE, MixedPrecisionTrainer, keep_their_shapes
 from fastdiff.compat.guided_diffusion.nn import update_ema
 from fastdiff.compat.guided_diffusion.resample import LossAwareSampler, ScheduleSampler, UniformSampler
 from fastdiff.files.atomic import atomic_file
@@ -52,6 +52,8 @@ class TrainLoop:
         weight_decay: Of AdamW.
         lr_anneal_steps: The learning rate falls linearly to 0 over this many steps, and training ends; 0 never.
     """
+
+    trainer_class: type[MixedPrecisionTrainer] = MixedPrecisionTrainer
 
     def __init__(
         self,
@@ -100,10 +102,9 @@ class TrainLoop:
         dist_util.sync_params(self.model.parameters())
         # Averages are whole networks, so that they save and load as the network does; float32 in any case.
         self.ema = [copy.deepcopy(self.model) for _ in self.ema_rate]
-        self.mp_trainer = MixedPrecisionTrainer(
-            model=self.model, use_fp16=use_fp16, fp16_scale_growth=fp16_scale_growth
-        )
+        self.mp_trainer = self.trainer_class(model=self.model, use_fp16=use_fp16, fp16_scale_growth=fp16_scale_growth)
         self.opt = AdamW(self.mp_trainer.master_params, lr=self.lr, weight_decay=self.weight_decay)
+        keep_their_shapes(self.opt, self.model)
         if found:
             for rate, average in zip(self.ema_rate, self.ema, strict=True):
                 path = find_ema_checkpoint(found, self.resume_step, rate)
@@ -115,6 +116,11 @@ class TrainLoop:
         self.ddp_model: nn.Module = self.model
         if self.world_size > 1:
             self.ddp_model = DistributedDataParallel(self.model)
+
+    @property
+    def ema_params(self) -> list[list[nn.Parameter]]:
+        """The averages' parameters, by rate."""
+        return [list(average.parameters()) for average in self.ema]
 
     def run_loop(self) -> None:
         """Train until the learning rate has fallen to 0; without `lr_anneal_steps`, for ever."""
@@ -196,8 +202,8 @@ def parse_resume_step_from_filename(filename: str) -> int:
 
 
 def get_blob_logdir() -> str:
-    """Where checkpoints are written."""
-    return logger.get_dir() or "."
+    """Where checkpoints are written: $DIFFUSION_BLOB_LOGDIR, else the log's folder."""
+    return os.environ.get("DIFFUSION_BLOB_LOGDIR") or logger.get_dir() or "."
 
 
 def find_resume_checkpoint() -> str | None:

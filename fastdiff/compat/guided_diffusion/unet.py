@@ -3,21 +3,65 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.compat.guided_diffusion._signatures import parameter, with_parameters
-from fastdiff.compat.guided_diffusion.nn import zero_module
+from fastdiff.compat.guided_diffusion._signatures import parameter, with_parameters, without_surplus
+from fastdiff.compat.guided_diffusion.fp16_util import convert_module_to_f16, convert_module_to_f32
+from fastdiff.compat.guided_diffusion.layers import (
+    AttentionBlock,
+    Downsample,
+    QKVAttention,
+    QKVAttentionLegacy,
+    ResBlock,
+    TimestepBlock,
+    TimestepEmbedSequential,
+    Upsample,
+    count_flops_attn,
+)
+from fastdiff.compat.guided_diffusion.nn import (
+    avg_pool_nd,
+    checkpoint,
+    conv_nd,
+    linear,
+    normalization,
+    timestep_embedding,
+    zero_module,
+)
 from fastdiff.convert.layouts import Entry, layout_entries
+from fastdiff.nets import unet as networks
 from fastdiff.nets.config import UNetConfig
-from fastdiff.nets.unet import AttentionBlock, Block, ResBlock, UNet, timestep_embedding
+from fastdiff.nets.unet import UNet
 from fastdiff.tensors import split_qkv
 
-__all__ = ["AttentionPool2d", "EncoderUNetModel", "SuperResModel", "UNetModel"]
+__all__ = [
+    "AttentionBlock",
+    "AttentionPool2d",
+    "Downsample",
+    "EncoderUNetModel",
+    "QKVAttention",
+    "QKVAttentionLegacy",
+    "ResBlock",
+    "SuperResModel",
+    "TimestepBlock",
+    "TimestepEmbedSequential",
+    "UNetModel",
+    "Upsample",
+    "avg_pool_nd",
+    "checkpoint",
+    "conv_nd",
+    "convert_module_to_f16",
+    "convert_module_to_f32",
+    "count_flops_attn",
+    "linear",
+    "normalization",
+    "timestep_embedding",
+    "zero_module",
+]
 
 _POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
@@ -26,19 +70,34 @@ class _Convertible(nn.Module):
     """A network whose type changes by these names."""
 
     def convert_to_fp16(self) -> None:
-        """Make the network float16; norms and attention still add up in float32."""
-        self.half()
+        """Make the convolutions and attention of the blocks float16. Norms, what the times and labels pass through
+        and the last layers stay float32, as theirs.
+        """
+        self._apply_to_blocks(convert_module_to_f16)
 
     def convert_to_fp32(self) -> None:
-        """Make the network float32."""
-        self.float()
+        """Make them float32 again."""
+        self._apply_to_blocks(convert_module_to_f32)
+
+    def _apply_to_blocks(self, convert: Callable[[nn.Module], None]) -> None:
+        for name in ("input_blocks", "middle_block", "output_blocks"):
+            if hasattr(self, name):
+                getattr(self, name).apply(convert)
+
+
+class _Block(networks.Block):
+    """Layers that are given the embedding without its SiLU, as theirs are, by whoever walks through the blocks."""
+
+    def _run(self, x: Tensor, emb: Tensor) -> Tensor:
+        return super()._run(x, F.silu(emb))
 
 
 class UNetModel(UNet, _Convertible):
     """The full U-Net with attention and a time embedding.
 
-    It is a `fastdiff.UNet`, so that `fastdiff.sample` and the engine run it. Its `state_dict` has OpenAI's names, and
-    `load_state_dict` takes those and fastdiff's.
+    It is a `fastdiff.UNet`, so that `fastdiff.sample` and `Pipeline` take it. Its `state_dict` has OpenAI's names, and
+    `load_state_dict` takes those and fastdiff's. Its parts are called as theirs are: blocks with features and
+    `time_embed`'s result, then `out`.
 
     Args:
         image_size: Height and width of the images.
@@ -65,6 +124,7 @@ class UNetModel(UNet, _Convertible):
         ValueError: settings that `fastdiff.UNet` does not have.
     """
 
+    @without_surplus
     def __init__(
         self,
         image_size: int,
@@ -119,15 +179,40 @@ class UNetModel(UNet, _Convertible):
             )
         )
         _draw_weights((self,), random_state)
+        for block in (*self.input_blocks, self.middle_block, *self.output_blocks):
+            block.__class__ = _Block
         self.image_size = image_size
         self.in_channels = in_channels
         self.model_channels = model_channels
         self.out_channels = out_channels
+        self.num_res_blocks = num_res_blocks
+        self.attention_resolutions = attention_resolutions
+        self.dropout = dropout
+        self.channel_mult = channel_mult
+        self.conv_resample = conv_resample
         self.num_classes = num_classes
+        self.use_checkpoint = use_checkpoint
+        self.num_heads = num_heads
+        self.num_head_channels = num_head_channels
+        self.num_heads_upsample = num_heads if num_heads_upsample == -1 else num_heads_upsample
         self.dtype = torch.float16 if use_fp16 else torch.float32
         if use_checkpoint:
             _recompute_blocks(self)
         _use_openai_names(self)
+
+    @property
+    def out(self) -> nn.Sequential:
+        """The last layers: a norm with its SiLU, nothing, and a convolution."""
+        return nn.Sequential(self.norm_out, nn.Identity(), self.conv_out)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "out":
+            raise AttributeError("the last layers of this network are norm_out and conv_out: replace those, not out")
+        super().__setattr__(name, value)
+
+    def embed(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Embedding [B, 4 * model_channels] of times [B] and labels [B]; the blocks apply the SiLU."""
+        return self._embed_linearly(t, y)
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W], times [B] and labels [B] to [B, out_channels, H, W], in the type of x."""
@@ -205,6 +290,9 @@ class EncoderUNetModel(_Convertible):
         self.config = config
         self.pool = pool
         self.dtype = whole.dtype
+        self.in_channels = whole.in_channels
+        self.model_channels = whole.model_channels
+        self.out_channels = whole.out_channels
         self.time_embed = whole.time_embed
         self.input_blocks = whole.input_blocks
         self.middle_block = whole.middle_block
@@ -215,8 +303,8 @@ class EncoderUNetModel(_Convertible):
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy images [B, C, H, W] and times [B] to logits [B, out_channels]."""
         dtype = cast(nn.Linear, self.time_embed[0]).weight.dtype
-        emb = F.silu(self.time_embed(timestep_embedding(timesteps, self.config.channels, "cos_sin").to(dtype)))
-        h = x.to(dtype)
+        emb = self.time_embed(timestep_embedding(timesteps, self.config.channels).to(dtype))
+        h = x.to(next(self.input_blocks.parameters()).dtype)
         means = []
         for block in [*self.input_blocks, self.middle_block]:
             h = block(h, emb)
@@ -265,9 +353,9 @@ def _draw_weights(parts: Iterable[nn.Module], random_state: Tensor) -> None:
             module.weight = cast(nn.Parameter, layout)
     for module in modules:
         last: nn.Module | None = None
-        if isinstance(module, ResBlock):
+        if isinstance(module, networks.ResBlock):
             last = module.conv2
-        elif isinstance(module, AttentionBlock):
+        elif isinstance(module, networks.AttentionBlock):
             last = module.proj
         elif isinstance(module, UNet):
             last = module.conv_out
@@ -277,7 +365,7 @@ def _draw_weights(parts: Iterable[nn.Module], random_state: Tensor) -> None:
 
 def _recompute_blocks(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, Block):
+        if isinstance(module, networks.Block):
             module.recompute = True
 
 
@@ -289,10 +377,13 @@ def _use_openai_names(model: nn.Module) -> None:
 
 # Functions of the module that they are called with, so that a copy or a pickle of it has them as well.
 def _write_openai_names(module: nn.Module, state: MutableMapping[str, Any], prefix: str, metadata: Any) -> None:
-    for entry in _entries(module):
-        name = prefix + entry.ours
-        if name in state:
-            value = state.pop(name)
+    entries = {prefix + entry.ours: entry for entry in _entries(module)}
+    # Each one is taken out and put back, so that they keep their order.
+    for name in list(state):
+        value, entry = state.pop(name), entries.get(name)
+        if entry is None:
+            state[name] = value
+        else:
             state[prefix + entry.theirs[0]] = value[(..., *[None] * entry.trailing)]
 
 

@@ -82,7 +82,8 @@ class GaussianDiffusion(nn.Module):
         self.channels: int = getattr(model, "channels", None) or config.in_channels  # type: ignore[union-attr]
         out_dim = getattr(model, "out_dim", None) or config.out_channels  # type: ignore[union-attr]
         self.self_condition = bool(getattr(model, "self_condition", False))
-        if out_dim != self.channels:
+        # A subclass may make something of further channels, as one that learns the variance does.
+        if out_dim != self.channels and type(self) is GaussianDiffusion:
             raise ValueError(f"the network must have as many channels out as in, got {out_dim} for {self.channels}")
         if getattr(model, "random_or_learned_sinusoidal_cond", False):
             raise ValueError("networks with random or learned frequencies are for continuous times, not for these")
@@ -106,8 +107,10 @@ class GaussianDiffusion(nn.Module):
         self.auto_normalize = auto_normalize
         for name, values in _buffers(self.schedule, objective, min_snr_gamma if min_snr_loss_weight else None).items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
+        self._built = {name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)}
         self._tables: dict[tuple[str, str], TableState] = {}
 
+    alphas_cumprod: Tensor
     betas: Tensor
 
     @property
@@ -117,8 +120,12 @@ class GaussianDiffusion(nn.Module):
 
     @property
     def diffusion(self) -> Diffusion:
-        """The process for fastdiff's own samplers and likelihoods."""
-        return Diffusion(self.schedule, _OBJECTIVES[self.objective])
+        """The process for fastdiff's own samplers and likelihoods, with the betas of a file that was loaded."""
+        known = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float32)
+        # Another program's roundings to float32 are no other schedule.
+        is_known = torch.allclose(self.alphas_cumprod.cpu(), known, rtol=0, atol=1e-6)
+        schedule = self.schedule if is_known else NoiseSchedule.from_betas(self.betas.double().cpu().numpy())
+        return Diffusion(schedule, _OBJECTIVES[self.objective])
 
     def normalize(self, img: Tensor) -> Tensor:
         """Images from [0, 1] to [-1, 1], with `auto_normalize`."""
@@ -190,7 +197,7 @@ class GaussianDiffusion(nn.Module):
     @torch.inference_mode()
     def p_sample(self, x: Tensor, t: int, x_self_cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x_{t-1} and the predicted image."""
-        if self._can_fuse():
+        if self._can_fuse("p_mean_variance", "q_posterior"):
             return self._fused_step(x, t, x_self_cond, self._state(samplers.ddpm), self.num_timesteps - 1 - t)
         times = torch.full((x.shape[0],), t, device=self.device, dtype=torch.int64)
         mean, _, log_variance, start = self.p_mean_variance(x, times, x_self_cond, clip_denoised=True)
@@ -212,12 +219,29 @@ class GaussianDiffusion(nn.Module):
         # float32, as theirs: where a time falls on a whole number, rounding decides.
         grid = torch.linspace(-1, self.num_timesteps - 1, steps=self.sampling_timesteps + 1).int().tolist()
         times = sorted(set(grid[1:]))
-        state = self._state(samplers.ddim, timesteps=times, eta=float(self.ddim_sampling_eta))
+        eta = float(self.ddim_sampling_eta)
+        state = self._state(samplers.ddim, timesteps=times, eta=eta) if self._can_fuse() else None
 
         def step(x: Tensor, start: Tensor | None, row: int) -> tuple[Tensor, Tensor]:
-            return self._fused_step(x, times[-1 - row], start, state, row)
+            t = times[-1 - row]
+            if state is not None:
+                return self._fused_step(x, t, start, state, row)
+            return self._ddim_step(x, t, times[-2 - row] if row + 1 < len(times) else None, start, eta)
 
         return self._loop(step, shape, range(len(times)), return_all_timesteps)
+
+    def _ddim_step(
+        self, x: Tensor, t: int, following: int | None, x_self_cond: Tensor | None, eta: float
+    ) -> tuple[Tensor, Tensor]:
+        """A step by the methods and buffers themselves; the last leads to the predicted image."""
+        times = torch.full((x.shape[0],), t, device=x.device, dtype=torch.int64)
+        eps, start, *_ = self.model_predictions(x, times, x_self_cond, clip_x_start=True, rederive_pred_noise=True)
+        if following is None:
+            return start, start
+        abar, abar_next = self.alphas_cumprod[t], self.alphas_cumprod[following]
+        sigma = eta * ((1 - abar / abar_next) * (1 - abar_next) / (1 - abar)).sqrt()
+        mean = start * abar_next.sqrt() + (1 - abar_next - sigma**2).sqrt() * eps
+        return mean + sigma * torch.randn_like(x), start
 
     @torch.inference_mode()
     def sample(self, batch_size: int = 16, return_all_timesteps: bool = False) -> Tensor:
@@ -252,10 +276,24 @@ class GaussianDiffusion(nn.Module):
             images.append(image)
         return self.unnormalize(torch.stack(images, dim=1) if return_all_timesteps else image)
 
-    def _can_fuse(self) -> bool:
-        """Whether a step is a row of a table: no method that it stands for was replaced."""
-        kept = ("p_mean_variance", "model_predictions", "q_posterior")
-        return all(getattr(type(self), name) is getattr(GaussianDiffusion, name) for name in kept)
+    def _can_fuse(self, *methods: str) -> bool:
+        """Whether a step is a row of a table: no method that it stands for was replaced, and no buffer."""
+        predictions = (
+            "model_predictions", "predict_noise_from_start", "predict_start_from_noise", "predict_start_from_v",
+        )  # fmt: skip
+        kept = all(
+            name not in vars(self) and getattr(type(self), name) is getattr(GaussianDiffusion, name)
+            for name in (*methods, *predictions)
+        )
+        return kept and self._has_its_buffers()
+
+    def _has_its_buffers(self) -> bool:
+        """Whether the buffers are those of the constructor; a file that was loaded may have others."""
+        if self.betas.device != self._built["betas"].device:
+            self._built = {name: value.to(self.betas.device) for name, value in self._built.items()}
+        # Whether the loss is weighted does not matter here, and files differ in it.
+        names = [name for name in self._built if name != "loss_weight"]
+        return all(torch.equal(getattr(self, name), self._built[name]) for name in names)
 
     def _fused_step(
         self, x: Tensor, t: int, x_self_cond: Tensor | None, state: TableState, row: int

@@ -1,6 +1,8 @@
 """`fastdiff demo`: it names what there is."""
 
-from support.command_line import fails
+import pytest
+
+from support.command_line import fails, works
 
 
 def test_unknown_demo():
@@ -9,3 +11,26 @@ def test_unknown_demo():
 
 def test_demo_names_what_there_is():
     assert "did you mean 'swiss-roll'" in fails("demo", "swissroll")
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "written"),
+    [("digits", "digits.run_demo", "samples.npz"), ("swiss-roll", "swiss_roll.run_swiss_roll", "metrics.json")],
+    ids=["digits", "swiss-roll"],
+)
+def test_a_demo_replaces_nothing_unless_told(tmp_path, monkeypatch, name, runs, written):
+    ran = []
+    monkeypatch.setattr(f"fastdiff.cli.demo.{runs}", lambda folder, *_, **options: ran.append(folder))
+    out = tmp_path / "out"
+    # A training that was stopped is gone on with, and files of other names are nobody's business.
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "notes.txt").touch()
+    works("demo", name, "--out", out)
+    (out / written).write_text("mine")
+    assert f"holds {written} already: choose another folder, or give --overwrite" in fails("demo", name, "--out", out)
+    assert ran == [out]
+    works("demo", name, "--out", out, "--overwrite")
+    works("demo", name, "--out", out, "--fresh")
+    assert ran == [out] * 3
+    (tmp_path / "file").touch()
+    assert "is a file: give a folder" in fails("demo", name, "--out", tmp_path / "file")

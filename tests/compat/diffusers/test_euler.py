@@ -7,7 +7,7 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is in the test extra")
 
 from fastdiff.compat import diffusers as ours
-from support.scheduler_runs import QUIET, assert_same, pair, run, toy
+from support.scheduler_runs import QUIET, assert_same, pair, run, toy, with_timesteps
 from support.tolerances import FLOAT32
 
 pytestmark = QUIET
@@ -60,8 +60,9 @@ def test_heun_averages_the_slopes_of_both_ends():
 def test_an_index_for_a_timestep_is_refused_as_theirs_does():
     scheduler, x = begun("EulerDiscreteScheduler")
     scheduler.scale_model_input(x, scheduler.timesteps[0])
-    with pytest.raises(ValueError, match="integer indices"):
-        scheduler.step(x, 1, x)
+    for index in (1, torch.tensor(1), torch.tensor(1, dtype=torch.int32)):
+        with pytest.raises(ValueError, match="integer indices"):
+            scheduler.step(x, index, x)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -114,3 +115,78 @@ def test_lms_says_that_the_input_was_not_scaled():
     scheduler, x = begun("LMSDiscreteScheduler")
     with pytest.warns(UserWarning, match="scale_model_input must be called"):
         scheduler.step(x, scheduler.timesteps[0], x)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_lms_starts_in_the_middle_as_theirs_with_compat(first):
+    theirs, mine = with_timesteps(pair("LMSDiscreteScheduler", compat="diffusers"), 8)
+    for scheduler in (theirs, mine):
+        scheduler.set_begin_index(first)
+    assert_same(run(theirs, first=first), run(mine, first=first))
+
+
+def test_lms_in_the_middle_keeps_the_weight_of_its_step():
+    """Constant slopes: every order moves the state by the slope times the change of sigma, from wherever it starts."""
+    scheduler, x = begun("LMSDiscreteScheduler", steps=8)
+    scheduler.set_begin_index(3)
+    sigmas = scheduler.sigmas.double()
+    start = x
+    for t in scheduler.timesteps[3:]:
+        scheduler.scale_model_input(x, t)
+        x = scheduler.step(torch.ones_like(x), t, x).prev_sample
+    expected = start.double() + (sigmas[-1] - sigmas[3])
+    torch.testing.assert_close(x.double(), expected, rtol=0, atol=16 * FLOAT32 * float(start.abs().max()))
+
+
+RISING = {
+    "zero snr": ("EulerDiscreteScheduler", {"beta_end": 0.05, "rescale_betas_zero_snr": True}),
+    "ancestral zero snr": ("EulerAncestralDiscreteScheduler", {"beta_end": 0.05, "rescale_betas_zero_snr": True}),
+    "sigma_min": (
+        "EulerDiscreteScheduler",
+        {"use_karras_sigmas": True, "sigma_min": 0.003, "final_sigmas_type": "sigma_min"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RISING)
+@pytest.mark.filterwarnings("ignore:.*no table covers levels that rise:RuntimeWarning")
+def test_levels_that_rise_run_their_step(case):
+    """4096 stands for infinity in theirs, also where the level after it is larger."""
+    name, options = RISING[case]
+    theirs, mine = pair(name, prediction_type="v_prediction", timestep_spacing="trailing", **options)
+    for scheduler in (theirs, mine):
+        scheduler.set_timesteps(10)
+    assert (theirs.sigmas[1:] > theirs.sigmas[:-1]).any()
+    # Up to the first that is not finite: theirs takes a root of less than nothing in the ancestral steps.
+    for a, b in zip(run(theirs), run(mine), strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
+        assert_same([a.nan_to_num()], [b.nan_to_num()])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_lms_predicts_the_image_at_large_levels(prediction):
+    """x / (rho^2 + 1) - rho / sqrt(rho^2 + 1) v has all its digits there."""
+    scheduler, x = begun("LMSDiscreteScheduler", prediction_type=prediction, beta_end=0.05)
+    t, rho = scheduler.timesteps[0], float(scheduler.sigmas[0])
+    assert rho > 1e5
+    m = torch.tanh(scheduler.scale_model_input(x, t))
+    image = {
+        "epsilon": x.double() - rho * m.double(),
+        "v_prediction": x.double() / (rho**2 + 1) - rho / (rho**2 + 1) ** 0.5 * m.double(),
+        "sample": m.double(),
+    }[prediction]
+    seen = scheduler.step(m, t, x).pred_original_sample.double()
+    scale = rho if prediction == "epsilon" else 1.0
+    torch.testing.assert_close(seen, image, rtol=0, atol=16 * FLOAT32 * scale)
+
+
+@pytest.mark.parametrize("first", [1, 5])
+def test_heun_that_begins_between_two_halves_takes_their_steps(first):
+    theirs, mine = with_timesteps(pair("HeunDiscreteScheduler"), 6)
+    for scheduler in (theirs, mine):
+        scheduler.set_begin_index(first)
+    assert_same(run(theirs, first=first), run(mine, first=first))
+    # And goes on as ever afterwards.
+    theirs, mine = with_timesteps((theirs, mine), 6)
+    assert_same(run(theirs), run(mine))
+    assert mine._run is not None

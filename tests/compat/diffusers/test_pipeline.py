@@ -149,8 +149,14 @@ def test_fused_unet_wraps_a_fastdiff_model():
     assert images(pipe).shape == (2, 8, 8, 3)
 
 
+def test_accelerate_of_networks_says_what_pipelines_take(unet):
+    pipe = pipeline("DDPM", unet, diffusers.DDPMScheduler())
+    with pytest.raises(TypeError, match=r"give its network, \.unet, .*fastdiff\.compat\.diffusers\.accelerate"):
+        fd.accelerate(pipe)
+
+
 def test_accelerate_refuses_what_it_has_no_fused_form_of(unet):
-    with pytest.raises(ValueError, match="takes a DDPMPipeline or DDIMPipeline"):
+    with pytest.raises(ValueError, match=r"takes a DDPMPipeline or .*, got UNet2DModel: .*fastdiff\.accelerate"):
         ours.accelerate(unet)
     pipe = pipeline("DDPM", unet, diffusers.PNDMScheduler())
     with pytest.raises(ValueError, match="takes a DDPMScheduler or DDIMScheduler, got PNDMScheduler"):

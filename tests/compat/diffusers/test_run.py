@@ -208,6 +208,49 @@ def test_run_copied_scheduler_has_state_of_its_own():
     assert torch.equal(other.step(expected, t, x).prev_sample, first)
 
 
+WITH_A_PAST = ["DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+               "HeunDiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_A_PAST)
+def test_run_of_one_state_goes_on_as_a_batch(name):
+    """As in diffusers, whose kept states broadcast: variants of one image from some step on."""
+    seen = []
+    for kind in (diffusers, ours):
+        scheduler = getattr(kind, name)()
+        scheduler.set_timesteps(10)
+        x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+        states = []
+        for i, t in enumerate(scheduler.timesteps):
+            m = network(scheduler.scale_model_input(x, t), t)
+            # Where a step of Heun and one of Runge-Kutta begin.
+            if i == 4:
+                m = torch.cat([m, 1.1 * m, 0.9 * m])
+                x = x.expand(3, 3, 4, 4)
+            x = scheduler.step(m, t, x).prev_sample
+            states.append(x)
+        seen.append(states)
+    for theirs, mine in zip(*seen, strict=True):
+        assert theirs.shape == mine.shape
+        assert float((theirs - mine).abs().max() / theirs.abs().max().clamp(min=1)) < SAME_IMAGES
+
+
+@pytest.mark.parametrize("name", WITH_A_PAST)
+def test_run_refuses_another_shape_where_the_past_is_read(name):
+    scheduler, x = start(name)
+    # Within a step of those that have several evaluations, or after the first of the others.
+    for t in scheduler.timesteps[:1]:
+        x = scheduler.step(network(x, t), t, x).prev_sample
+    t = scheduler.timesteps[1]
+    for other in (x[:1], x[..., :2]):
+        with pytest.raises(ValueError, match=r"keep its shape .*call set_timesteps"):
+            scheduler.step(network(other, t), t, other)
+    # The run is as it was, and another may begin.
+    assert scheduler.step(network(x, t), t, x).prev_sample.isfinite().all()
+    scheduler.set_timesteps(8)
+    assert scheduler.step(x[:1], scheduler.timesteps[0], x[:1]).prev_sample.isfinite().all()
+
+
 def test_run_refuses_a_row_that_draws_noise():
     x = torch.randn(4)
     rows = torch.zeros(1, 32)
@@ -271,3 +314,20 @@ def test_set_timesteps_again_does_not_build_again(monkeypatch):
     scheduler.set_timesteps(9)
     with pytest.raises(TypeError):
         scheduler.step(x, scheduler.timesteps[0], x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_run_over_the_training_timesteps_is_the_same_of_a_file(name, tmp_path):
+    """Levels are float64 before `set_timesteps` too, also where the configuration was written to and read."""
+    scheduler = getattr(ours, name)(num_train_timesteps=300)
+    scheduler.save_pretrained(tmp_path)
+    others = [getattr(ours, name).from_pretrained(tmp_path), getattr(ours, name).from_config(scheduler.config)]
+    if name in ("HeunDiscreteScheduler", "LMSDiscreteScheduler"):
+        assert scheduler._levels is not None
+    for other in others:
+        assert (other._levels is None) == (scheduler._levels is None)
+        if scheduler._levels is not None:
+            assert torch.equal(scheduler._sigmas(), other._sigmas())
+        other.register_to_config(_noted="elsewhere")
+        other._refresh()
+        assert (other._levels is None) == (scheduler._levels is None)

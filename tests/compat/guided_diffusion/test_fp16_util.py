@@ -1,5 +1,7 @@
 """Mixed precision under OpenAI's names: the masters, the scale of the loss, and the state dicts."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -150,3 +152,48 @@ def test_trainer_names_a_network_that_cannot_be_converted():
     with pytest.raises(TypeError, match=r"convert_to_fp16, got a Linear"):
         fp16_util.MixedPrecisionTrainer(model=nn.Linear(1, 1), use_fp16=True)
     assert [fp16_util.check_overflow(x) for x in (1.0, float("inf"), -float("inf"), float("nan"))] == [0, 1, 1, 1]
+
+
+def their_shapes(state, model):
+    """A guided-diffusion optimizer's state: moments of attention have an axis of size 1 more."""
+    shapes = [value.shape for value in model.state_dict().values()]
+    moments = {
+        i: {name: value.reshape(shapes[i]) if value.dim() else value for name, value in values.items()}
+        for i, values in state["state"].items()
+    }
+    return {"state": moments, "param_groups": state["param_groups"]}
+
+
+def trained(model, trainer, opt, steps, seed=0):
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(seed + step)
+        x = torch.randn(1, 3, 32, 32, generator=generator)
+        trainer.zero_grad()
+        trainer.backward((model(x, torch.tensor([3])) - x).square().mean())
+        trainer.optimize(opt)
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_an_optimizer_goes_on_from_openais_files_and_writes_such():
+    model, _ = tiny_model()
+    trainer = fp16_util.MixedPrecisionTrainer(model=model)
+    opt = torch.optim.AdamW(trainer.master_params, lr=1e-3)
+    trained(model, trainer, opt, 2)
+    weights, state = {k: v.clone() for k, v in model.state_dict().items()}, copy.deepcopy(opt.state_dict())
+    shapes = [value.shape for value in model.state_dict().values()]
+    assert [values["exp_avg"].shape for values in state["state"].values()] == shapes
+    assert any(shape != parameter.shape for shape, parameter in zip(shapes, model.parameters(), strict=True))
+    # What the optimizer itself holds is not touched.
+    assert all(opt.state[parameter]["exp_avg"].shape == parameter.shape for parameter in model.parameters())
+    expected = trained(model, trainer, opt, 2, seed=9)
+    for given in (state, their_shapes(state, model)):
+        again, _ = tiny_model()
+        again.load_state_dict(weights)
+        other = fp16_util.MixedPrecisionTrainer(model=again)
+        resumed = torch.optim.AdamW(other.master_params, lr=1e-3)
+        # As classifier_train.py does, before the optimizer has met the trainer.
+        resumed.load_state_dict(copy.deepcopy(given))
+        found = trained(again, other, resumed, 2, seed=9)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        resumed.load_state_dict(resumed.state_dict())
+        assert all(resumed.state[parameter]["exp_avg"].shape == parameter.shape for parameter in again.parameters())

@@ -145,3 +145,27 @@ def test_a_seed_gives_its_images_under_a_guidance_that_changes_nothing(predict_x
     plain = draw()
     for options in ({"cond_fn": lambda x, t: torch.zeros_like(x), "model_kwargs": {}}, {"denoised_fn": lambda x: x}):
         torch.testing.assert_close(draw(**options), plain, rtol=0, atol=FLOAT32_RUN)
+
+
+def test_arrays_that_are_put_in_their_place_hold():
+    diffusion, other = process(), process(var=gd.ModelVarType.FIXED_LARGE)
+    x, t = torch.randn(2, 2, 4, 4, dtype=torch.float64), torch.tensor([4, 7])
+    with pytest.raises(ValueError, match="read-only"):
+        diffusion.sqrt_recip_alphas_cumprod *= 2
+    # The variance of a step is halved.
+    diffusion.posterior_log_variance_clipped = diffusion.posterior_log_variance_clipped - math.log(4)
+    other.betas = other.betas / 4
+    for changed, var in ((diffusion, gd.ModelVarType.FIXED_SMALL), (other, gd.ModelVarType.FIXED_LARGE)):
+        with torch.no_grad():
+            mean = changed.p_mean_variance(network, x, t)["mean"]
+            torch.manual_seed(0)
+            found = changed.p_sample(network, x, t)["sample"]
+            torch.manual_seed(0)
+            before = process(var=var).p_sample(network, x, t)["sample"]
+        np.testing.assert_allclose(found - mean, (before - mean) / 2, atol=FLOAT64_RUN)
+
+
+def test_extract_into_tensor_gives_float32_of_a_shape():
+    found = gd._extract_into_tensor(np.arange(5.0) / 3, torch.tensor([4, 1]), (2, 3, 2))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, torch.tensor([4 / 3, 1 / 3])[:, None, None].expand(2, 3, 2))

@@ -20,6 +20,46 @@ def test_load_data_crops_scales_and_labels_by_name(folder_of_images):
     assert crop.shape == (2, 3, 24, 24)
 
 
+def test_links_to_folders_are_followed(folder_of_images, tmp_path):
+    from fastdiff.compat.guided_diffusion.image_datasets import list_images
+
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "all").symlink_to(folder_of_images, target_is_directory=True)
+    files, classes = list_images(tmp_path / "links", True)
+    # Folders stand among files by name.
+    assert [path.stem for path in files] == ["cat_0", "cat_2", "dog_4", "cat_1", "dog_3", "dog_5"]
+    assert classes == [0, 0, 1, 0, 1, 1]
+
+
+def worker_flips(seed, num_images, num_epochs):
+    """Flips of a loader with one worker process, whose `random` is seeded with what the loader drew."""
+    import random
+
+    import torch
+
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(num_epochs):
+        drawn = random.Random(int(torch.empty((), dtype=torch.int64).random_()))
+        found.append([drawn.random() < 0.5 for _ in range(num_images)])
+    return found
+
+
+def test_flips_are_those_of_a_worker_process(tmp_path):
+    import torch
+
+    from fastdiff.compat.guided_diffusion.image_datasets import load_data
+
+    ramp = np.tile(np.linspace(0, 255, 16).astype(np.uint8), (16, 1))
+    for i in range(8):
+        Image.fromarray(ramp).save(tmp_path / f"{i}.png")
+    torch.manual_seed(3)
+    data = load_data(data_dir=tmp_path, batch_size=8, image_size=16, deterministic=True)
+    flips = [(batch[:, 0, 0, 0] > 0).tolist() for batch, _ in (next(data) for _ in range(3))]
+    assert flips == worker_flips(3, 8, 3)
+    assert any(map(any, flips))
+
+
 def test_palettes_keep_their_colours_and_deep_images_are_refused(tmp_path):
     from fastdiff.compat.guided_diffusion.image_datasets import ImageDataset
 

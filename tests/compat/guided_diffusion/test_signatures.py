@@ -158,7 +158,7 @@ def test_signatures_are_shown_with_types_and_defaults():
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"nme": "n"}, r"^flagged\(\) got an unexpected keyword argument 'nme'$"),
+        ({"nme": "n"}, r"^flagged\(\) got an unexpected keyword argument 'nme'; it has the arguments of"),
         ({"size": 3}, r"^flagged\(\) missing 1 required positional argument: 'name'$"),
         ({}, r"^flagged\(\) missing 2 required positional arguments: 'name', 'size'$"),
     ],
@@ -167,3 +167,9 @@ def test_signatures_are_shown_with_types_and_defaults():
 def test_with_flags_refuses_what_a_function_refuses(kwargs, match):
     with pytest.raises(TypeError, match=match):
         flagged(**kwargs)
+
+
+@pytest.mark.parametrize("function", [script_util.create_model, script_util.create_gaussian_diffusion, unet.UNetModel])
+def test_arguments_of_forks_are_refused_with_a_word(function):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'conf'; .* not those of its forks: leave it out"):
+        function(conf=None)

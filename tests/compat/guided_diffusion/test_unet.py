@@ -18,6 +18,8 @@ def test_unet_model_has_openais_names_and_loads_them_and_ours(flags):
     model, _ = tiny_model(**flags)
     state = model.state_dict()
     assert set(state) == set(openai_names(model.config))
+    # In the order of the parameters, on which optimizer files count.
+    assert [value.numel() for value in state.values()] == [parameter.numel() for parameter in model.parameters()]
     assert state["middle_block.1.qkv.weight"].dim() == 3
     plain = fd.UNet(model.config).eval()
     plain.load_state_dict(convert.from_layout(state, model.config, "openai"))
@@ -57,9 +59,47 @@ def test_unet_model_in_half_precision_gives_the_type_of_its_input():
         model.convert_to_fp16()
         half = model(x, t)
     assert half.dtype == torch.float32
-    assert next(model.parameters()).dtype == torch.float16
     # float16 has 11 bits, through some twenty layers.
     assert (half - wide).abs().max() < 0.02 * wide.abs().max()
+
+
+def stays_wide(name):
+    """Whether guided-diffusion keeps a tensor float32: it converts convolutions of the blocks, and nothing else."""
+    parts = ("time_embed", "label_emb", "out.", ".in_layers.0", ".out_layers.0", ".emb_layers", ".norm.")
+    return any(part in f".{name}" if part.startswith(".") else name.startswith(part) for part in parts)
+
+
+@pytest.mark.parametrize("kind", [unet.UNetModel, unet.EncoderUNetModel])
+def test_convert_to_fp16_leaves_norms_embeddings_and_the_last_layers(kind):
+    options = {"num_head_channels": 16, "use_scale_shift_norm": True, "resblock_updown": True}
+    options |= {"num_classes": 4} if kind is unet.UNetModel else {"pool": "attention"}
+    model = shaken(kind(16, 3, 32, 6, 1, (2,), channel_mult=(1, 2), use_fp16=True, **options).eval(), 0.05)
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([7, 900])
+    y = [torch.tensor([0, 3])] if kind is unet.UNetModel else []
+    with torch.no_grad():
+        wide = model(x, t, *y)
+        model.convert_to_fp16()
+        half = model(x, t, *y)
+    for name, value in model.state_dict().items():
+        assert value.dtype == (torch.float32 if stays_wide(name) else torch.float16), name
+    assert half.dtype == torch.float32
+    # float16 has 11 bits, through some twenty layers.
+    assert (half - wide).abs().max() < 0.02 * wide.abs().max()
+    model(x, t, *y).square().mean().backward()
+    assert all(parameter.grad.dtype == parameter.dtype for parameter in model.parameters())
+    model.convert_to_fp32()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_network_in_half_precision_is_sampled_eagerly():
+    model, diffusion = tiny_model(use_fp16=True, noise_schedule="cosine")
+    model.convert_to_fp16()
+    table = fd.samplers.ddim(diffusion.diffusion, 2)
+    images = fd.sample(model, table, shape=(1, 3, 32, 32), seed=0)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+    with pytest.raises(ValueError, match="computes in float32"):
+        fd.sample(model, table, shape=(1, 3, 32, 32), seed=0, runner="native")
 
 
 def test_super_res_model_scales_the_small_image_up():
@@ -82,7 +122,7 @@ def classifier_reference(model, x, t):
     h = x
     emb = model.time_embed(timestep_embedding(t, model.config.channels, "cos_sin"))
     for block in [*model.input_blocks, model.middle_block]:
-        h = block(h, torch.nn.functional.silu(emb))
+        h = block(h, emb)
     h = torch.nn.functional.silu(
         torch.nn.functional.group_norm(h, 32, state["out.0.weight"], state["out.0.bias"], 1e-5)
     ).flatten(2)

@@ -140,6 +140,50 @@ def test_a_replaced_method_is_called():
     )
 
 
+@pytest.mark.parametrize("steps", [None, 4])
+def test_a_replaced_prediction_is_used_by_both_loops(steps):
+    """Guidance is written so: a subclass, or a method set on the object, changes what the network says."""
+
+    def halved(process):
+        def predict(*args, **kwargs):
+            noise, start = type(process).model_predictions(process, *args, **kwargs)
+            return peer.denoising_diffusion_pytorch.ModelPrediction(0.5 * noise, 0.5 * start)
+
+        process.model_predictions = predict
+        return process
+
+    peer = peer_lucidrains.load()
+    theirs, ours = (halved(process) for process in pair(sampling_timesteps=steps, ddim_sampling_eta=0.5))
+    expected, found = (seeded(process.sample, 2) for process in (theirs, ours))
+    torch.testing.assert_close(found, expected, rtol=0, atol=SAMPLES)
+    assert not torch.allclose(found, seeded(pair(sampling_timesteps=steps)[1].sample, 2))
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_the_schedule_of_a_loaded_file_is_sampled(steps):
+    theirs, ours = pair(sampling_timesteps=steps, beta_schedule="cosine")
+    _, other = pair(sampling_timesteps=steps, beta_schedule="sigmoid")
+    expected = seeded(theirs.sample, 2)
+    other.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(seeded(other.sample, 2), expected, rtol=0, atol=SAMPLES)
+    np.testing.assert_allclose(
+        other.diffusion.schedule.alphas_cumprod, ours.diffusion.schedule.alphas_cumprod, atol=FLOAT32_FEW
+    )
+    ours.load_state_dict(theirs.state_dict())
+    # Theirs rounds to float32 otherwise, which makes no other schedule.
+    assert ours.diffusion.schedule == ours.schedule
+
+
+def test_a_subclass_may_have_more_channels_out():
+    class Learned(lucidrains.GaussianDiffusion):
+        def model_predictions(self, x, t, *args, **kwargs):
+            out = self.model(x, t).chunk(2, dim=1)[0]
+            return lucidrains.ModelPrediction(out, self.predict_start_from_noise(x, t, out))
+
+    unet = lucidrains.Unet(8, dim_mults=(1,), learned_variance=True)
+    assert Learned(unet, image_size=8, timesteps=5).sample(1).shape == (1, 3, 8, 8)
+
+
 def test_any_network_is_taken_and_fastdiffs_samplers_run():
     unet = fd.UNet(one_level(image_size=8, in_channels=3, out_channels=3)).eval()
     process = lucidrains.GaussianDiffusion(unet, image_size=8, timesteps=10, sampling_timesteps=3)

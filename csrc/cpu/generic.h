@@ -1,0 +1,4 @@
+// Kernels that are compiled behind this header run on any CPU.
+#pragma once
+
+#define FD_VARIANT generic

@@ -1,0 +1,149 @@
+// Linear layers of training: the plan's product with weights packed at every call, and the gradients of weights and
+// bias.
+#include "linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "checks.h"
+#include "instructions.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "plan_layout.h"
+#include "rounding.h"
+#include "tensors.h"
+#include "workspace.h"
+
+namespace fastdiff {
+
+namespace {
+
+// [N, C], contiguous float32.
+float* rows_data(const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 2 && x.scalar_type() == ScalarType::Float && x.is_contiguous(), name,
+                  " must be contiguous float32 [N, C], got ", described(x));
+  return static_cast<float*>(x.data_ptr());
+}
+
+// weight: [columns, rows] by strides; packed: [panels, rows, PANEL], zero behind the last column.
+void pack(const float* weight, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
+          float* packed) {
+  constexpr int64_t BLOCK = 16;
+  const int64_t blocks = ceil_div(rows, BLOCK);
+  torch::stable::parallel_for(0, panels_of(columns) * blocks, 4, [&](int64_t first, int64_t last) {
+    for (int64_t unit = first; unit < last; ++unit) {
+      const int64_t panel = unit / blocks, from = unit % blocks * BLOCK, to = std::min(rows, from + BLOCK);
+      for (int64_t c = 0; c < PANEL; ++c) {
+        const int64_t column = panel * PANEL + c;
+        float* place = packed + panel * rows * PANEL + c;
+        for (int64_t row = from; row < to; ++row)
+          place[row * PANEL] = column < columns ? weight[row * row_stride + column * column_stride] : 0.0f;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+// y = x weight^T + bias; `transposed`: x is the gradient of the result, and y = x weight that of the input.
+void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool transposed, Tensor out) {
+  const float *from = rows_data("x", x), *to = rows_data("out", out);
+  const int64_t rows = x.size(1), columns = out.size(1), threads = torch::stable::get_num_threads();
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == ScalarType::Float &&
+                      weight.size(transposed ? 0 : 1) == rows && weight.size(transposed ? 1 : 0) == columns,
+                  "weight must be float32 [C_out, C_in] with the channels of x and out, got ", described(weight));
+  STD_TORCH_CHECK(rows > 0 && columns > 0, "there must be at least one channel, got ", rows, " and ", columns);
+  STD_TORCH_CHECK(!bias || (bias->scalar_type() == ScalarType::Float && bias->is_contiguous() && bias->dim() == 1 &&
+                            bias->size(0) == columns),
+                  "bias must be contiguous float32 [", columns, "]");
+  STD_TORCH_CHECK(out.size(0) == x.size(0), "out must have x's rows, those of ", described(x), ", got ",
+                  described(out));
+  const Extent written = extent_of("out", out);
+  check_apart(written, extent_of("x", x));
+  check_apart(written, extent_of("weight", weight));
+  if (bias) check_apart(written, extent_of("bias", *bias));
+  if (x.numel() == 0) return;
+
+  Instruction i;
+  std::memset(&i, 0, sizeof(i));
+  i.op = PLAN_CONV;
+  i.algorithm = PLAN_DIRECT;
+  i.kernel = i.stride = 1;
+  i.channels = rows;
+  i.channels_out = columns;
+  i.height = i.height_in = x.size(0);
+  i.width = i.width_in = 1;
+  i.source2 = i.residual = i.norm = i.time = i.stats = i.stats2 = -1;
+  // Places count from x.
+  i.target = to - from;
+  i.bias = panels_of(columns) * rows * PANEL;
+  const int64_t packed = i.bias + round_up(columns + 16, 16);
+  const int64_t per_thread = round_up(thread_scratch(i, 1, threads), 16);
+  float* memory = workspace(packed + threads * per_thread + 16);
+  pack(static_cast<const float*>(weight.data_ptr()), rows, columns, weight.stride(transposed ? 0 : 1),
+       weight.stride(transposed ? 1 : 0), memory);
+  std::fill(memory + i.bias, memory + packed, 0.0f);
+  if (bias) std::memcpy(memory + i.bias, bias->data_ptr(), sizeof(float) * static_cast<size_t>(columns));
+  const Work work{i, 1, const_cast<float*>(from), memory, nullptr, 0, nullptr, 0};
+  run_instruction(work, threads, memory + packed, per_thread);
+}
+
+void linear_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
+  const int64_t threads = torch::stable::get_num_threads();
+  LinearGradArgs a;
+  a.x = rows_data("x", x);
+  a.dy = rows_data("grad", grad);
+  a.dweight = rows_data("out", out);
+  a.rows = x.size(0);
+  a.channels_in = x.size(1);
+  a.channels_out = grad.size(1);
+  STD_TORCH_CHECK(grad.size(0) == a.rows, "grad must have x's rows, those of ", described(x), ", got ",
+                  described(grad));
+  STD_TORCH_CHECK(a.channels_in > 0 && a.channels_out > 0, "there must be at least one channel, got ", a.channels_in,
+                  " and ", a.channels_out);
+  STD_TORCH_CHECK(out.size(0) == a.channels_out && out.size(1) == a.channels_in, "out must be [C_out, C_in], got ",
+                  described(out));
+  check_apart(extent_of("out", out), extent_of("x", x));
+  check_apart(extent_of("out", out), extent_of("grad", grad));
+  // As in conv3x3: the sums of an element are the same whatever the blocks.
+  a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
+  a.block_out = std::min<int64_t>(64, round_up(a.channels_out, 16));
+  while (linear_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2, 16);
+  const int64_t per_thread = round_up(linear_scratch(a), 16);
+  float* memory = workspace(threads * per_thread);
+  const Kernels& variant = kernels();
+  run_units(linear_units(a), threads,
+            [&](int64_t unit, int64_t worker) { variant.linear_weight_grad(a, unit, memory + worker * per_thread); });
+}
+
+// Sums over the rows of x [N, C]: those of so many rows each, and then of these, in their order.
+void column_sums_out_cpu(Tensor x, Tensor out) {
+  constexpr int64_t ROWS = 256;
+  const float* from = rows_data("x", x);
+  const int64_t rows = x.size(0), columns = x.size(1), parts = ceil_div(rows, ROWS);
+  STD_TORCH_CHECK(
+      out.dim() == 1 && out.size(0) == columns && out.scalar_type() == ScalarType::Float && out.is_contiguous(),
+      "out must be contiguous float32 [", columns, "], got ", described(out));
+  check_apart(extent_of("out", out), extent_of("x", x));
+  std::vector<float> sums(static_cast<size_t>(parts * columns), 0.0f);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      float* to = sums.data() + part * columns;
+      for (int64_t row = part * ROWS; row < std::min(rows, (part + 1) * ROWS); ++row)
+        for (int64_t c = 0; c < columns; ++c) to[c] += from[row * columns + c];
+    }
+  });
+  float* total = static_cast<float*>(out.data_ptr());
+  std::fill(total, total + columns, 0.0f);
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t c = 0; c < columns; ++c) total[c] += sums[static_cast<size_t>(part * columns + c)];
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {
+  m.impl("linear_out", TORCH_BOX(&linear_out_cpu));
+  m.impl("linear_weight_grad", TORCH_BOX(&linear_weight_grad_cpu));
+  m.impl("column_sums_out", TORCH_BOX(&column_sums_out_cpu));
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,39 @@
+// Weight gradient of linear layers: all rows in their order, so that no sum depends on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "gradient_impl.h"
+#include "linear.h"
+#include "rounding.h"
+#include "vec_impl.h"
+
+namespace fastdiff::FD_VARIANT {
+
+// Columns [first, first + block) of some rows, zero behind the last. from: [rows, channels]; to: [rows, block].
+FD_INLINE void take_columns(const float* from, int64_t rows, int64_t channels, int64_t first, int64_t block,
+                            float* to) {
+  for (int64_t k = 0; k < rows; ++k)
+    for (int64_t c = 0; c < block; c += 16)
+      store16(to + k * block + c, load_some(from + k * channels + first + c, channels - first - c));
+}
+
+// scratch: [linear_scratch(a)].
+void run_linear_weight_grad(const LinearGradArgs& a, int64_t unit, float* scratch) {
+  const int64_t blocks_in = ceil_div(a.channels_in, a.block_in);
+  const int64_t first_in = unit % blocks_in * a.block_in, first_out = unit / blocks_in * a.block_out;
+  float *v = scratch, *z = v + LINEAR_ROWS * a.block_in, *sums = z + LINEAR_ROWS * a.block_out;
+  for (int64_t k = 0; k < a.block_out * a.block_in; ++k) sums[k] = 0.0f;
+  for (int64_t start = 0; start < a.rows; start += LINEAR_ROWS) {
+    const int64_t count = a.rows - start < LINEAR_ROWS ? a.rows - start : LINEAR_ROWS;
+    take_columns(a.x + start * a.channels_in, count, a.channels_in, first_in, a.block_in, v);
+    take_columns(a.dy + start * a.channels_out, count, a.channels_out, first_out, a.block_out, z);
+    add_product(z, v, a.block_out, a.block_in, count, sums);
+  }
+  for (int64_t o = 0; o < a.block_out && first_out + o < a.channels_out; ++o)
+    for (int64_t c = 0; c < a.block_in && first_in + c < a.channels_in; c += 16)
+      store_some(a.dweight + (first_out + o) * a.channels_in + first_in + c, load16(sums + o * a.block_in + c),
+                 a.channels_in - first_in - c);
+}
+
+}  // namespace fastdiff::FD_VARIANT

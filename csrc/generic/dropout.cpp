@@ -1,0 +1,6 @@
+// `dropout` for any CPU.
+#include "dropout.h"
+
+#include "generic.h"
+
+#include "dropout_impl.h"

@@ -1,0 +1,6 @@
+// The losses for any CPU.
+#include "losses.h"
+
+#include "generic.h"
+
+#include "losses_impl.h"

@@ -1,0 +1,6 @@
+// `step` for any CPU.
+#include "step.h"
+
+#include "generic.h"
+
+#include "step_impl.h"

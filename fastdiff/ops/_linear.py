@@ -1,0 +1,132 @@
+"""The op `linear`: the linear layers of training on the CPU, whose sums do not depend on the number of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdiff.calls import ColumnSumsCall, LinearBackwardCall, LinearCall
+from fastdiff.ops._dispatch import (
+    LIBRARY,
+    define,
+    dispatch,
+    gradients,
+    has_extension,
+    refuse_second_derivative,
+    wanted_gradients,
+)
+from fastdiff.ops.reference import linear as reference
+
+LIBRARY.define("linear_out(Tensor x, Tensor weight, Tensor? bias, bool transposed, Tensor(a!) out) -> ()")
+LIBRARY.define("linear_weight_grad(Tensor x, Tensor grad, Tensor(a!) out) -> ()")
+LIBRARY.define("column_sums_out(Tensor x, Tensor(a!) out) -> ()")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer, x weight^T + bias.
+
+    On the CPU, float32 is computed in C++: result, gradient of the input, of the weights and of the bias. An element is
+    the same sum in the same order whatever the number of threads. Everything else (other types and devices, under
+    autocast, no extension, nothing to multiply) is `torch.nn.functional.linear`.
+
+    Args:
+        x: [..., C_in].
+        weight: [C_out, C_in].
+        bias: [C_out], or None.
+
+    Returns:
+        [..., C_out]. It has no second derivative where it is computed in C++.
+
+    Raises:
+        RuntimeError: shapes that do not fit, or a second derivative was asked for.
+    """
+    if not _fits(x, weight, bias):
+        return F.linear(x, weight, bias)
+    y: Tensor = dispatch(LinearCall(x.reshape(-1, x.shape[-1]), weight, bias))
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """Sums over the rows of x [N, C], [C]; in float32 on the CPU the same for any number of threads.
+
+    They have no derivative.
+    """
+    return dispatch(ColumnSumsCall(x))  # type: ignore[no-any-return]
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return (
+        has_extension()
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and weight.ndim == 2
+        and (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1]))
+        and x.ndim >= 1
+        and x.shape[-1] == weight.shape[1]
+        and weight.numel() > 0
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _fake(call: LinearCall) -> Tensor:
+    return call.x.new_empty(call.x.shape[0], call.weight.shape[0])
+
+
+def _cpu(call: LinearCall) -> Tensor:
+    out, bias = _fake(call), None if call.bias is None else call.bias.contiguous()
+    torch.ops.fastdiff.linear_out(call.x.contiguous(), call.weight, bias, False, out)
+    return out
+
+
+def _backward_fake(call: LinearBackwardCall) -> tuple[Tensor, Tensor]:
+    dx = call.x.new_empty(call.x.shape if call.want_input else 0)
+    return dx, call.x.new_empty(call.weight.shape)
+
+
+def _backward_cpu(call: LinearBackwardCall) -> tuple[Tensor, Tensor]:
+    dx, dweight = _backward_fake(call)
+    grad = call.grad.contiguous()
+    if call.want_input:
+        torch.ops.fastdiff.linear_out(grad, call.weight, None, True, dx)
+    torch.ops.fastdiff.linear_weight_grad(call.x.contiguous(), grad, dweight)
+    return dx, dweight
+
+
+def _column_sums_fake(call: ColumnSumsCall) -> Tensor:
+    return call.x.new_empty(call.x.shape[1])
+
+
+def _column_sums_cpu(call: ColumnSumsCall) -> Tensor:
+    if call.x.dtype != torch.float32:
+        return reference.column_sums(call)
+    out = _column_sums_fake(call)
+    torch.ops.fastdiff.column_sums_out(call.x.contiguous(), out)
+    return out
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    call = LinearCall(*inputs)
+    ctx.save_for_backward(call.x, call.weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    wanted = wanted_gradients(LinearCall, ctx)
+    dx, dweight = dispatch(LinearBackwardCall(grad, x, weight, "x" in wanted))
+    return gradients(
+        LinearCall,
+        x=dx if "x" in wanted else None,
+        weight=dweight if "weight" in wanted else None,
+        bias=column_sums(grad) if "bias" in wanted else None,
+    )
+
+
+define("linear", LinearCall, reference.linear, _fake, cpu=_cpu)
+define("linear_backward", LinearBackwardCall, reference.linear_backward, _backward_fake, cpu=_backward_cpu)
+define("column_sums", ColumnSumsCall, reference.column_sums, _column_sums_fake, cpu=_column_sums_cpu)
+torch.library.register_autograd("fastdiff::linear", _backward, setup_context=_setup)
+refuse_second_derivative("linear_backward", "linear has")
