@@ -1,7 +1,9 @@
 """The loop graph over a CUDA runtime without a GPU: which rows run, how they stop, what is refused, what is left."""
 
+import copy
 import gc
 import os
+import pickle
 import signal
 import threading
 import time
@@ -277,6 +279,14 @@ def test_a_loop_that_is_let_go_is_released_with_its_owners(runtime):
     gc.collect()
     assert alive() is None
     assert runtime.live() == {}
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_loop_is_not_copied(runtime, duplicate):
+    """Two would release one graph."""
+    rows = Rows(runtime)
+    with rows.loop, pytest.raises(TypeError, match="cannot be copied or pickled"):
+        duplicate(rows.loop)
 
 
 def test_threads_take_turns(runtime):
