@@ -326,6 +326,17 @@ def test_the_thread_keeps_its_device_and_streams_fit(runtime):
         assert rows.run() == Progress(5, None)
 
 
+def test_a_stream_that_is_captured_takes_no_loop(runtime):
+    rows = Rows(runtime)
+    with rows.loop:
+        runtime.set("capturing", 1)
+        with pytest.raises(ValueError, match="launch it outside of the capture"):
+            rows.launch(range(5))
+        assert not rows.steps
+        runtime.set("capturing", 0)
+        assert rows.run() == Progress(5, None)
+
+
 def test_a_device_that_does_not_exist(runtime):
     with pytest.raises(CudaError, match=r"^cudaSetDevice: "):
         Rows(runtime, device=2)
