@@ -102,11 +102,13 @@ def extension_arguments():
         return {}
     if "sdist" in sys.argv or "egg_info" in sys.argv or "dist_info" in sys.argv:
         return {}
+    sanitize = os.environ.get("FASTDIFF_SANITIZE")
+    # Sanitizers are for the kernels of the CPU.
+    cuda = [] if sanitize else cuda_extension()
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
     except ImportError:
         sys.exit(NO_TORCH)
-    sanitize = os.environ.get("FASTDIFF_SANITIZE")
     # Python's own flags ask for debugging symbols, which take a third of the time and ten times the size. Sanitized
     # kernels take a compiler half an hour with all its optimisations.
     debug = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g1", "-O1"] if sanitize else ["-g0"]
@@ -128,8 +130,7 @@ def extension_arguments():
         py_limited_api=True,
     )
     return {
-        # Sanitizers are for the kernels of the CPU.
-        "ext_modules": [extension, *([] if sanitize else cuda_extension())],
+        "ext_modules": [extension, *cuda],
         "cmdclass": {"build_ext": with_cuda(BuildExtension)},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }

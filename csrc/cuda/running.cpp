@@ -109,6 +109,10 @@ void Loop::launch(int64_t first, int64_t last, int64_t num_rows, int64_t seed, c
               range_of(first, last));
   const OnDevice on_device(device_);
   require(!running_ || ended(), "the loop is still running: wait for its end before it is launched again");
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  FD_CUDA(cudaStreamIsCapturing, stream, &capture);
+  require(capture == cudaStreamCaptureStatusNone,
+          "the stream is being captured, and a loop cannot be part of another graph: launch it outside of the capture");
   shared_[LOOP_DONE] = first;
   shared_[LOOP_BAD_ROW] = -1;
   shared_[LOOP_WORD_FIRST] = first;

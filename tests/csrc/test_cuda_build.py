@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from fastdiff.engine.cuda.library import CudaError, Library
+from support import builds
+from support.builds import ROOT
 
-ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("nvcc", ROOT / "csrc" / "cuda" / "nvcc.py")
 nvcc = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(nvcc)
@@ -20,17 +21,14 @@ _spec.loader.exec_module(nvcc)
 needs_nvcc = pytest.mark.skipif(nvcc.find() is None, reason="nvcc is not installed")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
+@pytest.fixture
+def library():
     """The library, compiled with warnings as errors."""
     compiler = nvcc.find()
     if nvcc.version(compiler) < nvcc.FIRST_VERSION:
         pytest.skip(f"{compiler} is older than CUDA 12.4")
-    target = tmp_path_factory.mktemp("cuda") / "_cuda.so"
-    done = subprocess.run(nvcc.command(compiler, target, werror=True), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return target
+    read = [path for folder in ("cuda", "include") for path in (ROOT / "csrc" / folder).iterdir() if path.is_file()]
+    return builds.built("_cuda.so", lambda place: nvcc.command(compiler, place, werror=True), read)
 
 
 @needs_nvcc

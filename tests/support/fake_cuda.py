@@ -1,4 +1,4 @@
-"""csrc/cuda over a CUDA runtime that needs no GPU: built with g++, kept in build/, its graphs run functions of Python.
+"""csrc/cuda over a CUDA runtime that needs no GPU, built with g++; its graphs run functions of Python.
 
     runtime = fake_cuda.runtime()
     graph = runtime.capture(function, ...)
@@ -9,12 +9,9 @@ each function. Control block and rows are CPU tensors: the fake's device is the 
 
 import ctypes
 import functools
-import hashlib
 import os
 import shutil
-import subprocess
 import sysconfig
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +20,11 @@ import torch
 
 from fastdiff.engine.cuda.graph import LoopGraph
 from fastdiff.engine.cuda.library import CONTROL_WIDTH, Library
+from support import builds
+from support.builds import ROOT
 
-ROOT = Path(__file__).parents[2]
 CSRC, FAKE = ROOT / "csrc", ROOT / "tests" / "csrc" / "fake_cuda"
-SOURCES = [*(CSRC / "cuda").glob("*.cpp"), *FAKE.glob("fake_*.cpp")]
+SOURCES = sorted([*(CSRC / "cuda").glob("*.cpp"), *FAKE.glob("fake_*.cpp")])
 FLAGS = ["-std=c++20", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-fvisibility=hidden", "-pthread", "-g1"]
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -43,25 +41,18 @@ def cuda_headers() -> Path:
     pytest.skip("no CUDA headers: neither a toolkit nor Triton is installed")
 
 
-def built(name: str, *flags: str, sources=()) -> Path:
-    """What g++ makes of csrc/cuda and the fake runtime; built again when one of its files changes."""
+def built(name: str, *flags: str, sources: tuple[Path, ...] = ()) -> Path:
+    """What g++ makes of csrc/cuda and the fake runtime; built again when one of their files changes."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    headers = cuda_headers()
-    read = sorted(path for folder in (CSRC / "cuda", CSRC / "include", FAKE) for path in folder.iterdir())
-    contents = b"".join(path.read_bytes() for path in read)
-    mark = hashlib.sha256(contents + repr((str(headers), FLAGS, flags)).encode()).hexdigest()[:16]
-    place = ROOT / "build" / "fake_cuda" / f"{mark}-{name}"
-    if not place.is_file():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        includes = [f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}", f"-I{FAKE}", f"-isystem{headers}"]
-        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-            made = Path(folder) / name
-            command = ["g++", *FLAGS, *flags, *includes, *map(str, SOURCES), *map(str, sources), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            made.rename(place)
-    return place
+    compiled = [*SOURCES, *sources]
+    includes = [f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}", f"-I{FAKE}", f"-isystem{cuda_headers()}"]
+
+    def command(place: Path) -> list[str]:
+        return ["g++", *FLAGS, *flags, *includes, *map(str, compiled), "-o", str(place)]
+
+    headers = [path for folder in (CSRC / "cuda", CSRC / "include", FAKE) for path in folder.glob("*.h")]
+    return builds.built(name, command, [*compiled, *headers])
 
 
 class FakeRuntime:

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, NoReturn, get_args
 
 from fastdiff.engine.cuda.library import MODES, CudaError, Library, LoopOptions, default_library
 from fastdiff.ops._arguments import signed
@@ -244,6 +244,9 @@ class LoopGraph:
         # A device that failed fails here once more; the first error says more.
         with contextlib.suppress(CudaError) if kind is not None else contextlib.nullcontext():
             self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a loop of a GPU cannot be copied or pickled: build another from its captured graphs")
 
     def __del__(self) -> None:
         if getattr(self, "_loop", None) is not None:

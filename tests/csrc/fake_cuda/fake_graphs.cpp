@@ -414,6 +414,13 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return wrong != cudaSuccess ? wrong : state().sticky;
 }
 
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  ENTER();
+  if (device_of(stream) < 0) return remembered(cudaErrorInvalidResourceHandle);
+  *status = state().capturing != 0 ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   std::unique_lock<std::recursive_mutex> hold(state().mutex);
   const cudaError_t wrong = state().enter(__func__);

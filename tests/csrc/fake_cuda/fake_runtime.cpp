@@ -129,7 +129,7 @@ FAKE_EXPORT void fake_reset() {
   const std::lock_guard<std::recursive_mutex> hold(all.mutex);
   all.driver = 13000;
   all.devices = 2;
-  all.mps = all.threads = 0;
+  all.mps = all.threads = all.capturing = 0;
   for (fake::Exec* exec : std::set<fake::Exec*>(all.execs)) delete exec;
   for (fake::Event* event : all.events) delete event;
   for (fake::Stream* stream : all.streams) delete stream;
@@ -160,6 +160,7 @@ FAKE_EXPORT void fake_set(const char* what, int64_t value) {
   if (name == "devices") state().devices = value;
   if (name == "mps") state().mps = value;
   if (name == "threads") state().threads = value;
+  if (name == "capturing") state().capturing = value;
   if (name == "fault") state().fault = static_cast<cudaError_t>(value);
 }
 

@@ -27,7 +27,7 @@ void set_condition(cudaGraphConditionalHandle handle, bool value);
 // Everything as at first: two devices, a driver for CUDA 13.0, launches that run at once, nothing alive.
 FAKE_EXPORT void fake_reset();
 // "driver" (1000 major + 10 minor), "devices", "mps" (0 or 1), "threads" (1: launches run in a thread of their own),
-// "fault" (an error: the kernel that runs ends with it).
+// "capturing" (1: so are all streams), "fault" (an error: the kernel that runs ends with it).
 FAKE_EXPORT void fake_set(const char* what, int64_t value);
 
 // Captured graphs: nodes are added one behind the other, on the device given.

@@ -81,7 +81,7 @@ class State {
   std::recursive_mutex mutex;
   std::condition_variable_any changed;
 
-  int64_t driver = 13000, devices = 2, mps = 0, threads = 0;
+  int64_t driver = 13000, devices = 2, mps = 0, threads = 0, capturing = 0;
   std::set<Graph*> graphs;
   std::set<Node*> nodes;
   std::set<Exec*> execs;

@@ -1,7 +1,9 @@
 """The loop graph over a CUDA runtime without a GPU: which rows run, how they stop, what is refused, what is left."""
 
+import copy
 import gc
 import os
+import pickle
 import signal
 import threading
 import time
@@ -279,6 +281,14 @@ def test_a_loop_that_is_let_go_is_released_with_its_owners(runtime):
     assert runtime.live() == {}
 
 
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_loop_is_not_copied(runtime, duplicate):
+    """Two would release one graph."""
+    rows = Rows(runtime)
+    with rows.loop, pytest.raises(TypeError, match="cannot be copied or pickled"):
+        duplicate(rows.loop)
+
+
 def test_threads_take_turns(runtime):
     runtime.set("threads", 1)
     rows = Rows(runtime, [1] * 50)
@@ -313,6 +323,17 @@ def test_the_thread_keeps_its_device_and_streams_fit(runtime):
             assert other.run() == Progress(5, None)
         with pytest.raises(CudaError, match=r"^cudaGraphLaunch: "):
             rows.launch(range(5), stream=runtime.stream(0))
+        assert rows.run() == Progress(5, None)
+
+
+def test_a_stream_that_is_captured_takes_no_loop(runtime):
+    rows = Rows(runtime)
+    with rows.loop:
+        runtime.set("capturing", 1)
+        with pytest.raises(ValueError, match="launch it outside of the capture"):
+            rows.launch(range(5))
+        assert not rows.steps
+        runtime.set("capturing", 0)
         assert rows.run() == Progress(5, None)
 
 
