@@ -48,12 +48,16 @@ def compile(
 
 
 def _compiled(unet: UNet, precision: Precision) -> NativeNetwork | CudaNetwork:
-    if isinstance(unet, UNet) and unet.conv_out.weight.is_cuda:
+    if isinstance(unet, UNet) and _on_gpu(unet):
         # It needs Triton.
         from fastdiff.engine.cuda.network import CudaNetwork
 
         return CudaNetwork(unet, precision)
     return NativeNetwork(unet, precision)
+
+
+def _on_gpu(unet: UNet) -> bool:
+    return unet.conv_out.weight.is_cuda
 
 
 def _checked_size(size: object, default: int) -> tuple[int, int]:

@@ -75,11 +75,11 @@ def _conv(plan: Plan, unet: UNet, i: Instruction, x: Tensor, values: dict[int, T
     out = plan.buffers[i.target]
     more = (out.channels - weight.shape[0], x.shape[1] - weight.shape[1])
     weight = F.pad(weight, (0, 0, 0, 0, 0, more[1], 0, more[0]))
-    bias = F.pad(bias, (0, more[0])) if bias is not None and i.bias else None
+    added = F.pad(bias, (0, more[0])) if bias is not None and i.bias else None
     # Zeros on the far sides as far as the last window reaches.
     reach = ((out.height - 1) * i.stride + i.kernel - i.pad, (out.width - 1) * i.stride + i.kernel - i.pad)
     x = F.pad(x, (i.pad, max(0, reach[1] - x.shape[3]), i.pad, max(0, reach[0] - x.shape[2])))
-    y = F.conv2d(x, weight, bias, stride=i.stride).permute(0, 2, 3, 1)
+    y = F.conv2d(x, weight, added, stride=i.stride).permute(0, 2, 3, 1)
     if i.time is not None:
         y = y + times[:, None, None, i.time : i.time + out.channels]
     if i.residual is not None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fastdiff.calls import DiffuseCall
 from fastdiff.engine.cuda.capture import NotCapturable
 from fastdiff.engine.cuda.device import graph_device
+from fastdiff.engine.cuda.kernels import launch_diffuse
 from fastdiff.engine.cuda.loop import AfterStep, GraphDevice, Statics, run_table
 from fastdiff.engine.cuda.network import CudaNetwork, cached_cuda_network
 from fastdiff.engine.lower import Unsupported
-from fastdiff.kernels.diffuse import launch_diffuse
 from fastdiff.nets.model import model_dtype
 from fastdiff.nets.unet import UNet
 from fastdiff.process.noise import Stream

@@ -39,6 +39,16 @@ def network(case, dtype=torch.float32, seed=0):
     return redrawn(net, 0.08).to(dtype)
 
 
+# Images of 8 pixels, for Triton's interpreter, which takes milliseconds per program.
+TINY_SIZE = 8
+
+
+def tiny(case, device, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    config = SMALL | {"image_size": TINY_SIZE, "attention_resolutions": (4,)} | CONFIGS[case]
+    return redrawn(fd.UNet(fd.UNetConfig(**config)).eval(), 0.08).to(device, dtype)
+
+
 def double(net):
     copy = fd.UNet(net.config).double().eval()
     copy.load_state_dict({name: value.double() for name, value in net.state_dict().items()})

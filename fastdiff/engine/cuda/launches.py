@@ -12,12 +12,16 @@ from torch import Tensor
 
 from fastdiff.calls import AttentionCall, GroupNormActCall
 from fastdiff.engine.cuda.fastest import fastest
+from fastdiff.engine.cuda.kernels import (
+    GroupNormActOut,
+    launch_add,
+    launch_attention,
+    launch_group_norm_act,
+    partial_shape,
+    takes_head,
+)
 from fastdiff.engine.cuda.weights import Weights
 from fastdiff.engine.plan import Instruction, Plan, place
-from fastdiff.kernels.add import launch_add
-from fastdiff.kernels.attention import launch_attention
-from fastdiff.kernels.attention_tiles import takes_head
-from fastdiff.kernels.group_norm_act import GroupNormActOut, launch_group_norm_act, partial_shape
 from fastdiff.tensors import split_heads, split_qkv
 
 __all__ = ["Launch", "Launches", "make_launches"]

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from fastdiff.calls import StepCall
 from fastdiff.engine.cuda.capture import Recorder, Recording
 from fastdiff.engine.cuda.graph import Progress
+from fastdiff.engine.cuda.kernels import launch_select, launch_step
 from fastdiff.engine.cuda.library import CONTROL_WIDTH, NONFINITE, NUM_ROWS, ROW, SEED
 from fastdiff.engine.cuda.network import MAX_CHUNK, CudaNetwork
-from fastdiff.kernels.select import launch_select
-from fastdiff.kernels.step import launch_step
 from fastdiff.ops._step import new_history
 from fastdiff.ops.table_state import TableState
 from fastdiff.process.checks import NotFinite
