@@ -74,6 +74,7 @@ class FakeRuntime:
         self._declare("set", [ctypes.c_char_p, number])
         self._declare("fail", [ctypes.c_char_p, number, number])
         self._declare("failed", [], ctypes.c_char_p)
+        self._declare("current_device", [], number)
         self._declare("calls", [ctypes.c_char_p], number)
         self._declare("live", [ctypes.c_char_p], number)
         self._declare("violation", [], ctypes.c_char_p)
@@ -132,6 +133,9 @@ class FakeRuntime:
 
     def failed(self) -> str:
         return self._failed().decode()
+
+    def current_device(self) -> int:
+        return self._current_device()
 
     def calls(self, function) -> int:
         return self._calls(function.encode())

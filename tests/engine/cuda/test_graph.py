@@ -268,8 +268,12 @@ def test_threads_take_turns(runtime):
 
 def test_the_thread_keeps_its_device_and_streams_fit(runtime):
     rows = Rows(runtime, device=1, stream=runtime.stream(1))
+    assert runtime.current_device() == 0
     with rows.loop:
-        assert rows.run(stream=runtime.stream(1)) == Progress(5, None)
+        rows.launch(range(5), stream=runtime.stream(1))
+        assert runtime.current_device() == 0
+        assert rows.loop.wait() == Progress(5, None)
+        assert runtime.current_device() == 0
         # A loop of device 0 is built with whatever device the thread was left on.
         other = Rows(runtime)
         with other.loop:
@@ -277,6 +281,7 @@ def test_the_thread_keeps_its_device_and_streams_fit(runtime):
         with pytest.raises(CudaError, match=r"^cudaGraphLaunch: "):
             rows.launch(range(5), stream=runtime.stream(0))
         assert rows.run() == Progress(5, None)
+    assert runtime.current_device() == 0
 
 
 def test_a_stream_that_is_captured_takes_no_loop(runtime):
