@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from fastdiff.engine.cuda.graph import LoopGraph
-from fastdiff.engine.cuda.library import CONTROL_WIDTH, Library
+from fastdiff.engine.cuda.library import CONTROL_WIDTH, ROW, Library
+from fastdiff.process.table import ROW_FIELDS, ROW_WIDTH
 from support import builds
 from support.builds import ROOT
 
@@ -73,6 +74,7 @@ class FakeRuntime:
         self._declare("set", [ctypes.c_char_p, number])
         self._declare("fail", [ctypes.c_char_p, number, number])
         self._declare("failed", [], ctypes.c_char_p)
+        self._declare("current_device", [], number)
         self._declare("calls", [ctypes.c_char_p], number)
         self._declare("live", [ctypes.c_char_p], number)
         self._declare("violation", [], ctypes.c_char_p)
@@ -132,6 +134,9 @@ class FakeRuntime:
     def failed(self) -> str:
         return self._failed().decode()
 
+    def current_device(self) -> int:
+        return self._current_device()
+
     def calls(self, function) -> int:
         return self._calls(function.encode())
 
@@ -166,8 +171,44 @@ def control_block() -> torch.Tensor:
 
 def rows_that(evaluates) -> torch.Tensor:
     """A table [R, ROW_WIDTH] of which a loop reads whether each row evaluates."""
-    from fastdiff.process.table import ROW_FIELDS, ROW_WIDTH
-
     rows = np.zeros((len(evaluates), ROW_WIDTH), dtype=np.float32)
     rows[:, ROW_FIELDS.index("evaluate")] = evaluates
     return torch.from_numpy(rows)
+
+
+class Rows:
+    """A loop over R rows whose graphs write down what runs."""
+
+    def __init__(self, runtime, evaluates=(1, 1, 0, 1, 0), *, mode="while", on_step=lambda row: None, **options):
+        self.runtime, self.mode, self.evaluates = runtime, mode, list(evaluates)
+        self.control, self.table = control_block(), rows_that(evaluates)
+        self.seen, self.steps, self.networks = [], [], []
+        self.on_step = on_step
+        unroll = options.pop("unroll", range(len(self.evaluates)))
+        self.loop = runtime.loop(
+            runtime.capture(self._step, device=options.get("device", 0)),
+            network=runtime.capture(lambda: self.networks.append(self.row()), device=options.get("device", 0)),
+            control=self.control.data_ptr(),
+            rows=self.table.data_ptr(),
+            mode=mode,
+            unroll=unroll if mode == "unrolled" else None,
+            evaluates=self.evaluates[unroll.start : unroll.stop] if mode == "unrolled" else None,
+            **options,
+        )
+
+    def row(self):
+        return int(self.control[ROW])
+
+    def _step(self):
+        self.steps.append(self.row())
+        self.seen.append(self.control.tolist())
+        self.on_step(self.row())
+
+    def launch(self, rows, **options):
+        flags = self.evaluates[rows.start : rows.stop] if self.mode == "replay" else None
+        options.setdefault("num_rows", len(self.evaluates))
+        self.loop.launch(rows, evaluates=flags, **options)
+
+    def run(self, rows=None, **options):
+        self.launch(range(len(self.evaluates)) if rows is None else rows, **options)
+        return self.loop.wait()

@@ -191,6 +191,8 @@ FAKE_EXPORT const char* fake_failed() {
   return kept(state().failed);
 }
 
+FAKE_EXPORT int64_t fake_current_device() { return fake::current_device(); }
+
 FAKE_EXPORT int64_t fake_calls(const char* function) {
   const std::lock_guard<std::recursive_mutex> hold(state().mutex);
   return state().calls_of[function];

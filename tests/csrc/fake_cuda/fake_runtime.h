@@ -48,6 +48,8 @@ FAKE_EXPORT void* fake_stream_new(int64_t device);
 FAKE_EXPORT void fake_fail(const char* function, int64_t nth, int64_t error);
 // The function that failed so, or "".
 FAKE_EXPORT const char* fake_failed();
+// The calling thread's device.
+FAKE_EXPORT int64_t fake_current_device();
 // How often a function was called.
 FAKE_EXPORT int64_t fake_calls(const char* function);
 // How many there are of "graphs", "execs", "events", "host" (memory); captured ones do not count.

@@ -15,13 +15,6 @@ ROOT = Path(__file__).parents[3]
 HEADER = (ROOT / "csrc" / "include" / "loop_layout.h").read_text()
 
 
-@pytest.fixture
-def runtime():
-    runtime = fake_cuda.runtime()
-    yield runtime
-    runtime.reset()
-
-
 def words_of(enum):
     """Names and values of an enum of the header."""
     body = re.search(rf"enum {enum} : \w+ {{(.*?)}};", HEADER, re.S)[1]
