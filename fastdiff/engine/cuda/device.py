@@ -29,11 +29,11 @@ class Gpu:
         self._device = device
         self._mode: Mode | None = None
         try:
-            library = default_library()
+            found = default_library().versions(device.index or 0)
         except RuntimeError as error:
+            # Not built, or built with a CUDA that this driver is too old for.
             warnings.warn(f"rows are launched from Python, one by one: {error}", RuntimeWarning, stacklevel=3)
         else:
-            found = library.versions(device.index or 0)
             self._mode = mode or ("while" if found.has_loops else "replay")
 
     def recorder(self) -> CudaRecorder:
