@@ -16,7 +16,7 @@ FIGURES = {
     "images_per_second": ("images/s", ".1f"),
 }
 # What of a row is shown in words behind its times.
-NOTES = ("note", "parts_us", "jitter_us", "rows_per_launch", "compile_seconds", "reason")
+NOTES = ("note", "parts_us", "spread_us", "jitter_us", "difference_from_first_mode", "compile_seconds", "reason")
 HEADS = ("what", "type", "gate", "us per arm: median (least)", "CPU us per call", "times faster than")
 MOST_KERNELS = 25
 

@@ -30,6 +30,8 @@ LAST_WORDS_SECONDS = 1.5
 # Of a section's time at most, for compiling its kernels by several processes.
 WARM_SHARE = 0.45
 MOST_WARMERS = 12
+# Whose kernels the section before has compiled.
+WARMED_BEFORE = ("smoke",)
 
 
 class DeviceLost(RuntimeError):
@@ -65,7 +67,7 @@ def main() -> int:
     error = None
     try:
         tasks = tasks_of(context, options.dry_run)
-        if context.on_gpu and not options.dry_run:
+        if context.on_gpu and not options.dry_run and context.section not in WARMED_BEFORE:
             warm(context, tasks)
         run(context, tasks)
     except Exception as caught:
@@ -122,9 +124,9 @@ def free_memory(context: Context, after: str) -> None:
 
 def warm(context: Context, tasks: list[Task]) -> None:
     """Compile the tasks' kernels by several processes, into the cache that this one then reads."""
-    if sum(task.warm is not None for task in tasks) < 2:
+    count = min(MOST_WARMERS, sum(task.warm is not None for task in tasks), (os.cpu_count() or 2) - 2)
+    if count < 2:
         return
-    count = max(1, min(MOST_WARMERS, len(tasks), (os.cpu_count() or 2) - 2))
     seconds = context.left * WARM_SHARE
     begun = time.monotonic()
     # Of this process's group, so that they end with it.
@@ -149,7 +151,7 @@ def start_warmers(context: Context, section: str, count: int, seconds: float) ->
 
 def warm_share(context: Context, first: int, every: int) -> None:
     """Compile what a share of the tasks needs; what fails here fails again, and is told, where it is run."""
-    for task in tasks_of(context)[first::every]:
+    for task in [task for task in tasks_of(context) if task.warm is not None][first::every]:
         if task.warm is not None and context.left > 0:
             try:
                 task.warm()

@@ -11,6 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# What a machine with PyTorch and Triton alone lacks.
+MISSING = ("diffusers", "safetensors", "typer", "rich", "yaml", "psutil", "hypothesis", "scipy", "PIL")
+# As on a bare checkout: an editable install is not seen, and these are missing, in each section's process too.
+BARE = f"""
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in repr(finder)]
+for name in {MISSING!r}:
+    sys.modules[name] = None
+"""
 SCRIPT = ROOT / "bench" / "gpu_suite.py"
 FIRST, REST = ["first"], ["first", "second", "third"]
 
@@ -206,3 +215,68 @@ def test_sections_fit_into_eight_minutes():
     # Those without a limit of their own come last.
     grows = [section.grows for section in gpu_sections.SECTIONS]
     assert grows == sorted(grows)
+
+
+def quick_run(tmp_path, sections, environment=None):
+    """Real code in small shapes, on the ways that need no GPU."""
+    out = tmp_path / "quick"
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--out", str(out), "--only"]
+    done = subprocess.run(
+        [*command, ",".join(sections)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    results = Results(out)
+    assert done.returncode == 0, done.stdout[-3000:] + results.log[-3000:]
+    assert list(results.ends) == sections
+    return results, {
+        name: [r for r in results.records if r.get("section") == name and "gate" in r] for name in sections
+    }
+
+
+def bare(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    return os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))}
+
+
+def assert_timed(rows):
+    timed = [row for row in rows if row["gate"] == "passed"]
+    assert timed
+    for row in timed:
+        assert row["us"]["fastdiff"] >= row["least_us"]["fastdiff"] > 0
+
+
+@pytest.mark.slow
+def test_kernels_are_measured_from_a_bare_checkout(tmp_path):
+    sections = ["build", "smoke", "tests", "kernels-fp32", "sanitizer", "peers-16"]
+    _, rows = quick_run(tmp_path, sections, bare(tmp_path))
+    kernels = rows["kernels-fp32"]
+    assert_timed(kernels)
+    names = {row["name"].split()[0].rstrip(",") for row in kernels} - {"ceilings"}
+    assert names == {
+        "diffuse", "step", "posterior_mean", "mse", "hybrid", "group_norm_act", "attention", "norm", "conv",
+    }  # fmt: skip
+    norm = next(row for row in kernels if row["name"].startswith("norm, conv"))
+    assert set(norm["us"]) == {"fastdiff", "fastdiff norm + cuDNN", "torch"}
+    assert rows["tests"][0]["reason"] == "hypothesis missing"
+
+
+@pytest.mark.slow
+def test_networks_are_measured_from_a_bare_checkout(tmp_path):
+    sections = ["network", "split", "loop", "training", "images", "peers-training"]
+    results, rows = quick_run(tmp_path, sections, bare(tmp_path))
+    for name in ("network", "loop", "training", "images"):
+        assert_timed(rows[name])
+    assert "fastdiff's module" in rows["network"][1]["peer"]
+    assert "extrapolated from 10 rows to 50" in results.text
+    shares = [kernel["share"] for kernel in rows["split"][0]["kernels"]]
+    assert 0.5 < sum(shares) <= 1.0001
+
+
+@pytest.mark.slow
+def test_sections_take_diffusers_and_pytest_where_they_are(tmp_path):
+    pytest.importorskip("diffusers")
+    results, _ = quick_run(tmp_path, ["tests", "network"])
+    assert "diffusers with fd.accelerate" in results.rows("network")
+    # A skipped GPU test is not a pass.
+    assert results.rows("tests") == []
+    assert "needs a CUDA device; a skip here is not a pass" in results.text
