@@ -31,7 +31,7 @@ def build(context: Context) -> Iterator[Task]:
     begun = time.monotonic()
     count = max(1, min(8, (os.cpu_count() or 2) - 2))
     warmers = start_warmers(context, "smoke", count, context.left - 3) if context.on_gpu else []
-    yield Task("csrc/cuda by nvcc", _cuda_library)
+    yield Task("csrc/cuda by nvcc", _cuda_library if context.on_gpu else lambda: not_run("it is for a GPU"))
     yield Task("smoke's kernels by Triton", partial(_warmed, context, warmers, begun))
     yield Task("the C++ extension", _extension)
 

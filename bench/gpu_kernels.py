@@ -254,7 +254,8 @@ def _hybrid(make: Maker, shape: tuple[int, ...]) -> Case:
     diffusion = Diffusion(NoiseSchedule.linear(T), variance="learned_range")
     t = make.times(shape[0])
     table = losses.BoundTable.build(diffusion, make.device)
-    tables = {torch.float64: losses.BoundTable.from_rows(table.rows().double(), True)}
+    rows = table.rows()
+    tables = {torch.float64: losses.BoundTable.from_rows(rows.double(), True)}
     wide = (shape[0], 2 * shape[1], *shape[2:])
 
     def inputs(i: int) -> Inputs:
@@ -268,7 +269,7 @@ def _hybrid(make: Maker, shape: tuple[int, ...]) -> Case:
         return (terms.mse + terms.vlb).sum()
 
     def fused(m: Tensor, *images: Tensor) -> Tensor:
-        simple, bound = ops.hybrid_loss(m, *images, t, table.rows())
+        simple, bound = ops.hybrid_loss(m, *images, t, rows)
         return (simple + T * bound).sum()
 
     return Case(

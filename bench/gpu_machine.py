@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -45,9 +46,21 @@ def about(is_dry: bool) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "versions": versions,
-        "commit": _output(["git", "-C", str(ROOT), "describe", "--always", "--dirty"]),
+        "commit": _output(["git", "-c", "safe.directory=*", "-C", str(ROOT), "describe", "--always", "--dirty"]),
+        # A copy without its history is known by these.
+        "sources": sources(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def sources() -> str:
+    """A hash of what is measured: the files of the package, the kernels and csrc."""
+    found = hashlib.sha256()
+    kinds = (".py", ".cpp", ".h", ".inl", ".cu")
+    folders = (ROOT / "fastdiff", ROOT / "kernels", ROOT / "csrc")
+    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in kinds):
+        found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 class ClockWatch:

@@ -43,7 +43,11 @@ def _about(machine: Record) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items() if version)
     facts = ", ".join(f"{name} {value}" for name, value in machine.get("facts", {}).items())
     device = machine.get("device") or f"No GPU: {machine.get('kind', 'a dry run')}, its times mean nothing"
-    lines = [f"# {device}", "", f"Commit {machine.get('commit')}, {machine.get('date')}; {versions}."]
+    lines = [
+        f"# {device}",
+        "",
+        f"Commit {machine.get('commit')} (sources {machine.get('sources')}), {machine.get('date')}; {versions}.",
+    ]
     if facts:
         lines += ["", f"{facts}."]
     return [

@@ -210,6 +210,7 @@ def _times(sampling: Sampling, run: Callable[[], object]) -> Row:
     spread = {f"run to run, of {runs}, least to most": 1e6 * (max(walls) - min(walls))}
     return summary({"fastdiff": walls}) | {
         "cpu_us": {"fastdiff": 1e6 * statistics.median(cpus)}, "spread_us": spread, "times_faster_than": {},
+        "note": "per row of the table",
     }  # fmt: skip
 
 
@@ -281,6 +282,7 @@ def _images_row(context: Context, preset: str, batch: int, sampler: str) -> Row:
             seconds[name].append(time.perf_counter() - begun)
     row |= summary(seconds)
     row["images_per_second"] = batch * len(table) / rows / statistics.median(seconds["fastdiff"])
+    row["note"] = f"of the {len(table)} rows that were run"
     if rows != len(table):
-        row["note"] = f"extrapolated from {len(table)} rows to {rows}"
+        row["note"] += f"; images/s extrapolated from {len(table)} rows to {rows}"
     return row

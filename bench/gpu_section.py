@@ -74,7 +74,10 @@ def main() -> int:
         traceback.print_exc()
         error = f"{type(caught).__name__}: {caught}"
     gpu_records.append(context.records, {"section": context.section, "end": True, "error": error})
-    return 0
+    # Nothing that a library does on its way out is worth its time, or can change the results.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def tasks_of(context: Context, is_dry: bool = False) -> list[Task]:

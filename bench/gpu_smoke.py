@@ -138,6 +138,8 @@ ON_GPU_ONLY = ("select", "add")
 def smoke(context: Context) -> Iterator[Task]:
     """A row per family, in float32 and bfloat16; the loop's parts; what the card can do."""
     device = torch.device(context.device)
+    if context.on_gpu:
+        yield Task("card", _card)
     for name in names(context.on_gpu):
         yield Task(f"{name}, one launch", partial(_row, device, name), warm=partial(_row, device, name))
     networks = Networks(device, quick=True)
@@ -145,6 +147,14 @@ def smoke(context: Context) -> Iterator[Task]:
     yield Task("sampling loop, tiny", partial(_loop, networks), warm=partial(_loop, networks))
     yield Task("csrc/cuda", _library)
     yield Task("ceilings", lambda: Ceilings.of(device, context.quick).row())
+
+
+def _card() -> Row:
+    found = torch.cuda.get_device_properties(0)
+    size = f"{found.total_memory / 2**30:.0f} GiB, {getattr(found, 'L2_cache_size', 0) / 2**20:.0f} MiB of L2"
+    versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    card = f"{found.name}, sm_{found.major}{found.minor}, {found.multi_processor_count} multiprocessors"
+    return {"gate": "none", "note": f"{card}, {size}; {versions}"}
 
 
 def names(on_gpu: bool) -> list[str]:

@@ -1,5 +1,7 @@
 """bench/gpu_measure.py: gates, floors, and what is shown of what fails them."""
 
+import contextlib
+
 import gpu_measure
 import pytest
 import torch
@@ -84,3 +86,90 @@ def test_plain_loop_with_a_float32_state_is_the_loop_in_16_bits():
     exact = sampling.plain(networks.ours(torch.float64), torch.float64)
     error, allowed = (gpu_measure.error_of(images, exact) for images in (found, plain))
     assert gpu_measure.verdict({"fastdiff": error}, allowed, torch.bfloat16)["gate"] == "passed"
+
+
+class FakeCuda:
+    """What torch.cuda is asked for by a clock: capturing runs the work, a replay is counted."""
+
+    def __init__(self, monkeypatch):
+        self.told = told = []
+
+        class Stream:
+            def wait_stream(self, other):
+                pass
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                told.append("event")
+
+            def synchronize(self):
+                told.append("wait")
+
+            def elapsed_time(self, end):
+                return 2.0
+
+        class Graph:
+            def replay(self):
+                told.append("replay")
+
+        @contextlib.contextmanager
+        def graph(graph, stream):
+            told.append("capture")
+            yield
+
+        fakes = {
+            "Stream": Stream, "Event": Event, "CUDAGraph": Graph, "graph": graph, "current_stream": Stream,
+            "stream": lambda stream: contextlib.nullcontext(), "synchronize": lambda device=None: None,
+            "_sleep": lambda cycles: told.append("sleep"),
+        }  # fmt: skip
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        self.clock = Clock(CPU)
+        self.clock.on_gpu = True
+        self.clock._cache_filler = torch.ones(8)
+
+
+def test_captured_calls_take_turns_on_buffers_and_keep_their_outputs(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    places = []
+
+    def call(i):
+        if "capture" in fake.told:
+            places.append(i)
+        return torch.zeros(1)
+
+    arm = fake.clock.captured(call, 3)
+    assert arm.is_captured
+    assert 2 <= arm.calls <= gpu_measure.CALLS
+    assert places == [i % 3 for i in range(arm.calls)]
+    assert fake.clock.stretch(arm) == pytest.approx(2e-3 / arm.calls)
+
+
+def test_clock_starts_when_the_cache_is_cold_and_the_queue_is_full(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    arm = fake.clock.captured(lambda i: torch.zeros(1), 1)
+    fake.told.clear()
+    fake.clock.stretch(arm)
+    assert fake.told == ["sleep", "event", "replay", "event", "wait"]
+    assert not fake.clock._cache_filler.any()
+
+
+def test_arm_that_cannot_be_captured_is_called_and_the_row_says_so(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    captured = fake.clock.captured
+
+    def refuse(call, sets):
+        # The second arm's.
+        if "capture" in fake.told:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        return captured(call, sets)
+
+    monkeypatch.setattr(fake.clock, "captured", refuse)
+    monkeypatch.setattr(gpu_measure, "copy_bytes_per_second", lambda device, size: 1e12)
+    row = gpu_measure.measure(case(fastdiff=1, torch=1), fake.clock, 3, CEILINGS)
+    assert row["gate"] == "passed"
+    assert set(row["us"]) == {"fastdiff", "torch"}
+    assert row["note"] == "called, not captured: torch (operation not permitted when stream is capturing)"

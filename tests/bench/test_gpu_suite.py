@@ -207,6 +207,33 @@ def test_suite_refuses_to_measure_without_a_gpu(tmp_path):
     assert "nvidia-smi finds no GPU" in done.stderr
 
 
+def test_limits_grow_only_where_there_is_time(tmp_path):
+    """A section chosen alone finds nothing compiled; the last ones take what is left; nothing passes the budget."""
+    import argparse
+
+    import gpu_sections
+    import gpu_suite
+
+    def limits(only, budget=gpu_sections.BUDGET):
+        options = argparse.Namespace(dry_run=False, is_dry=False, only=only, budget=budget, out=tmp_path / "x")
+        suite = gpu_suite.Suite(options)
+        suite.watch.close()
+        chosen = [s for s in gpu_sections.SECTIONS if s.name in (only or gpu_sections.NAMES)]
+        return {section.name: round(suite._limit(section)) for section in chosen}
+
+    seconds = {section.name: section.seconds for section in gpu_sections.SECTIONS}
+    everything = limits(None)
+    assert everything["loop"] == seconds["loop"]
+    assert everything["peers-16"] == gpu_sections.BUDGET
+    assert limits(["loop"])["loop"] == 2 * seconds["loop"]
+    many = [name for name, limit in seconds.items() if limit and not name.startswith(("peers", "build"))]
+    assert sum(limits(many).values()) <= gpu_sections.BUDGET
+    assert limits(None, budget=12) | {"loop": 12} == dict.fromkeys(seconds, 12) | {
+        name: 0 for name in seconds if name.startswith("peers")
+    }
+    assert set(limits(None, budget=5).values()) == {0}
+
+
 def test_sections_fit_into_eight_minutes():
     import gpu_sections
 
