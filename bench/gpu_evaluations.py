@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -49,10 +50,25 @@ class Evaluations:
         return call
 
     @functools.cached_property
-    def compiled(self) -> Call:
-        """Our network compiled: a call copies its input and replays a graph."""
-        network = fd.compile(self.networks.ours())
-        return lambda: network(self.x, self.t, *self.labels.values())
+    def network(self) -> Any:
+        """Our network compiled."""
+        return fd.compile(self.networks.ours())
+
+    def compiled(self) -> Tensor:
+        """A call of it copies its input and replays a graph."""
+        return self.network(self.x, self.t, *self.labels.values())
+
+    def predicted_us(self) -> float | None:
+        """What the plan's own figures say of an evaluation on such a GPU; None where they say nothing."""
+        if not self.context.on_gpu or importlib.util.find_spec("fastdiff.engine.cuda.predict") is None:
+            return None
+        from fastdiff.engine.cuda.network import MAX_CHUNK
+        from fastdiff.engine.cuda.predict import RATES, predict
+
+        chunk = min(self.batch, MAX_CHUNK)
+        plan = self.network.plan(*(self.networks.config.image_size,) * 2)
+        rates = RATES["sm_90" if torch.cuda.get_device_capability() >= (9, 0) else "sm_80"]
+        return 1e6 * sum(found.seconds for found in predict(plan, chunk, rates)) * self.batch / chunk
 
     def in_a_graph(self, call: Call) -> Callable[[], object]:
         """The same as one launch; on the CPU the call itself."""
@@ -124,7 +140,8 @@ def _compiled_row(make: Callable[[], Evaluations]) -> Row:
     arms: dict[str, Callable[[], object]] = {"fastdiff": e.compiled, "peer eager": peer}
     if row["gate"] == "passed" and e.context.on_gpu:
         arms |= {"fastdiff in a graph": captured(e.compiled), "peer in a graph": captured(peer)}
-    return e.race(row, arms)
+    row = e.race(row, arms)
+    return row | {"predicted_us": e.predicted_us()}
 
 
 def _eager_row(make: Callable[[], Evaluations]) -> Row:

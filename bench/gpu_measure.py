@@ -24,7 +24,7 @@ from torch import Tensor
 CALLS = 20
 LONGEST_STRETCH = 2e-2
 # Seconds of a stretch of calls that are not captured, at least, and how many.
-STRETCH = 5e-4
+STRETCH = 5e-3
 MAX_CALLS = 200
 # More than any cache: sets of buffers are so many that none is still in the cache at its next turn.
 COLD_BYTES = 256 << 20

@@ -16,7 +16,16 @@ FIGURES = {
     "images_per_second": ("images/s", ".1f"),
 }
 # What of a row is shown in words behind its times.
-NOTES = ("note", "parts_us", "spread_us", "jitter_us", "difference_from_first_mode", "compile_seconds", "reason")
+NOTES = (
+    "note",
+    "predicted_us",
+    "parts_us",
+    "spread_us",
+    "jitter_us",
+    "difference_from_first_mode",
+    "compile_seconds",
+    "reason",
+)
 HEADS = ("what", "type", "gate", "us per arm: median (least)", "CPU us per call", "times faster than")
 MOST_KERNELS = 25
 
@@ -123,12 +132,12 @@ def _line(row: Record, used: list[str]) -> str:
 def _note(key: str, value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_short(v) if isinstance(v, float) else v}" for name, v in value.items())
-    words = str(value).strip().splitlines()[0][:300]
+    words = _short(value) if isinstance(value, float) else str(value).strip().splitlines()[0][:300]
     return words if key in ("note", "reason") else f"{key.replace('_', ' ')} {words}"
 
 
 def _short(us: float) -> str:
-    return f"{us:.2f}" if us < 100 else f"{us:.0f}"
+    return f"{us:.0f}" if us >= 100 else f"{us:.2f}" if us >= 0.1 else f"{us:.2g}"
 
 
 def _table(heads: tuple[str, ...]) -> list[str]:

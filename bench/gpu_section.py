@@ -30,8 +30,8 @@ LAST_WORDS_SECONDS = 1.5
 # Of a section's time at most, for compiling its kernels by several processes.
 WARM_SHARE = 0.45
 MOST_WARMERS = 12
-# Whose kernels the section before has compiled.
-WARMED_BEFORE = ("smoke",)
+# Whose kernels sections before have compiled, where these were run.
+WARMED_BEFORE = ("smoke", "loop", "images")
 
 
 class DeviceLost(RuntimeError):
@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--fault", default="")
+    parser.add_argument("--cold", action="store_true", help="it is run without those before it")
     parser.add_argument("--warm", default="", help="i/n: only compile what every n-th task from i on needs")
     options = parser.parse_args()
     gpu_process.die_with_parent()
@@ -67,7 +68,7 @@ def main() -> int:
     error = None
     try:
         tasks = tasks_of(context, options.dry_run)
-        if context.on_gpu and not options.dry_run and context.section not in WARMED_BEFORE:
+        if context.on_gpu and not options.dry_run and (options.cold or context.section not in WARMED_BEFORE):
             warm(context, tasks)
         run(context, tasks)
     except Exception as caught:

@@ -130,7 +130,7 @@ class Suite:
         script = str(Path(__file__).with_name("gpu_section.py"))
         command = [sys.executable, "-u", script, section.name, "--records", str(self.records.resolve())]
         command += ["--seconds", str(limit), "--device", options.device]
-        command += ["--quick"] * options.quick + ["--dry-run"] * options.dry_run
+        command += ["--quick"] * options.quick + ["--dry-run"] * options.dry_run + ["--cold"] * bool(options.only)
         if fault := dict(options.fault).get(section.name):
             command += ["--fault", fault]
         return command
