@@ -55,11 +55,27 @@ def dry_run(tmp_path, *arguments):
     return done, Results(out)
 
 
-def is_running(number):
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found by Linux's /proc")
+
+
+def state_of(number):
+    """A process' state and parent."""
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
-        return False
+        return "Z", "0"
+
+
+def is_running(number):
+    return state_of(number)[0] != "Z"
+
+
+def parent_of(number):
+    return int(state_of(number)[1])
+
+
+def processes():
+    return [path.name for path in Path("/proc").glob("[0-9]*")]
 
 
 def test_dry_run_goes_through_all_sections_without_torch(tmp_path):
@@ -109,7 +125,7 @@ def test_fault_costs_the_remaining_rows_of_its_section_only(tmp_path, fault, sta
         assert "misbehave" in results.log
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found by Linux's /proc")
+@linux
 @pytest.mark.parametrize("fault", ["stubborn", "orphan"])
 def test_nothing_of_a_section_lives_on(tmp_path, fault):
     """Neither who ignores SIGTERM, nor who made a session of its own."""
@@ -142,8 +158,8 @@ def test_deadline_of_the_whole_leaves_sections_out_and_says_so(tmp_path):
     assert done.returncode == 1
 
 
-def test_interrupted_run_has_its_report_and_leaves_nothing_running(tmp_path):
-    out = tmp_path / "dry"
+def hanging_run(out):
+    """A run whose second section hangs already."""
     command = [sys.executable, "-S", str(SCRIPT), "--dry-run", "--out", str(out), "--only", "smoke,loop"]
     process = subprocess.Popen([*command, "--fault", "loop=hang"], stdout=subprocess.PIPE, cwd=ROOT)
     records = out.with_name("dry.jsonl")
@@ -152,12 +168,33 @@ def test_interrupted_run_has_its_report_and_leaves_nothing_running(tmp_path):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return process
+
+
+def test_interrupted_run_has_its_report(tmp_path):
+    process = hanging_run(tmp_path / "dry")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    results = Results(out)
+    results = Results(tmp_path / "dry")
     assert results.rows("smoke") == REST
     assert "## loop: still running" in results.text
+
+
+@linux
+def test_killed_run_leaves_its_rows_and_no_section_running(tmp_path):
+    process = hanging_run(tmp_path / "dry")
+    children = [number for number in map(int, processes()) if parent_of(number) == process.pid]
+    assert children
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(map(is_running, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    results = Results(tmp_path / "dry")
+    assert results.rows("smoke") == REST
+    assert "## smoke: done: 3 passed" in results.text
 
 
 def test_results_go_to_the_folder_that_the_environment_names(tmp_path):
