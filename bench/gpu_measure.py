@@ -177,7 +177,6 @@ def captured(run: Callable[[], object], warm_ups: int = 3) -> Callable[[], None]
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     # A finaliser that frees memory or unloads a kernel ends a capture.
-    gc.collect()
     gc.disable()
     try:
         with torch.cuda.graph(graph, stream=stream):
