@@ -51,7 +51,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def rows_of(records: Iterable[dict[str, Any]], section: str) -> list[dict[str, Any]]:
     """The rows of a section."""
-    return [record for record in records if record.get("section") == section and "gate" in record]
+    return [record for record in records if record.get("section") == section and record.get("gate") in GATES]
 
 
 def begun_last(records: Iterable[dict[str, Any]], section: str) -> str | None:

@@ -38,7 +38,16 @@ def to_markdown(records: list[Record]) -> str:
     for section in SECTIONS:
         rows = gpu_records.rows_of(records, section.name)
         if section.name in ends or rows:
-            lines += ["", *_section(section.name, section.about, rows, ends.get(section.name))]
+            try:
+                lines += ["", *_section(section.name, section.about, rows, ends.get(section.name))]
+            except Exception as error:
+                # A row of another form must not cost the report of the others.
+                lines += [
+                    "",
+                    f"## {section.name}",
+                    "",
+                    f"Cannot be shown ({type(error).__name__}: {error}); see the rows.",
+                ]
     return "\n".join(lines) + "\n"
 
 
@@ -126,13 +135,17 @@ def _line(row: Record, used: list[str]) -> str:
     ratios = ", ".join(f"{arm} {ratio:.2f}x" for arm, ratio in row.get("times_faster_than", {}).items())
     cells = [row["name"], row.get("dtype", ""), row["gate"], times, cpu, ratios]
     cells += [f"{row[key]:{FIGURES[key][1]}}" if row.get(key) is not None else "" for key in used]
-    return _cells(*cells, "; ".join(_note(key, row[key]) for key in NOTES if row.get(key)))
+    notes = [_note(key, row[key]) for key in NOTES if row.get(key)]
+    if row["gate"] == "failed" and "errors" in row:
+        off = ", ".join(f"{arm} {error:.2g}" for arm, error in row["errors"].items())
+        notes.append(f"off by {off}" + (f", allowed {row['limit']:.2g}" if "limit" in row else ""))
+    return _cells(*cells, "; ".join(notes))
 
 
 def _note(key: str, value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_short(v) if isinstance(v, float) else v}" for name, v in value.items())
-    words = _short(value) if isinstance(value, float) else str(value).strip().splitlines()[0][:300]
+    words = _short(value) if isinstance(value, float) else str(value).strip().partition("\n")[0][:300]
     return words if key in ("note", "reason") else f"{key.replace('_', ' ')} {words}"
 
 

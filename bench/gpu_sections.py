@@ -27,9 +27,9 @@ class Section(NamedTuple):
 
 
 SECTIONS = (
-    Section("build", "gpu_checks:build", 30, "csrc/cuda with nvcc; Triton's kernels of the next section, compiled"),
+    Section("build", "gpu_checks:build", 30, "the sampling loop's library by nvcc, smoke's kernels by Triton"),
     Section("smoke", "gpu_smoke:smoke", 15, "one launch per kernel family, held to the reference; the card's ceilings"),
-    Section("tests", "gpu_checks:tests", 50, "tests/gpu"),
+    Section("tests", "gpu_checks:tests", 50, "the tests in tests/gpu"),
     Section("kernels-bf16", "gpu_kernels:bf16", 50, "each op against PyTorch's own in bfloat16"),
     Section("kernels-fp32", "gpu_kernels:fp32", 30, "the same in float32, with TensorFloat-32 and without"),
     Section("network", "gpu_evaluations:network", 60, "one evaluation, eager and as a graph, against the peer's"),
@@ -37,8 +37,8 @@ SECTIONS = (
     Section("loop", "gpu_sampling:loop", 20, "the sampling loop: eager, WHILE, replayed, unrolled; CPU time, jitter"),
     Section("training", "gpu_training:training", 40, "a training step and its parts"),
     Section("images", "gpu_sampling:images", 20, "images per second of DDPM, DDIM and UniPC by batch"),
-    Section("interpreter", "gpu_checks:interpreter", 90, "tests/kernels/interpreter on the real compiler, by xdist"),
-    Section("sanitizer", "gpu_checks:sanitizer", 20, "compute-sanitizer's memcheck on one launch per kernel family"),
+    Section("interpreter", "gpu_checks:interpreter", 90, "the tests of tests/kernels/interpreter, compiled"),
+    Section("sanitizer", "gpu_checks:sanitizer", 20, "memcheck of compute-sanitizer on smoke's launches and a loop"),
     Section("peers-16", "gpu_evaluations:peers_16", 30, "the peer by torch.compile, max-autotune, at batch 16", True),
     Section("peers-1", "gpu_evaluations:peers_1", 0, "the same at batch 1, where time is left", True),
     Section("peers-256", "gpu_evaluations:peers_256", 0, "the same at batch 256, where time is left", True),
