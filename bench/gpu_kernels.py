@@ -69,6 +69,8 @@ def fp32(context: Context) -> Iterator[Task]:
 def _tasks(context: Context, shapes: Shapes, dtype: torch.dtype) -> Iterator[Task]:
     device = torch.device(context.device)
     clock = Clock(device)
+    # cuDNN's best.
+    torch.backends.cudnn.benchmark = True
     yield Task("ceilings", lambda: Ceilings.of(device, context.quick).row())
 
     def run(case: Case) -> Row:

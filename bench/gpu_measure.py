@@ -168,12 +168,13 @@ class Clock:
 
 def captured(run: Callable[[], object], warm_ups: int = 3) -> Callable[[], None]:
     """A run as one launch of a CUDA graph, which holds what it allocated."""
+    before = torch.cuda.current_stream()
     stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream.wait_stream(before)
     with torch.cuda.stream(stream):
         for _ in range(warm_ups):
             run()
-    torch.cuda.current_stream().wait_stream(stream)
+    before.wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     # A finaliser that frees memory or unloads a kernel ends a capture.
@@ -183,6 +184,11 @@ def captured(run: Callable[[], object], warm_ups: int = 3) -> Callable[[], None]
             run()
     finally:
         gc.enable()
+        # A capture that fails leaves its stream the current one.
+        torch.cuda.set_stream(before)
+    # The first launch brings it to the device.
+    graph.replay()
+    torch.cuda.synchronize()
     return graph.replay
 
 

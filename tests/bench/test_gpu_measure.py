@@ -122,6 +122,7 @@ class FakeCuda:
 
         fakes = {
             "Stream": Stream, "Event": Event, "CUDAGraph": Graph, "graph": graph, "current_stream": Stream,
+            "set_stream": lambda stream: None,
             "stream": lambda stream: contextlib.nullcontext(), "synchronize": lambda device=None: None,
             "_sleep": lambda cycles: told.append("sleep"),
         }  # fmt: skip
