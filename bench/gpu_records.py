@@ -9,6 +9,7 @@ Nothing here or in gpu_suite.py imports torch: what runs the sections must outli
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,10 +24,19 @@ BAD_ENDS = ("cut off", "died", "raised")
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Write a record as one line, at once."""
-    line = json.dumps(record, default=str) + "\n"
+    line = json.dumps(_finite(record), default=str, allow_nan=False) + "\n"
     with path.open("ab", buffering=0) as file:
         file.write(line.encode())
         os.fsync(file.fileno())
+
+
+def _finite(value: Any) -> Any:
+    """The same, with what JSON has no number for as words."""
+    if isinstance(value, dict):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def mend(path: Path) -> None:

@@ -137,7 +137,7 @@ def _line(row: Record, used: list[str]) -> str:
     cells += [f"{row[key]:{FIGURES[key][1]}}" if row.get(key) is not None else "" for key in used]
     notes = [_note(key, row[key]) for key in NOTES if row.get(key)]
     if row["gate"] == "failed" and "errors" in row:
-        off = ", ".join(f"{arm} {error:.2g}" for arm, error in row["errors"].items())
+        off = ", ".join(f"{arm} {float(error):.2g}" for arm, error in row["errors"].items())
         notes.append(f"off by {off}" + (f", allowed {row['limit']:.2g}" if "limit" in row else ""))
     return _cells(*cells, "; ".join(notes))
 

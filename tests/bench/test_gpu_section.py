@@ -67,6 +67,13 @@ def test_gpu_that_answers_no_more_ends_the_section(context, monkeypatch):
     assert gates(context) == {"a": "passed", "b": "error"}
 
 
+def test_numbers_that_json_lacks_are_words(context):
+    errors = {"fastdiff": float("inf"), "torch": (float("nan"), 1.5)}
+    gpu_section.run(context, [Task("a", lambda: {"gate": "failed", "errors": errors})])
+    (row,) = gpu_records.rows_of(gpu_records.read(context.records), "smoke")
+    assert row["errors"] == {"fastdiff": "inf", "torch": ["nan", 1.5]}
+
+
 def test_half_a_line_spoils_no_other(tmp_path):
     path = tmp_path / "records.jsonl"
     gpu_records.append(path, {"a": 1})
