@@ -70,7 +70,12 @@ class Suite:
         gpu_records.append(self.records, {"machine": machine})
         try:
             for section in sections:
-                self._end(section, **self._run(section))
+                try:
+                    found = self._run(section)
+                except OSError as error:
+                    # No process, no file: the next may be luckier.
+                    found = {"status": f"died, not begun: {error}", "seconds": 0, "limit": 0}
+                self._end(section, **found)
         finally:
             # Whoever interrupts the run finds what there is.
             self._write_report()
