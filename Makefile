@@ -66,7 +66,7 @@ bench-cpu: setup-dev  ## Time the CPU engine against diffusers and torch.compile
 	$(BIN)/python bench/cpu_unet.py
 	$(BIN)/python bench/cpu_train.py
 
-bench-gpu:  ## Test and time everything on a GPU, in eight minutes, with the Python given; writes bench/results/
+bench-gpu:  ## Test and time everything on a GPU, in eight minutes at most, by PYTHON; writes bench/results/
 	$(PYTHON) bench/gpu_suite.py
 
 # Without PYTHONSAFEPATH the folder that it runs in, whose extension is the ordinary one, would come first.
