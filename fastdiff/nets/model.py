@@ -96,6 +96,10 @@ def model_device(model: Model, x: Tensor | None, device: torch.device | str | No
         parameter = next(model.parameters(), None)
         if parameter is not None:
             return parameter.device
+    # A network that was compiled for a GPU says which.
+    own = getattr(model, "device", None)
+    if isinstance(own, torch.device):
+        return own
     return x.device if x is not None else torch.device("cpu")
 
 

@@ -8,6 +8,7 @@ is recorded once for a model, a number of samples and a kind of table, and kept.
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -184,11 +185,16 @@ def run_table(
         for network in _networks(model):
             stack.enter_context(network.exclusive())
             network.check()
-        session = _session(model, wanted, device)
+        with _sessions_lock:
+            session = _session(model, wanted, device)
+        stack.enter_context(session.lock)
         stack.enter_context(session.recorder.ordered())
-        session.load_table(state, after_step)
         row = rows.start
         while row < rows.stop:
+            # At each stretch: what is called between two may sample with the same model.
+            session.load_table(state, after_step)
+            if isinstance(model, CudaNetwork):
+                session.load_times(model, len(state.table))
             end = next((number + 1 for number in range(row, rows.stop) if number in stops), rows.stop)
             done = 0.0
             for first in range(0, len(x), session.chunk):
@@ -259,6 +265,8 @@ class _Session:
 
     def __init__(self, model: Any, wanted: _Wanted, chunk: int, device: GraphDevice) -> None:
         self.chunk = chunk
+        # Its memory is one thread's at a time.
+        self.lock = threading.RLock()
         self.recorder = device.recorder()
         x, state, place = wanted.x, wanted.state, wanted.x.device
         size = capacity(len(state.table))
@@ -419,6 +427,7 @@ class _Session:
             raise NotFinite(ended.nonfinite, count)
 
 
+_sessions_lock = threading.RLock()
 _sessions: weakref.WeakKeyDictionary[Any, OrderedDict[Any, _Session]] = weakref.WeakKeyDictionary()
 
 
@@ -451,9 +460,6 @@ def _session(model: Any, wanted: _Wanted, device: GraphDevice) -> _Session:
             kept.move_to_end(key)
             while len(kept) > MAX_SESSIONS:
                 kept.popitem(last=False)
-        if isinstance(model, CudaNetwork):
-            session.load_table(wanted.state, wanted.after)
-            session.load_times(model, len(wanted.state.table))
         return session
 
 

@@ -1,6 +1,7 @@
 """Recorded rows are the eager loop: every kind of table, batches in chunks, stops, labels, memory used again."""
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -226,6 +227,42 @@ def test_after_step_is_part_of_the_row():
             x = x * scale[row] + shift
     after = AfterStep(launch, {"shift": shift}, {"scale": scale}, key="scale and shift")
     assert (recorded(model, table, 2, device, after_step=after) - x).abs().max() < FLOAT32_SUM
+
+
+def test_what_is_called_between_rows_may_sample_with_the_same_model():
+    model, device = Small().eval(), HostDevice()
+    outer, inner = TABLES["history"], TABLES["ddim"]
+    ids = torch.arange(2)
+    x = initial_noise((2, *SHAPE), ids, 7, outer.init_scale)
+    expected = eager(model, outer, 2)
+
+    def on_stop(row, prediction):
+        # Another table, other noise, the same recorded row but for its history.
+        assert (recorded(model, inner, 2, device, seed=1) - eager(model, inner, 2, seed=1)).abs().max() < FLOAT32_SUM
+        again = fd.samplers.dpmpp_2m(LINEAR, 3)
+        found = recorded(model, again, 2, device, seed=2, stops=(2,), on_stop=lambda row, prediction: None)
+        assert (found - eager(model, again, 2, seed=2)).abs().max() < FLOAT32_SUM
+
+    recorded(model, outer, 2, device, x=x, stops=(0, 2), on_stop=on_stop)
+    assert (x - expected).abs().max() < FLOAT32_SUM
+    assert len(device.recorders) == 2
+
+
+def test_threads_share_a_model():
+    model, device, table = Small().eval(), HostDevice(), TABLES["ddim"]
+    found = {}
+
+    def run(seed):
+        found[seed] = recorded(model, table, 2, device, seed=seed)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(device.recorders) == 1
+    for seed, x in found.items():
+        assert (x - eager(model, table, 2, seed=seed)).abs().max() < FLOAT32_SUM
 
 
 def test_memory_that_runs_out_makes_chunks_smaller(monkeypatch):
