@@ -51,6 +51,7 @@ class Stream(IntEnum):
     KNOWN = 10
     LANGEVIN = 11
     BROWNIAN = 12
+    LABEL_DROPOUT = 13
 
 
 def check_seed(seed: int) -> int:
