@@ -112,6 +112,10 @@ def train(
     ema_decay: Annotated[float | None, typer.Option(help="Decay of the averaged weights.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     flip: Annotated[bool | None, typer.Option(help="Mirror half of the images.")] = None,
+    label_dropout: Annotated[
+        float | None,
+        typer.Option(help="Learn the classes, and drop this share of labels, for --guidance later; try 0.1."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, noise.")] = None,
     size: Annotated[int | None, typer.Option(help="Crop and resize a folder's images to this.")] = None,
     channels: Annotated[int | None, typer.Option(help="Of a folder's images: 1 or 3.")] = None,
@@ -147,6 +151,7 @@ def train(
             "ema_decay": ema_decay,
             "precision": precision,
             "flip": flip,
+            "label_dropout": label_dropout,
             "seed": seed,
         },
     }
@@ -232,6 +237,9 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     diffusion, process = build_diffusion(process)
     images, source = _images(sections["data"])
     base = PRESETS[preset] if preset is not None else UNetConfig()
+    if training.get("label_dropout") and images.labels is not None:
+        # The classes of the data, and the null class behind them.
+        network.setdefault("num_classes", len(_class_names(images)) + 1)
     unet = _network(base, network, images, diffusion)
     if images.source.startswith("digits"):
         training.setdefault("flip", False)
@@ -290,15 +298,23 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
     typer.echo(f"next: fastdiff sample {out} --out samples.png")
 
 
+def _class_names(data: ImageData) -> tuple[str, ...]:
+    assert data.labels is not None
+    return data.label_names or tuple(str(label) for label in range(int(data.labels.max()) + 1))
+
+
 def about_classes(data: ImageData, num_classes: int | None) -> list[str]:
     """Sentences on which classes the data have, and whether a network of so many classes is trained on them."""
     if data.labels is None:
         return []
-    names = data.label_names or tuple(str(label) for label in range(int(data.labels.max()) + 1))
+    names = _class_names(data)
     listed = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
     count = "1 class" if len(names) == 1 else f"{len(names)} classes"
     if num_classes is None:
-        said = f"{count} found ({listed}), not used: with --set unet.num_classes={len(names)} the network learns them"
+        said = (
+            f"{count} found ({listed}), not used: with --set unet.num_classes={len(names)} the network learns them, "
+            "with --label-dropout 0.1 so that it can be guided"
+        )
     else:
         more = "" if num_classes == len(names) else f"; the network has room for {num_classes}"
         said = f"{count}: {listed}{more}"

@@ -51,10 +51,14 @@ class Stream(IntEnum):
     KNOWN = 10
     LANGEVIN = 11
     BROWNIAN = 12
+    LABEL_DROPOUT = 13
 
 
 def check_seed(seed: int) -> int:
     """Return the seed; raise ValueError unless it is a whole number in [0, 2^64)."""
+    # Nearly all are; how the argument is spelt is found out for a message alone.
+    if type(seed) is int and 0 <= seed < 1 << 64:
+        return seed
     return whole_number(spelt("seed"), seed, low=0, high=(1 << 64) - 1)
 
 

@@ -184,11 +184,12 @@ class NoiseSchedule:
     def to_dict(self) -> dict[str, Any]:
         """A plain dict that JSON keeps exactly (Python writes floats so that they read back the same).
 
-        A schedule that its name, its T and its options give back to the last bit is written as these; any other with
-        its betas and timesteps.
+        A schedule that its name, its T and its options give back to the last bit is written as these, with its first
+        and last beta to compare with on reading; any other with its betas and timesteps.
         """
         if self.name in _NAMED and len(self) <= _MOST_NAMED:
-            short: dict[str, Any] = {"name": self.name, "num_timesteps": len(self)}
+            ends = [float(self.betas[0]), float(self.betas[-1])]
+            short: dict[str, Any] = {"name": self.name, "num_timesteps": len(self), "betas": ends}
             if self.options:
                 short["options"] = {key: float(value) for key, value in self.options.items()}
             try:
@@ -204,9 +205,16 @@ class NoiseSchedule:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing keys."""
         check_keys(data, ["name", "betas", "timesteps", "num_timesteps", "options"], "a noise schedule")
         if "num_timesteps" in data:
-            check_keys(data, ["name", "num_timesteps", "options"], "a noise schedule without betas")
+            check_keys(data, ["name", "num_timesteps", "options", "betas"], "a noise schedule by its name")
             num_timesteps = whole_number("num_timesteps", data["num_timesteps"], low=1, high=_MOST_NAMED, strict=True)
-            return cls._built(data.get("name"), num_timesteps, data.get("options", {}))
+            made = cls._built(data.get("name"), num_timesteps, data.get("options", {}))
+            ends, expected = data.get("betas"), [float(made.betas[0]), float(made.betas[-1])]
+            if ends is not None and ends != expected:
+                raise ValueError(
+                    f"the schedule {made.name!r} of {num_timesteps} steps has the first and last beta {expected}, and "
+                    f"{shown(ends)} is written with it: it was changed, or written by a version with other formulas"
+                )
+            return made
         if "betas" not in data:
             raise ValueError("a noise schedule needs the key 'betas', or 'name' and 'num_timesteps'")
         check_keys(data, ["name", "betas", "timesteps"], "a noise schedule with betas")

@@ -21,6 +21,8 @@ Loss = Literal["simple", "hybrid"]
 FREE = ("steps", "checkpoint_every", "keep", "log_every", "source", "classes", "changes")
 # What it may change as well, from there on: said, and recorded in the checkpoints.
 CHANGEABLE = ("learning_rate", "warmup_steps", "clip_norm", "weight_decay", "ema_decay", "precision")
+# Settings that checkpoints of before do not have, and what they amounted to.
+NEWER = {"label_dropout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,15 @@ class TrainConfig:
         keep: Checkpoints to keep.
         log_every: Steps between entries in the log.
         loss: "simple" for fixed variances, "hybrid" for learned ones.
+        label_dropout: Share of labels that are replaced by the null class, for classifier-free guidance. The null class
+            is the network's last, which no image has: `num_classes` is then one more than the classes of the data.
+            0.1 to 0.2 are usual.
 
     Raises:
         ValueError: a value is out of range.
 
-    Source: Ho et al. (2020), arXiv:2006.11239, appendix B.
+    Source: Ho et al. (2020), arXiv:2006.11239, appendix B; label dropout: Ho and Salimans (2022), arXiv:2207.12598,
+    algorithm 1.
     """
 
     steps: int
@@ -67,6 +73,7 @@ class TrainConfig:
     keep: int = 2
     log_every: int = 100
     loss: Loss = "simple"
+    label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name, low, high in _COUNTS:
@@ -83,6 +90,7 @@ class TrainConfig:
         clips = self.clip_norm is None or (_is_number(self.clip_norm) and self.clip_norm > 0)
         _require(clips, "clip_norm", "a positive number or None", self.clip_norm)
         _require(_is_fraction(self.ema_decay), "ema_decay", "a number in [0, 1)", self.ema_decay)
+        _require(_is_fraction(self.label_dropout), "label_dropout", "a number in [0, 1)", self.label_dropout)
         _require(isinstance(self.flip, bool), "flip", "true or false", self.flip)
         for name, choices in (("precision", get_args(Precision)), ("loss", get_args(Loss))):
             value = getattr(self, name)
@@ -115,6 +123,8 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[
 def differences(name: str, then: Any, now: Any) -> list[str]:
     """What is not the same in two JSON values, a line for each entry, apart from the keys in `FREE`."""
     if isinstance(then, dict) and isinstance(now, dict):
+        # Settings that did not exist when a checkpoint was written were what they are by default.
+        then = (NEWER if name == "training" else {}) | then
         keys = [*now, *(key for key in then if key not in now)]
         return [
             line

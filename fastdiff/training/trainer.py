@@ -377,9 +377,15 @@ class Trainer:
             mirrored = torch.from_numpy(flip_mask(config.batch_size, step, config.seed)).to(where)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         images = images.to(self._device).contiguous(memory_format=torch.channels_last)
-        if self.unet.config.num_classes is None or self.data.labels is None:
+        classes = self.unet.config.num_classes
+        if classes is None or self.data.labels is None:
             return images, None
-        return images, self.data.labels[index].to(self._device)
+        labels = self.data.labels[index].to(self._device)
+        if config.label_dropout:
+            draws = integers(config.seed, self._ids, 1 << 32, Stream.LABEL_DROPOUT, step)
+            dropped = torch.from_numpy(draws < config.label_dropout * 2.0**32).to(self._device)
+            labels = labels.masked_fill(dropped, classes - 1)
+        return images, labels
 
     def _seed_dropout(self, step: int) -> None:
         """Seed the generators that dropout draws from; `run` puts their states back."""
@@ -550,6 +556,16 @@ def _check_fit(unet: UNet, diffusion: Diffusion, data: ImageData, config: TrainC
         low, high = int(data.labels.min()), int(data.labels.max())
         if low < 0 or high >= network.num_classes:
             raise ValueError(f"labels must be in 0..{network.num_classes - 1}, got {low}..{high}")
+    if config.label_dropout:
+        if network.num_classes is None or data.labels is None:
+            raise ValueError(
+                f"label_dropout is for a network with classes, and this one has none; got {config.label_dropout}"
+            )
+        if int(data.labels.max()) == network.num_classes - 1:
+            raise ValueError(
+                f"label_dropout needs a null class behind those of the data: give the network num_classes = "
+                f"{network.num_classes + 1}, got {network.num_classes}, whose last the data use"
+            )
     types = {parameter.dtype for parameter in unet.parameters()}
     if types != {torch.float32}:
         raise ValueError(f"the network must be float32 to be trained, got {', '.join(sorted(map(str, types)))}")

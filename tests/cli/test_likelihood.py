@@ -101,7 +101,7 @@ def test_likelihood_draws_rate_and_distortion(model, archive, tmp_path):
 
 
 def test_likelihood_refuses_methods(model, archive):
-    assert "unknown method 'odd'" in fails("likelihood", model, archive, "--method", "odd")
+    assert "unknown --method 'odd'" in fails("likelihood", model, archive, "--method", "odd")
     assert "has no figure" in fails("likelihood", model, archive, "--method", "ode", "--figure", "x.png")
     assert "probes" in fails("likelihood", model, archive, "--method", "ode", "--option", "probes=0")
     assert "unknown key 'porbes'" in fails("likelihood", model, archive, "--method", "ode", "--option", "porbes=2")

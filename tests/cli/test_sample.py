@@ -80,15 +80,15 @@ def test_sample_with_labels(labelled_model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--sampler", "dimm"], "unknown sampler 'dimm': did you mean 'ddim'"),
+        (["--sampler", "dimm"], "unknown --sampler 'dimm': did you mean 'ddim'"),
         (["--steps", "99"], "from 1 to 8"),
         (["--option", "etta=1"], "unknown key 'etta' in sampler 'ddim': did you mean 'eta'"),
-        (["--option", "eta"], "an option is name=value"),
+        (["--option", "eta"], "--option takes name=value"),
         (["--option", "eta=2"], "eta must be in [0, 1]"),
         (["--out", "x.jpg"], "--out takes a .png, a .npz, a .npy or a folder"),
         (["--label", "1"], "no classes"),
         (["--weights", "ema"], "holds 'raw' weights only"),
-        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--device", "abacus"], "unknown --device 'abacus'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -292,3 +292,13 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path, number):
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
     assert load_model(out).metadata["step"] > 0
+
+
+def test_label_dropout_makes_room_for_a_null_class():
+    digits = {"data": {"source": "digits", "split": "test"}, "train": {"label_dropout": 0.1}}
+    plan = plan_training(digits | {"unet": {"preset": "digits"}})
+    assert (plan.unet.num_classes, plan.train.label_dropout) == (11, 0.1)
+    # A number that is given stands.
+    plan = plan_training(digits | {"unet": {"preset": "digits", "num_classes": 12}})
+    assert plan.unet.num_classes == 12
+    assert plan_training(digits | {"unet": {"preset": "digits"}, "train": {}}).unet.num_classes is None

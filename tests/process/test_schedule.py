@@ -138,10 +138,14 @@ def test_schedule_json_round_trip_is_exact():
         NoiseSchedule.from_dict({"name": "linear"})
 
 
+def ends(schedule):
+    return [float(schedule.betas[0]), float(schedule.betas[-1])]
+
+
 @pytest.mark.parametrize("name", NoiseSchedule.names())
-def test_schedule_of_a_name_is_written_without_its_betas(name):
+def test_schedule_of_a_name_is_written_by_it_and_its_ends(name):
     schedule = NoiseSchedule.named(name, 200)
-    assert schedule.to_dict() == {"name": name, "num_timesteps": 200}
+    assert schedule.to_dict() == {"name": name, "num_timesteps": 200, "betas": ends(schedule)}
     again = NoiseSchedule.from_dict(json.loads(json.dumps(schedule.to_dict())))
     assert again == schedule
     assert again.name == name
@@ -160,7 +164,8 @@ def test_schedule_of_a_name_is_written_without_its_betas(name):
     ids=str,
 )
 def test_schedule_with_options_is_written_with_them(schedule, options):
-    assert schedule.to_dict() == {"name": schedule.name, "num_timesteps": 100, "options": options}
+    expected = {"name": schedule.name, "num_timesteps": 100, "options": options, "betas": ends(schedule)}
+    assert schedule.to_dict() == expected
     again = NoiseSchedule.from_dict(json.loads(json.dumps(schedule.to_dict())))
     assert again == schedule
     # The second generation says as much as the first.
@@ -197,7 +202,9 @@ def test_schedule_that_its_name_does_not_give_keeps_its_betas(schedule):
         ({"options": {"num_timesteps": 1}}, "unknown key 'num_timesteps'"),
         ({"options": {"offset": "a"}}, "offset of schedule 'cosine' must be a number"),
         ({"name": "jsd", "options": {"offset": 1}}, "unknown key 'offset'"),
-        ({"betas": [0.1]}, "unknown key 'betas'"),
+        ({"betas": [0.1]}, r"has the first and last beta .*, and \[0\.1\] is written with it"),
+        ({"betas": [10**400, 0.999]}, "it was changed, or written by a version with other formulas"),
+        ({"betas": {"first": 0.1}}, "it was changed"),
     ],
     ids=str,
 )
