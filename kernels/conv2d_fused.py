@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdiff.calls import Conv2dFusedCall
 from fastdiff.kernels.attention_tiles import gpu_family, product_precision
+from fastdiff.kernels.launching import cdiv, next_power_of_2
 
 
 @dataclass(frozen=True)
@@ -184,19 +185,19 @@ def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tup
     if y is None:
         shape = (batch, c_out, out_height, out_width)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    num_pixels, family = out_height * out_width, gpu_family()
+    num_pixels, family = out_height * out_width, gpu_family(x)
     tile = TILES[family, x.element_size()]
     # Small images and few channels get smaller tiles; 16 is the least that a product takes.
     block_m, block_n, block_k = (
-        max(16, min(most, triton.next_power_of_2(size)))
+        max(16, min(most, next_power_of_2(size)))
         for most, size in ((tile.pixels, num_pixels), (tile.channels, c_out), (tile.depth, c_in))
     )
-    num_tiles = triton.cdiv(num_pixels, block_m)
+    num_tiles = cdiv(num_pixels, block_m)
     mean = torch.empty((batch, num_tiles, c_out) if want_statistics else (0,), dtype=torch.float32, device=x.device)
     squares = torch.empty_like(mean)
     if y.numel():
         with torch.cuda.device_of(x):
-            _conv2d_fused_kernel[(batch * num_tiles * triton.cdiv(c_out, block_n),)](
+            _conv2d_fused_kernel[(batch * num_tiles * cdiv(c_out, block_n),)](
                 x,
                 weight,
                 bias,
