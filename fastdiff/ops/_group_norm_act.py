@@ -13,6 +13,7 @@ from fastdiff.ops._dispatch import (
     LIBRARY,
     Implementation,
     define,
+    differentiate,
     dispatch,
     gradients,
     has_extension,
@@ -294,5 +295,5 @@ define(
     cpu=_backward_cpu,
     kernel="group_norm_act_backward",
 )
-torch.library.register_autograd("fastdiff::group_norm_act", _backward, setup_context=_setup)
+differentiate(GroupNormActCall, _backward, _setup)
 refuse_second_derivative("group_norm_act_backward", "group_norm_act has")
