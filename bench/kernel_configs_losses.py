@@ -1,4 +1,4 @@
-"""The configurations of posterior_mean and the losses that bench/kernel_report.py compiles and the tests check."""
+"""The configurations of posterior_mean, dropout and the losses for bench/kernel_report.py and its tests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from fastdiff.calls import (
     BoundLossBackwardCall,
     BoundLossCall,
     BoundTermsCall,
+    DropoutCall,
     MseBackwardCall,
     MseCall,
     PosteriorMeanCall,
 )
+from fastdiff.kernels.dropout import launch_dropout
 from fastdiff.kernels.losses import launch_bound_loss, launch_bound_terms, launch_mse
 from fastdiff.kernels.losses_backward import launch_bound_loss_backward, launch_mse_backward
 from fastdiff.kernels.posterior_mean import launch_posterior_mean
@@ -77,6 +79,11 @@ def terms_case(shape: tuple[int, ...], dtype: str, *, learned: bool = True) -> C
     return partial(launch_bound_terms, call)
 
 
+def dropout_case(shape: tuple[int, ...], dtype: str) -> Callable[[], object]:
+    """A launch with x of type `dtype`."""
+    return partial(launch_dropout, DropoutCall(_empty(shape, dtype), _empty((1,), "int64"), 0.1))
+
+
 _BOUNDS: dict[str, Callable[..., Callable[[], object]]] = {
     "float32": partial(bound_case, CIFAR, "float32"),
     "bfloat16": partial(bound_case, CIFAR, "bfloat16"),
@@ -95,6 +102,8 @@ CASES: dict[str, Callable[[], object]] = {
     "posterior mean float32, bfloat16 model": posterior_mean_case(CIFAR, "float32", "bfloat16"),
     "posterior mean float32, 5x7": posterior_mean_case((64, 3, 5, 7), "float32"),
     "posterior mean float32, 7 billion elements": posterior_mean_case((1, 3, 48000, 48000), "float32"),
+    "dropout float32": dropout_case((64, 128, 32, 32), "float32"),
+    "dropout bfloat16": dropout_case((64, 128, 32, 32), "bfloat16"),
     "mse float32": mse_case(CIFAR, "float32"),
     "mse bfloat16": mse_case(CIFAR, "bfloat16"),
     "mse float32, 7 billion elements": mse_case((1, 3, 48000, 48000), "float32"),

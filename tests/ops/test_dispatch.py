@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,16 @@ from fastdiff import (
     ops,
     samplers,
 )
+from fastdiff.calls import Conv3x3Call
+from fastdiff.ops import _dispatch
 from support.op_cases import (
     DIFFUSION,
     full_table,
     images,
     noising_table,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_ops_pass_opcheck():
@@ -109,3 +114,19 @@ def test_ops_refuse_triton_without_a_gpu_or_its_interpreter():
         ops.posterior_mean(
             torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor([0, 1, 2]), torch.zeros(20, 4), implementation="triton"
         )
+
+
+def test_ops_have_an_implementation_on_a_gpu_where_they_say_so():
+    """A key without a launcher raises; without a key a GPU runs the reference, as conv3x3 does, which is cuDNN's."""
+    for op in _dispatch._OPS.values():
+        has_key = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op.name}", "CUDA")
+        assert has_key == (op.kernel is not None), op.name
+        if op.kernel is not None:
+            text = (ROOT / "kernels" / f"{op.kernel}.py").read_text()
+            assert f"\ndef launch_{op.name}(" in text, op.name
+
+
+def test_ops_without_a_triton_kernel_say_so():
+    call = Conv3x3Call(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3), None)
+    with pytest.raises(RuntimeError, match="conv3x3 has no Triton kernel: leave implementation at 'auto'"):
+        _dispatch.dispatch(call, "triton")
