@@ -11,6 +11,7 @@ Beyond that several programs share it, in two launches: the first leaves its par
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from fastdiff.calls import GroupNormActCall
 from fastdiff.kernels.group_norm_tiles import (
     Slices,
     cut,
+    dense_rows,
     group_sum,
     load_added,
     load_tile,
@@ -29,8 +31,8 @@ from fastdiff.kernels.group_norm_tiles import (
     row_stride,
     store_tile,
     tile_mask,
-    with_unit_stride,
 )
+from fastdiff.kernels.launching import Description, are_aligned, dense, launch
 from fastdiff.tensors import memory_format
 
 # Elements of a tile that is kept in registers, at most: 32 per thread.
@@ -68,6 +70,7 @@ def _group_norm_act_kernel(
     FIRST: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     SPAN: tl.constexpr,
+    GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     LAYOUT: tl.constexpr,
     RESIDENT: tl.constexpr,
@@ -143,10 +146,10 @@ def _group_norm_act_kernel(
         seen = tl.where(tl.arange(0, BLOCK_P)[:, None] < num_pixels - last, num_tiles, num_tiles - 1)
         seen = tl.where(inside[None, :], seen, 0).to(tl.float32)
         count = num_pixels.to(tl.float32) * GROUP_SIZE
-        mean = group_sum(mean_here * seen, GROUP_SIZE, SPAN, BLOCK_C) / count
+        mean = group_sum(mean_here * seen, GROUP_SIZE, SPAN, GROUPS, BLOCK_C) / count
         offset = mean_here - mean[None, :]
-        rest = group_sum(offset * seen, GROUP_SIZE, SPAN, BLOCK_C)
-        squares = group_sum(squares_here + seen * offset * offset, GROUP_SIZE, SPAN, BLOCK_C)
+        rest = group_sum(offset * seen, GROUP_SIZE, SPAN, GROUPS, BLOCK_C)
+        squares = group_sum(squares_here + seen * offset * offset, GROUP_SIZE, SPAN, GROUPS, BLOCK_C)
         squares -= rest * (rest / count)
         # Rounding may leave a constant group below 0; NaN stays.
         squares = tl.where(squares < 0, 0.0, squares)
@@ -265,38 +268,44 @@ def launch_group_norm_act(
         mean.fill_(torch.nan)
         rstd.fill_(torch.nan)
         return result
-    slices, layout = _slices(call), memory_format(x)
-    x, x2, residual = (None if v is None else v.contiguous(memory_format=layout) for v in (x, x2, residual))
-    added_bias, weight, bias = (None if v is None else v.contiguous() for v in (added_bias, weight, bias))
-    added_time, scale, shift = (with_unit_stride(v) for v in (added_time, scale, shift))
+    slices = _slices(call)
+    layout = slices.layout
+    x = dense(x, layout)
+    x2, residual = (None if v is None else dense(v, layout) for v in (x2, residual))
+    weight, bias = dense(weight), dense(bias)
+    added_bias = None if added_bias is None else dense(added_bias)
+    added_time, scale, shift = (None if v is None else dense_rows(v) for v in (added_time, scale, shift))
+    tensors = (x, x2, residual, added_bias, added_time, weight, bias, scale, shift, y, total, mean, rstd, partial)
+    kinds = tuple(None if v is None else (v.dtype, v.stride(0)) for v in tensors[3:9])
+    key = None
+    if out is None or are_aligned(*out):
+        key = (x.device, x.dtype, x2 is None, residual is None, kinds, eps, act)
     with torch.cuda.device_of(x):
-        for statistics, apply in [(True, True)] if partial is None else [(True, False), (False, True)]:
-            _group_norm_act_kernel[slices.grid](
-                x,
-                x2,
-                residual,
-                added_bias,
-                added_time,
-                weight,
-                bias,
-                scale,
-                shift,
-                y,
-                total,
-                mean,
-                rstd,
-                partial,
-                0 if partial is None else partial.shape[1],
-                slices.spatial,
-                slices.num_splits,
-                slices.split_tiles,
-                row_stride(added_time),
-                row_stride(scale),
-                row_stride(shift),
-                EPS=eps,
-                ACT=act,
-                STATISTICS=statistics,
-                APPLY=apply,
-                **slices.constants(),
-            )
+        if partial is None:
+            _launch(slices, key, tensors, eps, act, statistics=True, apply=True)
+        else:
+            _launch(slices, key, tensors, eps, act, statistics=True, apply=False)
+            _launch(slices, key, tensors, eps, act, statistics=False, apply=True)
     return result
+
+
+def _launch(
+    slices: Slices,
+    key: Hashable,
+    tensors: tuple[Tensor | None, ...],
+    eps: float,
+    act: bool,
+    *,
+    statistics: bool,
+    apply: bool,
+) -> None:
+    def describe() -> Description:
+        num_groups = slices.channels // slices.group_size
+        partial_size = slices.batch * slices.num_splits * num_groups if slices.num_splits > 1 else 0
+        numbers = (slices.spatial, slices.num_splits, slices.split_tiles)
+        strides = (row_stride(tensors[i]) for i in (4, 7, 8))
+        flags = {"EPS": eps, "ACT": act, "STATISTICS": statistics, "APPLY": apply}
+        return slices.grid, (partial_size, *numbers, *strides), flags | slices.constants()
+
+    key = None if key is None else (key, statistics, apply)
+    launch(_group_norm_act_kernel, slices.launches, key, tensors, (), describe)
