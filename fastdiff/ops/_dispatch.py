@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,6 +170,12 @@ def differentiate(call: type[NamedTuple], backward: Callable[..., Any], setup: C
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     op.function = type(f"fastdiff_{op.name}", (torch.autograd.Function,), members)
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def on_gpu(x: Tensor) -> bool:
