@@ -47,7 +47,7 @@ TILES = {
     ("sm_90", 2, "forward"): {
         64: Tile(128, 128, 64, 64, 8, 3),
         128: Tile(128, 64, 128, 128, 8, 3),
-        256: Tile(128, 32, 256, 256, 8, 2),
+        256: Tile(128, 64, 256, 256, 8, 2),
         512: Tile(64, 64, 256, 64, 8, 2),
     },
     ("sm_90", 2, "dq"): {
@@ -89,6 +89,8 @@ _HIP = {
 }
 # Where there are no 16 bytes of neighbours, as in EDM's packing: each element needs its own address.
 SCATTERED = Tile(32, 32, 64, 32, 8, 1)
+# Where neither tokens nor channels are masked there are registers for more.
+WHOLE = {("sm_90", 2, "dq", 256): Tile(64, 64, 256, 256, 8, 2)}
 TILES |= {(family, 4, kernel): tiles for family in ("sm_80", "sm_90") for kernel, tiles in _FLOAT32.items()}
 TILES |= {("hip", size, kernel): tiles for size in (2, 4) for kernel, tiles in _HIP.items()}
 
@@ -183,6 +185,9 @@ def check_head(q: Tensor) -> None:
 def _tile(family: str, kernel: str, q: Tensor) -> Tile:
     if _is_scattered(q):
         return SCATTERED
+    whole = WHOLE.get((family, q.dtype.itemsize, kernel, q.shape[3]))
+    if whole is not None and q.shape[2] % max(whole.own, whole.other) == 0:
+        return whole
     table = TILES[family, q.dtype.itemsize, kernel]
     return table[min(widest for widest in table if q.shape[3] <= widest)]
 
