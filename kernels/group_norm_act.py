@@ -24,6 +24,7 @@ from fastdiff.kernels.group_norm_tiles import (
     Slices,
     cut,
     dense_rows,
+    divide,
     group_sum,
     load_added,
     load_tile,
@@ -69,6 +70,8 @@ def _group_norm_act_kernel(
     CHANNELS: tl.constexpr,
     FIRST: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
+    FAST: tl.constexpr,
+    STAGES: tl.constexpr,
     SPAN: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -124,7 +127,7 @@ def _group_norm_act_kernel(
         mean_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         squares_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         tiles_seen = 0.0
-        for i in range(num_tiles):
+        for i in tl.range(0, num_tiles, num_stages=STAGES):
             first = start + i * BLOCK_P
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             h = load_tile(x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, CUT) + added[None, :]
@@ -189,7 +192,7 @@ def _group_norm_act_kernel(
         if STATISTICS and residual_ptr is not None and not RESIDENT:
             # The sum is read again, maybe by other threads than wrote it.
             tl.debug_barrier()
-        for i in range(num_tiles):
+        for i in tl.range(0, num_tiles, num_stages=STAGES):
             first = start + i * BLOCK_P
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             if RESIDENT and STATISTICS:
@@ -200,7 +203,7 @@ def _group_norm_act_kernel(
                 h = load_tile(x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, CUT) + added[None, :]
             y = (h - mean[None, :]) * gain[None, :] + shift[None, :]
             if ACT:
-                y = y / (1.0 + tl.exp(-y))
+                y = divide(y, 1.0 + tl.exp(-y), FAST)
             store_tile(y_ptr, None, y, sample, first, first_channel, spatial, mask, CUT)
 
 

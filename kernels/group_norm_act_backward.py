@@ -24,6 +24,7 @@ from fastdiff.kernels.group_norm_tiles import (
     Slices,
     cut,
     dense_rows,
+    divide,
     group_sum,
     load_added,
     load_tile,
@@ -55,6 +56,7 @@ def _load_xhat_and_du(
     gain,
     shift,
     ACT: tl.constexpr,
+    FAST: tl.constexpr,
     CUT: tl.constexpr,
 ):
     x = load_tile(x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, CUT)
@@ -62,7 +64,7 @@ def _load_xhat_and_du(
     xhat = (x + added[None, :] - mean[None, :]) * rstd[None, :]
     if ACT:
         u = xhat * gain[None, :] + shift[None, :]
-        sigmoid = 1.0 / (1.0 + tl.exp(-u))
+        sigmoid = divide(1.0, 1.0 + tl.exp(-u), FAST)
         du *= sigmoid * (1.0 + u * (1.0 - sigmoid))
     return xhat, du
 
@@ -102,6 +104,8 @@ def _group_norm_act_backward_kernel(
     CHANNELS: tl.constexpr,
     FIRST: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
+    FAST: tl.constexpr,
+    STAGES: tl.constexpr,
     SPAN: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -161,12 +165,12 @@ def _group_norm_act_backward_kernel(
         du_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         # In a slice of one tile xhat itself, which is then needed again.
         xhat_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-        for i in range(num_tiles):
+        for i in tl.range(0, num_tiles, num_stages=STAGES):
             first = start + i * BLOCK_P
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             xhat, du = _load_xhat_and_du(
                 grad_y_ptr, x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, added, mean, rstd, gain, shift,
-                ACT, CUT,
+                ACT, FAST, CUT,
             )  # fmt: skip
             if RESIDENT:
                 du_here, xhat_here = du, xhat
@@ -205,7 +209,7 @@ def _group_norm_act_backward_kernel(
         slope = group_sum((gain * du_xhat_sum)[None, :], GROUP_SIZE, SPAN, GROUPS, BLOCK_C) / count
         if added_ptr is not None:
             dh_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-        for i in range(num_tiles):
+        for i in tl.range(0, num_tiles, num_stages=STAGES):
             first = start + i * BLOCK_P
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             if RESIDENT and STATISTICS:
@@ -213,7 +217,7 @@ def _group_norm_act_backward_kernel(
             else:
                 xhat, du = _load_xhat_and_du(
                     grad_y_ptr, x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, added, mean, rstd, gain,
-                    shift, ACT, CUT,
+                    shift, ACT, FAST, CUT,
                 )  # fmt: skip
             dh = rstd[None, :] * (du * gain[None, :] - centre[None, :] - xhat * slope[None, :])
             if grad_sum_ptr is not None:

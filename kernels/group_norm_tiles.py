@@ -14,12 +14,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 from fastdiff.kernels.launching import Launches, cdiv, is_power_of_2, next_power_of_2
 
-# At least so many bytes of neighbouring channels of a program in channels_last memory: a DRAM sector. No more, so that
-# one sample's images of 32x32 stay in registers and their norms have programs enough for a part of a GPU.
-MIN_BYTES = 32
+# At least so many bytes of neighbouring channels of a program in channels_last memory: a DRAM sector, or one access
+# where only so narrow a slice fits in the tile below. No more, so that the norms of one sample have many programs.
+MIN_BYTES, ACCESS = 32, 16
+# Elements of a slice that are kept in registers and leave room for others on the multiprocessor: 16 per thread.
+FULL_TILE = 8192
 # Channels of a program at most. A program that owns wide groups has few pixels in a tile.
 MAX_BLOCK_C = 4096
 # Elements of a program's tile at least, where there are groups enough: 2 warps.
@@ -89,6 +92,11 @@ class Slices:
             "FIRST": self.first,
             "GROUP_SIZE": self.group_size,
             "SPAN": span,
+            # The interpreter has no device library.
+            "FAST": not triton.knobs.runtime.interpret,
+            # Tiles in flight. Loads ahead take registers: for two sources more than they are worth, since then fewer
+            # programs fit on a multiprocessor.
+            "STAGES": 1 if self.spatial <= self.block_p or self.first < self.channels else 3,
             "GROUPS": next_power_of_2(self.width // self.group_size),
             "WIDTH": self.width,
             "LAYOUT": layout,
@@ -137,8 +145,10 @@ def _cut(
             f"the GPU kernels take up to {MAX_BLOCK_C} channels per group, got {group_size}: "
             f"use more groups, or implementation='reference'"
         )
-    width = _width(groups, group_size, layout == torch.channels_last, itemsize)
     block_p = next_power_of_2(spatial)
+    width = group_size
+    if layout == torch.channels_last:
+        width = _width(groups, group_size, itemsize, FULL_TILE // block_p)
     while next_power_of_2(width) * block_p < min_tile and channels % (2 * width) == 0:
         if not is_power_of_2(group_size) and _table(2 * width, group_size) > MAX_TABLE:
             break
@@ -169,16 +179,16 @@ def _table(width: int, group_size: int) -> int:
     return next_power_of_2(width // group_size) * next_power_of_2(width)
 
 
-def _width(groups: int, group_size: int, channels_last: bool, itemsize: int) -> int:
-    """Channels of a program: in channels_last memory enough for whole sectors and for 16-byte accesses."""
-    if not channels_last:
-        return group_size
+def _width(groups: int, group_size: int, itemsize: int, most: int) -> int:
+    """Channels of a program in channels_last memory: enough for whole sectors or, if more than `most`, for accesses."""
     widths = [n * group_size for n in range(1, groups + 1) if groups % n == 0]
-    aligned = [width for width in widths if width * itemsize % 16 == 0] or widths[-1:]
+    aligned = [width for width in widths if width * itemsize % ACCESS == 0] or widths[-1:]
     wide = [width for width in aligned if width * itemsize >= MIN_BYTES] or aligned[-1:]
     smallest = next_power_of_2(wide[0])
+    if smallest > most >= next_power_of_2(aligned[0]):
+        smallest = next_power_of_2(aligned[0])
     # Of the widths that take the same tile the largest wastes least of it.
-    return max(width for width in wide if next_power_of_2(width) == smallest)
+    return max(width for width in aligned if next_power_of_2(width) == smallest)
 
 
 @triton.jit
@@ -242,6 +252,12 @@ def store_tile(ptr, ptr2, values, sample, first_pixel, first_channel, spatial, m
 def load_vector(ptr, channels, mask):
     """float32 [BLOCK_C]: one number per channel."""
     return tl.load(ptr + channels, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def divide(a, b, FAST: tl.constexpr):
+    """a / b within 2 ulp for b up to 2^126, and 0 above where a is finite: one instruction and not eleven, if FAST."""
+    return libdevice.fast_dividef(a, b) if FAST else a / b
 
 
 @triton.jit

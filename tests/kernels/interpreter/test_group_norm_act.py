@@ -302,6 +302,33 @@ def test_group_norm_act_reads_through_strides(device):
     assert torch.equal(found, ops.group_norm_act(x.contiguous(), groups=2, implementation="triton", **dense))
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+def test_group_norm_act_does_not_depend_on_where_its_inputs_lie(device, layout, monkeypatch):
+    """Off a multiple of 16 bytes the compiler would choose other accesses, maybe another order of summation."""
+    addresses = []
+    for module in (group_norm_act, group_norm_act_backward):
+
+        def recorded(kernel, launches, key, tensors, *rest, launch=module.launch):
+            addresses.extend(v.data_ptr() % 16 for v in tensors if v is not None)
+            launch(kernel, launches, key, tensors, *rest)
+
+        monkeypatch.setattr(module, "launch", recorded)
+    case = Case(device, (2, 8, 5, 3), 4, 3, EVERYTHING, layout=layout)
+    case.x, case.x2, case.grad_y = (moved(v) for v in (case.x, case.x2, case.grad_y))
+    case.vectors = {name: moved(value) for name, value in case.vectors.items()}
+    assert case.x.data_ptr() % 16 == 4
+    case.check_forward()
+    case.check_backward()
+    assert addresses
+    assert set(addresses) == {0}
+
+
+def moved(x):
+    """The same values and strides, one element behind a multiple of 16 bytes."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:]
+    return memory.as_strided(x.shape, x.stride()).copy_(x)
+
+
 def test_group_norm_act_takes_vectors_of_any_type(device):
     case = Case(device, (2, 8, 3, 3), 0, 2, EVERYTHING, torch.bfloat16, "nhwc")
     for name, dtype in zip(case.vectors, [*DTYPES.values()] * 2, strict=True):
