@@ -26,6 +26,7 @@ from fastdiff.kernels.group_norm_tiles import (
     dense_rows,
     divide,
     group_sum,
+    kind,
     load_added,
     load_tile,
     load_vector,
@@ -234,15 +235,15 @@ def _slices(call: GroupNormActCall) -> Slices:
     return cut(call.x, call.x2, call.groups, memory_format(call.x), resident=RESIDENT_TILE)
 
 
-def _allocate(call: GroupNormActCall) -> GroupNormActOut:
-    x, groups = call.x, call.groups
-    shape = (x.shape[0], call.weight.shape[0], *x.shape[2:])
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+def _allocate(call: GroupNormActCall, slices: Slices) -> GroupNormActOut:
+    x, device = call.x, call.x.device
+    shape = (slices.batch, slices.channels, *x.shape[2:])
+    y = torch.empty(shape, dtype=x.dtype, device=device, memory_format=slices.layout)
     total = None if call.residual is None else torch.empty_like(y)
-    mean = torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
+    mean = torch.empty((slices.batch, call.groups), dtype=torch.float32, device=device)
     partial = None
-    if y.numel() and (size := partial_shape(call)) is not None:
-        partial = torch.empty(size, dtype=torch.float32, device=x.device)
+    if slices.num_splits > 1:
+        partial = torch.empty((2, mean.numel() * slices.num_splits), dtype=torch.float32, device=device)
     return GroupNormActOut(y, total, mean, torch.empty_like(mean), partial)
 
 
@@ -265,13 +266,13 @@ def launch_group_norm_act(
     x, x2, residual, added_bias, added_time, weight, bias, scale, shift, _, eps, act = call
     if x.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 tensors with implementation='reference'")
-    y, total, mean, rstd, partial = _allocate(call) if out is None else out
+    slices = _slices(call)
+    y, total, mean, rstd, partial = _allocate(call, slices) if out is None else out
     result = (y, x.new_empty(0) if total is None and out is None else total, mean, rstd)
     if y.numel() == 0:
         mean.fill_(torch.nan)
         rstd.fill_(torch.nan)
         return result
-    slices = _slices(call)
     layout = slices.layout
     x = dense(x, layout)
     x2, residual = (None if v is None else dense(v, layout) for v in (x2, residual))
@@ -279,7 +280,7 @@ def launch_group_norm_act(
     added_bias = None if added_bias is None else dense(added_bias)
     added_time, scale, shift = (None if v is None else dense_rows(v) for v in (added_time, scale, shift))
     tensors = (x, x2, residual, added_bias, added_time, weight, bias, scale, shift, y, total, mean, rstd, partial)
-    kinds = tuple(None if v is None else (v.dtype, v.stride(0)) for v in tensors[3:9])
+    kinds = (weight.dtype, bias.dtype, kind(added_bias), kind(added_time), kind(scale), kind(shift))
     key = None
     if out is None or are_aligned(*out):
         key = (x.device, x.dtype, x2 is None, residual is None, kinds, eps, act)

@@ -26,6 +26,7 @@ from fastdiff.kernels.group_norm_tiles import (
     dense_rows,
     divide,
     group_sum,
+    kind,
     load_added,
     load_tile,
     load_vector,
@@ -286,7 +287,7 @@ def launch_group_norm_act_backward(
         added if want_added else None,
         partial,
     )
-    kinds = tuple(None if v is None else (v.dtype, v.stride(0)) for v in tensors[4:10])
+    kinds = (weight.dtype, bias.dtype, kind(added_bias), kind(added_time), kind(scale), kind(shift))
     key = (device, x.dtype, x2 is None, grad_sum is None, want_added, kinds, act)
     with torch.cuda.device_of(x):
         if partial is None:

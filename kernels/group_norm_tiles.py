@@ -169,6 +169,11 @@ def dense_rows(values: Tensor) -> Tensor:
     return values if is_dense else values.clone(memory_format=torch.contiguous_format)
 
 
+def kind(values: Tensor | None) -> tuple[torch.dtype, int] | None:
+    """What a compiled kernel depends on of [C] or [B, C] values."""
+    return None if values is None else (values.dtype, values.stride(0))
+
+
 def row_stride(values: Tensor | None) -> int:
     """Elements from one sample's values to the next one's."""
     return 0 if values is None else values.stride(0)

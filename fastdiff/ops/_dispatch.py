@@ -125,10 +125,12 @@ def dispatch(call: NamedTuple, implementation: Implementation = "auto") -> Any:
         RuntimeError: the implementation is not available.
     """
     op = _OPS[type(call)]
-    if implementation in ("auto", "triton") and on_gpu(call[0]):
-        wants_gradient = _wants_gradient(call)
-        if _is_direct(op, call, wants_gradient):
-            return op.function.apply(*call) if wants_gradient else op.launch(call)
+    if implementation in ("auto", "triton") and on_gpu(call[0]) and call[0].dtype != torch.float64:
+        way = _way_past(op, call)
+        if way == "launch" and op.launch is not None:
+            return op.launch(call)
+        if way == "function" and op.function is not None:
+            return op.function.apply(*call)
     if implementation != "auto":
         if implementation == "reference":
             return op.reference(call)
@@ -183,33 +185,34 @@ def on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def _is_direct(op: _Op, call: NamedTuple, wants_gradient: bool) -> bool:
-    """Whether a call may go past the dispatcher: on a GPU, with plain tensors, where nobody looks on."""
-    x: Tensor = call[0]
-    if op.kernel is None or x.dtype == torch.float64 or not is_unwatched():
-        return False
-    if torch.autograd._profiler_enabled() or forward_ad._current_level >= 0:
-        return False
-    if wants_gradient and op.function is None:
-        # The op is a gradient, and says on its way back that it has none.
-        return False
+def _way_past(op: _Op, call: NamedTuple) -> Literal["launch", "function"] | None:
+    """How a call goes past the dispatcher, where it may: on a GPU, with plain tensors, where nobody looks on."""
+    if op.kernel is None or not is_unwatched():
+        return None
+    if torch._C._autograd._profiler_enabled() or forward_ad._current_level >= 0:
+        return None
+    is_enabled, wants_gradient = torch.is_grad_enabled(), False
     for value in call:
-        kind = type(value)
-        if kind is Tensor or kind is torch.nn.Parameter:
-            if value.is_neg():
-                return False
-        elif kind not in _PLAIN:
-            return False
+        if isinstance(value, Tensor):
+            kind = type(value)
+            if (kind is not Tensor and kind is not torch.nn.Parameter) or value.is_neg():
+                return None
+            wants_gradient = wants_gradient or (is_enabled and value.requires_grad)
+        elif type(value) not in _PLAIN:
+            return None
     if op.launch is None:
         try:
             op.launch = _launcher(op)
         except RuntimeError:
             # The dispatcher's way says so.
-            return False
-    return True
+            return None
+    if not wants_gradient:
+        return "launch"
+    # Without a function the op is a gradient itself, and says on its way back that it has none.
+    return None if op.function is None else "function"
 
 
-def _wants_gradient(call: NamedTuple) -> bool:
+def _wants_gradient(call: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in call)
 
 
