@@ -17,6 +17,9 @@ WIDE = {
     "posterior mean float32, 7 billion elements": ({16: 4}, {16: 2}),
     "dropout float32": ({16: 2}, {16: 2}),
     "dropout bfloat16": ({16: 1}, {16: 1}),
+    # A few numbers per channel.
+    "statistics merged": ({}, {}),
+    "norm factors": ({}, {}),
     "mse float32": ({16: 4}, {}),
     "mse bfloat16": ({16: 3}, {}),
     "mse float32, 7 billion elements": ({16: 4}, {}),
