@@ -209,7 +209,7 @@ def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tup
             says. Then nothing is allocated, as long as all tensors are dense and no statistics are wanted.
 
     Raises:
-        ValueError: for float64.
+        ValueError: for float64, or an `out` that does not fit.
     """
     x, weight, bias, gain, offset, time, residual, stride, padding, act, want_statistics = call
     if x.dtype == torch.float64:
@@ -220,6 +220,9 @@ def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tup
         out_height, out_width = ((size + 2 * padding - side) // stride + 1 for size in (height, width))
     else:
         out_height, out_width = out.shape[2:]
+        dense = out.is_contiguous(memory_format=torch.channels_last)
+        if out.shape[:2] != (batch, c_out) or out.dtype != x.dtype or not dense:
+            raise ValueError(f"out must be {x.dtype} [{batch}, {c_out}, H, W], channels_last, got {tuple(out.shape)}")
     x, weight = (v.contiguous(memory_format=torch.channels_last) for v in (x, weight))
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     bias, gain, offset, time = (None if v is None else v.contiguous() for v in (bias, gain, offset, time))

@@ -247,6 +247,20 @@ def _allocate(call: GroupNormActCall, slices: Slices) -> GroupNormActOut:
     return GroupNormActOut(y, total, mean, torch.empty_like(mean), partial)
 
 
+def _check_out(out: GroupNormActOut, x: Tensor, slices: Slices, layout: torch.memory_format) -> None:
+    shape = (slices.batch, slices.channels, *x.shape[2:])
+    for name, value in (("y", out.y), ("total", out.total)):
+        if value is None:
+            continue
+        if value.shape != shape or value.dtype != x.dtype or not value.is_contiguous(memory_format=layout):
+            raise ValueError(
+                f"{name} must be {x.dtype} {list(shape)} in x's memory format, got {value.dtype} {list(value.shape)} "
+                f"with strides {value.stride()}"
+            )
+    if (out.partial is None) != (slices.num_splits == 1):
+        raise ValueError("partial must be of partial_shape, and None where that is None: ask it for this call")
+
+
 def launch_group_norm_act(
     call: GroupNormActCall, out: GroupNormActOut | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -281,6 +295,8 @@ def launch_group_norm_act(
     added_time, scale, shift = (None if v is None else dense_rows(v) for v in (added_time, scale, shift))
     tensors = (x, x2, residual, added_bias, added_time, weight, bias, scale, shift, y, total, mean, rstd, partial)
     kinds = (weight.dtype, bias.dtype, kind(added_bias), kind(added_time), kind(scale), kind(shift))
+    if out is not None:
+        _check_out(out, x, slices, layout)
     key = None
     if out is None or are_aligned(*out):
         key = (x.device, x.dtype, x2 is None, residual is None, kinds, eps, act)

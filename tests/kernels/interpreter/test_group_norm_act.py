@@ -225,6 +225,19 @@ def test_group_norm_act_writes_where_it_is_told(device, residual, layout, monkey
     assert torch.equal(rstd, expected[3])
 
 
+def test_group_norm_act_refuses_outputs_that_do_not_fit(device):
+    call = full_call(device)
+    out = preallocated(call)
+    for wrong in (
+        out._replace(y=out.y.contiguous()),
+        out._replace(total=out.total[:1]),
+        out._replace(y=out.y.half()),
+        out._replace(partial=out.mean),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            group_norm_act.launch_group_norm_act(call, wrong)
+
+
 @pytest.mark.usefixtures("_walk")
 def test_group_norm_act_may_write_over_what_it_reads(device):
     case = Case(device, (2, 8, 7, 9), 0, 2, ("added_bias",), layout="nhwc", residual=True)
