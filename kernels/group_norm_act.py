@@ -146,9 +146,13 @@ def _group_norm_act_kernel(
                 squares_here += delta * (h - mean_here)
 
         # Places in the last tile beyond the image's end have seen one tile less.
-        last = (num_tiles - 1) * BLOCK_P
-        seen = tl.where(tl.arange(0, BLOCK_P)[:, None] < num_pixels - last, num_tiles, num_tiles - 1)
-        seen = tl.where(inside[None, :], seen, 0).to(tl.float32)
+        seen = tl.zeros([1, 1], tl.int32) + num_tiles
+        if not EVEN:
+            last = (num_tiles - 1) * BLOCK_P
+            seen -= tl.where(tl.arange(0, BLOCK_P)[:, None] < num_pixels - last, 0, 1)
+        if WIDTH != BLOCK_C:
+            seen = tl.where(inside[None, :], seen, 0)
+        seen = seen.to(tl.float32)
         count = num_pixels.to(tl.float32) * GROUP_SIZE
         mean = group_sum(mean_here * seen, GROUP_SIZE, SPAN, GROUPS, BLOCK_C) / count
         offset = mean_here - mean[None, :]
