@@ -237,6 +237,9 @@ def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tup
         max(16, min(most, next_power_of_2(size)))
         for most, size in ((tile.pixels, num_pixels), (tile.channels, c_out), (tile.depth, c_in))
     )
+    if c_in % block_k and c_in % 32 == 0:
+        # Whole steps instead of a mask.
+        block_k = min(block_k, 32)
     num_tiles = cdiv(num_pixels, block_m)
     mean = torch.empty((batch, num_tiles, c_out) if want_statistics else (0,), dtype=torch.float32, device=x.device)
     squares = torch.empty_like(mean)
