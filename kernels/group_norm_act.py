@@ -272,8 +272,8 @@ def launch_group_norm_act(
 
     Args:
         call: A second source and a residual may be given together: the residual then has all channels.
-        out: Where to write. Then nothing is allocated, as long as all tensors are dense in x's memory format and the
-            values [B, C] have rows without gaps.
+        out: Where to write. Then nothing is allocated, as long as all tensors are dense in x's memory format, the
+            values [B, C] have rows without gaps, and everything starts at a multiple of 16 bytes.
 
     Returns:
         (y, total, mean, rstd), those of `out` where it is given; total is empty (None in `out`) without a residual.
@@ -287,6 +287,8 @@ def launch_group_norm_act(
     slices = _slices(call)
     y, total, mean, rstd, partial = _allocate(call, slices) if out is None else out
     result = (y, x.new_empty(0) if total is None and out is None else total, mean, rstd)
+    if residual is not None and residual.shape != y.shape:
+        raise ValueError(f"residual must be {list(y.shape)}, as the norm's result, got {list(residual.shape)}")
     if y.numel() == 0:
         mean.fill_(torch.nan)
         rstd.fill_(torch.nan)

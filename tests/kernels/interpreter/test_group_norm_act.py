@@ -236,6 +236,16 @@ def test_group_norm_act_refuses_outputs_that_do_not_fit(device):
     ):
         with pytest.raises(ValueError, match="must be"):
             group_norm_act.launch_group_norm_act(call, wrong)
+    with pytest.raises(ValueError, match="residual must be"):
+        group_norm_act.launch_group_norm_act(call._replace(residual=call.x))
+
+
+def test_group_norm_act_reads_one_time_for_all_samples(device):
+    call = full_call(device)
+    shared = call.added_time[:1].expand(2, -1)
+    found = group_norm_act.launch_group_norm_act(call._replace(added_time=shared))
+    expected = group_norm_act.launch_group_norm_act(call._replace(added_time=shared.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.usefixtures("_walk")
