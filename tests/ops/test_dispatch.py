@@ -59,6 +59,22 @@ def test_ops_compile_without_graph_breaks():
         assert torch.equal(ours, expected)
 
 
+def test_ops_compile_on_a_gpu_as_they_are_registered(monkeypatch):
+    """A compiler gets the op and not a launcher, with its gradient."""
+    monkeypatch.setattr(_dispatch, "on_gpu", lambda x: True)
+    monkeypatch.setattr(ops._group_norm_act, "_is_plain", lambda call: False)
+    x, weight, bias = images((2, 8, 4, 4)), torch.ones(8, requires_grad=True), torch.zeros(8)
+
+    def run(x, weight, bias):
+        return ops.group_norm_act(x, weight, bias, 2).square().sum()
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(f(x, weight, bias), weight)[0] for f in (compiled,)]
+    monkeypatch.undo()
+    grads += torch.autograd.grad(run(x, weight, bias), weight)
+    assert torch.equal(*grads)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_ops_keep_their_types_under_autocast(compiled):
     """The table and the state are float32, and a network under autocast gives bfloat16."""
