@@ -34,6 +34,7 @@ def group_norm_case(
     scale_shift: bool = False,
     residual: bool = False,
     backward: bool = False,
+    groups: int = GROUPS,
 ) -> Callable[[], object]:
     """A launch with x [B, C, H, W], `second` channels behind it, a bias and a time added where there is a residual.
 
@@ -45,12 +46,13 @@ def group_norm_case(
     parameter, vector = _empty((channels,), "float32"), _empty((shape[0], channels), dtype)
     modulation = (vector, vector) if scale_shift else (None, None)
     if not backward:
-        added = (torch.empty_like(x), parameter, vector) if residual else (None, None, None)
-        call = GroupNormActCall(x, x2, *added, parameter, parameter, *modulation, GROUPS, 1e-6, True)
+        whole = _empty((shape[0], channels, *shape[2:]), dtype, layout)
+        added = (whole, parameter, vector) if residual else (None, None, None)
+        call = GroupNormActCall(x, x2, *added, parameter, parameter, *modulation, groups, 1e-6, True)
         return partial(launch_group_norm_act, call)
     grad_y = _empty((shape[0], channels, *shape[2:]), dtype, layout)
     grad_sum = torch.empty_like(x) if residual else None
-    statistics = _empty((shape[0], GROUPS), "float32")
+    statistics = _empty((shape[0], groups), "float32")
     backward_call = GroupNormActBackwardCall(
         grad_y, grad_sum, x, x2, None, None, parameter, parameter, *modulation, statistics, statistics, True, residual
     )
@@ -91,6 +93,9 @@ _FORWARD: dict[str, Callable[..., Callable[[], object]]] = {
 _SPLIT = partial(group_norm_case, (4, 128, 256, 256), "bfloat16", scale_shift=True)
 CASES: dict[str, Callable[[], object]] = {
     **{f"group norm {name}": make() for name, make in _FORWARD.items()},
+    "group norm bfloat16 nhwc, 256+128, residual": group_norm_case(
+        (64, 256, 32, 32), "bfloat16", second=128, residual=True
+    ),
     "group norm bfloat16 nhwc, split, first": one_of(_SPLIT(), 0),
     "group norm bfloat16 nhwc, split, second": one_of(_SPLIT(), 1),
     **{f"group norm backward {name}": make(backward=True) for name, make in _FORWARD.items()},

@@ -1,4 +1,4 @@
-"""The configurations of posterior_mean and the losses that bench/kernel_report.py compiles and the tests check."""
+"""The configurations of posterior_mean, dropout, the losses and small ones for bench/kernel_report.py and its tests."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from kernel_configs_group_norm import one_of
 from torch import Tensor
 
 from fastdiff.calls import (
     BoundLossBackwardCall,
     BoundLossCall,
     BoundTermsCall,
+    Conv2dFusedCall,
+    DropoutCall,
     MseBackwardCall,
     MseCall,
     PosteriorMeanCall,
 )
+from fastdiff.kernels.conv2d_fused import launch_conv2d_fused
+from fastdiff.kernels.dropout import launch_dropout
 from fastdiff.kernels.losses import launch_bound_loss, launch_bound_terms, launch_mse
 from fastdiff.kernels.losses_backward import launch_bound_loss_backward, launch_mse_backward
+from fastdiff.kernels.norm_factors import launch_norm_factors
 from fastdiff.kernels.posterior_mean import launch_posterior_mean
 
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -77,6 +83,26 @@ def terms_case(shape: tuple[int, ...], dtype: str, *, learned: bool = True) -> C
     return partial(launch_bound_terms, call)
 
 
+def dropout_case(shape: tuple[int, ...], dtype: str) -> Callable[[], object]:
+    """A launch with x of type `dtype`."""
+    return partial(launch_dropout, DropoutCall(_empty(shape, dtype), _empty((1,), "int64"), 0.1))
+
+
+def merge_case(shape: tuple[int, int, int, int], dtype: str) -> Callable[[], object]:
+    """The launch behind a convolution of images [B, C, H, W] that merges the statistics of its tiles."""
+    x = _empty(shape, dtype, "nhwc")
+    weight = _empty((shape[1], shape[1], 1, 1), dtype, "nhwc")
+    call = Conv2dFusedCall(x, weight, None, None, None, None, None, 1, 0, False, want_statistics=True)
+    return one_of(partial(launch_conv2d_fused, call), 1)
+
+
+def factors_case(shape: tuple[int, int], groups: int) -> Callable[[], object]:
+    """A launch of a norm's factors from statistics [B, C], with a scale and a shift."""
+    statistics, vector = _empty(shape), _empty(shape[1:])
+    arguments = (statistics, statistics, 1024, vector, vector, groups, 1e-6, statistics, statistics)
+    return partial(launch_norm_factors, *arguments)
+
+
 _BOUNDS: dict[str, Callable[..., Callable[[], object]]] = {
     "float32": partial(bound_case, CIFAR, "float32"),
     "bfloat16": partial(bound_case, CIFAR, "bfloat16"),
@@ -95,6 +121,10 @@ CASES: dict[str, Callable[[], object]] = {
     "posterior mean float32, bfloat16 model": posterior_mean_case(CIFAR, "float32", "bfloat16"),
     "posterior mean float32, 5x7": posterior_mean_case((64, 3, 5, 7), "float32"),
     "posterior mean float32, 7 billion elements": posterior_mean_case((1, 3, 48000, 48000), "float32"),
+    "dropout float32": dropout_case((64, 128, 32, 32), "float32"),
+    "dropout bfloat16": dropout_case((64, 128, 32, 32), "bfloat16"),
+    "statistics merged": merge_case((64, 128, 32, 32), "bfloat16"),
+    "norm factors": factors_case((64, 384), 32),
     "mse float32": mse_case(CIFAR, "float32"),
     "mse bfloat16": mse_case(CIFAR, "bfloat16"),
     "mse float32, 7 billion elements": mse_case((1, 3, 48000, 48000), "float32"),

@@ -26,6 +26,7 @@ from kernel_configs_attention import CASES as ATTENTION_CASES
 from kernel_configs_conv import CASES as CONV_CASES
 from kernel_configs_group_norm import CASES as GROUP_NORM_CASES
 from kernel_configs_losses import CASES as LOSS_CASES
+from kernel_configs_presets import preset_cases
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -33,7 +34,9 @@ from triton.runtime.jit import JITFunction
 
 from fastdiff.calls import DiffuseCall, StepCall
 from fastdiff.kernels.diffuse import launch_diffuse
+from fastdiff.kernels.select import launch_select
 from fastdiff.kernels.step import launch_step
+from fastdiff.nets.config import PRESETS
 from fastdiff.ops import new_history
 from fastdiff.process.table import ROW_WIDTH
 
@@ -72,7 +75,7 @@ class Report:
     instructions: int
 
 
-class _AbsentDevice:
+class AbsentDevice:
     """Stands in for Triton's driver where there is no device: it names a target and can do nothing else."""
 
     def __init__(self, target: GPUTarget) -> None:
@@ -88,21 +91,27 @@ class _AbsentDevice:
         return 0
 
 
-def compile_launch(launch: Callable[[], object], target: str) -> Any:
-    """The compiled kernel of the one Triton launch that `launch` makes; nothing runs.
-
-    Raises:
-        RuntimeError: it made none, or several.
-    """
+def compile_launches(launch: Callable[[], object], target: str) -> list[Any]:
+    """The compiled kernels of the Triton launches that `launch` makes; nothing runs."""
     compiled = []
     run = JITFunction.run
 
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         compiled.append(run(kernel, *args, grid=grid, warmup=True, **options))
 
-    device = _AbsentDevice(TARGETS[target])
+    device = AbsentDevice(TARGETS[target])
     with mock.patch.object(driver, "_active", device), mock.patch.object(JITFunction, "run", compile_only):
         launch()
+    return compiled
+
+
+def compile_launch(launch: Callable[[], object], target: str) -> Any:
+    """The compiled kernel of the one Triton launch that `launch` makes; nothing runs.
+
+    Raises:
+        RuntimeError: it made none, or several.
+    """
+    compiled = compile_launches(launch, target)
     if len(compiled) != 1:
         raise RuntimeError(f"expected one kernel launch, got {len(compiled)}")
     return compiled[0]
@@ -179,13 +188,15 @@ def diffuse_case(
     *,
     target: bool = True,
     noise: bool = False,
+    captured: bool = False,
 ) -> Callable[[], object]:
-    """A launch of diffuse with images [B, ...] of type `dtype`, results of type `out`."""
+    """A launch of diffuse with images [B, ...] of type `dtype`, results of type `out`; its numbers in memory or not."""
     ids = _empty(shape[:1], "int64")
     given = _empty(shape, out or dtype, layout) if noise else None
     out_type = getattr(torch, out or dtype)
     arguments = (ids, _empty((1000, 4), "float32"), given, ids, ids[:1], 0, 2, 256, out_type, target)
-    return partial(launch_diffuse, DiffuseCall(_empty(shape, dtype, layout), *arguments))
+    pointers = dict.fromkeys(("seed", "num_timesteps"), ids[:1]) if captured else {}
+    return partial(launch_diffuse, DiffuseCall(_empty(shape, dtype, layout), *arguments), **pointers)
 
 
 def step_case(
@@ -201,6 +212,7 @@ def step_case(
     pred: bool = False,
     noise: bool = False,
     per_sample: bool = False,
+    captured: bool = False,
 ) -> Callable[[], object]:
     """A launch of step with a state [B, C, ...] of type `dtype` and a model's output of type `model`."""
     x = _empty(shape, dtype, layout)
@@ -220,7 +232,20 @@ def step_case(
         torch.empty_like(x) if pred else None,
         x,
     )
-    return partial(launch_step, call)
+    pointers = dict.fromkeys(("seed", "num_rows"), ids[:1]) if captured else {}
+    return partial(launch_step, call, **pointers)
+
+
+def select_case(
+    shape: tuple[int, ...], dtype: str, network: str | None = None, layout: str = "nhwc", *, channels: int = 8
+) -> Callable[[], object]:
+    """A launch of select with a state [B, C, H, W] of type `dtype` for a network of type `network`."""
+    x = _empty(shape, dtype, "nchw")
+    scaled = _empty((shape[0], channels, *shape[2:]), network or dtype, layout)
+    one, rows = _empty((1,), "int64"), _empty((100, ROW_WIDTH), "float32")
+    options = {"times": _empty((100, 1, 5504), "float32"), "vector": _empty((1, 5504), network or dtype)}
+    options |= {"t": _empty((100,), "float32"), "time": _empty((1,), "float32"), "num_rows": one}
+    return partial(launch_select, x, rows, one, scaled, **options)
 
 
 CIFAR = (64, 3, 32, 32)
@@ -259,6 +284,12 @@ SHIPPED: dict[str, Callable[[], object]] = {
     "step float32 nhwc, nchw model": step_case(CIFAR, "float32", layout="nhwc", model_layout="nchw"),
     "step float32 nhwc, 4 channels": step_case(LATENT, "float32", layout="nhwc"),
     "step float32 nhwc, 5x7": step_case((64, 3, 5, 7), "float32", layout="nhwc"),
+    "diffuse bfloat16 nhwc, captured": diffuse_case(CIFAR, "bfloat16", layout="nhwc", captured=True),
+    "step float32 nhwc, captured": step_case(CIFAR, "float32", layout="nhwc", captured=True),
+    "step float32, captured": step_case(CIFAR, "float32", captured=True),
+    "select float32 to bfloat16": select_case(CIFAR, "float32", "bfloat16"),
+    "select float32": select_case(CIFAR, "float32", channels=4),
+    "select float32 to float16 nchw": select_case(CIFAR, "float32", "float16", "nchw", channels=3),
     "step float32, 7 billion elements": step_case((1, 3, 48000, 48000), "float32"),
     "step float32 nhwc, 7 billion elements": step_case((1, 3, 48000, 48000), "float32", layout="nhwc"),
     **GROUP_NORM_CASES,
@@ -274,6 +305,7 @@ def main() -> None:
     parser.add_argument("--target", choices=TARGETS, default="sm_90")
     parser.add_argument("--only", default="", help="configurations whose name has this in it")
     options = parser.parse_args()
+    cases = SHIPPED | {name: case for preset in PRESETS for name, case in preset_cases(preset).items()}
     print(f"{options.target}, Triton {triton.__version__}")
     print("loads and stores: bytes per thread and instruction x count, those of ids, rows and coefficients included")
     heads = ("registers", "spills", "shared", "instructions")
@@ -282,13 +314,14 @@ def main() -> None:
         + "".join(f"{head:>13s}" for head in heads)
         + "  loads; stores; asynchronous loads; matrix"
     )
-    for name, launch in SHIPPED.items():
+    for name, launch in cases.items():
         if options.only not in name:
             continue
-        r = inspect(compile_launch(launch, options.target))
-        cells = "".join(f"{cell:13d}" for cell in (r.registers, r.spills, r.shared, r.instructions))
-        counts = "; ".join(_counts(counter) for counter in (r.loads, r.stores, r.async_loads, r.matrix))
-        print(f"{name:50s}{cells}  {counts}", flush=True)
+        for kernel in compile_launches(launch, options.target):
+            r = inspect(kernel)
+            cells = "".join(f"{cell:13d}" for cell in (r.registers, r.spills, r.shared, r.instructions))
+            counts = "; ".join(_counts(counter) for counter in (r.loads, r.stores, r.async_loads, r.matrix))
+            print(f"{name:50s}{cells}  {counts}", flush=True)
 
 
 def _counts(counts: Counter[Any]) -> str:

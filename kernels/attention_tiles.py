@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.driver import driver
 
+from fastdiff.kernels.launching import cdiv, next_power_of_2
 from fastdiff.tensors import MAX_HEAD_DIM
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -46,7 +47,7 @@ TILES = {
     ("sm_90", 2, "forward"): {
         64: Tile(128, 128, 64, 64, 8, 3),
         128: Tile(128, 64, 128, 128, 8, 3),
-        256: Tile(128, 32, 256, 256, 8, 2),
+        256: Tile(128, 64, 256, 256, 8, 2),
         512: Tile(64, 64, 256, 64, 8, 2),
     },
     ("sm_90", 2, "dq"): {
@@ -88,6 +89,8 @@ _HIP = {
 }
 # Where there are no 16 bytes of neighbours, as in EDM's packing: each element needs its own address.
 SCATTERED = Tile(32, 32, 64, 32, 8, 1)
+# Where neither tokens nor channels are masked there are registers for more.
+WHOLE = {("sm_90", 2, "dq", 256): Tile(64, 64, 256, 256, 8, 2)}
 TILES |= {(family, 4, kernel): tiles for family in ("sm_80", "sm_90") for kernel, tiles in _FLOAT32.items()}
 TILES |= {("hip", size, kernel): tiles for size in (2, 4) for kernel, tiles in _HIP.items()}
 
@@ -142,19 +145,19 @@ def cut_tiles(kernel: str, q: Tensor) -> Cut:
     """
     num_tokens, head_dim = q.shape[2:]
     check_head(q)
-    family = gpu_family()
+    family = gpu_family(q)
     tile = _tile(family, kernel, q)
     # Short sequences and narrow heads get smaller tiles, and no more warps than one for 8 tokens.
-    length = max(16 if tile.block_k == tile.block_d else 64, triton.next_power_of_2(num_tokens))
-    own, width = min(tile.own, length), min(tile.block_d, triton.next_power_of_2(head_dim))
+    length = max(16 if tile.block_k == tile.block_d else 64, next_power_of_2(num_tokens))
+    own, width = min(tile.own, length), min(tile.block_d, next_power_of_2(head_dim))
     block_k = width if tile.block_k == tile.block_d else max(16, min(tile.block_k, width // 2))
     num_warps = tile.num_warps if own == tile.own else min(tile.num_warps, own // 8)
     tile = Tile(own, min(tile.other, length), width, block_k, num_warps, tile.num_stages)
     return Cut(
         tile,
         head_dim,
-        triton.cdiv(head_dim, width),
-        triton.cdiv(num_tokens, own),
+        cdiv(head_dim, width),
+        cdiv(num_tokens, own),
         num_tokens % own == 0,
         num_tokens % tile.other == 0,
         product_precision(family, q.dtype),
@@ -163,7 +166,7 @@ def cut_tiles(kernel: str, q: Tensor) -> Cut:
 
 def backward_kernels(q: Tensor) -> tuple[str, ...]:
     """The launches that make dk and dv: one for both, or one for each."""
-    table = TILES.get((gpu_family(), q.dtype.itemsize, "dkv"), {})
+    table = TILES.get((gpu_family(q), q.dtype.itemsize, "dkv"), {})
     return ("dkv",) if q.shape[3] <= max(table, default=0) and not _is_scattered(q) else ("dk", "dv")
 
 
@@ -187,6 +190,9 @@ def check_head(q: Tensor) -> None:
 def _tile(family: str, kernel: str, q: Tensor) -> Tile:
     if _is_scattered(q):
         return SCATTERED
+    whole = WHOLE.get((family, q.dtype.itemsize, kernel, q.shape[3]))
+    if whole is not None and q.shape[2] % max(whole.own, whole.other) == 0:
+        return whole
     table = TILES[family, q.dtype.itemsize, kernel]
     return table[min(widest for widest in table if q.shape[3] <= widest)]
 
@@ -196,11 +202,13 @@ def _is_scattered(q: Tensor) -> bool:
     return channel != 1 and (token != 1 or q.shape[2] % 8 != 0)
 
 
-def gpu_family() -> str:
-    """The key of the tables of tiles: "sm_90", "sm_80" or "hip"."""
+def gpu_family(x: Tensor) -> str:
+    """The key of the tables of tiles for the GPU that x is on: "sm_90", "sm_80" or "hip"."""
     if triton.knobs.runtime.interpret:
         return "sm_80"
-    target = driver.active.get_current_target()
+    # Triton is asked about the current device.
+    with torch.cuda.device_of(x):
+        target = driver.active.get_current_target()
     if target.backend == "hip":
         return "hip"
     # Data-centre cards since Hopper have 227 KiB of shared memory.
@@ -208,11 +216,12 @@ def gpu_family() -> str:
 
 
 def product_precision(family: str, dtype: torch.dtype) -> str:
-    """Of dot products, in Triton's words; PyTorch's setting for matrix products decides in float32."""
+    """Of dot products, in Triton's words; PyTorch's setting for matrix products on a GPU decides in float32."""
     if dtype != torch.float32 or family == "hip":
         return "ieee"
-    # Three TensorFloat-32 products are good to float32's own precision, and still faster than one on ordinary cores.
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    # The new setting: the older ones, which write it as well, raise where someone has set it alone. Three
+    # TensorFloat-32 products are good to float32's own precision, and still faster than one on ordinary cores.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 @triton.jit

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdiff.calls import Conv2dFusedCall
 from fastdiff.kernels.attention_tiles import gpu_family, product_precision
+from fastdiff.kernels.launching import cdiv, next_power_of_2
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,48 @@ def _conv2d_fused_kernel(
         tl.store(squares_ptr + places, tl.sum(difference * difference, axis=0), mask=known)
 
 
+@triton.jit(do_not_specialize=["num_tiles", "num_pixels"])
+def _merge_kernel(
+    mean_ptr,
+    squares_ptr,
+    whole_mean_ptr,
+    whole_squares_ptr,
+    num_tiles,
+    num_pixels,
+    C_OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The statistics of whole images from those of tiles of BLOCK_M pixels each, the last of which may have fewer.
+
+    mean, squares: [B, num_tiles, C_OUT]; whole_mean, whole_squares: [B, C_OUT]; all float32. Merging: Chan, Golub,
+    LeVeque (1983).
+
+    Bytes: mean read twice, squares once. Floor: those bytes / bandwidth; a launch costs more than they do.
+
+    Access width: 16 bytes where C_OUT is a multiple of 4.
+    """
+    NUM_C: tl.constexpr = (C_OUT + BLOCK_C - 1) // BLOCK_C
+    sample = (tl.program_id(0) // NUM_C).to(tl.int64)
+    channels = (tl.program_id(0) % NUM_C) * BLOCK_C + tl.arange(0, BLOCK_C)
+    known = channels < C_OUT
+    mean_ptr += sample * num_tiles * C_OUT
+    squares_ptr += sample * num_tiles * C_OUT
+    total = tl.zeros([BLOCK_C], tl.float32)
+    for tile in range(num_tiles):
+        count = tl.minimum(num_pixels - tile * BLOCK_M, BLOCK_M).to(tl.float32)
+        total += count * tl.load(mean_ptr + tile * C_OUT + channels, mask=known, other=0.0)
+    mean = total / num_pixels.to(tl.float32)
+    squares = tl.zeros([BLOCK_C], tl.float32)
+    for tile in range(num_tiles):
+        count = tl.minimum(num_pixels - tile * BLOCK_M, BLOCK_M).to(tl.float32)
+        difference = tl.load(mean_ptr + tile * C_OUT + channels, mask=known, other=0.0) - mean
+        squares += tl.load(squares_ptr + tile * C_OUT + channels, mask=known, other=0.0)
+        squares += count * difference * difference
+    tl.store(whole_mean_ptr + sample * C_OUT + channels, mean, mask=known)
+    tl.store(whole_squares_ptr + sample * C_OUT + channels, squares, mask=known)
+
+
 def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Run the op on a GPU; arguments and results as in `fastdiff.ops.conv2d_fused`.
 
@@ -166,7 +209,7 @@ def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tup
             says. Then nothing is allocated, as long as all tensors are dense and no statistics are wanted.
 
     Raises:
-        ValueError: for float64.
+        ValueError: for float64, or an `out` that does not fit.
     """
     x, weight, bias, gain, offset, time, residual, stride, padding, act, want_statistics = call
     if x.dtype == torch.float64:
@@ -177,6 +220,9 @@ def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tup
         out_height, out_width = ((size + 2 * padding - side) // stride + 1 for size in (height, width))
     else:
         out_height, out_width = out.shape[2:]
+        dense = out.is_contiguous(memory_format=torch.channels_last)
+        if out.shape[:2] != (batch, c_out) or out.dtype != x.dtype or not dense:
+            raise ValueError(f"out must be {x.dtype} [{batch}, {c_out}, H, W], channels_last, got {tuple(out.shape)}")
     x, weight = (v.contiguous(memory_format=torch.channels_last) for v in (x, weight))
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     bias, gain, offset, time = (None if v is None else v.contiguous() for v in (bias, gain, offset, time))
@@ -184,19 +230,22 @@ def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tup
     if y is None:
         shape = (batch, c_out, out_height, out_width)
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    num_pixels, family = out_height * out_width, gpu_family()
+    num_pixels, family = out_height * out_width, gpu_family(x)
     tile = TILES[family, x.element_size()]
     # Small images and few channels get smaller tiles; 16 is the least that a product takes.
     block_m, block_n, block_k = (
-        max(16, min(most, triton.next_power_of_2(size)))
+        max(16, min(most, next_power_of_2(size)))
         for most, size in ((tile.pixels, num_pixels), (tile.channels, c_out), (tile.depth, c_in))
     )
-    num_tiles = triton.cdiv(num_pixels, block_m)
+    if c_in % block_k and c_in % 32 == 0:
+        # Whole steps instead of a mask.
+        block_k = min(block_k, 32)
+    num_tiles = cdiv(num_pixels, block_m)
     mean = torch.empty((batch, num_tiles, c_out) if want_statistics else (0,), dtype=torch.float32, device=x.device)
     squares = torch.empty_like(mean)
     if y.numel():
         with torch.cuda.device_of(x):
-            _conv2d_fused_kernel[(batch * num_tiles * triton.cdiv(c_out, block_n),)](
+            _conv2d_fused_kernel[(batch * num_tiles * cdiv(c_out, block_n),)](
                 x,
                 weight,
                 bias,
@@ -232,9 +281,21 @@ def launch_conv2d_fused(call: Conv2dFusedCall, out: Tensor | None = None) -> tup
             )
     if not want_statistics:
         return y, mean, squares
-    counts = torch.full((num_tiles,), float(block_m), device=x.device)
-    if num_tiles:
-        counts[-1] = num_pixels - (num_tiles - 1) * block_m
-    counts = counts[None, :, None]
-    whole = (mean * counts).sum(dim=1) / max(num_pixels, 1)
-    return y, whole, (squares + counts * (mean - whole[:, None]).square()).sum(dim=1)
+    whole_mean, whole_squares = (mean.new_empty((batch, c_out)) for _ in range(2))
+    if y.numel():
+        block_c = min(next_power_of_2(c_out), 128)
+        with torch.cuda.device_of(x):
+            _merge_kernel[(batch * cdiv(c_out, block_c),)](
+                mean,
+                squares,
+                whole_mean,
+                whole_squares,
+                num_tiles,
+                num_pixels,
+                C_OUT=c_out,
+                BLOCK_M=block_m,
+                BLOCK_C=block_c,
+                num_warps=1,
+                enable_fp_fusion=True,
+            )
+    return y, whole_mean, whole_squares

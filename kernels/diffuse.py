@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.calls import DiffuseCall
+from fastdiff.kernels.launching import Description, are_aligned, launch
 from fastdiff.kernels.philox import last_word, load_seed, seed_words
 from fastdiff.kernels.tiles import (
     channels_last_normals,
@@ -32,13 +33,13 @@ def _diffuse_kernel(
     seed_ptr,
     num_timesteps_ptr,
     num_timesteps,
-    num_elements,
-    spatial,
-    num_tiles,
     row_stride,
     seed_low,
     seed_high,
     stream,
+    num_elements,
+    spatial,
+    num_tiles,
     LEVELS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -132,26 +133,19 @@ def launch_diffuse(
         return x_t, target
     x0 = x0.contiguous(memory_format=cut.layout)
     noise = None if noise is None else noise.contiguous(memory_format=cut.layout)
+    t, table, sample_ids, row = (v.contiguous() for v in (t, table, sample_ids, row))
+    written = target if want_target else None
+    tensors = (x0, t, table, noise, sample_ids, row, x_t, written, seed, num_timesteps)
+
+    def describe() -> Description:
+        fixed = (cut.num_elements, cut.spatial, cut.num_tiles)
+        return x0.shape[0] * cut.num_tiles, fixed, {"LEVELS": levels} | cut.constants()
+
+    key = None
+    if are_aligned(*tensors):
+        kinds = (x0.dtype, dtype, None if noise is None else noise.dtype)
+        key = ("diffuse", x0.device, kinds, want_target, levels, seed is None, num_timesteps is None)
+    numbers = (table.shape[0], 0 if row.shape[0] == 1 else 1, *seed_words(scalar), stream)
     with torch.cuda.device_of(x0):
-        _diffuse_kernel[(x0.shape[0] * cut.num_tiles,)](
-            x0,
-            t.contiguous(),
-            table.contiguous(),
-            noise,
-            sample_ids.contiguous(),
-            row.contiguous(),
-            x_t,
-            target if want_target else None,
-            seed,
-            num_timesteps,
-            table.shape[0],
-            cut.num_elements,
-            cut.spatial,
-            cut.num_tiles,
-            0 if row.shape[0] == 1 else 1,
-            *seed_words(scalar),
-            stream,
-            LEVELS=levels,
-            **cut.constants(),
-        )
+        launch(_diffuse_kernel, cut.launches, key, tensors, numbers, describe)
     return x_t, target

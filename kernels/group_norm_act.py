@@ -11,6 +11,7 @@ Beyond that several programs share it, in two launches: the first leaves its par
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -22,15 +23,18 @@ from fastdiff.calls import GroupNormActCall
 from fastdiff.kernels.group_norm_tiles import (
     Slices,
     cut,
+    dense_rows,
+    divide,
     group_sum,
+    kind,
     load_added,
     load_tile,
     load_vector,
     row_stride,
     store_tile,
     tile_mask,
-    with_unit_stride,
 )
+from fastdiff.kernels.launching import Description, are_aligned, dense, launch
 from fastdiff.tensors import memory_format
 
 # Elements of a tile that is kept in registers, at most: 32 per thread.
@@ -67,7 +71,10 @@ def _group_norm_act_kernel(
     CHANNELS: tl.constexpr,
     FIRST: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
+    FAST: tl.constexpr,
+    STAGES: tl.constexpr,
     SPAN: tl.constexpr,
+    GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     LAYOUT: tl.constexpr,
     RESIDENT: tl.constexpr,
@@ -122,7 +129,7 @@ def _group_norm_act_kernel(
         mean_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         squares_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         tiles_seen = 0.0
-        for i in range(num_tiles):
+        for i in tl.range(0, num_tiles, num_stages=STAGES):
             first = start + i * BLOCK_P
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             h = load_tile(x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, CUT) + added[None, :]
@@ -144,14 +151,18 @@ def _group_norm_act_kernel(
                 squares_here += delta * (h - mean_here)
 
         # Places in the last tile beyond the image's end have seen one tile less.
-        last = (num_tiles - 1) * BLOCK_P
-        seen = tl.where(tl.arange(0, BLOCK_P)[:, None] < num_pixels - last, num_tiles, num_tiles - 1)
-        seen = tl.where(inside[None, :], seen, 0).to(tl.float32)
+        seen = tl.zeros([1, 1], tl.int32) + num_tiles
+        if not EVEN:
+            last = (num_tiles - 1) * BLOCK_P
+            seen -= tl.where(tl.arange(0, BLOCK_P)[:, None] < num_pixels - last, 0, 1)
+        if WIDTH != BLOCK_C:
+            seen = tl.where(inside[None, :], seen, 0)
+        seen = seen.to(tl.float32)
         count = num_pixels.to(tl.float32) * GROUP_SIZE
-        mean = group_sum(mean_here * seen, GROUP_SIZE, SPAN, BLOCK_C) / count
+        mean = group_sum(mean_here * seen, GROUP_SIZE, SPAN, GROUPS, BLOCK_C) / count
         offset = mean_here - mean[None, :]
-        rest = group_sum(offset * seen, GROUP_SIZE, SPAN, BLOCK_C)
-        squares = group_sum(squares_here + seen * offset * offset, GROUP_SIZE, SPAN, BLOCK_C)
+        rest = group_sum(offset * seen, GROUP_SIZE, SPAN, GROUPS, BLOCK_C)
+        squares = group_sum(squares_here + seen * offset * offset, GROUP_SIZE, SPAN, GROUPS, BLOCK_C)
         squares -= rest * (rest / count)
         # Rounding may leave a constant group below 0; NaN stays.
         squares = tl.where(squares < 0, 0.0, squares)
@@ -191,7 +202,7 @@ def _group_norm_act_kernel(
         if STATISTICS and sum_ptr is not None and not RESIDENT:
             # The sum is read again, maybe by other threads than wrote it.
             tl.debug_barrier()
-        for i in range(num_tiles):
+        for i in tl.range(0, num_tiles, num_stages=STAGES):
             first = start + i * BLOCK_P
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             if RESIDENT and STATISTICS:
@@ -204,7 +215,7 @@ def _group_norm_act_kernel(
                 h = load_tile(x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, CUT) + added[None, :]
             y = (h - mean[None, :]) * gain[None, :] + shift[None, :]
             if ACT:
-                y = y / (1.0 + tl.exp(-y))
+                y = divide(y, 1.0 + tl.exp(-y), FAST)
             store_tile(y_ptr, None, y, sample, first, first_channel, spatial, mask, CUT)
 
 
@@ -235,16 +246,30 @@ def _slices(call: GroupNormActCall) -> Slices:
     return cut(call.x, call.x2, call.groups, memory_format(call.x), resident=RESIDENT_TILE)
 
 
-def _allocate(call: GroupNormActCall) -> GroupNormActOut:
-    x, groups = call.x, call.groups
-    shape = (x.shape[0], call.weight.shape[0], *x.shape[2:])
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    total = None if call.residual is None else torch.empty_like(x, memory_format=memory_format(x))
-    mean = torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
+def _allocate(call: GroupNormActCall, slices: Slices) -> GroupNormActOut:
+    x, device = call.x, call.x.device
+    shape = (slices.batch, slices.channels, *x.shape[2:])
+    y = torch.empty(shape, dtype=x.dtype, device=device, memory_format=slices.layout)
+    total = None if call.residual is None else torch.empty_like(x, memory_format=slices.layout)
+    mean = torch.empty((slices.batch, call.groups), dtype=torch.float32, device=device)
     partial = None
-    if y.numel() and (size := partial_shape(call)) is not None:
-        partial = torch.empty(size, dtype=torch.float32, device=x.device)
+    if slices.num_splits > 1:
+        partial = torch.empty((2, mean.numel() * slices.num_splits), dtype=torch.float32, device=device)
     return GroupNormActOut(y, total, mean, torch.empty_like(mean), partial)
+
+
+def _check_out(out: GroupNormActOut, x: Tensor, slices: Slices, layout: torch.memory_format) -> None:
+    shapes = ((slices.batch, slices.channels, *x.shape[2:]), tuple(x.shape))
+    for name, value, shape in zip(("y", "total"), (out.y, out.total), shapes, strict=True):
+        if value is None:
+            continue
+        if value.shape != shape or value.dtype != x.dtype or not value.is_contiguous(memory_format=layout):
+            raise ValueError(
+                f"{name} must be {x.dtype} {list(shape)} in x's memory format, got {value.dtype} {list(value.shape)} "
+                f"with strides {value.stride()}"
+            )
+    if (out.partial is None) != (slices.num_splits == 1):
+        raise ValueError("partial must be of partial_shape, and None where that is None: ask it for this call")
 
 
 def launch_group_norm_act(
@@ -255,8 +280,8 @@ def launch_group_norm_act(
     Args:
         call: A second source and a residual may be given together: the residual, and the sum, have the first one's
             channels.
-        out: Where to write. Then nothing is allocated, as long as all tensors are dense in x's memory format and the
-            values [B, C] have rows without gaps.
+        out: Where to write. Then nothing is allocated, as long as all tensors are dense in x's memory format, the
+            values [B, C] have rows without gaps, and everything starts at a multiple of 16 bytes.
 
     Returns:
         (y, total, mean, rstd), those of `out` where it is given; total is empty (None in `out`) without a residual.
@@ -267,44 +292,54 @@ def launch_group_norm_act(
     x, x2, residual, added_bias, added_time, weight, bias, scale, shift, _, eps, act = call
     if x.dtype == torch.float64:
         raise ValueError("the GPU kernels compute in float32: run float64 tensors with implementation='reference'")
-    y, total, mean, rstd, partial = _allocate(call) if out is None else out
+    slices = _slices(call)
+    y, total, mean, rstd, partial = _allocate(call, slices) if out is None else out
     result = (y, x.new_empty(0) if total is None and out is None else total, mean, rstd)
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual must be {list(x.shape)}, as the first source, got {list(residual.shape)}")
     if y.numel() == 0:
         mean.fill_(torch.nan)
         rstd.fill_(torch.nan)
         return result
-    slices, layout = _slices(call), memory_format(x)
-    x, x2, residual = (None if v is None else v.contiguous(memory_format=layout) for v in (x, x2, residual))
-    added_bias, weight, bias = (None if v is None else v.contiguous() for v in (added_bias, weight, bias))
-    added_time, scale, shift = (with_unit_stride(v) for v in (added_time, scale, shift))
+    layout = slices.layout
+    x = dense(x, layout)
+    x2, residual = (None if v is None else dense(v, layout) for v in (x2, residual))
+    weight, bias = dense(weight), dense(bias)
+    added_bias = None if added_bias is None else dense(added_bias)
+    added_time, scale, shift = (None if v is None else dense_rows(v) for v in (added_time, scale, shift))
+    tensors = (x, x2, residual, added_bias, added_time, weight, bias, scale, shift, y, total, mean, rstd, partial)
+    kinds = (weight.dtype, bias.dtype, kind(added_bias), kind(added_time), kind(scale), kind(shift))
+    if out is not None:
+        _check_out(out, x, slices, layout)
+    key = None
+    if out is None or are_aligned(*out):
+        key = (x.device, x.dtype, x2 is None, residual is None, total is None, kinds, eps, act)
     with torch.cuda.device_of(x):
-        for statistics, apply in [(True, True)] if partial is None else [(True, False), (False, True)]:
-            _group_norm_act_kernel[slices.grid](
-                x,
-                x2,
-                residual,
-                added_bias,
-                added_time,
-                weight,
-                bias,
-                scale,
-                shift,
-                y,
-                total,
-                mean,
-                rstd,
-                partial,
-                0 if partial is None else partial.shape[1],
-                slices.spatial,
-                slices.num_splits,
-                slices.split_tiles,
-                row_stride(added_time),
-                row_stride(scale),
-                row_stride(shift),
-                EPS=eps,
-                ACT=act,
-                STATISTICS=statistics,
-                APPLY=apply,
-                **slices.constants(),
-            )
+        if partial is None:
+            _launch(slices, key, tensors, eps, act, statistics=True, apply=True)
+        else:
+            _launch(slices, key, tensors, eps, act, statistics=True, apply=False)
+            _launch(slices, key, tensors, eps, act, statistics=False, apply=True)
     return result
+
+
+def _launch(
+    slices: Slices,
+    key: Hashable,
+    tensors: tuple[Tensor | None, ...],
+    eps: float,
+    act: bool,
+    *,
+    statistics: bool,
+    apply: bool,
+) -> None:
+    def describe() -> Description:
+        num_groups = slices.channels // slices.group_size
+        partial_size = slices.batch * slices.num_splits * num_groups if slices.num_splits > 1 else 0
+        numbers = (slices.spatial, slices.num_splits, slices.split_tiles)
+        strides = (row_stride(tensors[i]) for i in (4, 7, 8))
+        flags = {"EPS": eps, "ACT": act, "STATISTICS": statistics, "APPLY": apply}
+        return slices.grid, (partial_size, *numbers, *strides), flags | slices.constants()
+
+    key = None if key is None else (key, statistics, apply)
+    launch(_group_norm_act_kernel, slices.launches, key, tensors, (), describe)

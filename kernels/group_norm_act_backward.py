@@ -12,6 +12,8 @@ Slices are those of the forward pass, with half as much in registers.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 import triton
 import triton.language as tl
@@ -19,16 +21,20 @@ from torch import Tensor
 
 from fastdiff.calls import GroupNormActBackwardCall
 from fastdiff.kernels.group_norm_tiles import (
+    Slices,
     cut,
+    dense_rows,
+    divide,
     group_sum,
+    kind,
     load_added,
     load_tile,
     load_vector,
     row_stride,
     store_tile,
     tile_mask,
-    with_unit_stride,
 )
+from fastdiff.kernels.launching import Description, dense, launch
 from fastdiff.tensors import memory_format
 
 # Elements of a tile that is kept in registers, at most: 16 per thread, of x and of dy.
@@ -51,6 +57,7 @@ def _load_xhat_and_du(
     gain,
     shift,
     ACT: tl.constexpr,
+    FAST: tl.constexpr,
     CUT: tl.constexpr,
 ):
     x = load_tile(x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, CUT)
@@ -58,7 +65,7 @@ def _load_xhat_and_du(
     xhat = (x + added[None, :] - mean[None, :]) * rstd[None, :]
     if ACT:
         u = xhat * gain[None, :] + shift[None, :]
-        sigmoid = 1.0 / (1.0 + tl.exp(-u))
+        sigmoid = divide(1.0, 1.0 + tl.exp(-u), FAST)
         du *= sigmoid * (1.0 + u * (1.0 - sigmoid))
     return xhat, du
 
@@ -98,7 +105,10 @@ def _group_norm_act_backward_kernel(
     CHANNELS: tl.constexpr,
     FIRST: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
+    FAST: tl.constexpr,
+    STAGES: tl.constexpr,
     SPAN: tl.constexpr,
+    GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     LAYOUT: tl.constexpr,
     RESIDENT: tl.constexpr,
@@ -156,12 +166,12 @@ def _group_norm_act_backward_kernel(
         du_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         # In a slice of one tile xhat itself, which is then needed again.
         xhat_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-        for i in range(num_tiles):
+        for i in tl.range(0, num_tiles, num_stages=STAGES):
             first = start + i * BLOCK_P
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             xhat, du = _load_xhat_and_du(
                 grad_y_ptr, x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, added, mean, rstd, gain, shift,
-                ACT, CUT,
+                ACT, FAST, CUT,
             )  # fmt: skip
             if RESIDENT:
                 du_here, xhat_here = du, xhat
@@ -196,11 +206,11 @@ def _group_norm_act_backward_kernel(
         count = num_pixels.to(tl.float32) * GROUP_SIZE
         if not STATISTICS:
             count = spatial.to(tl.float32) * GROUP_SIZE
-        centre = group_sum((gain * du_sum)[None, :], GROUP_SIZE, SPAN, BLOCK_C) / count
-        slope = group_sum((gain * du_xhat_sum)[None, :], GROUP_SIZE, SPAN, BLOCK_C) / count
+        centre = group_sum((gain * du_sum)[None, :], GROUP_SIZE, SPAN, GROUPS, BLOCK_C) / count
+        slope = group_sum((gain * du_xhat_sum)[None, :], GROUP_SIZE, SPAN, GROUPS, BLOCK_C) / count
         if added_ptr is not None:
             dh_here = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-        for i in range(num_tiles):
+        for i in tl.range(0, num_tiles, num_stages=STAGES):
             first = start + i * BLOCK_P
             mask = tile_mask(spatial - first, EVEN, WIDTH, BLOCK_P, BLOCK_C)
             if RESIDENT and STATISTICS:
@@ -208,7 +218,7 @@ def _group_norm_act_backward_kernel(
             else:
                 xhat, du = _load_xhat_and_du(
                     grad_y_ptr, x_ptr, x2_ptr, sample, first, first_channel, spatial, mask, added, mean, rstd, gain,
-                    shift, ACT, CUT,
+                    shift, ACT, FAST, CUT,
                 )  # fmt: skip
             dh = rstd[None, :] * (du * gain[None, :] - centre[None, :] - xhat * slope[None, :])
             if grad_sum_ptr is not None:
@@ -246,52 +256,67 @@ def launch_group_norm_act_backward(
         dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
         return dx, dx2, dweight, dbias, dscale.zero_(), dshift.zero_(), added
     slices = cut(x, x2, mean.shape[1], layout, resident=RESIDENT_TILE)
-    grad_y, grad_sum, x, x2 = (
-        None if v is None else v.to(dx.dtype).contiguous(memory_format=layout) for v in (grad_y, grad_sum, x, x2)
-    )
-    added_bias, weight, bias = (None if v is None else v.contiguous() for v in (added_bias, weight, bias))
-    added_time, scale, shift = (with_unit_stride(v) for v in (added_time, scale, shift))
+    grad_y, x = dense(grad_y.to(dx.dtype), layout), dense(x, layout)
+    grad_sum, x2 = (None if v is None else dense(v.to(dx.dtype), layout) for v in (grad_sum, x2))
+    weight, bias, mean, rstd = (dense(v) for v in (weight, bias, mean, rstd))
+    added_bias = None if added_bias is None else dense(added_bias)
+    added_time, scale, shift = (None if v is None else dense_rows(v) for v in (added_time, scale, shift))
     splits = slices.num_splits
     added = torch.empty((batch, splits, channels) if want_added else 0, dtype=torch.float32, device=device)
     partial = None
     if splits > 1:
         partial = torch.empty((2, batch, splits, channels), dtype=torch.float32, device=device)
+    tensors = (
+        grad_y,
+        grad_sum,
+        x,
+        x2,
+        added_bias,
+        added_time,
+        weight,
+        bias,
+        scale,
+        shift,
+        mean,
+        rstd,
+        dx,
+        None if x2 is None else dx2,
+        parameters,
+        None if scale is None else dscale,
+        None if shift is None else dshift,
+        added if want_added else None,
+        partial,
+    )
+    kinds = (weight.dtype, bias.dtype, kind(added_bias), kind(added_time), kind(scale), kind(shift))
+    key = (device, x.dtype, x2 is None, grad_sum is None, want_added, kinds, act)
     with torch.cuda.device_of(x):
-        for statistics, apply in [(True, True)] if partial is None else [(True, False), (False, True)]:
-            _group_norm_act_backward_kernel[slices.grid](
-                grad_y,
-                grad_sum,
-                x,
-                x2,
-                added_bias,
-                added_time,
-                weight,
-                bias,
-                scale,
-                shift,
-                mean.contiguous(),
-                rstd.contiguous(),
-                dx,
-                None if x2 is None else dx2,
-                parameters,
-                None if scale is None else dscale,
-                None if shift is None else dshift,
-                added if want_added else None,
-                partial,
-                batch * channels,
-                batch * splits * channels,
-                slices.spatial,
-                splits,
-                slices.split_tiles,
-                row_stride(added_time),
-                row_stride(scale),
-                row_stride(shift),
-                ACT=act,
-                STATISTICS=statistics,
-                APPLY=apply,
-                **slices.constants(),
-            )
-    dweight, dbias = (terms.sum(dim=0) for terms in parameters)
+        if partial is None:
+            _launch(slices, key, tensors, act, statistics=True, apply=True)
+        else:
+            _launch(slices, key, tensors, act, statistics=True, apply=False)
+            _launch(slices, key, tensors, act, statistics=False, apply=True)
+    dweight, dbias = parameters.sum(dim=1).unbind()
     if want_added:
         added = added.sum(dim=1) if splits > 1 else added.reshape(batch, channels)
     return dx, dx2, dweight.to(weight.dtype), dbias.to(bias.dtype), dscale, dshift, added
+
+
+def _launch(
+    slices: Slices,
+    key: Hashable,
+    tensors: tuple[Tensor | None, ...],
+    act: bool,
+    *,
+    statistics: bool,
+    apply: bool,
+) -> None:
+    def describe() -> Description:
+        size = slices.batch * slices.channels
+        numbers = (size, size * slices.num_splits, slices.spatial, slices.num_splits, slices.split_tiles)
+        strides = (row_stride(tensors[i]) for i in (5, 8, 9))
+        flags = {"ACT": act, "STATISTICS": statistics, "APPLY": apply}
+        return slices.grid, (*numbers, *strides), flags | slices.constants()
+
+    launch(
+        _group_norm_act_backward_kernel, slices.launches, ("backward", key, statistics, apply), tensors, (), describe
+    )

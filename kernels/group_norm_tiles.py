@@ -6,19 +6,29 @@ the slice in tiles [BLOCK_P pixels, BLOCK_C channels], in either memory format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import math
+from dataclasses import dataclass, field
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
-# At least so many neighbouring channels of a program in channels_last memory: 64 bytes in 16 bits, two DRAM sectors.
-MIN_WIDTH = 32
+from fastdiff.kernels.launching import Launches, cdiv, is_power_of_2, next_power_of_2
+
+# At least so many bytes of neighbouring channels of a program in channels_last memory: a DRAM sector, or one access
+# where only so narrow a slice fits in the tile below. No more, so that the norms of one sample have many programs.
+MIN_BYTES, ACCESS = 32, 16
+# Elements of a slice that are kept in registers and leave room for others on the multiprocessor: 16 per thread.
+FULL_TILE = 8192
 # Channels of a program at most. A program that owns wide groups has few pixels in a tile.
 MAX_BLOCK_C = 4096
-# Elements of a program's tile at least, where there are groups enough: 4 warps.
-MIN_TILE = 2048
+# Elements of a program's tile at least, where there are groups enough: 2 warps.
+MIN_TILE = 1024
+# Places at most in the table from channels to groups that a sum over groups of no power of two makes.
+MAX_TABLE = 4096
 # Elements of a tile when a slice is walked in several: 16 per thread.
 TILE = 4096
 # Elements of a slice at most that one program walks alone: what it reads twice is in the L1 or L2 cache by then.
@@ -43,6 +53,7 @@ class Slices:
         block_p, block_c: Of a tile, powers of two.
         num_splits: Programs that share a slice.
         split_tiles: Tiles of each of these but the last, which may have fewer.
+        launches: What was launched for them.
     """
 
     layout: torch.memory_format
@@ -56,6 +67,7 @@ class Slices:
     block_c: int
     num_splits: int
     split_tiles: int
+    launches: Launches = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def num_blocks(self) -> int:
@@ -63,16 +75,16 @@ class Slices:
         return self.channels // self.width
 
     @property
-    def grid(self) -> tuple[int]:
-        """Of a launch."""
-        return (self.batch * self.num_splits * self.num_blocks,)
+    def grid(self) -> int:
+        """Programs of a launch."""
+        return self.batch * self.num_splits * self.num_blocks
 
     def constants(self) -> dict[str, int | bool | str]:
         """The kernels' compile-time arguments and launch options that follow from the cut."""
         if self.width == self.group_size:
             span = self.block_c
         else:
-            span = self.group_size if self.block_c % self.group_size == 0 else 0
+            span = self.group_size if is_power_of_2(self.group_size) else 0
         layout = "long" if self.spatial * self.block_c >= 1 << 31 else "contiguous"
         layout = "channels_last" if self.layout == torch.channels_last else layout
         return {
@@ -80,13 +92,19 @@ class Slices:
             "FIRST": self.first,
             "GROUP_SIZE": self.group_size,
             "SPAN": span,
+            # The interpreter has no device library.
+            "FAST": not triton.knobs.runtime.interpret,
+            # Tiles in flight. Loads ahead take registers: for two sources more than they are worth, since then fewer
+            # programs fit on a multiprocessor.
+            "STAGES": 1 if self.spatial <= self.block_p or self.first < self.channels else 3,
+            "GROUPS": next_power_of_2(self.width // self.group_size),
             "WIDTH": self.width,
             "LAYOUT": layout,
             "RESIDENT": self.spatial <= self.block_p,
             "EVEN": self.spatial % self.block_p == 0,
             "BLOCK_P": self.block_p,
             "BLOCK_C": self.block_c,
-            "BLOCK_S": triton.next_power_of_2(self.num_splits),
+            "BLOCK_S": next_power_of_2(self.num_splits),
             "num_warps": min(max(self.block_p * self.block_c // 512, 1), 16),
             "enable_fp_fusion": True,
         }
@@ -104,34 +122,56 @@ def cut(x: Tensor, x2: Tensor | None, groups: int, layout: torch.memory_format, 
     Raises:
         ValueError: a group has more than MAX_BLOCK_C channels.
     """
-    first = x.shape[1]
-    channels = first + (0 if x2 is None else x2.shape[1])
-    spatial = x[0, 0].numel()
+    second = 0 if x2 is None else x2.shape[1]
+    limits = (MIN_TILE, TILE, MAX_SLICE, SPLIT, MAX_SPLITS, resident)
+    return _cut(x.shape, second, groups, layout, x.element_size(), limits)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cut(
+    shape: torch.Size,
+    second: int,
+    groups: int,
+    layout: torch.memory_format,
+    itemsize: int,
+    limits: tuple[int, int, int, int, int, int],
+) -> Slices:
+    min_tile, tile, max_slice, split, max_splits, resident = limits
+    batch, first, *size = shape
+    channels, spatial = first + second, math.prod(size)
     group_size = channels // groups
     if group_size > MAX_BLOCK_C:
         raise ValueError(
             f"the GPU kernels take up to {MAX_BLOCK_C} channels per group, got {group_size}: "
             f"use more groups, or implementation='reference'"
         )
-    width = _width(groups, group_size, layout == torch.channels_last, x.element_size())
-    block_p = triton.next_power_of_2(spatial)
-    while triton.next_power_of_2(width) * block_p < MIN_TILE and channels % (2 * width) == 0:
+    block_p = next_power_of_2(spatial)
+    width = group_size
+    if layout == torch.channels_last:
+        width = _width(groups, group_size, itemsize, FULL_TILE // block_p)
+    while next_power_of_2(width) * block_p < min_tile and channels % (2 * width) == 0:
+        if not is_power_of_2(group_size) and _table(2 * width, group_size) > MAX_TABLE:
+            break
         width *= 2
-    block_c = triton.next_power_of_2(width)
+    block_c = next_power_of_2(width)
     if block_p * block_c > resident:
-        block_p = max(TILE // block_c, 1)
-    num_splits, split_tiles = 1, triton.cdiv(spatial, block_p)
-    if spatial * block_c > MAX_SLICE:
-        split_tiles = max(SPLIT // (block_c * block_p), triton.cdiv(split_tiles, MAX_SPLITS), 1)
-        num_splits = triton.cdiv(spatial, split_tiles * block_p)
-    return Slices(
-        layout, x.shape[0], channels, first, spatial, group_size, width, block_p, block_c, num_splits, split_tiles
-    )
+        block_p = max(tile // block_c, 1)
+    num_splits, split_tiles = 1, cdiv(spatial, block_p)
+    if spatial * block_c > max_slice:
+        split_tiles = max(split // (block_c * block_p), cdiv(split_tiles, max_splits), 1)
+        num_splits = cdiv(spatial, split_tiles * block_p)
+    return Slices(layout, batch, channels, first, spatial, group_size, width, block_p, block_c, num_splits, split_tiles)
 
 
-def with_unit_stride(values: Tensor | None) -> Tensor | None:
-    """[B, C] values whose rows are contiguous: a copy if need be."""
-    return values if values is None or values.stride(1) == 1 else values.contiguous()
+def dense_rows(values: Tensor) -> Tensor:
+    """[B, C] values whose rows are contiguous and whose first is at a multiple of 16 bytes: a copy if need be."""
+    is_dense = values.stride(1) == 1 and values.data_ptr() % 16 == 0
+    return values if is_dense else values.clone(memory_format=torch.contiguous_format)
+
+
+def kind(values: Tensor | None) -> tuple[torch.dtype, int] | None:
+    """What a compiled kernel depends on of [C] or [B, C] values."""
+    return None if values is None else (values.dtype, values.stride(0))
 
 
 def row_stride(values: Tensor | None) -> int:
@@ -139,16 +179,21 @@ def row_stride(values: Tensor | None) -> int:
     return 0 if values is None else values.stride(0)
 
 
-def _width(groups: int, group_size: int, channels_last: bool, itemsize: int) -> int:
-    """Channels of a program: in channels_last memory enough for whole sectors and for 16-byte accesses."""
-    if not channels_last:
-        return group_size
+def _table(width: int, group_size: int) -> int:
+    """Places in the table from a program's channels to its groups."""
+    return next_power_of_2(width // group_size) * next_power_of_2(width)
+
+
+def _width(groups: int, group_size: int, itemsize: int, most: int) -> int:
+    """Channels of a program in channels_last memory: enough for whole sectors or, if more than `most`, for accesses."""
     widths = [n * group_size for n in range(1, groups + 1) if groups % n == 0]
-    aligned = [width for width in widths if width * itemsize % 16 == 0] or widths[-1:]
-    wide = [width for width in aligned if width >= MIN_WIDTH] or aligned[-1:]
-    smallest = triton.next_power_of_2(wide[0])
+    aligned = [width for width in widths if width * itemsize % ACCESS == 0] or widths[-1:]
+    wide = [width for width in aligned if width * itemsize >= MIN_BYTES] or aligned[-1:]
+    smallest = next_power_of_2(wide[0])
+    if smallest > most >= next_power_of_2(aligned[0]):
+        smallest = next_power_of_2(aligned[0])
     # Of the widths that take the same tile the largest wastes least of it.
-    return max(width for width in wide if triton.next_power_of_2(width) == smallest)
+    return max(width for width in aligned if next_power_of_2(width) == smallest)
 
 
 @triton.jit
@@ -215,6 +260,12 @@ def load_vector(ptr, channels, mask):
 
 
 @triton.jit
+def divide(a, b, FAST: tl.constexpr):
+    """a / b within 2 ulp for b up to 2^126, and 0 above where a is finite: one instruction and not eleven, if FAST."""
+    return libdevice.fast_dividef(a, b) if FAST else a / b
+
+
+@triton.jit
 def load_added(added_bias_ptr, added_time_ptr, sample, time_stride, channels, mask, BLOCK_C: tl.constexpr):
     """float32 [BLOCK_C]: what is added to x in each channel."""
     added = tl.zeros([BLOCK_C], tl.float32)
@@ -226,20 +277,23 @@ def load_added(added_bias_ptr, added_time_ptr, sample, time_stride, channels, ma
 
 
 @triton.jit
-def group_sum(x, GROUP_SIZE: tl.constexpr, SPAN: tl.constexpr, BLOCK_C: tl.constexpr):
+def group_sum(x, GROUP_SIZE: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr):
     """The sum over each group of x [N, BLOCK_C]: [BLOCK_C], the same in all channels of a group.
 
-    SPAN: channels of the tile that a group has where groups are equal parts of the tile, else 0.
+    SPAN: channels of the tile that a group has where groups are equal parts of the tile, else 0, and then there are
+    GROUPS of them at most: a power of two.
     """
     if SPAN == BLOCK_C:
         sums = tl.zeros([BLOCK_C], tl.float32) + tl.sum(tl.sum(x, axis=0), axis=0)
     elif SPAN != 0:
         N: tl.constexpr = x.shape[0]
-        GROUPS: tl.constexpr = BLOCK_C // SPAN
-        sums = tl.sum(tl.sum(tl.reshape(x, [N, GROUPS, SPAN]), axis=2), axis=0)
-        sums = tl.reshape(tl.broadcast_to(sums[:, None], [GROUPS, SPAN]), [BLOCK_C])
+        PARTS: tl.constexpr = BLOCK_C // SPAN
+        sums = tl.sum(tl.sum(tl.reshape(x, [N, PARTS, SPAN]), axis=2), axis=0)
+        sums = tl.reshape(tl.broadcast_to(sums[:, None], [PARTS, SPAN]), [BLOCK_C])
     else:
         group = tl.arange(0, BLOCK_C) // GROUP_SIZE
+        belongs = tl.arange(0, GROUPS)[:, None] == group[None, :]
         sums = tl.sum(x, axis=0)
-        sums = tl.sum(tl.where(group[:, None] == group[None, :], sums[:, None], 0.0), axis=0)
+        sums = tl.sum(tl.where(belongs, sums[None, :], 0.0), axis=1)
+        sums = tl.sum(tl.where(belongs, sums[:, None], 0.0), axis=0)
     return sums

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdiff.calls import BoundLossCall, BoundTermsCall, MseCall
 from fastdiff.kernels.bound_terms import bin_log_probability, density, load_rows, normal_kl, output_places
+from fastdiff.kernels.launching import cdiv, dense
 from fastdiff.kernels.tiles import BLOCK, contiguous_tile
 from fastdiff.tensors import memory_format
 
@@ -26,6 +27,8 @@ def _losses_kernel(
     squares_ptr,
     nats_ptr,
     misses_ptr,
+    per_element,
+    per_element_bits,
     num_timesteps,
     num_elements,
     num_tiles,
@@ -36,8 +39,8 @@ def _losses_kernel(
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums over a tile: of (m - target)^2 where target_ptr is given, of the bound's term where x0_ptr is, and of
-    (mu - x_0)^2 where misses_ptr is.
+    """A tile's parts of means over a sample: of (m - target)^2 where target_ptr is given, of the bound's term in bits
+    where x0_ptr is, and of (mu - x_0)^2 where misses_ptr is: sums times per_element or per_element_bits.
 
         mu  = clamp(px x_t + pm m, -CLIP, CLIP),  logvar = v log_max + (1 - v) log_min, v = (second half + 1) / 2
         t>0:  KL(N(coef1 x_0, exp(log_q)) || N(coef1 mu, exp(logvar)))
@@ -65,7 +68,8 @@ def _losses_kernel(
     m = tl.load(output_ptr + start + places, mask=mask, other=0.0).to(tl.float32)
     if target_ptr is not None:
         difference = m - tl.load(target_ptr + here + offsets, mask=mask, other=0.0).to(tl.float32)
-        tl.store(squares_ptr + tl.program_id(0), tl.sum(tl.where(mask, difference * difference, 0.0), axis=0))
+        squares = tl.sum(tl.where(mask, difference * difference, 0.0), axis=0)
+        tl.store(squares_ptr + tl.program_id(0), squares * per_element)
     if x0_ptr is not None:
         t = tl.load(t_ptr + sample)
         coef1, log_q, log_min, log_max, px, pm = load_rows(table_ptr, t, num_timesteps)
@@ -76,7 +80,8 @@ def _losses_kernel(
             mu = tl.where(mu < -CLIP, -CLIP, mu)
         if misses_ptr is not None:
             miss = mu - x0
-            tl.store(misses_ptr + tl.program_id(0), tl.sum(tl.where(mask, miss * miss, 0.0), axis=0))
+            misses = tl.sum(tl.where(mask, miss * miss, 0.0), axis=0)
+            tl.store(misses_ptr + tl.program_id(0), misses * per_element)
         log_variance = tl.zeros_like(m) + log_min
         if LEARNED:
             behind = num_elements if CHANNELS == 0 else CHANNELS
@@ -89,7 +94,7 @@ def _losses_kernel(
                 nats = -density(x0, mu, 0.5 * log_variance)
         else:
             nats = normal_kl(coef1 * (x0 - mu), log_q, log_variance)
-        tl.store(nats_ptr + tl.program_id(0), tl.sum(tl.where(mask, nats, 0.0), axis=0))
+        tl.store(nats_ptr + tl.program_id(0), tl.sum(tl.where(mask, nats, 0.0), axis=0) * per_element_bits)
 
 
 def launch_mse(call: MseCall) -> Tensor:
@@ -118,41 +123,45 @@ def _launch(
         _, x0, x_t, t, table, clip, learned, decoder, levels = terms
         discrete = decoder == "discrete"
     layout = memory_format(output)
-    output, target, x0, x_t = (
-        None if v is None else v.contiguous(memory_format=layout) for v in (output, target, x0, x_t)
-    )
-    batch = output.shape[0]
+    output = dense(output, layout)
+    target, x0, x_t = (None if v is None else dense(v, layout) for v in (target, x0, x_t))
+    batch, wanted = output.shape[0], (target is not None, x0 is not None, scores_x0)
     num_elements = output[0].numel() // (2 if learned else 1) if batch else 0
-    num_tiles = triton.cdiv(num_elements, BLOCK)
-    # Zeros, and not empty: where there is nothing the sums are 0.
-    squares, nats, misses = (
-        output.new_zeros((batch, num_tiles) if wanted else (0, 0), dtype=torch.float32)
-        for wanted in (target is not None, x0 is not None, scores_x0)
-    )
-    if batch and num_elements:
-        with torch.cuda.device_of(output):
-            _losses_kernel[(batch * num_tiles,)](
-                output,
-                target,
-                x0,
-                x_t,
-                None if t is None else t.contiguous(),
-                None if table is None else table.contiguous(),
-                squares,
-                nats,
-                misses if scores_x0 else None,
-                0 if table is None else table.shape[0],
-                num_elements,
-                num_tiles,
-                CLIP=clip,
-                LEARNED=learned,
-                DISCRETE=discrete,
-                LEVELS=levels,
-                CHANNELS=output.shape[1] // 2 if learned and layout == torch.channels_last else 0,
-                BLOCK=BLOCK,
-                num_warps=4,
-                enable_fp_fusion=True,
-            )
-    per_element = 1 / num_elements if num_elements else math.nan
-    bound = nats.sum(dim=1) * (per_element / math.log(2.0))
-    return squares.sum(dim=1) * per_element, bound, misses.sum(dim=1) * per_element
+    if batch == 0 or num_elements == 0:
+        # Means of nothing, and sums of nothing.
+        results = [output.new_full((batch,) if w else (0,), math.nan, dtype=torch.float32) for w in wanted]
+        return results[0], results[1], results[2]
+    num_tiles = cdiv(num_elements, BLOCK)
+    parts = torch.empty((sum(wanted), batch, num_tiles), dtype=torch.float32, device=output.device)
+    places = iter(parts)
+    squares, nats, misses = (next(places) if w else None for w in wanted)
+    with torch.cuda.device_of(output):
+        _losses_kernel[(batch * num_tiles,)](
+            output,
+            target,
+            x0,
+            x_t,
+            None if t is None else t.contiguous(),
+            None if table is None else table.contiguous(),
+            squares,
+            nats,
+            misses,
+            1 / num_elements,
+            1 / (num_elements * math.log(2.0)),
+            0 if table is None else table.shape[0],
+            num_elements,
+            num_tiles,
+            CLIP=clip,
+            LEARNED=learned,
+            DISCRETE=discrete,
+            LEVELS=levels,
+            CHANNELS=output.shape[1] // 2 if learned and layout == torch.channels_last else 0,
+            BLOCK=BLOCK,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
+    # One launch for all of them.
+    means = iter(parts.sum(dim=2))
+    nothing = parts.new_empty(0)
+    results = [next(means) if w else nothing for w in wanted]
+    return results[0], results[1], results[2]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdiff.calls import BoundLossBackwardCall, MseBackwardCall
 from fastdiff.kernels.bound_terms import bin_slopes, density_slopes, load_rows, normal_kl_slopes, output_places
+from fastdiff.kernels.launching import cdiv
 from fastdiff.kernels.tiles import BLOCK, contiguous_tile
 from fastdiff.tensors import memory_format
 
@@ -135,7 +136,7 @@ def _launch(
         None if v is None else v.contiguous(memory_format=layout) for v in (output, target, x0, x_t)
     )
     num_elements = output[0].numel() // (2 if learned else 1)
-    num_tiles = triton.cdiv(num_elements, BLOCK)
+    num_tiles = cdiv(num_elements, BLOCK)
     with torch.cuda.device_of(output):
         _losses_backward_kernel[(output.shape[0] * num_tiles,)](
             output,

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.calls import PosteriorMeanCall
+from fastdiff.kernels.launching import cdiv
 from fastdiff.kernels.tiles import contiguous_tile, tiling
 
 
@@ -66,7 +67,7 @@ def launch_posterior_mean(call: PosteriorMeanCall) -> Tensor:
     if x_t.numel() == 0:
         return mean
     options = cut.constants()
-    num_tiles = triton.cdiv(cut.num_elements, int(options["BLOCK"]))
+    num_tiles = cdiv(cut.num_elements, int(options["BLOCK"]))
     with torch.cuda.device_of(x_t):
         _posterior_mean_kernel[(x_t.shape[0] * num_tiles,)](
             x_t.contiguous(memory_format=cut.layout),

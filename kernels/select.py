@@ -120,7 +120,7 @@ def launch_select(
         ValueError: shapes that do not fit, or layouts that would need a copy.
     """
     batch, channels = x.shape[:2]
-    _check(x, scaled, times, vector, t, time)
+    _check(x, rows, scaled, times, vector, t, time)
     spatial, is_last = x[0, 0].numel() if batch else 0, _is_channels_last(scaled)
     x_is_last = _is_channels_last(x)
     strides = (x.stride(0), 1 if x_is_last else spatial, channels if x_is_last else 1)
@@ -162,7 +162,13 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _check(
-    x: Tensor, scaled: Tensor, times: Tensor | None, vector: Tensor | None, t: Tensor | None, time: Tensor | None
+    x: Tensor,
+    rows: Tensor,
+    scaled: Tensor,
+    times: Tensor | None,
+    vector: Tensor | None,
+    t: Tensor | None,
+    time: Tensor | None,
 ) -> None:
     if torch.float64 in (x.dtype, scaled.dtype):
         raise ValueError("the GPU kernels compute in float32: run float64 states eagerly")
@@ -173,7 +179,8 @@ def _check(
         raise ValueError("times and vector, and t and time, must be given together: pass both or neither")
     if times is not None and vector is not None and times.shape[1:] != vector.shape:
         raise ValueError(f"vector must be {list(times.shape[1:])}, a row of times, got {list(vector.shape)}")
-    for name, value in (("x", x), ("scaled", scaled), ("times", times), ("vector", vector)):
+    named = {"x": x, "rows": rows, "scaled": scaled, "times": times, "vector": vector, "t": t}
+    for name, value in named.items():
         images = value is x or value is scaled
         if value is None or value.is_contiguous():
             continue

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass, field
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastdiff.calls import StepCall
+from fastdiff.kernels.launching import Description, Launches, are_aligned, launch
 from fastdiff.kernels.philox import last_word, load_seed, seed_words
 from fastdiff.kernels.tiles import (
+    Tiling,
     channels_last_normals,
     channels_last_tile,
     contiguous_normals,
     contiguous_tile,
     load_sample_id,
-    tiling,
+    tiling_of,
 )
 from fastdiff.process.noise import Stream
 from fastdiff.process.table import ROW_FIELDS
 from fastdiff.process.table import ROW_WIDTH as _ROW_WIDTH
+from fastdiff.tensors import memory_format
 
 SAMPLING = tl.constexpr(int(Stream.SAMPLING))
 ROW_WIDTH = tl.constexpr(_ROW_WIDTH)
@@ -58,17 +64,17 @@ def _step_kernel(
     seed_ptr,
     num_rows_ptr,
     num_rows,
+    row_stride,
+    seed_low,
+    seed_high,
     num_elements,
     spatial,
     num_tiles,
-    row_stride,
     model_stride_b,
     model_stride_c,
     model_stride_p,
     variance_offset,
     history_stride,
-    seed_low,
-    seed_high,
     LEARNED_VARIANCE: tl.constexpr,
     DEPTH: tl.constexpr,
     SAME_ORDER: tl.constexpr,
@@ -247,46 +253,80 @@ def launch_step(call: StepCall, *, seed: Tensor | None = None, num_rows: Tensor 
         raise ValueError("the GPU kernels compute in float32: run float64 states with implementation='reference'")
     if x.numel() == 0:
         return
-    cut = tiling(x, *(value.dtype for value in (model_output, noise) if value is not None))
-    x = x.contiguous(memory_format=cut.layout)
-    noise = None if noise is None else noise.contiguous(memory_format=cut.layout)
-    strides, same_order, model_channels = (0, 0, 0), False, 0
-    if model_output is not None:
-        inner = range(2, x.ndim - 1)
-        flat = all(model_output.stride(i) == model_output.stride(i + 1) * x.shape[i + 1] for i in inner)
-        if not flat or cut.spatial >= 1 << 30:
-            model_output = model_output.contiguous(memory_format=cut.layout)
-        strides = (model_output.stride(0), model_output.stride(1), model_output.stride(-1) if x.ndim > 2 else 1)
-        if cut.channels:
-            same_order, model_channels = strides[1:] == (1, model_output.shape[1]), model_output.shape[1]
-        else:
-            same_order = 1 in (cut.spatial, strides[2]) and (x.shape[1] == 1 or strides[1] == cut.spatial)
+    kind = None if model_output is None else (model_output.dtype, model_output.shape[1], model_output.stride())
+    plan = _plan(x.shape, memory_format(x), x.dtype, kind, None if noise is None else noise.dtype)
+    layout = plan.cut.layout
+    x = x.contiguous(memory_format=layout)
+    noise = None if noise is None else noise.contiguous(memory_format=layout)
+    if plan.copies_model and model_output is not None:
+        model_output = model_output.contiguous(memory_format=layout)
+    rows, row, sample_ids = rows.contiguous(), row.contiguous(), sample_ids.contiguous()
+    tensors = (x, model_output, rows, row, noise, sample_ids, base, history, pred_out, out, seed, num_rows)
+    depth, history_stride = (0, 0) if history is None else (history.shape[0], history.stride(0))
+
+    def describe() -> Description:
+        numbers = (plan.cut.num_elements, plan.cut.spatial, plan.cut.num_tiles, *plan.strides)
+        flags = {
+            "LEARNED_VARIANCE": learned_variance,
+            "DEPTH": depth,
+            "SAME_ORDER": plan.same_order,
+            "MODEL_CHANNELS": plan.model_channels,
+        }
+        fixed = (*numbers, x.shape[1] * plan.strides[1], history_stride)
+        return x.shape[0] * plan.cut.num_tiles, fixed, flags | plan.cut.constants()
+
+    key = None
+    if are_aligned(*tensors):
+        absent = (base is None, pred_out is None, seed is None, num_rows is None)
+        key = (x.device, learned_variance, depth, history_stride, absent)
+    numbers = (rows.shape[0], 0 if row.shape[0] == 1 else 1, *seed_words(scalar))
     with torch.cuda.device_of(x):
-        _step_kernel[(x.shape[0] * cut.num_tiles,)](
-            x,
-            model_output,
-            rows.contiguous(),
-            row.contiguous(),
-            noise,
-            sample_ids.contiguous(),
-            base,
-            history,
-            pred_out,
-            out,
-            seed,
-            num_rows,
-            rows.shape[0],
-            cut.num_elements,
-            cut.spatial,
-            cut.num_tiles,
-            0 if row.shape[0] == 1 else 1,
-            *strides,
-            x.shape[1] * strides[1],
-            0 if history is None else history.stride(0),
-            *seed_words(scalar),
-            LEARNED_VARIANCE=learned_variance,
-            DEPTH=0 if history is None else history.shape[0],
-            SAME_ORDER=same_order,
-            MODEL_CHANNELS=model_channels if same_order else 0,
-            **cut.constants(),
-        )
+        launch(_step_kernel, plan.launches, key, tensors, numbers, describe)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What follows from the layouts of a state and of a model's output.
+
+    Attributes:
+        cut: The state's.
+        copies_model: Whether the output's pixels do not lie in one stride.
+        strides: Of the output, or of its copy: batch, channel, pixel.
+        same_order: Whether that is the state's order.
+        model_channels: Of the output in channels_last memory and that order, else 0.
+        launches: What was launched for it.
+    """
+
+    cut: Tiling
+    copies_model: bool
+    strides: tuple[int, int, int]
+    same_order: bool
+    model_channels: int
+    launches: Launches = field(default_factory=dict, compare=False, repr=False)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    shape: torch.Size,
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    model: tuple[torch.dtype, int, tuple[int, ...]] | None,
+    noise_dtype: torch.dtype | None,
+) -> _Plan:
+    dtypes = (dtype, *([] if model is None else [model[0]]), *([] if noise_dtype is None else [noise_dtype]))
+    cut = tiling_of(shape, layout, dtypes)
+    if model is None:
+        return _Plan(cut, False, (0, 0, 0), False, 0)
+    _, channels, strides = model
+    flat = all(strides[i] == strides[i + 1] * shape[i + 1] for i in range(2, len(shape) - 1))
+    copies = not flat or cut.spatial >= 1 << 30
+    if copies:
+        steps = (1, channels) if cut.channels else (cut.spatial, 1)
+        of_model = (channels * cut.spatial, *steps)
+    else:
+        of_model = (strides[0], strides[1], strides[-1] if len(shape) > 2 else 1)
+    if cut.channels:
+        same = of_model[1:] == (1, channels)
+        return _Plan(cut, copies, of_model, same, channels if same else 0)
+    same = 1 in (cut.spatial, of_model[2]) and (shape[1] == 1 or of_model[1] == cut.spatial)
+    return _Plan(cut, copies, of_model, same, 0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import math
+from dataclasses import dataclass, field
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.kernels.launching import Launches, cdiv, next_power_of_2
 from fastdiff.kernels.philox import block_normals
 from fastdiff.tensors import memory_format
 
@@ -30,6 +33,7 @@ class Tiling:
         block_c: Channels of a tile in channels_last memory, a power of two; else 1.
         vector: Neighbours that a thread owns in contiguous memory.
         num_warps: Of a program.
+        launches: What was launched for it, by whom.
     """
 
     layout: torch.memory_format
@@ -40,6 +44,7 @@ class Tiling:
     block_c: int
     vector: int
     num_warps: int
+    launches: Launches = field(default_factory=dict, compare=False, repr=False)
 
     def constants(self) -> dict[str, int | bool]:
         """The kernels' compile-time arguments and launch options that follow from the tiling."""
@@ -57,22 +62,28 @@ class Tiling:
 
 def tiling(x: Tensor, *others: torch.dtype) -> Tiling:
     """Cut x [B, ...]; `others` are the types of what is read or written along with it."""
-    num_elements = x[0].numel() if x.shape[0] > 0 else 0
-    channels = x.shape[1] if x.ndim > 1 else 1
+    return tiling_of(x.shape, memory_format(x), (x.dtype, *others))
+
+
+@functools.lru_cache(maxsize=4096)
+def tiling_of(shape: torch.Size, layout: torch.memory_format, dtypes: tuple[torch.dtype, ...]) -> Tiling:
+    """`tiling` of a tensor of this shape and layout; the types are those of all tensors."""
+    num_elements = math.prod(shape[1:]) if shape[0] > 0 else 0
+    channels = shape[1] if len(shape) > 1 else 1
     spatial = num_elements // max(channels, 1)
-    sizes = {dtype.itemsize for dtype in (x.dtype, *others)}
+    sizes = {dtype.itemsize for dtype in dtypes}
     # A thread has 8 elements, or 4 where types are mixed: 16 bytes of the widest, so that none need be handed over.
     num_warps = 8 if min(sizes) < 4 <= max(sizes) else 4
-    if memory_format(x) is torch.channels_last:
-        block_c = min(triton.next_power_of_2(channels), MAX_BLOCK_C)
+    if layout is torch.channels_last:
+        block_c = min(next_power_of_2(channels), MAX_BLOCK_C)
         # Unless every channel starts at a multiple of four elements, some are shifted by up to three pixels.
         pixels = spatial if spatial % 4 == 0 else spatial + 3
-        num_tiles = triton.cdiv(pixels, BLOCK // block_c) * triton.cdiv(channels, block_c)
+        num_tiles = cdiv(pixels, BLOCK // block_c) * cdiv(channels, block_c)
         # Three channels make 64 generator calls at a time, one per thread, and have no wide accesses.
         num_warps = 2 if channels == 3 else num_warps
         return Tiling(torch.channels_last, num_elements, spatial, num_tiles, channels, block_c, 4, num_warps)
     vector = 8 if max(sizes) < 4 else 4
-    num_tiles = triton.cdiv(num_elements, BLOCK)
+    num_tiles = cdiv(num_elements, BLOCK)
     return Tiling(torch.contiguous_format, num_elements, spatial, num_tiles, 0, 1, vector, num_warps)
 
 

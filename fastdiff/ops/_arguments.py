@@ -78,14 +78,22 @@ def noise_arguments(
             raise ValueError(f"row must be int64 [1] or [{batch}] on {device}, got {describe(row)}")
     elif not 0 <= row < MAX_ROW:
         raise ValueError(f"row must be in [0, 2^28), got {row}")
-    # What is made under a mode may not be a tensor of numbers, and must not be kept.
-    keep = is_unwatched()
+    keep = _may_keep(device)
     if sample_ids is None:
         sample_ids = _kept_numbers(0, batch, device) if keep else torch.arange(batch, device=device)
     if not isinstance(row, Tensor):
         number, keep = int(row), keep and row < _MANY
         row = _kept_numbers(number, number + 1, device) if keep else torch.full((1,), number, device=device)
     return sample_ids, row
+
+
+def _may_keep(device: torch.device) -> bool:
+    """Whether what is made now may serve later calls, and what earlier ones made this one.
+
+    What is made under a mode may not be a tensor of numbers. What is made in a capture belongs to its graph and holds
+    no numbers before that runs; and a graph must not read what may be dropped before it is.
+    """
+    return is_unwatched() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 @functools.lru_cache(maxsize=_MANY)
@@ -98,7 +106,11 @@ def _kept_numbers(first: int, end: int, device: torch.device) -> Tensor:
 @functools.lru_cache(maxsize=16)
 def _kept_from_zero(length: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.arange(length, dtype=torch.int64, device=device)
+        numbers = torch.arange(length, dtype=torch.int64, device=device)
+    if device.type == "cuda":
+        # Later calls may be on other streams, which would not wait for this one.
+        torch.cuda.current_stream(device).synchronize()
+    return numbers
 
 
 def signed(seed: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff.calls import AttentionBackwardCall, AttentionCall
 from fastdiff.ops._arguments import describe
-from fastdiff.ops._dispatch import define, dispatch, gradients
+from fastdiff.ops._dispatch import define, differentiate, dispatch, gradients
 from fastdiff.ops.reference import attention as reference
 from fastdiff.tensors import (
     FLOAT_DTYPES,
@@ -161,4 +161,4 @@ define(
     _backward_fake,
     kernel="attention_backward",
 )
-torch.library.register_autograd("fastdiff::attention", _backward, setup_context=_setup)
+differentiate(AttentionCall, _backward, _setup)

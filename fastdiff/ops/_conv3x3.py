@@ -12,6 +12,7 @@ from fastdiff.calls import Conv3x3BackwardCall, Conv3x3Call
 from fastdiff.ops._dispatch import (
     LIBRARY,
     define,
+    differentiate,
     dispatch,
     gradients,
     has_extension,
@@ -137,5 +138,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 define("conv3x3", Conv3x3Call, reference.conv3x3, _fake, cpu=_cpu)
 define("conv3x3_backward", Conv3x3BackwardCall, reference.conv3x3_backward, _backward_fake, cpu=_backward_cpu)
-torch.library.register_autograd("fastdiff::conv3x3", _backward, setup_context=_setup)
+differentiate(Conv3x3Call, _backward, _setup)
 refuse_second_derivative("conv3x3_backward", "conv3x3 has")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdiff.calls import DiffuseCall
 from fastdiff.ops._arguments import check_index, check_table, check_times, noise_arguments, signed
-from fastdiff.ops._dispatch import Implementation, define, dispatch, gradients, wanted_gradients
+from fastdiff.ops._dispatch import Implementation, define, differentiate, dispatch, gradients, wanted_gradients
 from fastdiff.ops.reference import diffuse as reference
 from fastdiff.process.noise import MAX_ROW, Stream
 from fastdiff.tensors import FLOAT_DTYPES, memory_format, per_sample
@@ -122,4 +122,4 @@ def _backward(ctx: Any, grad_x_t: Tensor, grad_target: Tensor) -> tuple[Tensor |
 
 
 define("diffuse", DiffuseCall, _reference, _fake, check_indices=_check_indices, kernel="diffuse")
-torch.library.register_autograd("fastdiff::diffuse", _backward, setup_context=_setup)
+differentiate(DiffuseCall, _backward, _setup)

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from fastdiff.calls import DropoutCall
 from fastdiff.ops._arguments import describe
-from fastdiff.ops._dispatch import LIBRARY, Implementation, define, dispatch, gradients
+from fastdiff.ops._dispatch import LIBRARY, Implementation, define, differentiate, dispatch, gradients
 from fastdiff.ops.reference import dropout as reference
-from fastdiff.ops.reference.dropout import factor_of_kept, last_kept
-from fastdiff.process.noise import Stream
+from fastdiff.process.noise import Stream, factor_of_kept, last_kept
 from fastdiff.tensors import FLOAT_DTYPES, memory_format
 
 LIBRARY.define("dropout_out(Tensor x, Tensor seed, int stream, int last_kept, float scale, Tensor(a!) y) -> ()")
@@ -75,5 +74,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return gradients(DropoutCall, x=dispatch(DropoutCall(grad, seed, ctx.p)))
 
 
-define("dropout", DropoutCall, reference.dropout, _fake, cpu=_cpu)
-torch.library.register_autograd("fastdiff::dropout", _backward, setup_context=_setup)
+define("dropout", DropoutCall, reference.dropout, _fake, cpu=_cpu, kernel="dropout")
+differentiate(DropoutCall, _backward, _setup)

@@ -13,6 +13,7 @@ from fastdiff.ops._dispatch import (
     LIBRARY,
     Implementation,
     define,
+    differentiate,
     dispatch,
     gradients,
     has_extension,
@@ -163,12 +164,17 @@ def _check(call: GroupNormActCall) -> None:
         raise ValueError(f"eps must be at least 0, got {eps}")
     if (scale is None) != (shift is None):
         raise ValueError("scale and shift must be given together, got one of them: pass both or neither")
-    for name, value in (("weight", weight), ("bias", bias), ("added_bias", added_bias)):
-        if value is not None:
-            _check_vector(name, value, x, (channels,))
-    for name, value in (("scale", scale), ("shift", shift), ("added_time", added_time)):
-        if value is not None:
-            _check_vector(name, value, x, (batch, channels))
+    # One by one: a loop over names and values takes as long as the checks.
+    shape, rows, device = (channels,), (batch, channels), x.device
+    _check_vector("weight", weight, x, shape, device)
+    _check_vector("bias", bias, x, shape, device)
+    if added_bias is not None:
+        _check_vector("added_bias", added_bias, x, shape, device)
+    if scale is not None and shift is not None:
+        _check_vector("scale", scale, x, rows, device)
+        _check_vector("shift", shift, x, rows, device)
+    if added_time is not None:
+        _check_vector("added_time", added_time, x, rows, device)
 
 
 def _check_image(name: str, value: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
@@ -176,9 +182,9 @@ def _check_image(name: str, value: Tensor, x: Tensor, shape: tuple[int, ...]) ->
         raise ValueError(f"{name} must be {x.dtype} {list(shape)} on {x.device}, as x, got {describe(value)}")
 
 
-def _check_vector(name: str, value: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
-    if value.shape != shape or value.device != x.device:
-        raise ValueError(f"{name} must be {list(shape)} on {x.device}, got {describe(value)}")
+def _check_vector(name: str, value: Tensor, x: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if value.shape != shape or value.device != device:
+        raise ValueError(f"{name} must be {list(shape)} on {device}, got {describe(value)}")
     check_precision(name, value.dtype, "x", x.dtype)
 
 
@@ -295,5 +301,5 @@ define(
     cpu=_backward_cpu,
     kernel="group_norm_act_backward",
 )
-torch.library.register_autograd("fastdiff::group_norm_act", _backward, setup_context=_setup)
+differentiate(GroupNormActCall, _backward, _setup)
 refuse_second_derivative("group_norm_act_backward", "group_norm_act has")

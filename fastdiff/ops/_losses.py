@@ -20,6 +20,7 @@ from fastdiff.ops._arguments import check_index, check_precision, check_table, c
 from fastdiff.ops._dispatch import (
     Implementation,
     define,
+    differentiate,
     dispatch,
     gradients,
     refuse_second_derivative,
@@ -293,7 +294,7 @@ define(
     _gradient_fake,
     kernel="losses_backward",
 )
-torch.library.register_autograd("fastdiff::mse", _mse_backward, setup_context=_mse_setup)
-torch.library.register_autograd("fastdiff::bound_loss", _bound_backward, setup_context=_bound_setup)
+differentiate(MseCall, _mse_backward, _mse_setup)
+differentiate(BoundLossCall, _bound_backward, _bound_setup)
 refuse_second_derivative("mse_backward", "the fused losses have")
 refuse_second_derivative("bound_loss_backward", "the fused losses have")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdiff.calls import PosteriorMeanCall
 from fastdiff.ops._arguments import check_index, check_precision, check_table, check_times, describe
-from fastdiff.ops._dispatch import Implementation, define, dispatch, gradients, wanted_gradients
+from fastdiff.ops._dispatch import Implementation, define, differentiate, dispatch, gradients, wanted_gradients
 from fastdiff.ops.reference import posterior_mean as reference
 from fastdiff.tensors import FLOAT_DTYPES, compute_dtype, memory_format, per_sample
 
@@ -104,4 +104,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 define("posterior_mean", PosteriorMeanCall, _reference, _fake, check_indices=_check_indices, kernel="posterior_mean")
-torch.library.register_autograd("fastdiff::posterior_mean", _backward, setup_context=_setup)
+differentiate(PosteriorMeanCall, _backward, _setup)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdiff.calls import StepCall
 from fastdiff.ops._arguments import describe, is_unwatched, noise_arguments, signed
-from fastdiff.ops._dispatch import has_extension
+from fastdiff.ops._dispatch import dispatch, has_extension
 from fastdiff.ops._step import new_history, step, table_rows
 from fastdiff.ops.reference import step as reference
 from fastdiff.process.table import CoefficientTable
@@ -175,7 +175,13 @@ class TableState:
             if model_output.device != x.device or model_output.dtype not in FLOAT_DTYPES:
                 raise ValueError(f"the model's output is {describe(model_output)}, the sample {describe(x)}")
             ids, at = noise_arguments(x, None, None, row)
-            _STEP(x, model_output, self.rows(x), at, None, ids, signed(seed), False, self.base, self.history, pred, out)
+            call = StepCall(
+                x, model_output, self.rows(x), at, None, ids, signed(seed), False, self.base, self.history, pred, out
+            )
+            if x.is_cpu:
+                _STEP(*call)
+            else:
+                dispatch(call)
         else:
             with torch.no_grad():
                 step(

@@ -17,6 +17,7 @@ Streams keep uses apart; a row counts sampling steps, training steps or timestep
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import numpy as np
@@ -52,6 +53,16 @@ class Stream(IntEnum):
     LANGEVIN = 11
     BROWNIAN = 12
     LABEL_DROPOUT = 13
+
+
+def last_kept(p: float) -> int:
+    """The largest word that dropout with probability p keeps; -1 for none."""
+    return math.ceil((1 - p) * 2**32) - 1
+
+
+def factor_of_kept(p: float) -> float:
+    """1 / (1 - p), finite where nothing is kept."""
+    return 1 / max(1 - p, 2**-32)
 
 
 def check_seed(seed: int) -> int:

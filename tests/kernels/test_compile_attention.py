@@ -4,7 +4,11 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton: the extra 'triton'")
 import kernel_report
+import torch
 from kernel_configs_attention import CASES
+from triton.runtime.driver import driver
+
+from fastdiff.kernels import attention_tiles
 
 # Bytes of shared memory of a program: sm_80's cards have 163 KiB, their smaller kin 99.
 SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
@@ -52,3 +56,55 @@ def test_attention_on_ampere(name):
 @pytest.mark.parametrize("name", ON_AMD)
 def test_attention_on_amd(name):
     assert inspect(name, "gfx942").matrix["MFMA"] > 0
+
+
+@pytest.fixture
+def _default_precision():
+    yield
+    torch.backends.fp32_precision = "none"
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("_default_precision")
+def test_precision_follows_pytorchs_switches_old_and_new():
+    def precision():
+        return attention_tiles.product_precision("sm_90", torch.float32)
+
+    assert precision() == "tf32x3"
+    for name, expected in (("high", "tf32"), ("highest", "tf32x3"), ("medium", "tf32"), ("highest", "tf32x3")):
+        torch.set_float32_matmul_precision(name)
+        assert precision() == expected
+    for value, expected in (("tf32", "tf32"), ("ieee", "tf32x3")):
+        torch.backends.cuda.matmul.fp32_precision = value
+        assert precision() == expected
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.backends.fp32_precision = "tf32"
+    assert precision() == "tf32"
+    assert attention_tiles.product_precision("sm_90", torch.bfloat16) == "ieee"
+    assert attention_tiles.product_precision("hip", torch.float32) == "ieee"
+
+
+def test_the_gpu_that_is_asked_for_its_kind_is_the_tensors(monkeypatch):
+    current = ["another device"]
+
+    class Guard:
+        def __init__(self, x):
+            self.device = x.device
+
+        def __enter__(self):
+            current.append(self.device)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    asked = []
+
+    class Device(kernel_report.AbsentDevice):
+        def get_current_target(self):
+            asked.append(current[-1])
+            return self.target
+
+    monkeypatch.setattr(driver, "_active", Device(kernel_report.TARGETS["sm_90"]))
+    monkeypatch.setattr(torch.cuda, "device_of", Guard)
+    assert attention_tiles.gpu_family(torch.empty(1, device="meta")) == "sm_90"
+    assert asked == [torch.device("meta")]

@@ -1,4 +1,4 @@
-"""The GPU kernels of posterior_mean and the losses compiled ahead of time, with no GPU."""
+"""The GPU kernels of posterior_mean, dropout and the losses compiled ahead of time, with no GPU."""
 
 import pytest
 
@@ -15,6 +15,11 @@ WIDE = {
     "posterior mean float16": ({16: 2}, {16: 1}),
     "posterior mean float32, bfloat16 model": ({16: 1, 8: 1}, {16: 1}),
     "posterior mean float32, 7 billion elements": ({16: 4}, {16: 2}),
+    "dropout float32": ({16: 2}, {16: 2}),
+    "dropout bfloat16": ({16: 1}, {16: 1}),
+    # A few numbers per channel.
+    "statistics merged": ({}, {}),
+    "norm factors": ({}, {}),
     "mse float32": ({16: 4}, {}),
     "mse bfloat16": ({16: 3}, {}),
     "mse float32, 7 billion elements": ({16: 4}, {}),

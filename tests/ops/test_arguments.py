@@ -98,3 +98,31 @@ def test_counting_under_a_mode_is_not_kept():
         assert isinstance(ids, FakeTensor)
     ids, row = arguments.noise_arguments(torch.zeros(41, 2), None, None, 4001)
     assert (ids.tolist(), row.tolist()) == (list(range(41)), [4001])
+
+
+def test_what_a_capture_makes_is_its_own(monkeypatch):
+    """Memory of a capture's pool, with no numbers in it yet, must not serve later calls; nor kept memory a graph."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert arguments._may_keep(torch.device("cpu"))
+    assert not arguments._may_keep(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert arguments._may_keep(torch.device("cuda"))
+
+
+def test_kept_numbers_are_there_before_another_stream_can_read_them(monkeypatch):
+    done = []
+
+    class Stream:
+        def synchronize(self):
+            done.append("synchronized")
+
+    def on_cpu(length, dtype, device):
+        done.append(device.type)
+        return numbers[:length]
+
+    numbers = torch.arange(8192)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch, "arange", on_cpu)
+    made = arguments._kept_from_zero.__wrapped__(5000, torch.device("cuda"))
+    assert done == ["cuda", "synchronized"]
+    assert made.shape == (5000,)

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,16 @@ from fastdiff import (
     ops,
     samplers,
 )
+from fastdiff.calls import Conv3x3Call
+from fastdiff.ops import _dispatch
 from support.op_cases import (
     DIFFUSION,
     full_table,
     images,
     noising_table,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_ops_pass_opcheck():
@@ -52,6 +57,22 @@ def test_ops_compile_without_graph_breaks():
     x, t = images((2, 3, 4, 4)), torch.tensor([0, 50])
     for ours, expected in zip(run(x, t), ops.diffuse(x, t, table, seed=3, row=1), strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_ops_compile_on_a_gpu_as_they_are_registered(monkeypatch):
+    """A compiler gets the op and not a launcher, with its gradient."""
+    monkeypatch.setattr(_dispatch, "on_gpu", lambda x: True)
+    monkeypatch.setattr(ops._group_norm_act, "_is_plain", lambda call: False)
+    x, weight, bias = images((2, 8, 4, 4)), torch.ones(8, requires_grad=True), torch.zeros(8)
+
+    def run(x, weight, bias):
+        return ops.group_norm_act(x, weight, bias, 2).square().sum()
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(f(x, weight, bias), weight)[0] for f in (compiled,)]
+    monkeypatch.undo()
+    grads += torch.autograd.grad(run(x, weight, bias), weight)
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -109,3 +130,19 @@ def test_ops_refuse_triton_without_a_gpu_or_its_interpreter():
         ops.posterior_mean(
             torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor([0, 1, 2]), torch.zeros(20, 4), implementation="triton"
         )
+
+
+def test_ops_have_an_implementation_on_a_gpu_where_they_say_so():
+    """A key without a launcher raises; without a key a GPU runs the reference, as conv3x3 does, which is cuDNN's."""
+    for op in _dispatch._OPS.values():
+        has_key = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op.name}", "CUDA")
+        assert has_key == (op.kernel is not None), op.name
+        if op.kernel is not None:
+            text = (ROOT / "kernels" / f"{op.kernel}.py").read_text()
+            assert f"\ndef launch_{op.name}(" in text, op.name
+
+
+def test_ops_without_a_triton_kernel_say_so():
+    call = Conv3x3Call(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3), None)
+    with pytest.raises(RuntimeError, match="conv3x3 has no Triton kernel: leave implementation at 'auto'"):
+        _dispatch.dispatch(call, "triton")

@@ -110,8 +110,3 @@ def test_dropout_module_is_repeated_by_the_seed_of_pytorch():
 def test_dropout_refuses_what_does_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
         ops.dropout(*arguments)
-
-
-def test_dropout_says_that_it_has_no_triton_kernel():
-    with pytest.raises(RuntimeError, match="dropout has no Triton kernel: leave implementation at 'auto'"):
-        ops.dropout(torch.zeros(2), 0.5, torch.tensor([1]), implementation="triton")

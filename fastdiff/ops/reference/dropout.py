@@ -5,14 +5,12 @@ It is read, not timed. The C++ kernel is held to it, and both to the words of th
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from fastdiff.calls import DropoutCall
 from fastdiff.ops.reference.noise import torch_words
-from fastdiff.process.noise import Stream
+from fastdiff.process.noise import Stream, factor_of_kept, last_kept
 from fastdiff.tensors import compute_dtype, memory_format
 
 
@@ -37,13 +35,3 @@ def dropout(call: DropoutCall) -> Tensor:
     kept = kept.permute(0, 3, 1, 2) if layout == torch.channels_last else kept
     y = torch.where(kept, x.to(compute_dtype(x)) * factor_of_kept(call.p), 0)
     return y.to(x.dtype).contiguous(memory_format=layout)
-
-
-def last_kept(p: float) -> int:
-    """The largest word that is kept; -1 for none."""
-    return math.ceil((1 - p) * 2**32) - 1
-
-
-def factor_of_kept(p: float) -> float:
-    """1 / (1 - p), finite where nothing is kept."""
-    return 1 / max(1 - p, 2**-32)

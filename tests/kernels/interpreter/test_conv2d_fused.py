@@ -147,3 +147,5 @@ def test_conv2d_fused_pads_below_and_to_the_right_for_the_size_it_is_given(devic
     y = conv2d_fused.launch_conv2d_fused(call, out)[0]
     assert y is out
     assert torch.allclose(y.double(), exact, rtol=FLOAT32_SUM, atol=FLOAT32_SUM)
+    with pytest.raises(ValueError, match="channels_last"):
+        conv2d_fused.launch_conv2d_fused(call, out.contiguous())

@@ -229,6 +229,29 @@ def test_group_norm_act_writes_where_it_is_told(device, residual, layout, monkey
     assert torch.equal(rstd, expected[3])
 
 
+def test_group_norm_act_refuses_outputs_that_do_not_fit(device):
+    call = full_call(device)
+    out = preallocated(call)
+    for wrong in (
+        out._replace(y=out.y.contiguous()),
+        out._replace(total=out.total[:1]),
+        out._replace(y=out.y.half()),
+        out._replace(partial=out.mean),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            group_norm_act.launch_group_norm_act(call, wrong)
+    with pytest.raises(ValueError, match="residual must be"):
+        group_norm_act.launch_group_norm_act(call._replace(residual=call.x))
+
+
+def test_group_norm_act_reads_one_time_for_all_samples(device):
+    call = full_call(device)
+    shared = call.added_time[:1].expand(2, -1)
+    found = group_norm_act.launch_group_norm_act(call._replace(added_time=shared))
+    expected = group_norm_act.launch_group_norm_act(call._replace(added_time=shared.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.usefixtures("_walk")
 @pytest.mark.parametrize("layout", FORMATS)
 def test_group_norm_act_writes_the_sum_without_a_residual(device, layout):
@@ -314,6 +337,33 @@ def test_group_norm_act_reads_through_strides(device):
     dense = {name: value.clone(memory_format=torch.contiguous_format) for name, value in strided.items()}
     found = ops.group_norm_act(x, groups=2, implementation="triton", **strided)
     assert torch.equal(found, ops.group_norm_act(x.contiguous(), groups=2, implementation="triton", **dense))
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_group_norm_act_does_not_depend_on_where_its_inputs_lie(device, layout, monkeypatch):
+    """Off a multiple of 16 bytes the compiler would choose other accesses, maybe another order of summation."""
+    addresses = []
+    for module in (group_norm_act, group_norm_act_backward):
+
+        def recorded(kernel, launches, key, tensors, *rest, launch=module.launch):
+            addresses.extend(v.data_ptr() % 16 for v in tensors if v is not None)
+            launch(kernel, launches, key, tensors, *rest)
+
+        monkeypatch.setattr(module, "launch", recorded)
+    case = Case(device, (2, 8, 5, 3), 4, 3, EVERYTHING, layout=layout)
+    case.x, case.x2, case.grad_y = (moved(v) for v in (case.x, case.x2, case.grad_y))
+    case.vectors = {name: moved(value) for name, value in case.vectors.items()}
+    assert case.x.data_ptr() % 16 == 4
+    case.check_forward()
+    case.check_backward()
+    assert addresses
+    assert set(addresses) == {0}
+
+
+def moved(x):
+    """The same values and strides, one element behind a multiple of 16 bytes."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:]
+    return memory.as_strided(x.shape, x.stride()).copy_(x)
 
 
 def test_group_norm_act_takes_vectors_of_any_type(device):

@@ -93,9 +93,7 @@ def test_select_of_a_row_out_of_range_is_nan(device, row, count):
     assert scaled.isnan().all()
     assert vector.isnan().all()
     assert time.isnan().all()
-    launch_select(
-        x, table(device), number(row, device), scaled, t=torch.zeros_like(whole).expand(ROWS), time=whole, **arguments
-    )
+    launch_select(x, table(device), number(row, device), scaled, t=whole.repeat(ROWS), time=whole, **arguments)
     assert whole.tolist() == [-1]
 
 
@@ -115,5 +113,7 @@ def test_select_refuses_what_does_not_fit(device):
     times, vector = torch.zeros(ROWS, 1, 4, device=device), torch.zeros(1, 5, device=device)
     with pytest.raises(ValueError, match="vector must be"):
         launch_select(x, rows, row, torch.zeros_like(x), times=times, vector=vector)
+    with pytest.raises(ValueError, match="t must be contiguous"):
+        launch_select(x, rows, row, torch.zeros_like(x), t=torch.zeros(1, device=device).expand(ROWS), time=row)
     with pytest.raises(ValueError, match="x must be channels_last or contiguous"):
         launch_select(x.transpose(2, 3), rows, row, torch.zeros_like(x))
