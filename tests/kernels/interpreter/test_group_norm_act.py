@@ -241,7 +241,7 @@ def test_group_norm_act_refuses_outputs_that_do_not_fit(device):
         with pytest.raises(ValueError, match="must be"):
             group_norm_act.launch_group_norm_act(call, wrong)
     with pytest.raises(ValueError, match="residual must be"):
-        group_norm_act.launch_group_norm_act(call._replace(residual=call.x))
+        group_norm_act.launch_group_norm_act(call._replace(residual=out.y))
 
 
 def test_group_norm_act_reads_one_time_for_all_samples(device):
