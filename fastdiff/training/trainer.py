@@ -346,7 +346,7 @@ class Trainer:
         config, diffusion = self.config, self.diffusion
         images, labels = self._batch(step)
         t = torch.from_numpy(integers(config.seed, self._ids, diffusion.num_timesteps, Stream.TRAIN_TIME, step))
-        t = t.to(self._device)
+        t = self._moved(t)
         x_t, target = ops.diffuse(
             images,
             t,
@@ -376,16 +376,22 @@ class Trainer:
         if config.flip:
             mirrored = torch.from_numpy(flip_mask(config.batch_size, step, config.seed)).to(where)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        images = images.to(self._device).contiguous(memory_format=torch.channels_last)
+        images = self._moved(images.contiguous(memory_format=torch.channels_last))
         classes = self.unet.config.num_classes
         if classes is None or self.data.labels is None:
             return images, None
-        labels = self.data.labels[index].to(self._device)
+        labels = self._moved(self.data.labels[index])
         if config.label_dropout:
             draws = integers(config.seed, self._ids, 1 << 32, Stream.LABEL_DROPOUT, step)
-            dropped = torch.from_numpy(draws < config.label_dropout * 2.0**32).to(self._device)
+            dropped = self._moved(torch.from_numpy(draws < config.label_dropout * 2.0**32))
             labels = labels.masked_fill(dropped, classes - 1)
         return images, labels
+
+    def _moved(self, values: Tensor) -> Tensor:
+        """On the network's device; a GPU copies while the host goes on, which pageable memory does not allow."""
+        if self._device.type == "cuda" and not values.is_cuda:
+            values = values.pin_memory()
+        return values.to(self._device, non_blocking=True)
 
     def _seed_dropout(self, step: int) -> None:
         """Seed the generators that dropout draws from; `run` puts their states back."""
