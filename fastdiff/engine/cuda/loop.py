@@ -12,17 +12,18 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdiff.calls import StepCall
 from fastdiff.engine.cuda.capture import Recorder, Recording
 from fastdiff.engine.cuda.graph import Progress
 from fastdiff.engine.cuda.kernels import launch_select, launch_step
+from fastdiff.engine.cuda.keys import goes_with_samples, kind_of, networks_in, settings_of, static_argument
 from fastdiff.engine.cuda.library import CONTROL_WIDTH, NONFINITE, NUM_ROWS, ROW, SEED
 from fastdiff.engine.cuda.network import MAX_CHUNK, CudaNetwork
 from fastdiff.ops._step import new_history
@@ -182,7 +183,7 @@ def run_table(
     pred = torch.empty_like(x) if stops else None
     wanted = _Wanted(state, x, dict(model_kwargs), input_dtype, pred is not None, after_step, check_finite)
     with contextlib.ExitStack() as stack:
-        for network in _networks(model):
+        for network in networks_in(model):
             stack.enter_context(network.exclusive())
             network.check()
         with _sessions_lock:
@@ -236,7 +237,7 @@ class _Wanted:
             chunk, tuple(x.shape[1:]), x.dtype, x.device, x.stride()[1:], self.input_dtype, table.learned_variance,
             None if self.state.history is None else len(self.state.history), self.state.base is None,
             all(self.state.evaluates), capacity(len(table)), self.state.times(x.device).dtype,
-            tuple(sorted((name, _kind(value, len(x))) for name, value in self.kwargs.items())),
+            tuple(sorted((name, kind_of(value, len(x))) for name, value in self.kwargs.items())),
             None if self.after is None else self.after.key,
             tuple(sorted((name, value.dtype, tuple(value.shape[1:])) for name, value in tensors.items())),
             self.prediction, self.check_finite,
@@ -285,10 +286,10 @@ class _Session:
             rows=torch.zeros(size, ROW_WIDTH, dtype=torch.float32, device=place),
             t=torch.zeros(size, dtype=state.times(place).dtype, device=place),
             time=torch.zeros(1, dtype=state.times(place).dtype, device=place),
-            kwargs={name: _static_argument(value, len(x), chunk) for name, value in wanted.kwargs.items()},
+            kwargs={name: static_argument(value, len(x), chunk) for name, value in wanted.kwargs.items()},
             extra={}
             if after is None
-            else {name: _static_argument(value, len(x), chunk) for name, value in after.tensors.items()}
+            else {name: static_argument(value, len(x), chunk) for name, value in after.tensors.items()}
             | {name: value.new_zeros(size, *value.shape[1:]) for name, value in after.tables.items()},
             base=None if state.base is None else static(),
             history=None if state.history is None else new_history(first, len(state.history)),
@@ -391,7 +392,7 @@ class _Session:
         named += [] if part.wanted.after is None else [(s.extra, dict(part.wanted.after.tensors))]
         for statics, values in named:
             for name, value in values.items():
-                if _goes_with_samples(value, len(part.x)):
+                if goes_with_samples(value, len(part.x)):
                     statics[name][:count].copy_(value[some])
                 elif isinstance(value, Tensor):
                     statics[name].copy_(value)
@@ -435,9 +436,8 @@ def _session(model: Any, wanted: _Wanted, device: GraphDevice) -> _Session:
     """A recorded loop for what is wanted: one from before, or a new one."""
     chunks = -(-len(wanted.x) // MAX_CHUNK)
     chunk = -(-len(wanted.x) // chunks)
-    # What a callable reads besides its arguments is not known, so it is recorded each time.
-    kept = _sessions.setdefault(model, OrderedDict()) if isinstance(model, nn.Module | CudaNetwork) else None
-    settings = _settings(model)
+    settings = settings_of(model)
+    kept = None if settings is None else _sessions.setdefault(model, OrderedDict())
     while True:
         key = (device, settings, wanted.key(chunk))
         session = None if kept is None else kept.get(key)
@@ -461,54 +461,3 @@ def _session(model: Any, wanted: _Wanted, device: GraphDevice) -> _Session:
             while len(kept) > MAX_SESSIONS:
                 kept.popitem(last=False)
         return session
-
-
-def _networks(model: Any) -> Iterator[CudaNetwork]:
-    """The compiled networks that a model calls."""
-    if isinstance(model, CudaNetwork):
-        yield model
-    elif isinstance(model, nn.Module):
-        for module in model.modules():
-            yield from (value for value in vars(module).values() if isinstance(value, CudaNetwork))
-
-
-def _settings(model: Any) -> Any:
-    """What a model's launches depend on, as far as can be seen: its modules, their plain attributes, their memory."""
-    if isinstance(model, CudaNetwork):
-        return model.generation
-    if not isinstance(model, nn.Module):
-        return None
-    found: list[Any] = []
-    for name, module in model.named_modules():
-        found.append((name, type(module), len(module._forward_hooks), len(module._forward_pre_hooks)))
-        for key, value in vars(module).items():
-            if isinstance(value, CudaNetwork):
-                found.append((key, id(value), value.generation))
-            elif isinstance(value, bool | int | float | str | tuple | type(None) | torch.dtype):
-                found.append((key, value if not isinstance(value, tuple) else repr(value)))
-    tensors = [*model.parameters(), *model.buffers()]
-    found.extend((value.data_ptr(), value.dtype, value.shape) for value in tensors)
-    return tuple(found)
-
-
-def _goes_with_samples(value: Any, batch: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
-
-
-def _kind(value: Any, batch: int) -> Any:
-    """What of an argument is part of the key."""
-    if _goes_with_samples(value, batch):
-        return ("samples", value.dtype, tuple(value.shape[1:]))
-    if isinstance(value, Tensor):
-        return ("tensor", value.dtype, tuple(value.shape))
-    try:
-        hash(value)
-    except TypeError:
-        return ("object", id(value))
-    return ("value", value)
-
-
-def _static_argument(value: Any, batch: int, chunk: int) -> Any:
-    if _goes_with_samples(value, batch):
-        return value[:1].expand(chunk, *value.shape[1:]).clone()
-    return value.clone() if isinstance(value, Tensor) else value
