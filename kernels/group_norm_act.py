@@ -104,8 +104,8 @@ def _group_norm_act_kernel(
     Access width: 16 bytes in channels_last memory where WIDTH channels (and FIRST) are a multiple of 16 bytes, and in
     contiguous memory where the image's size is a multiple of 16.
     """
-    CUT: tl.constexpr = (CHANNELS, FIRST, LAYOUT, BLOCK_P, BLOCK_C)
-    SUM_CUT: tl.constexpr = (FIRST, FIRST, LAYOUT, BLOCK_P, BLOCK_C)
+    CUT: tl.constexpr = (CHANNELS, FIRST, LAYOUT, BLOCK_P, BLOCK_C, WIDTH)
+    SUM_CUT: tl.constexpr = (FIRST, FIRST, LAYOUT, BLOCK_P, BLOCK_C, WIDTH)
     NUM_BLOCKS: tl.constexpr = CHANNELS // WIDTH
     NUM_GROUPS: tl.constexpr = CHANNELS // GROUP_SIZE
     block = tl.program_id(0) % NUM_BLOCKS

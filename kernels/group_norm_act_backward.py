@@ -134,7 +134,7 @@ def _group_norm_act_backward_kernel(
 
     Access width: as in the forward pass.
     """
-    CUT: tl.constexpr = (CHANNELS, FIRST, LAYOUT, BLOCK_P, BLOCK_C)
+    CUT: tl.constexpr = (CHANNELS, FIRST, LAYOUT, BLOCK_P, BLOCK_C, WIDTH)
     NUM_BLOCKS: tl.constexpr = CHANNELS // WIDTH
     NUM_GROUPS: tl.constexpr = CHANNELS // GROUP_SIZE
     block = tl.program_id(0) % NUM_BLOCKS

@@ -206,12 +206,12 @@ def tile_mask(left, EVEN: tl.constexpr, WIDTH: tl.constexpr, BLOCK_P: tl.constex
 
 
 @triton.jit
-def _source_pointers(ptr, sample, first_pixel, first_channel, spatial, CHANNELS: tl.constexpr, CUT: tl.constexpr):
+def _source_pointers(ptr, sample, first_pixel, first_channel, spatial, num_channels, CUT: tl.constexpr):
     pixels = tl.arange(0, CUT[3])[:, None]
     columns = tl.arange(0, CUT[4])[None, :]
-    ptr += sample.to(tl.int64) * spatial * CHANNELS
+    ptr += sample.to(tl.int64) * spatial * num_channels
     if CUT[2] == "channels_last":
-        place = ptr + (first_pixel * CHANNELS + first_channel) + (pixels * CHANNELS + columns)
+        place = ptr + (first_pixel * num_channels + first_channel) + (pixels * num_channels + columns)
     else:
         columns = columns.to(tl.int64) if CUT[2] == "long" else columns
         place = ptr + (first_channel.to(tl.int64) * spatial + first_pixel) + (columns * spatial + pixels)
@@ -219,15 +219,28 @@ def _source_pointers(ptr, sample, first_pixel, first_channel, spatial, CHANNELS:
 
 
 @triton.jit
+def _whole_source_pointers(ptr, ptr2, sample, first_pixel, first_channel, spatial, CUT: tl.constexpr):
+    """Of the one source that has all of a program's channels."""
+    in_first = first_channel < CUT[1]
+    source = tl.where(in_first, ptr, ptr2)
+    num_channels = tl.where(in_first, CUT[1], CUT[0] - CUT[1])
+    first_channel -= tl.where(in_first, 0, CUT[1])
+    return _source_pointers(source, sample, first_pixel, first_channel, spatial, num_channels, CUT)
+
+
+@triton.jit
 def load_tile(ptr, ptr2, sample, first_pixel, first_channel, spatial, mask, CUT: tl.constexpr):
     """float32 [BLOCK_P, BLOCK_C]: the pixels from first_pixel (int64) and the channels from first_channel on.
 
-    CUT: (CHANNELS, FIRST, LAYOUT, BLOCK_P, BLOCK_C). With a second source, ptr has the first FIRST channels and ptr2
-    the others. LAYOUT is "channels_last", "contiguous" or "long": contiguous, and offsets in a tile need 64 bits.
+    CUT: (CHANNELS, FIRST, LAYOUT, BLOCK_P, BLOCK_C, WIDTH). With a second source, ptr has the first FIRST channels and
+    ptr2 the others. LAYOUT is "channels_last", "contiguous" or "long": contiguous, and offsets in a tile need 64 bits.
     Elements outside the mask are 0.
     """
     if ptr2 is None:
         place = _source_pointers(ptr, sample, first_pixel, first_channel, spatial, CUT[0], CUT)
+        x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    elif CUT[1] % CUT[5] == 0:
+        place = _whole_source_pointers(ptr, ptr2, sample, first_pixel, first_channel, spatial, CUT)
         x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     else:
         channels = first_channel + tl.arange(0, CUT[4])[None, :]
@@ -244,6 +257,9 @@ def store_tile(ptr, ptr2, values, sample, first_pixel, first_channel, spatial, m
     values = values.to(ptr.dtype.element_ty)
     if ptr2 is None:
         place = _source_pointers(ptr, sample, first_pixel, first_channel, spatial, CUT[0], CUT)
+        tl.store(place, values, mask=mask)
+    elif CUT[1] % CUT[5] == 0:
+        place = _whole_source_pointers(ptr, ptr2, sample, first_pixel, first_channel, spatial, CUT)
         tl.store(place, values, mask=mask)
     else:
         channels = first_channel + tl.arange(0, CUT[4])[None, :]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
 
+from fastdiff.engine.cuda.network import CudaNetwork
 from fastdiff.engine.native import NativeNetwork, Precision
 from fastdiff.nets.unet import UNet
 from fastdiff.process.checks import whole_number
-
-if TYPE_CHECKING:
-    from fastdiff.engine.cuda.network import CudaNetwork
 
 __all__ = ["compile"]
 
@@ -49,9 +46,6 @@ def compile(
 
 def _compiled(unet: UNet, precision: Precision) -> NativeNetwork | CudaNetwork:
     if isinstance(unet, UNet) and _on_gpu(unet):
-        # It needs Triton.
-        from fastdiff.engine.cuda.network import CudaNetwork
-
         return CudaNetwork(unet, precision)
     return NativeNetwork(unet, precision)
 

@@ -31,7 +31,7 @@ def test_network_on_a_gpu_is_compiled_for_that(monkeypatch):
 
     net = network("ho")
     monkeypatch.setattr(compiled, "_on_gpu", lambda unet: True)
-    monkeypatch.setattr("fastdiff.engine.cuda.network.CudaNetwork", Fake)
+    monkeypatch.setattr(compiled, "CudaNetwork", Fake)
     assert fd.compile(net, batch=3, precision="strict").precision == "strict"
     fd.compile(net, size=32)
     assert prepared == [(3, 16, 16, True), (32, 32)]

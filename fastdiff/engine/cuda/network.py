@@ -7,18 +7,20 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastdiff.engine.cuda.capture import CudaRecorder, is_recording
-from fastdiff.engine.cuda.launches import Launches, make_launches
 from fastdiff.engine.cuda.passes import for_gpu
 from fastdiff.engine.cuda.weights import Weights
 from fastdiff.engine.lower import Unsupported, lower
 from fastdiff.engine.plan import Number, Plan
 from fastdiff.nets.unet import UNet
+
+if TYPE_CHECKING:
+    from fastdiff.engine.cuda.launches import Launches
 
 __all__ = ["MAX_CHUNK", "CudaNetwork", "cached_cuda_network"]
 
@@ -151,6 +153,9 @@ class CudaNetwork:
         Raises:
             torch.OutOfMemoryError: there is not enough memory, even without what earlier batches hold.
         """
+        # It needs Triton, which a name in a signature does not.
+        from fastdiff.engine.cuda.launches import make_launches
+
         with self.lock:
             key = (batch, height, width, time_per_sample)
             if key not in self._launches:

@@ -23,8 +23,9 @@ SHAPES = [
     ((2, 6), 0, 2),
     ((2, 6, 65), 0, 3),
 ]
-# Of these the first two have groups on the border of the sources.
+# Of these the first two have groups on the border of the sources, and the last one none of whose programs crosses it.
 TWO_SOURCES = [((2, 7, 5, 3), 5, 3), ((1, 40, 3, 5), 8, 4), ((2, 8, 4, 4), 8, 4), ((2, 3, 65), 3, 2)]
+TWO_SOURCES += [((2, 8, 33, 31), 8, 4)]
 EVERYTHING = ("scale", "shift", "added_bias", "added_time")
 OPTIONS = {"plain": (), "scale": ("scale", "shift"), "all": EVERYTHING}
 # How a slice is walked: in one tile, in several by one program, by several programs in two launches.
@@ -274,6 +275,15 @@ def test_group_norm_act_may_write_over_what_it_reads(device):
     y, total = group_norm_act.launch_group_norm_act(call, out)[:2]
     assert torch.equal(y, expected[0])
     assert torch.equal(total, expected[1])
+
+
+def test_two_sources_are_tried_with_programs_in_one_and_in_both():
+    crossing = set()
+    for shape, second, groups in TWO_SOURCES:
+        x, x2 = torch.empty(shape), torch.empty((shape[0], second, *shape[2:]))
+        slices = group_norm_tiles.cut(x, x2, groups, torch.channels_last, resident=group_norm_act.RESIDENT_TILE)
+        crossing.add(slices.first % slices.width != 0)
+    assert crossing == {True, False}
 
 
 @pytest.mark.parametrize("act", [True, False])
