@@ -46,8 +46,7 @@ def group_norm_case(
     parameter, vector = _empty((channels,), "float32"), _empty((shape[0], channels), dtype)
     modulation = (vector, vector) if scale_shift else (None, None)
     if not backward:
-        whole = _empty((shape[0], channels, *shape[2:]), dtype, layout)
-        added = (whole, parameter, vector) if residual else (None, None, None)
+        added = (x, parameter, vector) if residual else (None, None, None)
         call = GroupNormActCall(x, x2, *added, parameter, parameter, *modulation, groups, 1e-6, True)
         return partial(launch_group_norm_act, call)
     grad_y = _empty((shape[0], channels, *shape[2:]), dtype, layout)
