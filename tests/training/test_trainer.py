@@ -446,7 +446,7 @@ def test_another_run_is_refused_with_its_differences(tmp_path: Path) -> None:
             network(),
             Diffusion(NoiseSchedule.sigmoid(20), "v"),
             images(),
-            r"diffusion\.schedule\.name: 'cosine' in the checkpoint, 'sigmoid' now$",
+            r"diffusion\.schedule\.name: 'cosine' in the checkpoint, 'sigmoid' now\n",
         ),
         (network(), SIMPLE, images(levels=18), r"scaling\.levels: 17 in the checkpoint, 18 now\n"),
         (network(), SIMPLE, images(seed=1), r"\n  data\.sha256: .*$"),
@@ -464,7 +464,8 @@ def test_a_checkpoint_whose_schedule_is_written_as_betas_is_taken_up(tmp_path: P
     """As checkpoints of earlier versions have it."""
     kept = trainer(tmp_path).run(until=2).checkpoint / "config.json"
     config = json.loads(kept.read_text())
-    assert config["diffusion"]["schedule"] == {"name": "cosine", "num_timesteps": 20}
+    ends = [float(SCHEDULE.betas[0]), float(SCHEDULE.betas[-1])]
+    assert config["diffusion"]["schedule"] == {"name": "cosine", "num_timesteps": 20, "betas": ends}
     written = {"name": "cosine", "betas": SCHEDULE.betas.tolist(), "timesteps": list(range(20))}
     kept.write_text(json.dumps(config | {"diffusion": {"schedule": written, "prediction": "v"}}))
     assert load_model(tmp_path).diffusion == SIMPLE
