@@ -1,5 +1,7 @@
 """What the presets' networks launch on a GPU, compiled ahead of time: no layer makes a kernel spill."""
 
+import functools
+
 import pytest
 
 pytest.importorskip("triton", reason="needs Triton: the extra 'triton'")
@@ -10,6 +12,9 @@ from kernel_configs_presets import preset_cases
 from fastdiff.nets.config import PRESETS
 
 SHARED_LIMIT = 227 * 1024
+SMALL = ("digits", "ho-cifar10")
+# Of the sweep, for processes side by side.
+PARTS = 16
 # Groups of 3, 12, 30 and 42 channels, and of 24 without pixels: none a power of two, and as many as a tile takes.
 ODD_GROUPS = {
     "96@4x4, 8 groups": ((16, 96, 4, 4), 8),
@@ -48,7 +53,25 @@ def test_the_report_holds_every_kind_of_layer_of_a_preset():
             assert any(name.startswith(f"digits: {kind}") and name.endswith(dtype) for name in names), (kind, dtype)
 
 
+@functools.cache
+def layers():
+    """Each layer of all presets once, by what it is.
+
+    Convolutions in float32 are the small presets' alone: PyTorch's are the default, and bench/kernel_report.py has all.
+    """
+    found = {}
+    for preset in PRESETS:
+        for name, launch in preset_cases(preset).items():
+            _, kind = name.split(": ", 1)
+            if preset in SMALL or not (kind.startswith("conv ") and kind.endswith("float32")):
+                found.setdefault(kind, launch)
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_kernel_of_a_preset_compiles_without_spills(preset):
-    assert sum(check(launch) for launch in preset_cases(preset).values()) >= 60
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_kernel_of_the_presets_compiles_without_spills(part):
+    names = sorted(layers())[part::PARTS]
+    assert len(names) > 30
+    for name in names:
+        assert check(layers()[name]) >= 1, name
