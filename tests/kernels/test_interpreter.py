@@ -24,5 +24,6 @@ def test_kernels_pass_their_tests_under_the_interpreter(file):
     summary = result.stdout.strip().splitlines()[-1]
     passed = re.search(r"(\d+) passed", summary)
     assert passed, output
-    assert int(passed[1]) > 20, output
+    # Not a file that was skipped whole.
+    assert int(passed[1]) > 10, output
     assert not re.search("skipped|deselected|xfailed", summary), output
