@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdiff.engine.lower import SETTINGS, hooks_for_all, replaced_methods
 from fastdiff.nets.unet import UNet
 
-__all__ = ["Change", "Watch"]
+__all__ = ["Change", "Watch", "objects_in"]
 
 Change = Literal["nothing", "weights", "structure"]
 # Of each parameter, about so many values are compared at every look, and twice as many at most. What changes weights
@@ -43,7 +43,7 @@ class Watch:
     def look(self, unet: UNet, *, thorough: bool = False) -> Change:
         """What changed since `remember`: "structure" is everything but the values of the parameters."""
         # Most looks find the same objects, which need not be asked for their shapes.
-        if _objects(unet) != self._objects or _versions(self._parameters) != self._versions:
+        if objects_in(unet) != self._objects or _versions(self._parameters) != self._versions:
             structure, _ = _contents(unet)
             return "structure" if structure != self._structure else "weights"
         if not torch.equal(_joined(self._some), self._values):
@@ -53,7 +53,7 @@ class Watch:
     def remember(self, unet: UNet) -> None:
         """Take the network as it is, all float32 and on the CPU, as known."""
         self._structure, parameters = _contents(unet)
-        self._objects, self._parameters = _objects(unet), parameters
+        self._objects, self._parameters = objects_in(unet), parameters
         self._versions = _versions(parameters)
         self._flat = [_flat(p) for p in parameters]
         self._some = [p[:: max(1, p.numel() // WATCHED)] for p in self._flat]
@@ -65,7 +65,7 @@ class Watch:
         self._structure, self._objects = [], []
 
 
-def _objects(unet: UNet) -> list[Any]:
+def objects_in(unet: UNet) -> list[Any]:
     """The same as `_contents` in less time: which objects there are, and the settings of the modules."""
     found: list[Any] = [hooks_for_all()]
     waiting: list[torch.nn.Module] = [unet]

@@ -17,6 +17,7 @@ from fastdiff.engine.cuda.passes import for_gpu
 from fastdiff.engine.cuda.weights import Weights
 from fastdiff.engine.lower import Unsupported, lower
 from fastdiff.engine.plan import Number, Plan
+from fastdiff.engine.watch import objects_in
 from fastdiff.nets.unet import UNet
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class CudaNetwork:
         self._network, self._held = weakref.ref(unet), unet if hold else None
         self._layout: Any = None
         self._versions: Any = None
+        self._projections: tuple[str, ...] = ()
         self._launches: OrderedDict[tuple[int, int, int, bool], Launches] = OrderedDict()
         self._replays: dict[Any, Any] = {}
         self._used: torch.cuda.Event | None = None
@@ -106,7 +108,7 @@ class CudaNetwork:
         with self.lock:
             unet = self.unet
             parameters = list(unet.parameters())
-            layout = [(id(p), p.shape, p.dtype, p.device) for p in parameters]
+            layout = (objects_in(unet), [(p.shape, p.dtype, p.device) for p in parameters])
             versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
             if layout != self._layout:
                 kinds = {(p.dtype, p.device) for p in parameters}
@@ -119,7 +121,7 @@ class CudaNetwork:
                 self._replays.clear()
                 self.generation += 1
                 self.weights = Weights(unet, parameters[0].dtype, tf32=self.precision == "fast")
-                self.plan(*(unet.config.image_size,) * 2)
+                self._projections = self.plan(*(unet.config.image_size,) * 2).projections
             elif versions != self._versions:
                 self.weights.refresh()
             self._layout, self._versions = layout, versions
@@ -175,8 +177,7 @@ class CudaNetwork:
 
     def times(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """What depends on times and labels alone, float32 [N, time_width]."""
-        plan = self.plan(*(self.unet.config.image_size,) * 2)
-        return self.weights.times(t, y, plan.projections)
+        return self.weights.times(t, y, self._projections)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Evaluate the network; arguments, result and errors as those of `UNet.forward`.

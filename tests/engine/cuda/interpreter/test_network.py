@@ -21,6 +21,14 @@ def test_compiled_network_is_called_as_the_network(device):
             parameter.mul_(1.1)
         assert relative(compiled(x, t, y), net(x, t, y)) < ENGINE_NETWORK
         assert compiled.generation == 1
+        # A setting or a hook makes it another network, or one that cannot be compiled.
+        net.norm_out.eps = 0.5
+        assert relative(compiled(x, t, y), net(x, t, y)) < ENGINE_NETWORK
+        assert compiled.generation == 2
+        hook = net.conv_out.register_forward_hook(lambda *_: None)
+        with pytest.raises(ValueError, match="does not call hooks, and conv_out has one"):
+            compiled(x, t, y)
+        hook.remove()
         net.half().float()
         assert relative(compiled(x, t, y), net(x, t, y)) < ENGINE_NETWORK
     assert "CudaNetwork(UNet of" in repr(compiled)
