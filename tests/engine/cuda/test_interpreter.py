@@ -1,25 +1,13 @@
-"""Runs the tests of the launches and the loop under Triton's interpreter, which must be chosen before Triton loads."""
-
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+"""Runs the tests of the launches and the loop under Triton's interpreter."""
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-FILES = sorted(path.name for path in (ROOT / "tests/engine/cuda/interpreter").glob("test_*.py"))
+from support.interpreter_runs import files_in, passes_under_the_interpreter
+
+FOLDER = "tests/engine/cuda/interpreter"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", files_in(FOLDER))
 def test_launches_pass_their_tests_under_the_interpreter(file):
-    pytest.importorskip("triton", reason="needs Triton: the extra 'triton'")
-    command = [sys.executable, "-m", "pytest", f"tests/engine/cuda/interpreter/{file}", "-q", "-p", "no:cacheprovider"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output
-    assert re.search(r"\d+ passed", result.stdout), output
-    assert not re.search("skipped|deselected|xfailed", result.stdout.strip().splitlines()[-1]), output
+    passes_under_the_interpreter(f"{FOLDER}/{file}", least=2)
