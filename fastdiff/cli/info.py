@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdiff.cli.options import Command
+from fastdiff.process.arguments import spelt
 
 if TYPE_CHECKING:
     from fastdiff.nets.unet import UNet
@@ -201,12 +202,16 @@ def plan(
     device: Annotated[
         str | None, typer.Option(help="A GPU, sm_90 or sm_80: its plan, and what it costs by paper arithmetic.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="With --device: bfloat16, float16 or float32.")] = "bfloat16",
+    dtype: Annotated[
+        str | None, typer.Option(help="With --device: bfloat16 (what it takes if left out), float16 or float32.")
+    ] = None,
 ) -> None:
     """The instructions that the engine makes of a network, and what each costs on this machine, or on a GPU."""
     if device is not None:
-        _gpu_plan(network, batch, size, device, dtype)
+        _gpu_plan(network, batch, size, device, dtype or "bfloat16")
         return
+    if dtype is not None:
+        raise ValueError(f"{spelt('dtype')} {dtype!r} is a GPU's: expected --device sm_90 or sm_80 beside it")
     from fastdiff.engine import NativeNetwork, engine_peak, matrix_peak, profile
 
     unet = _named_network(network)
@@ -258,7 +263,7 @@ def _gpu_plan(network: str, batch: int, size: int | None, device: str, dtype: st
 
     for name, value, known in (("device", device, RATES), ("dtype", dtype, ITEM_BYTES)):
         if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: {nearest_name(value, list(known))}")
+            raise ValueError(f"unknown {spelt(name)} {value!r}: {nearest_name(value, list(known))}")
     unet = _named_network(network)
     side = size or unet.config.image_size
     made = for_gpu(lower(unet, side, side, "cuda"), dtype)  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ WRONG = {
     "data": ["{new}/missing", "digit"],
     "device": ["tpu", "cuda:x"],
     "diffusion": ["schedule=cosin", "schedul=cosine", "timesteps=[1]", "cosine"],
+    "dtype": ["float8", "bfloat16"],
     "ema_decay": ["1.5", "-1"],
     "figure": ["x.jpg"],
     "flags": ["--image_size"],

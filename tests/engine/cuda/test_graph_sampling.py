@@ -6,7 +6,8 @@ import torch
 import fastdiff as fd
 from fastdiff import ops
 from fastdiff.engine.cuda.graph import Progress
-from fastdiff.sampling.runner import checked_ids, initial_noise
+from fastdiff.sampling.runner import initial_noise
+from fastdiff.sampling.seeds import checked_ids
 from support.graph_sampling import reference_work, run_rows
 from support.networks import redrawn
 from support.tolerances import FLOAT32_RUN
