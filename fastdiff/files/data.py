@@ -6,6 +6,7 @@ The order of the data and the flips are pure functions of (seed, step): a resume
 
 import difflib
 import functools
+import hashlib
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -191,6 +192,27 @@ class ImageData:
         """(C, H, W) of one image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
+
+    def read(self, indices: NDArray[np.int64]) -> Tensor:
+        """The images of these numbers [n], in that order, as they are stored: [n, C, H, W]."""
+        return self.images[torch.from_numpy(indices).to(self.images.device)]
+
+    def check(self) -> None:
+        """Raise ValueError where a value does not fit the scaling."""
+        levels = self.scaling.levels
+        if levels is not None and len(self) and int(self.images.max()) >= levels:
+            raise ValueError(f"images with {levels} levels must be in 0..{levels - 1}, got {int(self.images.max())}")
+
+    def describe(self, *, with_labels: bool) -> dict[str, Any]:
+        """What the data are, as plain values for JSON, with a digest of all images (and labels)."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels if with_labels else None):
+            if tensor is not None:
+                array: Any = tensor.cpu().contiguous().numpy()
+                digest.update(array)
+        about = {"source": self.source, "num_images": len(self), "shape": list(self.shape)}
+        about |= {"sha256": digest.hexdigest()}
+        return about | ({"classes": list(self.label_names)} if with_labels and self.label_names else {})
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Self:
         """The images at `indices`, in that order, with their labels.
