@@ -12,6 +12,7 @@ from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.training.config import TrainConfig
+from fastdiff.training.objectives import check_objective
 
 __all__ = ["check_fit", "plain_unet"]
 
@@ -31,9 +32,7 @@ def check_fit(unet: UNet, diffusion: Diffusion, data: ImageSource, config: Train
     network = unet.config
     if len(data) == 0:
         raise ValueError("there are no images to train on")
-    if diffusion.learned_variance != (config.loss == "hybrid"):
-        need = "hybrid" if diffusion.learned_variance else "simple"
-        raise ValueError(f"variance {diffusion.variance!r} needs loss {need!r}, got {config.loss!r}")
+    check_objective(diffusion, config)
     if network.in_channels != channels:
         raise ValueError(f"the images have {channels} channels, but the network takes {network.in_channels}")
     if network.out_channels != diffusion.model_channels(channels):

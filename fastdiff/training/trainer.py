@@ -245,12 +245,13 @@ class Trainer:
         found = []
         for start in range(0, len(places), size):
             part = places[start : start + size]
-            t, losses = self._losses(step, part)
-            (losses.sum() / len(places)).backward()
-            found.append((t, losses.detach()))
-        t, losses = (self.world.whole(torch.cat(parts)) for parts in zip(*found, strict=True))
+            t, losses, factors = self._losses(step, part)
+            weighted = losses if factors is None else losses * factors
+            (weighted.sum() / len(places)).backward()
+            found.append((t, losses.detach(), weighted.detach()))
+        t, losses, weighted = (self.world.whole(torch.cat(parts)) for parts in zip(*found, strict=True))
         self.objective.observe(t, losses)
-        return losses.mean()
+        return weighted.mean()
 
     def _short(self) -> str:
         """What is said of a training that is shorter than its warm-up."""
@@ -300,8 +301,8 @@ class Trainer:
             learning_rate=learning_rate(self.config, self.step - 1),
         )
 
-    def _losses(self, step: int, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Timestep and loss of each image at some places of the step's batch."""
+    def _losses(self, step: int, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Timestep, loss and the loss's factor (None for 1) of each image at some places of the step's batch."""
         config, scaling = self.config, self.data.scaling
         batch = self.batches.at(step, places)
         images = batch.images
@@ -323,7 +324,7 @@ class Trainer:
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled):
             output = self._network(x_t, self._times[t], batch.labels)
         x0 = scaling.to_model(images) if self.objective.needs_images else None
-        return t, self.objective(output, target, x0, x_t, t, factors)
+        return t, self.objective(output, target, x0, x_t, t), factors
 
     def _seed_dropout(self, step: int) -> None:
         """Seed the generators that dropout draws from; `run` puts their states back."""
