@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from fastdiff.nets.conditions import ImageCondition
 from fastdiff.process.arguments import advised, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.noise import MAX_ROW, check_seed
@@ -28,7 +29,7 @@ FREE = ("steps", "checkpoint_every", "keep", "log_every", "micro_batch", "source
 CHANGEABLE = ("learning_rate", "warmup_steps", "clip_norm", "weight_decay", "ema_decay", "precision")
 # Settings that checkpoints of before do not have, and what they amounted to.
 NEWER = {"label_dropout": 0.0, "micro_batch": None, "weighting": "none", "timestep_density": None, "importance": None}
-NEWER |= {"huber_delta": 0.1, "min_snr_gamma": 5.0, "p2_gamma": 1.0, "p2_k": 1.0}
+NEWER |= {"condition": None, "huber_delta": 0.1, "min_snr_gamma": 5.0, "p2_gamma": 1.0, "p2_k": 1.0}
 NEWER |= {"log_normal_mean": -1.2, "log_normal_std": 1.2}
 
 
@@ -68,6 +69,9 @@ class TrainConfig:
             for "vlb" and else "uniform".
         importance: Whether each loss is multiplied by 1 / (T p), so that the density changes no more than the variance
             of the gradient. None does so for "loss_aware" and for "vlb".
+        condition: What the network sees of the image beside its noisy version, as further channels: "low_res:2", the
+            image at half its size, or another whole factor; "inpaint", the image with a hole and a mask; None for
+            nothing. See `fastdiff.nets.conditions`.
         huber_delta: Error at which "huber" goes from square to linear, in units of what the network predicts.
         min_snr_gamma: Of "min_snr".
         p2_gamma: Of "p2".
@@ -102,6 +106,7 @@ class TrainConfig:
     weighting: PerTimestep = "none"
     timestep_density: PerTimestep | None = None
     importance: bool | None = None
+    condition: str | None = None
     huber_delta: float = 0.1
     min_snr_gamma: float = 5.0
     p2_gamma: float = 1.0
@@ -134,6 +139,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"unknown {spelt(name)} {shown(value)}: {nearest_name(value, choices)}")
+        if self.condition is not None:
+            ImageCondition(self.condition)
         check_seed(self.seed)
         self._check_objective()
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastdiff.data.source import ImageSource
+from fastdiff.nets.conditions import ImageCondition
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.process.diffusion import Diffusion
@@ -33,8 +34,14 @@ def check_fit(unet: UNet, diffusion: Diffusion, data: ImageSource, config: Train
     if len(data) == 0:
         raise ValueError("there are no images to train on")
     check_objective(diffusion, config)
-    if network.in_channels != channels:
-        raise ValueError(f"the images have {channels} channels, but the network takes {network.in_channels}")
+    wanted, what = channels, f"the images have {channels} channels"
+    if config.condition is not None:
+        condition = ImageCondition(config.condition)
+        condition.check_size(height, width)
+        wanted += condition.channels(channels)
+        what += f", and their condition {config.condition} has {wanted - channels}"
+    if network.in_channels != wanted:
+        raise ValueError(f"{what}, but the network takes {network.in_channels}")
     if network.out_channels != diffusion.model_channels(channels):
         raise ValueError(
             f"with variance {diffusion.variance!r} the network needs {diffusion.model_channels(channels)} out_channels "
