@@ -6,6 +6,7 @@ The order of the data and the flips are pure functions of (seed, step): a resume
 
 import difflib
 import functools
+import hashlib
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -215,6 +216,26 @@ class ImageData:
         index = index.to(torch.int64)
         labels = None if self.labels is None else self.labels[index]
         return type(self)(self.images[index], labels, self.scaling, self.source, self.label_names)
+
+    @property
+    def num_draws(self) -> int:
+        """None: nothing is random in reading from memory."""
+        return 0
+
+    def read(self, indices: NDArray[np.int64], draws: NDArray[np.uint32] | None = None) -> Tensor:
+        """The images at `indices`, int64 [n] in 0..N-1, as stored: [n, C, H, W]; see `fastdiff.data.ImageSource`."""
+        return self.images[torch.from_numpy(indices).to(self.images.device)]
+
+    def describe(self, *, with_labels: bool) -> dict[str, Any]:
+        """What a checkpoint says of the data, with a SHA-256 of all values, and of the labels where asked."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels if with_labels else None):
+            if tensor is not None:
+                array: Any = tensor.cpu().contiguous().numpy()
+                digest.update(array)
+        about = {"source": self.source, "num_images": len(self), "shape": list(self.shape)}
+        about["sha256"] = digest.hexdigest()
+        return about | ({"classes": list(self.label_names)} if with_labels and self.label_names else {})
 
     def to_model(self, images: Tensor) -> Tensor:
         """Images as stored here to the model's float32 in [-1, 1]; see `DataScaling.to_model`."""

@@ -9,7 +9,6 @@ own; in bfloat16, under `torch.compile` or without the C++ extension they are Py
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -155,7 +154,7 @@ class Trainer:
             # One pass over memory; several times faster than the other two on the CPU, and as deterministic.
             fused=True,
         )
-        self._description = _describe(data, with_labels=unet.config.num_classes is not None)
+        self._description = data.describe(with_labels=unet.config.num_classes is not None)
         self._table = torch.tensor(diffusion.noising_table(), dtype=torch.float32, device=self._device)
         self._rows = BoundTable.build(diffusion, self._device).rows() if config.loss == "hybrid" else None
         times = diffusion.schedule.timesteps
@@ -513,17 +512,6 @@ def _metrics(entry: TrainProgress) -> dict[str, float]:
         "learning_rate": entry.learning_rate,
         "images_per_second": entry.images_per_second,
     }
-
-
-def _describe(data: ImageData, *, with_labels: bool) -> dict[str, Any]:
-    """What the data are, so that a resumed run can tell whether they are the same. Where they came from may change."""
-    digest = hashlib.sha256()
-    for tensor in (data.images, data.labels if with_labels else None):
-        if tensor is not None:
-            array: Any = tensor.cpu().contiguous().numpy()
-            digest.update(array)
-    about = {"source": data.source, "num_images": len(data), "shape": list(data.shape), "sha256": digest.hexdigest()}
-    return about | ({"classes": list(data.label_names)} if with_labels and data.label_names else {})
 
 
 def _plain_unet(model: nn.Module) -> UNet:

@@ -1,0 +1,30 @@
+"""Images to train on, in memory and from disk, and the order in which they are visited.
+
+Import the names from here; the modules below are grouped by where the images come from.
+"""
+
+from fastdiff.data.source import ImageSource
+from fastdiff.files.data import (
+    DataScaling,
+    ImageData,
+    batch_indices,
+    digits,
+    flip_mask,
+    load,
+    load_array,
+    load_folder,
+    to_uint8,
+)
+
+__all__ = [
+    "DataScaling",
+    "ImageData",
+    "ImageSource",
+    "batch_indices",
+    "digits",
+    "flip_mask",
+    "load",
+    "load_array",
+    "load_folder",
+    "to_uint8",
+]
