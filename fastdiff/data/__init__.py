@@ -3,9 +3,8 @@
 Import the names from here; the modules below are grouped by where the images come from.
 """
 
-from fastdiff.data.source import ImageSource
+from fastdiff.data.source import ImageSource, UnreadableImageError
 from fastdiff.files.data import (
-    DataScaling,
     ImageData,
     batch_indices,
     digits,
@@ -13,13 +12,15 @@ from fastdiff.files.data import (
     load,
     load_array,
     load_folder,
-    to_uint8,
 )
+from fastdiff.files.images import to_uint8
+from fastdiff.files.scaling import DataScaling
 
 __all__ = [
     "DataScaling",
     "ImageData",
     "ImageSource",
+    "UnreadableImageError",
     "batch_indices",
     "digits",
     "flip_mask",

@@ -1,4 +1,4 @@
-"""What the trainer takes as data: anything that knows its images' number, shape and labels, and reads some of them."""
+"""What a training asks of its images."""
 
 from __future__ import annotations
 
@@ -8,61 +8,80 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdiff.files.data import DataScaling
+from fastdiff.files.scaling import DataScaling
 
-__all__ = ["ImageSource"]
+__all__ = ["ImageSource", "UnreadableImageError"]
+
+
+class UnreadableImageError(ValueError):
+    """An image that cannot be read; the message names it and says what to do."""
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Images of one shape, numbered from 0, which are read by their numbers.
+    """Images of one shape that are read by their numbers; `ImageData` holds all of them in memory.
 
-    `ImageData`, all in memory, is one. A source may be read by several threads at once.
+    A source may be read by several threads at once.
     """
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image, as `read` gives it."""
-
-    @property
     def scaling(self) -> DataScaling:
-        """How stored values map to [-1, 1]."""
+        """How stored values map to the model's [-1, 1]."""
+        ...
 
     @property
     def labels(self) -> Tensor | None:
-        """int64 [N], classes counted from 0; None without classes."""
+        """int64 [N], from 0 up; None where there are none."""
+        ...
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """Name of each class, index = label; None when there are none."""
+        """Of the classes, in the order of the labels; None where they have none."""
+        ...
 
     @property
     def source(self) -> str:
-        """Where the images come from, for people and for a checkpoint's metadata."""
+        """Where the images came from, in words."""
+        ...
 
     @property
     def num_draws(self) -> int:
-        """Random words that the reading of one image takes: 2 for a random crop, 0 where nothing is random."""
+        """Random words that the reading of an image takes: 2 for a random crop, 0 where nothing is random."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Threads that read ahead; 0 where reading is a copy in memory."""
+        ...
 
     def __len__(self) -> int:
-        """The number of images, N."""
+        """N, the number of images."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        ...
 
     def read(self, indices: NDArray[np.int64], draws: NDArray[np.uint32] | None = None) -> Tensor:
-        """Some images, as stored: a function of its arguments alone.
+        """The images of these numbers, in that order, as they are stored: a function of its arguments alone.
 
         Args:
             indices: [n] in 0..N-1, repeats allowed.
             draws: [n, num_draws], words of the noise contract; None where nothing is random.
 
         Returns:
-            [n, C, H, W], of a type that `scaling` fits.
+            [n, C, H, W]: uint8 up to 256 levels, int32 above, float32 for continuous data.
 
         Raises:
-            ValueError: an image cannot be read; the message names it.
+            UnreadableImageError: an image cannot be read.
         """
+        ...
 
     def describe(self, *, with_labels: bool) -> dict[str, Any]:
-        """What a checkpoint says of the data, as plain JSON values, so that a resumed run sees whether they changed.
+        """What the data are, as plain values for JSON: a resumed run compares them, apart from where they lie."""
+        ...
 
-        It holds "source", "num_images", "shape", a digest and, with labels, the names of the classes as "classes".
-        """
+    def check(self) -> None:
+        """Raise ValueError where stored values do not fit the scaling, as far as this can be told beforehand."""
+        ...

@@ -131,6 +131,11 @@ class ImageData:
         """None: nothing is random in reading from memory."""
         return 0
 
+    @property
+    def workers(self) -> int:
+        """None: reading is a copy in memory."""
+        return 0
+
     def read(self, indices: NDArray[np.int64], draws: NDArray[np.uint32] | None = None) -> Tensor:
         """The images at `indices`, int64 [n] in 0..N-1, as stored: [n, C, H, W].
 
@@ -149,6 +154,14 @@ class ImageData:
         about = {"source": self.source, "num_images": len(self), "shape": list(self.shape)}
         about["sha256"] = digest.hexdigest()
         return about | ({"classes": list(self.label_names)} if with_labels and self.label_names else {})
+
+    def check(self) -> None:
+        """Raise ValueError where a value does not fit the scaling."""
+        levels = self.scaling.levels
+        if levels is not None and len(self):
+            top = int(self.images.cpu().numpy().max())
+            if top >= levels:
+                raise ValueError(f"images with {levels} levels must be in 0..{levels - 1}, got {top}")
 
     def to_model(self, images: Tensor) -> Tensor:
         """Images as stored here to the model's float32 in [-1, 1]; see `DataScaling.to_model`."""

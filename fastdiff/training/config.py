@@ -18,11 +18,11 @@ Precision = Literal["float32", "bfloat16"]
 Loss = Literal["simple", "hybrid"]
 
 # What a resumed run may change without becoming another run. The data may have moved: their contents are compared.
-FREE = ("steps", "checkpoint_every", "keep", "log_every", "source", "classes", "changes")
+FREE = ("steps", "checkpoint_every", "keep", "log_every", "micro_batch", "source", "classes", "changes")
 # What it may change as well, from there on: said, and recorded in the checkpoints.
 CHANGEABLE = ("learning_rate", "warmup_steps", "clip_norm", "weight_decay", "ema_decay", "precision")
 # Settings that checkpoints of before do not have, and what they amounted to.
-NEWER = {"label_dropout": 0.0}
+NEWER = {"label_dropout": 0.0, "micro_batch": None}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class TrainConfig:
         label_dropout: Share of labels that are replaced by the null class, for classifier-free guidance. The null class
             is the network's last, which no image has: `num_classes` is then one more than the classes of the data.
             0.1 to 0.2 are usual.
+        micro_batch: Images of a step that a process computes at a time: less memory, the same draws, and the same
+            gradient but for the order of its sums. None for all.
 
     Raises:
         ValueError: a value is out of range.
@@ -74,11 +76,16 @@ class TrainConfig:
     log_every: int = 100
     loss: Loss = "simple"
     label_dropout: float = 0.0
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _COUNTS:
             object.__setattr__(
                 self, name, whole_number(spelt(name), getattr(self, name), low=low, high=high, strict=True)
+            )
+        if self.micro_batch is not None:
+            object.__setattr__(
+                self, "micro_batch", whole_number(spelt("micro_batch"), self.micro_batch, low=1, strict=True)
             )
         positive = _is_number(self.learning_rate) and self.learning_rate > 0
         _require(positive, "learning_rate", "a positive number", self.learning_rate)
