@@ -24,13 +24,24 @@ WEIGHTING_NAMES = ("none", "min_snr", "p2", "truncated_snr")
 DENSITY_NAMES = ("uniform", "loss_aware", "log_normal")
 
 # What a resumed run may change without becoming another run. The data may have moved: their contents are compared.
-FREE = ("steps", "checkpoint_every", "keep", "log_every", "micro_batch", "source", "classes", "changes")
+FREE = (
+    "steps",
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "micro_batch",
+    "wait_seconds",
+    "source",
+    "classes",
+    "changes",
+    "processes",
+)
 # What it may change as well, from there on: said, and recorded in the checkpoints.
 CHANGEABLE = ("learning_rate", "warmup_steps", "clip_norm", "weight_decay", "ema_decay", "precision")
 # Settings that checkpoints of before do not have, and what they amounted to.
 NEWER = {"label_dropout": 0.0, "micro_batch": None, "weighting": "none", "timestep_density": None, "importance": None}
 NEWER |= {"condition": None, "huber_delta": 0.1, "min_snr_gamma": 5.0, "p2_gamma": 1.0, "p2_k": 1.0}
-NEWER |= {"log_normal_mean": -1.2, "log_normal_std": 1.2}
+NEWER |= {"log_normal_mean": -1.2, "log_normal_std": 1.2, "wait_seconds": 1800.0}
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,9 @@ class TrainConfig:
         label_dropout: Share of labels that are replaced by the null class, for classifier-free guidance. The null class
             is the network's last, which no image has: `num_classes` is then one more than the classes of the data.
             0.1 to 0.2 are usual.
+        wait_seconds: For how long one of several processes waits for the others, at a step or while the first one
+            writes, before it ends and says who is missing. For `fastdiff train` under torchrun: a program that calls
+            `torch.distributed.init_process_group` gives it there, as `timeout`.
         micro_batch: Images of a step that a process computes at a time: less memory, the same draws, and the same
             gradient but for the order of its sums. None for all.
         weighting: How much the error weighs at each timestep: "none", "min_snr", "p2" or "truncated_snr", each the same
@@ -103,6 +117,7 @@ class TrainConfig:
     loss: Loss = "simple"
     label_dropout: float = 0.0
     micro_batch: int | None = None
+    wait_seconds: float = 1800.0
     weighting: PerTimestep = "none"
     timestep_density: PerTimestep | None = None
     importance: bool | None = None
@@ -125,6 +140,8 @@ class TrainConfig:
             )
         positive = _is_number(self.learning_rate) and self.learning_rate > 0
         _require(positive, "learning_rate", "a positive number", self.learning_rate)
+        waits = _is_number(self.wait_seconds) and self.wait_seconds > 0
+        _require(waits, "wait_seconds", "a positive number", self.wait_seconds)
         not_negative = _is_number(self.weight_decay) and self.weight_decay >= 0
         _require(not_negative, "weight_decay", "a number of at least 0", self.weight_decay)
         two = isinstance(self.betas, list | tuple) and len(self.betas) == 2

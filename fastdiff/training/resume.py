@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from fastdiff.files.checkpoint import (
@@ -26,7 +29,7 @@ from fastdiff.training.config import changes, differences
 from fastdiff.training.ema import Ema
 from fastdiff.training.objectives import Objective
 
-__all__ = ["Parts", "Past", "compared", "machine_notes"]
+__all__ = ["Parts", "Past", "compared", "machine_notes", "processes_notes"]
 
 OBJECTIVE_PREFIX = "objective."
 
@@ -77,6 +80,35 @@ class Parts:
         learnt = {name: value for name, value in tensors.items() if name.startswith(OBJECTIVE_PREFIX)}
         self.objective.load_state_dict({name.removeprefix(OBJECTIVE_PREFIX): value for name, value in learnt.items()})
 
+    def live(self) -> Iterator[Tensor]:
+        """All that changes, in one order at all processes."""
+        for parameter in self.unet.parameters():
+            state = self.optimizer.state[parameter] = self.optimizer.state.get(parameter) or _fresh_state(parameter)
+            yield from (parameter, *(state[name] for name in sorted(state)))
+        yield from self.ema.state_dict().values()
+        yield from self.objective.state_dict().values()
+
+    def check_written(self, save_to: Callable[[Path], Path], folder: Path) -> None:
+        """Write a checkpoint for a trial, read it again and remove it.
+
+        Args:
+            save_to: Writes one into a run folder.
+            folder: Of the run; the trial is in a folder in it.
+
+        Raises:
+            RuntimeError: it could not be written, or is not read as it was written.
+        """
+        with TemporaryDirectory(prefix=".trial-", dir=folder) as trial:
+            checkpoint = save_to(Path(trial))
+            for name, tensors in ((TRAINING_FILE, self.tensors()), (MODEL_FILE, self.ema.state_dict())):
+                with safe_open(checkpoint / name, framework="pt") as file:
+                    wrong = [key for key, value in tensors.items() if not _same(file.get_tensor(key), value)]
+                if wrong:
+                    raise RuntimeError(
+                        f"a checkpoint for a trial in {folder} is read otherwise than it was written ({wrong[0]}): the "
+                        "disk or the file system is at fault, and training would be for nothing; give another folder"
+                    )
+
 
 @dataclass(frozen=True)
 class Past:
@@ -87,12 +119,14 @@ class Past:
         changes: Settings that were other than they are now: the value that they had, and the one that they have.
         history: What changed at which step, these changes included.
         versions: Of what wrote it.
+        processes: That trained together.
     """
 
     step: int
     changes: dict[str, tuple[Any, Any]]
     history: list[dict[str, Any]]
     versions: dict[str, str]
+    processes: int
 
 
 def compared(checkpoint: Path, now: dict[str, Any], diffusion: Diffusion) -> Past:
@@ -108,11 +142,13 @@ def compared(checkpoint: Path, now: dict[str, Any], diffusion: Diffusion) -> Pas
     """
     saved = read_config(checkpoint)
     then = saved["training"]
+    processes = 1
     changed: dict[str, tuple[Any, Any]] = {}
     history: list[dict[str, Any]] = []
     if isinstance(then, dict):
         changed = changes(then, now["training"])
         history = list(then.get("changes") or [])
+        processes = then.get("processes", 1)
         if changed:
             history.append({"step": saved["step"]} | {key: list(both) for key, both in changed.items()})
         saved["training"] = then | {key: both[1] for key, both in changed.items()}
@@ -126,7 +162,7 @@ def compared(checkpoint: Path, now: dict[str, Any], diffusion: Diffusion) -> Pas
         raise ValueError(
             f"{checkpoint} is of another run; give what it was started with, or another folder:\n  {listed}"
         )
-    return Past(saved["step"], changed, history, saved["versions"])
+    return Past(saved["step"], changed, history, saved["versions"], processes)
 
 
 def machine_notes(saved: dict[str, str], *, own_sums: bool) -> tuple[str, ...]:
@@ -149,6 +185,22 @@ def machine_notes(saved: dict[str, str], *, own_sums: bool) -> tuple[str, ...]:
     )
     logging.getLogger("fastdiff").warning("%s", note)
     return (note,)
+
+
+def processes_notes(then: int, now: int) -> tuple[str, ...]:
+    """What is said where other than so many processes go on: the draws are the same, the sums are not."""
+    if then == now:
+        return ()
+    note = (
+        f"the checkpoint was written by {then} processes and {now} go on: they draw the same, but will not end with "
+        "the bytes of an uninterrupted run"
+    )
+    logging.getLogger("fastdiff.training").info("%s", note)
+    return (note,)
+
+
+def _same(read: Tensor, live: Tensor) -> bool:
+    return torch.equal(read, live.detach().cpu()) or bool(live.isnan().any())
 
 
 def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:

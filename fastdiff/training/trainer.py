@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from fastdiff.engine.threads import check_threads
 from fastdiff.files.checkpoint import latest_checkpoint, save_checkpoint
 from fastdiff.files.progress import watched
 from fastdiff.nets.conditions import ImageCondition
+from fastdiff.nets.dropout import Dropout, DropoutDraws, keyed_dropout
 from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import advised
 from fastdiff.process.checks import whole_number
@@ -43,10 +45,15 @@ from fastdiff.training.log import TrainLog
 from fastdiff.training.objectives import Objective
 from fastdiff.training.progress import Interval, TrainProgress, TrainResult, metrics
 from fastdiff.training.rates import learning_rate
-from fastdiff.training.resume import Parts, compared, machine_notes
+from fastdiff.training.replicas import replicated, settled, unsynced
+from fastdiff.training.resume import Parts, Past, compared, machine_notes, processes_notes
+from fastdiff.training.together import check_share, identity
 from fastdiff.training.world import World
 
 __all__ = ["TrainConfig", "TrainProgress", "TrainResult", "Trainer"]
+
+LONG = 100
+"""Steps without a checkpoint before which one is written for a trial, and read again."""
 
 _LOGGER = logging.getLogger("fastdiff.training")
 
@@ -84,7 +91,7 @@ class Trainer:
     def __init__(
         self, unet: UNet, diffusion: Diffusion, data: ImageSource, config: TrainConfig, folder: str | Path
     ) -> None:
-        self._network = unet
+        network: nn.Module = unet
         unet = plain_unet(unet)
         check_fit(unet, diffusion, data, config)
         self.unet = unet
@@ -95,7 +102,9 @@ class Trainer:
         self.step = 0
         self.changes: dict[str, tuple[Any, Any]] = {}
         self.ema = Ema(unet, config.ema_decay)
-        self.world = World()
+        self.world = World.current()
+        check_share(config, self.world)
+        self._own_sums = ops.has_extension() and config.precision == "float32" and network is unet
         self._device = next(unet.parameters()).device
         self.objective = Objective(config, diffusion, data.scaling, self._device)
         self.condition = None if config.condition is None else ImageCondition(config.condition)
@@ -114,11 +123,16 @@ class Trainer:
         times = diffusion.schedule.timesteps
         dtype = torch.int64 if (times == np.floor(times)).all() else torch.float32
         self._times = torch.tensor(times, device=self._device).to(dtype)
+        self._draws: DropoutDraws | None = None
         self._notes: tuple[str, ...] = ()
         self._history: list[dict[str, Any]] = []
-        newest = latest_checkpoint(self.folder)
-        if newest is not None:
-            self._restore(newest)
+        with self.world.watched(lambda: "the start"):
+            self.world.compare(identity(self._described(), self._device))
+            newest = self.world.first(lambda: latest_checkpoint(self.folder))
+            if newest is not None:
+                self._restore(newest)
+            self.world.share(self._parts.live())
+            self._network = replicated(network, self.world)
 
     def run(
         self,
@@ -132,7 +146,8 @@ class Trainer:
 
         Ctrl-C, SIGTERM and SIGHUP finish the step, save a checkpoint and raise `Interrupted`, a KeyboardInterrupt; a
         second one does at once what it does elsewhere.
-        The global random state is afterwards as it was before.
+        The global random state is afterwards as it was before. With several processes a signal to any one of them ends
+        all of them after the same step.
 
         Args:
             progress: Called at each entry in the log. True draws a bar on the terminal, with the step's number, the
@@ -155,25 +170,43 @@ class Trainer:
         stop = self.config.steps if until is None else min(until, self.config.steps)
         if self._device.type == "cpu":
             check_threads()
-        if self.config.warmup_steps >= self.config.steps > self.step:
+        if self.world.is_first and self.config.warmup_steps >= self.config.steps > self.step:
             warnings.warn(self._short(), stacklevel=2)
         told = progress if callable(progress) else None
+        shows = progress is True and self.world.is_first
         start, started = self.step, time.monotonic()
         loss: float | None = None
         with ExitStack() as stack:
-            log = stack.enter_context(TrainLog(self.folder, self.step))
-            if on_start is not None:
-                on_start()
+            stack.enter_context(self.world.watched(lambda: f"step {self.step + 1}"))
+            self.world.compare({"until": str(stop), "the step": str(start)})
+            log = TrainLog(self.folder, self.step)
+
+            def begin() -> None:
+                stack.enter_context(log)
+                if on_start is not None:
+                    on_start()
+                if start == 0 and min(stop, self.config.checkpoint_every) >= LONG:
+                    self._parts.check_written(self._save_to, self.folder)
+
+            self.world.first(begin)
             devices = [self._device] if self._device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
             stack.enter_context(_training_mode(self._network))
-            interrupt = stack.enter_context(Interrupt())
-            show = stack.enter_context(watched("training", stop, unit="steps", shows=progress is True, done=start))
+            self._draws = stack.enter_context(_keyed(self.unet))
+            part = min(self.config.micro_batch or self.config.batch_size, self.config.batch_size // self.world.size)
+            self._draws.at(self.config.seed, 0, range(part))
+            stack.enter_context(settled(self._network, self.unet.config, part, self.data.shape[1:]))
+            interrupt = stack.enter_context(Interrupt(repeated=self.world.size > 1))
+            self.world.asks = lambda: interrupt.requested
+            show = stack.enter_context(watched("training", stop, unit="steps", shows=shows, done=start))
             interval = Interval(self.step)
             while self.step < stop:
                 try:
                     interval.values.append(self._train_step(self.step))
                 except UnreadableImageError as error:
+                    if self.world.size > 1:
+                        # The others are at the step, so that nothing can be agreed with them.
+                        raise
                     self._check_interval(interval)
                     said = f"{error}. Training stopped at step {self.step} and was saved to {self.save()}"
                     raise UnreadableImageError(said) from error
@@ -181,48 +214,57 @@ class Trainer:
                 if on_step is not None:
                     on_step(self.step)
                 show(self.step, "" if loss is None else f"loss {loss:.4f}")
-                interrupted = interrupt.requested
+                interrupted = self.world.agreed()
                 ends = self.step == stop or interrupted is not None
                 logs = ends or self.step % self.config.log_every == 0
                 saves = ends or self.step % self.config.checkpoint_every == 0
                 if logs or saves:
                     self._check_interval(interval)
-                if logs:
                     entry = self._summary(interval, stop)
-                    loss = entry.loss
-                    log.write(self.step, metrics(entry))
-                    _LOGGER.info(
-                        "step %d of %d, loss %.4f, %.0f s left", entry.step, stop, entry.loss, entry.seconds_left
-                    )
-                if saves:
-                    checkpoint = self.save()
-                    _LOGGER.info("saved %s", checkpoint)
+                    checkpoint = self.world.first(partial(self._record, entry, log if logs else None, saves))
                 if logs:
-                    if told is not None:
+                    loss = entry.loss
+                    if told is not None and self.world.is_first:
                         told(entry)
                     interval = Interval(self.step)
                 if interrupted is not None:
                     said = f"training stopped at step {self.step} and was saved to {checkpoint}"
                     raise Interrupted(said, interrupted)
-            notes = (*self._notes, *log.notes)
+            notes = (*self._notes, *self.world.first(lambda: log.notes))
         seconds = time.monotonic() - started
-        checkpoint = latest_checkpoint(self.folder) or self.save()
+        checkpoint = self.world.first(lambda: latest_checkpoint(self.folder) or self._save_to(self.folder))
         return TrainResult(self.step, start, loss, checkpoint, seconds, notes)
 
+    def _record(self, entry: TrainProgress, log: TrainLog | None, saves: bool) -> Path | None:
+        """Write the log and a checkpoint, the first process alone; the checkpoint's folder."""
+        if log is not None:
+            log.write(entry.step, metrics(entry))
+            told = (entry.step, entry.num_steps, entry.loss, entry.seconds_left)
+            _LOGGER.info("step %d of %d, loss %.4f, %.0f s left", *told)
+        if not saves:
+            return None
+        checkpoint = self._save_to(self.folder)
+        _LOGGER.info("saved %s", checkpoint)
+        return checkpoint
+
     def save(self) -> Path:
-        """Write a checkpoint of the present step, and return its folder.
+        """Write a checkpoint of the present step, and return its folder. All processes call it, and the first writes.
 
         Raises:
             RuntimeError: it could not be written; the message names the checkpoint that is left.
         """
+        return self.world.first(lambda: self._save_to(self.folder))
+
+    def _save_to(self, folder: Path) -> Path:
+        training = self.config.to_dict() | ({"changes": self._history} if self._history else {})
         return save_checkpoint(
-            self.folder,
+            folder,
             self.unet,
             self.diffusion,
             self.data.scaling,
             step=self.step,
             ema=self.ema.state_dict(),
-            training=self.config.to_dict() | ({"changes": self._history} if self._history else {}),
+            training=training | ({"processes": self.world.size} if self.world.size > 1 else {}),
             data=self._description,
             training_tensors=self._parts.tensors(),
             keep=self.config.keep,
@@ -231,7 +273,6 @@ class Trainer:
     def _train_step(self, step: int) -> Tensor:
         """Take step number `step`, counted from 0; its loss and gradient norm, [2]."""
         config = self.config
-        self._seed_dropout(step)
         self._optimizer.zero_grad()
         loss = self._gradients(step)
         clip = math.inf if config.clip_norm is None else config.clip_norm
@@ -253,11 +294,13 @@ class Trainer:
         found = []
         for start in range(0, len(places), size):
             part = places[start : start + size]
-            t, losses, factors = self._losses(step, part)
-            weighted = losses if factors is None else losses * factors
-            (weighted.sum() / len(places)).backward()
+            self._seed_dropout(step, part)
+            with unsynced(self._network, start + size < len(places)):
+                t, losses, factors = self._losses(step, part)
+                weighted = losses if factors is None else losses * factors
+                (weighted.sum() / len(places)).backward()
             found.append((t, losses.detach(), weighted.detach()))
-        t, losses, weighted = (self.world.whole(torch.cat(parts)) for parts in zip(*found, strict=True))
+        t, losses, weighted = self.world.whole(*(torch.cat(parts) for parts in zip(*found, strict=True)))
         self.objective.observe(t, losses)
         return weighted.mean()
 
@@ -338,35 +381,55 @@ class Trainer:
             output = self._network(seen, self._times[t], batch.labels)
         return t, self.objective(output, target, x0, x_t, t), factors
 
-    def _seed_dropout(self, step: int) -> None:
-        """Seed the generators that dropout draws from; `run` puts their states back."""
-        low, high = words(self.config.seed, [0], 2, Stream.DROPOUT, step)[0].tolist()
+    def _seed_dropout(self, step: int, places: NDArray[np.int64]) -> None:
+        """Let each image have its masks. What is no `Dropout` of ours draws from generators, which are seeded for these
+        images together; `run` puts their states back.
+        """
+        if self._draws is not None:
+            self._draws.at(self.config.seed, step, places)
+        low, high = words(self.config.seed, places[:1], 2, Stream.DROPOUT, step)[0].tolist()
         seed = low | high << 32
         torch.default_generator.manual_seed(seed)
         if self._device.type == "cuda":
             with torch.cuda.device(self._device):
                 torch.cuda.manual_seed(seed)
 
-    def _restore(self, checkpoint: Path) -> None:
-        now = {
+    def _described(self) -> dict[str, Any]:
+        """What is trained, as plain values."""
+        return {
             "training": self.config.to_dict(),
             "unet": self.unet.config.to_dict(),
             "diffusion": self.diffusion.to_dict(),
             "scaling": self.data.scaling.to_dict(),
             "data": self._description,
         }
-        past = compared(checkpoint, now, self.diffusion)
-        self._parts.load(checkpoint)
-        self.step, self.changes, self._history = past.step, past.changes, past.history
-        _LOGGER.info("going on from %s", checkpoint)
-        for name, (before, changed) in self.changes.items():
-            _LOGGER.info("from step %d on %s is %s, it was %s", self.step, name, changed, before)
-        if self._device.type == "cpu":
-            self._notes = machine_notes(past.versions, own_sums=self._has_own_sums())
 
-    def _has_own_sums(self) -> bool:
-        """Whether no sum over a batch is left to PyTorch, which cuts it by threads."""
-        return ops.has_extension() and self.config.precision == "float32" and self._network is self.unet
+    def _restore(self, checkpoint: Path) -> None:
+        past = self.world.first(lambda: self._taken_over(checkpoint))
+        self.step, self.changes, self._history = past.step, past.changes, past.history
+        if self.world.is_first:
+            _LOGGER.info("going on from %s", checkpoint)
+            for name, (before, changed) in self.changes.items():
+                _LOGGER.info("from step %d on %s is %s, it was %s", self.step, name, changed, before)
+            self._notes = processes_notes(past.processes, self.world.size)
+            if self._device.type == "cpu":
+                self._notes += machine_notes(past.versions, own_sums=self._own_sums)
+
+    def _taken_over(self, checkpoint: Path) -> Past:
+        past = compared(checkpoint, self._described(), self.diffusion)
+        self._parts.load(checkpoint)
+        return past
+
+
+@contextmanager
+def _keyed(unet: UNet) -> Iterator[DropoutDraws]:
+    """Within the block the masks of dropout are functions of what is drawn for."""
+    try:
+        yield keyed_dropout(unet)
+    finally:
+        for module in unet.modules():
+            if isinstance(module, Dropout):
+                module.draws = None
 
 
 @contextmanager
