@@ -56,6 +56,7 @@ class Presence:
     def __enter__(self) -> Self:
         """Begin to give signs."""
         self._stop.clear()
+        self._sign(0)
         self._thread = threading.Thread(target=self._beat, name="fastdiff-presence", daemon=True)
         self._thread.start()
         return self
@@ -129,15 +130,18 @@ class Presence:
         found: str = self._store.get(key).decode()
         return found
 
+    def _sign(self, number: int) -> None:
+        self._store.set(f"beat/{self._rank}", f"{os.getpid()}.{number} {self.doing()}")
+
     def _beat(self) -> None:
-        for number in itertools.count():
+        for number in itertools.count(1):
+            if self._stop.wait(BEAT_SECONDS):
+                return
             try:
-                self._store.set(f"beat/{self._rank}", f"{os.getpid()}.{number} {self.doing()}")
+                self._sign(number)
                 self._heard = self._heard or self._read("said")
             except RuntimeError:
                 # The store went with the process that kept it.
-                return
-            if self._stop.wait(BEAT_SECONDS):
                 return
 
 
