@@ -141,6 +141,13 @@ def train(
         float | None,
         typer.Option(help="Learn the classes, and drop this share of labels, for --guidance later; try 0.1."),
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="simple, huber, vlb (the bound), or hybrid for a learned variance; what fits, if left out."),
+    ] = None,
+    weighting: Annotated[
+        str | None, typer.Option(help="Of the timesteps: none, min_snr, p2, truncated_snr, or a .npy file of weights.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, noise.")] = None,
     size: Annotated[
         str | None, typer.Option(help="Resize and crop pictures to this side, or HEIGHTxWIDTH; crop arrays to it.")
@@ -185,6 +192,8 @@ def train(
             "precision": precision,
             "flip": flip,
             "label_dropout": label_dropout,
+            "loss": loss,
+            "weighting": weighting,
             "seed": seed,
         },
     }
