@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastdiff import ops
-from fastdiff.data.source import ImageSource
+from fastdiff.data.source import ImageSource, UnreadableImageError
 from fastdiff.engine.threads import check_threads
 from fastdiff.files.checkpoint import latest_checkpoint, save_checkpoint
 from fastdiff.files.progress import watched
@@ -146,6 +146,7 @@ class Trainer:
 
         Raises:
             ValueError: until below 1.
+            UnreadableImageError: an image cannot be read; what was trained before is saved.
             RuntimeError: the loss or its gradient is not finite, the folder cannot be written to, or another process
                 is training in it. Checkpoints that were complete before stay so.
         """
@@ -170,7 +171,12 @@ class Trainer:
             show = stack.enter_context(watched("training", stop, unit="steps", shows=progress is True, done=start))
             interval = Interval(self.step)
             while self.step < stop:
-                interval.values.append(self._train_step(self.step))
+                try:
+                    interval.values.append(self._train_step(self.step))
+                except UnreadableImageError as error:
+                    self._check_interval(interval)
+                    said = f"{error}. Training stopped at step {self.step} and was saved to {self.save()}"
+                    raise UnreadableImageError(said) from error
                 self.step += 1
                 if on_step is not None:
                     on_step(self.step)
