@@ -28,7 +28,7 @@ FREE = ("steps", "checkpoint_every", "keep", "log_every", "micro_batch", "source
 # What it may change as well, from there on: said, and recorded in the checkpoints.
 CHANGEABLE = ("learning_rate", "warmup_steps", "clip_norm", "weight_decay", "ema_decay", "precision")
 # Settings that checkpoints of before do not have, and what they amounted to.
-NEWER = {"label_dropout": 0.0, "micro_batch": None, "weighting": "none", "timestep_density": None, "importance": None}
+NEWER = {"label_dropout": 0.0, "micro_batch": None, "weighting": None, "timestep_density": None, "importance": None}
 NEWER |= {"condition": None, "huber_delta": 0.1, "min_snr_gamma": 5.0, "p2_gamma": 1.0, "p2_k": 1.0}
 NEWER |= {"log_normal_mean": -1.2, "log_normal_std": 1.2}
 
@@ -61,9 +61,9 @@ class TrainConfig:
             0.1 to 0.2 are usual.
         micro_batch: Images of a step that a process computes at a time: less memory, the same draws, and the same
             gradient but for the order of its sums. None for all.
-        weighting: How much the error weighs at each timestep: "none", "min_snr", "p2" or "truncated_snr", each the same
-            whatever the network predicts (see `fastdiff.training.weightings`); or weights of the network's own error, T
-            numbers or a .npy file of them. Of "hybrid" it weighs the squared error alone.
+        weighting: How much the error weighs at each timestep: "min_snr", "p2" or "truncated_snr", each the same for any
+            prediction (see `fastdiff.training.weightings`); or weights of the network's own error, T numbers or a .npy
+            file of them. None, or "none", for 1. Of "hybrid" it weighs the squared error alone.
         timestep_density: How often each timestep is drawn: "uniform"; "loss_aware", by the root mean squares of its
             last losses; "log_normal", EDM's noise levels; or T numbers, or a .npy file of them. None is "loss_aware"
             for "vlb" and else "uniform".
@@ -103,7 +103,7 @@ class TrainConfig:
     loss: Loss = "simple"
     label_dropout: float = 0.0
     micro_batch: int | None = None
-    weighting: PerTimestep = "none"
+    weighting: PerTimestep | None = None
     timestep_density: PerTimestep | None = None
     importance: bool | None = None
     condition: str | None = None
@@ -145,7 +145,10 @@ class TrainConfig:
         self._check_objective()
 
     def _check_objective(self) -> None:
-        object.__setattr__(self, "weighting", name_or_numbers("weighting", self.weighting, WEIGHTING_NAMES))
+        if self.weighting is not None:
+            weighting = name_or_numbers("weighting", self.weighting, WEIGHTING_NAMES)
+            # As YAML reads the word.
+            object.__setattr__(self, "weighting", None if weighting == "none" else weighting)
         if self.timestep_density is not None:
             density = name_or_numbers("timestep_density", self.timestep_density, DENSITY_NAMES)
             object.__setattr__(self, "timestep_density", density)
@@ -160,7 +163,7 @@ class TrainConfig:
                 raise ValueError(
                     f"{spelt(name)} is of {advised(setting, needed)}, and {setting} is {shown(getattr(self, setting))}"
                 )
-        if self.loss == "vlb" and self.weighting != "none":
+        if self.loss == "vlb" and self.weighting is not None:
             raise ValueError(f"loss 'vlb' has the weights of the bound: leave out {spelt('weighting')}")
         _require(
             self.importance is None or isinstance(self.importance, bool),
