@@ -214,7 +214,9 @@ class TrainConfig:
         self._check_objective()
 
     def _check_objective(self) -> None:
-        object.__setattr__(self, "weighting", name_or_numbers("weighting", self.weighting, WEIGHTING_NAMES))
+        # YAML has no other word for none.
+        weighting = "none" if self.weighting is None else self.weighting
+        object.__setattr__(self, "weighting", name_or_numbers("weighting", weighting, WEIGHTING_NAMES))
         if self.timestep_density is not None:
             density = name_or_numbers("timestep_density", self.timestep_density, DENSITY_NAMES)
             object.__setattr__(self, "timestep_density", density)

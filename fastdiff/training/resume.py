@@ -163,11 +163,10 @@ def _refuse(checkpoint: Path, changed: Mapping[str, tuple[Any, Any]], *, advice:
     refused = {name: both for name, both in changed.items() if not (advice and is_advised(name, *both))}
     if not refused:
         return
-    lines = [f"{name}: {before!r} in the checkpoint, {now!r} now" for name, (before, now) in refused.items()]
-    listed = "\n  ".join(lines)
+    listed = "; ".join(f"{name}: {before!r} in the checkpoint, {now!r} now" for name, (before, now) in refused.items())
     raise ValueError(
         f"{checkpoint} was written with other settings; to go on with those of now, which the checkpoints will record, "
-        f"give {advised('override', True)}, else what the run had before:\n  {listed}"
+        f"give {advised('override', True)}, else what the run had before: {listed}"
     )
 
 

@@ -127,7 +127,7 @@ def test_a_resumed_run_has_the_bytes_of_a_whole_one_and_snapshots_once(tmp_path:
 
 def test_decays_that_are_added_go_on_from_the_nearest_and_dropped_ones_are_gone(tmp_path: Path) -> None:
     trainer(tmp_path, ema_decay=[0.5, 0.1]).run(until=2)
-    with pytest.raises(ValueError, match=r"give override=True, .*\n  ema_decay: \[0\.5, 0\.1\] in the checkpoint"):
+    with pytest.raises(ValueError, match=r"give override=True, .* before: ema_decay: \[0\.5, 0\.1\] in the checkpoint"):
         trainer(tmp_path, ema_decay=[0.6, 0.5, 0.01])
     kept = latest_checkpoint(tmp_path)
     assert kept is not None

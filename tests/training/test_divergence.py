@@ -60,11 +60,9 @@ def test_what_is_advised_needs_no_override(tmp_path: Path) -> None:
 
 def test_after_a_divergence_the_rest_needs_its_override(tmp_path: Path) -> None:
     diverge(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"other settings; .* give override=True, .*\n  learning_rate: 0\.01 in the ch"
-    ):
+    with pytest.raises(ValueError, match=r"other settings; .* give override=True, .*: learning_rate: 0\.01 in the ch"):
         trainer(tmp_path, learning_rate=0.02)
-    with pytest.raises(ValueError, match=r"\n  weight_decay: 0\.0 in the checkpoint, 0\.1 now$"):
+    with pytest.raises(ValueError, match=r"before: weight_decay: 0\.0 in the checkpoint, 0\.1 now$"):
         trainer(tmp_path, learning_rate=0.001, weight_decay=0.1)
     with pytest.raises(ValueError, match="is of another run"):
         trainer(tmp_path, learning_rate=0.001, betas=(0.5, 0.9))
