@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastdiff import likelihood as scoring
 from fastdiff.engine.choose import Runner, compiled_or_not
-from fastdiff.files.checkpoint import WeightKind, load_model, save_described
+from fastdiff.files.checkpoint import load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.files.progress import watched
 from fastdiff.nets.conditions import Concatenated, ImageCondition
@@ -96,7 +96,7 @@ class Pipeline:
         path: str | Path,
         *,
         device: torch.device | str = "cpu",
-        weights: WeightKind | None = None,
+        weights: str | None = None,
         preset: str | None = None,
         flags: str | Mapping[str, Any] | None = None,
         unet: Mapping[str, Any] | None = None,
@@ -115,7 +115,8 @@ class Pipeline:
         Args:
             path: Folder, file, or hub id: "hf://owner/name", or "owner/name" that does not look like a local path.
             device: Where the network goes.
-            weights: "ema" or "raw"; None takes what the model was saved with, the average where there are both.
+            weights: "ema" or "raw"; None takes what the model was saved with, the average where there are both. Of the
+                several averages of a training, "ema:0.999" is the one of that decay, "power:0.05" that of a width.
             preset: A published network, a name in `fastdiff.nets.config.PRESETS`.
             flags: Flags of OpenAI's scripts, as one line or as names and values.
             unet: Fields of `UNetConfig` that the file does not say, such as image_size.

@@ -61,6 +61,7 @@ SETTINGS = {
     "precision": "--precision",
     "warmup_steps": "--set train.warmup_steps",
     "clip_norm": "--set train.clip_norm",
+    "override": "--override",
 }
 # Of the data, what has no option of its own.
 DATA_SETTINGS = {name: f"--set data.{name}" for name in DATA_KEYS[1:]}
@@ -166,6 +167,9 @@ def train(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting: unet.channels=64. May be repeated.")
     ] = None,
+    override: Annotated[
+        bool, typer.Option("--override", help="Go on with other settings than before, which the checkpoints record.")
+    ] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as YAML and leave.")] = False,
@@ -216,7 +220,7 @@ def train(
         return
     if plan.out is None:
         raise ValueError("training needs a folder to write to: give --out, or the key 'out' in the file")
-    _run(plan, plan.out, device)
+    _run(plan, plan.out, device, override=override)
 
 
 def read_config_file(path: str | Path) -> Settings:
@@ -303,7 +307,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     return TrainingPlan(unet, diffusion, images, settings, None if out is None else Path(str(out)), init_from, plain)
 
 
-def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
+def _run(plan: TrainingPlan, out: Path, device_name: str, *, override: bool) -> None:
     import torch
 
     from fastdiff.cli.environment import resolve_device
@@ -318,7 +322,7 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
     unet = UNet(plan.unet).to(device)
     if plan.init_from is not None and not list_checkpoints(out):
         _take_weights(unet, plan.diffusion, plan.init_from)
-    trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out)
+    trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out, override=override)
     size = sum(parameter.numel() for parameter in unet.parameters())
     network = plan.settings["unet"].get("preset", "a network")
     typer.echo(f"{plan.data!r}; {network} of {size:,} parameters on {device}")

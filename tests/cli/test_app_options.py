@@ -23,6 +23,7 @@ COMMANDS = {
     "edit interpolate": ["{model}", "{archive}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit upscale": ["{upscaler}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit inpaint": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--hole", "0,0,2,2", "--out", "{new}/x.npy"],
+    "ema": ["{model}", "{new}/to", "--width", "0.1"],
     "info schedules": [],
     "info table": ["ddim"],
     "info plan": ["digits"],

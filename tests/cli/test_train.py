@@ -185,7 +185,9 @@ def test_another_rate_is_said_and_kept(tmp_path):
     pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
     works(*train_options(out, "--steps", 2, "--lr", "1e-3"))
-    printed = works("train", "--out", out, "--steps", 3, "--lr", "1e-4")
+    said = fails("train", "--out", out, "--steps", 3, "--lr", "1e-4")
+    assert "which the checkpoints will record, give --override, else what the run had before" in said
+    printed = works("train", "--out", out, "--steps", 3, "--lr", "1e-4", "--override")
     assert "from here on learning_rate is 0.0001, it was 0.001" in printed
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["learning_rate"] == 1e-4
     assert load_model(out).metadata["training"]["changes"] == [{"step": 2, "learning_rate": [1e-3, 1e-4]}]
