@@ -106,15 +106,22 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   check_apart(extent_of("out", out), extent_of("x", x));
   check_apart(extent_of("out", out), extent_of("grad", grad));
   a.size = tile_size(x);
-  // Two units or more for each thread; the sums of an element are the same whatever the blocks.
-  a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
-  a.block_out = std::min<int64_t>(64, round_up(a.channels_out, 16));
-  while (grad_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2, 16);
-  const int64_t per_thread = round_up(grad_scratch(a), 16);
-  float* memory = workspace(threads * per_thread);
+  const int64_t tiles = grad_tiles(a), chunk = std::min(tiles, GRAD_CHUNK), points = grad_points(a);
+  const int64_t row_in = grad_row(a.channels_in), row_out = grad_row(a.channels_out);
+  a.v = workspace(points * (chunk * (row_in + row_out) + round_up(a.channels_out, 16) * row_in));
+  a.z = a.v + points * chunk * row_in;
+  a.sums = a.z + points * chunk * row_out;
   const Kernels& variant = kernels();
-  run_units(grad_units(a), threads,
-            [&](int64_t unit, int64_t worker) { variant.conv3x3_weight_grad(a, unit, memory + worker * per_thread); });
+  const auto run = [&](int64_t phase) {
+    a.phase = phase;
+    run_units(grad_units(a), threads, [&](int64_t unit, int64_t) { variant.conv3x3_weight_grad(a, unit); });
+  };
+  for (a.first = 0; a.first < tiles; a.first += chunk) {
+    a.count = std::min(chunk, tiles - a.first);
+    run(0);
+    run(1);
+  }
+  run(2);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

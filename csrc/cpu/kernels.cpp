@@ -16,7 +16,7 @@ namespace fastdiff {
   void run_dropout(const DropoutArgs&, int64_t first_unit, int64_t last_unit);      \
   void run_losses(const LossArgs&, int64_t first_unit, int64_t last_unit);          \
   void run_conv3x3_pack(const PackArgs&, int64_t first_unit, int64_t last_unit);    \
-  void run_conv3x3_weight_grad(const ConvGradArgs&, int64_t unit, float* scratch);  \
+  void run_conv3x3_weight_grad(const ConvGradArgs&, int64_t unit);                  \
   void run_linear_weight_grad(const LinearGradArgs&, int64_t, float* scratch);      \
   void run_group_norm_act(const NormArgs&, int64_t unit, float* scratch);           \
   void run_group_norm_act_backward(const NormGradArgs&, int64_t, float* scratch);   \

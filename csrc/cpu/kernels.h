@@ -26,7 +26,7 @@ struct Kernels {
   void (*dropout)(const DropoutArgs&, int64_t first_unit, int64_t last_unit);
   void (*losses)(const LossArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_pack)(const PackArgs&, int64_t first_unit, int64_t last_unit);
-  void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit, float* scratch);
+  void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit);
   void (*linear_weight_grad)(const LinearGradArgs&, int64_t unit, float* scratch);
   void (*group_norm_act)(const NormArgs&, int64_t unit, float* scratch);
   void (*group_norm_act_backward)(const NormGradArgs&, int64_t unit, float* scratch);
