@@ -65,6 +65,10 @@ linear = load("ops/test_linear")
 for shape in linear.SHAPES:
     linear.test_linear_and_its_gradients_match_float64(shape)
 
+attention = load("ops/test_attention_cpu")
+for shape in attention.SHAPES:
+    attention.test_attention_cpu_matches_float64(shape, "legacy", "tokens")
+
 norm = load("ops/test_group_norm_act")
 for names in norm.OPTIONS:
     for dtype in ("float32", "bfloat16"):
@@ -132,6 +136,7 @@ show("diffuse", *ops.diffuse(image(3, 5, 9, 7).detach(), torch.tensor([0, 20, 49
 for name, op, inputs in (
     ("conv3x3", ops.conv3x3, (image(2, 32, 9, 13), image(48, 32, 3, 3), torch.randn(48, requires_grad=True))),
     ("linear", ops.linear, [torch.randn(s, requires_grad=True) for s in ((70, 33), (130, 33), (130,))]),
+    ("attention", lambda x: torch.ops.fastdiff.attention(x, 2, "new", 0.3)[0], [torch.randn(2, 70, 96).requires_grad_()]),
     ("mse", ops.mse, (image(2, 3, 9, 7), image(2, 3, 9, 7).detach())),
     ("norm", lambda *a: ops.group_norm_act(*a, 5), (image(2, 70, 9, 7), *(torch.randn(2, 70).requires_grad_()))),
 ):
@@ -156,5 +161,5 @@ def test_avx2_and_avx512_have_the_same_bits():
         if "must be one of" in done.stderr:
             pytest.skip("this processor does not run both")
         assert done.returncode == 0, done.stderr[-3000:]
-    assert found[0].stdout.count("\n") == 7
+    assert found[0].stdout.count("\n") == 8
     assert found[0].stdout == found[1].stdout
