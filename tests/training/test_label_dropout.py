@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def trainer(folder: Path, steps: int = 5, num_classes: int | None = CLASSES + 1,
 def labels_of(run: Trainer, steps: int) -> Tensor:
     found = []
     for step in range(steps):
-        labels = run._batch(step)[1]
+        labels = run.batches.at(step, np.arange(BATCH)).labels
         assert labels is not None
         found.append(labels)
     return torch.stack(found)

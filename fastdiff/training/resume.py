@@ -1,0 +1,160 @@
+"""What the checkpoints of a training hold of it, compared with what goes on, and taken over."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.files.checkpoint import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    RAW_PREFIX,
+    TRAINING_FILE,
+    load_tensors,
+    read_config,
+    versions,
+)
+from fastdiff.files.contents import describing
+from fastdiff.nets.unet import UNet
+from fastdiff.process.diffusion import Diffusion
+from fastdiff.training.config import changes, differences
+from fastdiff.training.ema import Ema
+from fastdiff.training.objectives import Objective
+
+__all__ = ["Parts", "Past", "compared", "machine_notes"]
+
+OBJECTIVE_PREFIX = "objective."
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a training changes; all of it is in its checkpoints.
+
+    Attributes:
+        unet: The network that is trained.
+        optimizer: AdamW over its parameters.
+        ema: The average of its weights.
+        objective: What it has learnt of the losses.
+    """
+
+    unet: UNet
+    optimizer: torch.optim.AdamW
+    ema: Ema
+    objective: Objective
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the averages, for `training.safetensors`: the live ones, but for the optimizer's steps."""
+        tensors: dict[str, Tensor] = {}
+        steps = []
+        for name, parameter in self.unet.named_parameters():
+            # A parameter that never had a gradient has no state; a fresh state is the same.
+            state = self.optimizer.state.get(parameter) or _fresh_state(parameter)
+            tensors[RAW_PREFIX + name] = parameter
+            tensors[f"exp_avg.{name}"] = state["exp_avg"]
+            tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
+            steps.append(state["step"])
+        tensors["optimizer_steps"] = torch.stack(steps)
+        return tensors | {OBJECTIVE_PREFIX + name: value for name, value in self.objective.state_dict().items()}
+
+    def load(self, checkpoint: Path) -> None:
+        """Take over what a checkpoint holds.
+
+        Raises:
+            ValueError: a file is damaged, or is of another network.
+        """
+        for parameter in self.unet.parameters():
+            self.optimizer.state[parameter] = _fresh_state(parameter)
+        tensors = self.tensors()
+        load_tensors(checkpoint / TRAINING_FILE, tensors)
+        for parameter, steps in zip(self.unet.parameters(), tensors["optimizer_steps"], strict=True):
+            self.optimizer.state[parameter]["step"] = steps.clone()
+        load_tensors(checkpoint / MODEL_FILE, self.ema.state_dict())
+        learnt = {name: value for name, value in tensors.items() if name.startswith(OBJECTIVE_PREFIX)}
+        self.objective.load_state_dict({name.removeprefix(OBJECTIVE_PREFIX): value for name, value in learnt.items()})
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a checkpoint says of the training before it.
+
+    Attributes:
+        step: Steps taken.
+        changes: Settings that were other than they are now: the value that they had, and the one that they have.
+        history: What changed at which step, these changes included.
+        versions: Of what wrote it.
+    """
+
+    step: int
+    changes: dict[str, tuple[Any, Any]]
+    history: list[dict[str, Any]]
+    versions: dict[str, str]
+
+
+def compared(checkpoint: Path, now: dict[str, Any], diffusion: Diffusion) -> Past:
+    """The past of a training, if the checkpoint is one of its own.
+
+    Args:
+        checkpoint: Its folder.
+        now: What the training is: "training", "unet", "diffusion", "scaling" and "data", as plain values.
+        diffusion: The process of now.
+
+    Raises:
+        ValueError: the checkpoint is of another training; what differs is listed.
+    """
+    saved = read_config(checkpoint)
+    then = saved["training"]
+    changed: dict[str, tuple[Any, Any]] = {}
+    history: list[dict[str, Any]] = []
+    if isinstance(then, dict):
+        changed = changes(then, now["training"])
+        history = list(then.get("changes") or [])
+        if changed:
+            history.append({"step": saved["step"]} | {key: list(both) for key, both in changed.items()})
+        saved["training"] = then | {key: both[1] for key, both in changed.items()}
+    with describing(checkpoint / CONFIG_FILE, "diffusion"):
+        if Diffusion.from_dict(saved["diffusion"]) == diffusion:
+            # Older checkpoints have the betas of schedules whose name is enough.
+            saved["diffusion"] = now["diffusion"]
+    lines = [line for key, value in now.items() for line in differences(key, saved[key], value)]
+    if lines:
+        listed = "\n  ".join(lines)
+        raise ValueError(
+            f"{checkpoint} is of another run; give what it was started with, or another folder:\n  {listed}"
+        )
+    return Past(saved["step"], changed, history, saved["versions"])
+
+
+def machine_notes(saved: dict[str, str], *, own_sums: bool) -> tuple[str, ...]:
+    """What has changed that training's last bits depend on; older checkpoints do not know all of it.
+
+    Args:
+        saved: The versions that a checkpoint names.
+        own_sums: Whether no sum over a batch is left to PyTorch, which cuts it by threads.
+    """
+    now = versions()
+    names = {"instructions": "instruction set", "torch": "PyTorch"} | ({} if own_sums else {"threads": "threads"})
+    changed = [
+        f"{name} {saved[key]}, now {now[key]}" for key, name in names.items() if saved.get(key, now[key]) != now[key]
+    ]
+    if not changed:
+        return ()
+    note = (
+        f"the checkpoint was written with {'; '.join(changed)}: training goes on, but will not end with the "
+        "bytes of an uninterrupted run"
+    )
+    logging.getLogger("fastdiff").warning("%s", note)
+    return (note,)
+
+
+def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's state before its first step, on the parameter's device as the fused implementation wants it."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format, requires_grad=False),
+    }
