@@ -24,13 +24,13 @@ from fastdiff.process.checks import check_keys, nearest_name, shown
 from fastdiff.process.diffusion import Diffusion
 
 if TYPE_CHECKING:
-    from fastdiff.files.data import ImageData
+    from fastdiff.data.source import ImageSource
     from fastdiff.nets.unet import UNet
     from fastdiff.training.config import TrainConfig
 
 __all__ = ["SECTIONS", "TrainingPlan", "plan_training", "read_config_file", "train"]
 
-DATA_KEYS = ("source", "split", "size", "channels", "layout", "labels")
+DATA_KEYS = ("source", "split", "size", "channels", "layout", "labels", "held_out")
 SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
 CONFIG_FILE = "config.yaml"
 """What a run folder keeps of its settings."""
@@ -47,6 +47,8 @@ SETTINGS = {
     "warmup_steps": "--set train.warmup_steps",
     "clip_norm": "--set train.clip_norm",
 }
+# How often a training is looked at, and between how many steps at least.
+_LOOKS, _FEWEST_STEPS = 10, 100
 # Names of classes in one line.
 _MOST_NAMES = 10
 # Sub-folders that are parts of a set rather than classes.
@@ -68,7 +70,8 @@ class TrainingPlan:
     Attributes:
         unet: The network's shape.
         diffusion: What it is trained on.
-        data: The images.
+        data: The images to train on.
+        held_out: Those to evaluate on while it trains; None for none.
         train: Settings of the training.
         out: Run folder; None where it was not given.
         init_from: Model whose weights a new run starts from; None for weights drawn from the seed.
@@ -77,7 +80,8 @@ class TrainingPlan:
 
     unet: UNetConfig
     diffusion: Diffusion
-    data: ImageData
+    data: ImageSource
+    held_out: ImageSource | None
     train: TrainConfig
     out: Path | None
     init_from: str | None
@@ -120,6 +124,27 @@ def train(
     size: Annotated[int | None, typer.Option(help="Crop and resize a folder's images to this.")] = None,
     channels: Annotated[int | None, typer.Option(help="Of a folder's images: 1 or 3.")] = None,
     split: Annotated[str | None, typer.Option(help="Of the digits: train, test or all.")] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Images to evaluate on while it trains: where they are, or a share of the data, such as 0.1; none for "
+            "none. Of the digits: their test split, if left out."
+        ),
+    ] = None,
+    picture_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between pictures of samples; 0 for none. A tenth of all, if left out, but at least 100."
+        ),
+    ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between evaluations; 0 for none. With images held out as the pictures, if left out."),
+    ] = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard (if left out, where it is installed), wandb or trackio. May be repeated."),
+    ] = None,
     layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Noise schedule; `fastdiff info schedules`.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Noising steps.")] = None,
@@ -143,7 +168,14 @@ def train(
             "prediction": prediction,
             "variance": variance,
         },
-        "data": {"source": data, "size": size, "channels": channels, "split": split, "layout": layout},
+        "data": {
+            "source": data,
+            "size": size,
+            "channels": channels,
+            "split": split,
+            "layout": layout,
+            "held_out": held_out,
+        },
         "train": {
             "steps": steps,
             "batch_size": batch_size,
@@ -153,6 +185,9 @@ def train(
             "flip": flip,
             "label_dropout": label_dropout,
             "seed": seed,
+            "picture_every": picture_every,
+            "evaluate_every": evaluate_every,
+            "trackers": tracker or None,
         },
     }
     given = _without_none(flags)
@@ -235,7 +270,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
     training = _merged(recipe.get("train", {}), sections["train"])
     diffusion, process = build_diffusion(process)
-    images, source = _images(sections["data"])
+    images, held_out, source = _images(sections["data"])
     base = PRESETS[preset] if preset is not None else UNetConfig()
     if training.get("label_dropout") and images.labels is not None:
         # The classes of the data, and the null class behind them.
@@ -247,13 +282,18 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     check_keys(training, [field.name for field in fields(TrainConfig)], "section 'train'")
     if "steps" not in training:
         raise ValueError("how long to train? give --steps, or the key 'steps' in section 'train'")
+    if isinstance(training["steps"], int):
+        every = max(_FEWEST_STEPS, training["steps"] // _LOOKS)
+        training = {"picture_every": every, "evaluate_every": 0 if held_out is None else every} | training
     settings = TrainConfig.from_dict(training)
     out = given.get("out")
     plain: Settings = {} if out is None else {"out": str(out)}
     plain |= {} if init_from is None else {"init_from": init_from}
     named: Settings = {} if preset is None else {"preset": preset}
     plain |= {"unet": named | unet.to_dict(), "diffusion": process, "data": source, "train": settings.to_dict()}
-    return TrainingPlan(unet, diffusion, images, settings, None if out is None else Path(str(out)), init_from, plain)
+    return TrainingPlan(
+        unet, diffusion, images, held_out, settings, None if out is None else Path(str(out)), init_from, plain
+    )
 
 
 def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
@@ -271,10 +311,14 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
     unet = UNet(plan.unet).to(device)
     if plan.init_from is not None and not list_checkpoints(out):
         _take_weights(unet, plan.diffusion, plan.init_from)
-    trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out)
+    trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out, held_out=plan.held_out)
     size = sum(parameter.numel() for parameter in unet.parameters())
     network = plan.settings["unet"].get("preset", "a network")
     typer.echo(f"{plan.data!r}; {network} of {size:,} parameters on {device}")
+    if plan.held_out is not None:
+        typer.echo(
+            f"{len(plan.held_out):,} images are held out, of which {plan.train.num_evaluated:,} are evaluated at most"
+        )
     for line in about_classes(plan.data, plan.unet.num_classes):
         typer.echo(line)
     if trainer.step:
@@ -295,15 +339,18 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
         typer.echo(note)
     taken = result.step - result.resumed_from
     typer.echo(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
-    typer.echo(f"next: fastdiff sample {out} --out samples.png")
+    if result.report is not None:
+        typer.echo(f"what it looked like: {result.report}")
+    guided = " --guidance 3 --label " + _class_names(plan.data)[0] if plan.train.label_dropout else ""
+    typer.echo(f"next: fastdiff sample {out}{guided} --out samples.png")
 
 
-def _class_names(data: ImageData) -> tuple[str, ...]:
+def _class_names(data: ImageSource) -> tuple[str, ...]:
     assert data.labels is not None
     return data.label_names or tuple(str(label) for label in range(int(data.labels.max()) + 1))
 
 
-def about_classes(data: ImageData, num_classes: int | None) -> list[str]:
+def about_classes(data: ImageSource, num_classes: int | None) -> list[str]:
     """Sentences on which classes the data have, and whether a network of so many classes is trained on them."""
     if data.labels is None:
         return []
@@ -393,18 +440,39 @@ def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
         )
 
 
-def _images(settings: Settings) -> tuple[ImageData, Settings]:
-    """The images, and the settings that say where they are."""
+def _images(settings: Settings) -> tuple[ImageSource, ImageSource | None, Settings]:
+    """The images to train on, those held out, and the settings that say where they are."""
+    from fastdiff.data.part import hold_out
     from fastdiff.files.data import load
 
     if settings.get("source") is None:
         raise ValueError("what to train on? give --data: digits, a folder of images, or a .npz or .npy file")
     options = {key: value for key, value in settings.items() if key != "source" and value is not None}
     source = str(settings["source"])
-    return load(source, **options), {"source": source, **options}
+    plain = {"source": source, **options}
+    held_out = options.pop("held_out", None)
+    images = load(source, **options)
+    if source == "digits" and (held_out is None or held_out == "test"):
+        trained = options.get("split", "train") == "train"
+        return images, load("digits", split="test") if trained or held_out else None, plain
+    if held_out is None or held_out == "none":
+        return images, None, plain
+    share = _share(held_out)
+    if share is not None:
+        return *hold_out(images, share), plain
+    options.pop("split", None)
+    return images, _read(spelt("held_out"), lambda path: load(path, **options), str(held_out)), plain
 
 
-def _network(base: UNetConfig, given: Settings, images: ImageData, diffusion: Diffusion) -> UNetConfig:
+def _share(text: object) -> float | None:
+    """The share that a number, or a text of one, is; None for other texts."""
+    try:
+        return float(str(text))
+    except ValueError:
+        return None
+
+
+def _network(base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion) -> UNetConfig:
     """The network, with channels and size from the data where they are not given."""
     channels, height, _ = images.shape
     fields = {**base.to_dict(), **given}

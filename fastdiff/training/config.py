@@ -8,17 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fastdiff.process.arguments import spelt
+from fastdiff.process.arguments import advised, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.noise import MAX_ROW, check_seed
 
-__all__ = ["CHANGEABLE", "FREE", "Loss", "Precision", "TrainConfig", "changes", "differences"]
+__all__ = ["CHANGEABLE", "FREE", "TRACKERS", "Loss", "Precision", "TrainConfig", "changes", "differences"]
 
 Precision = Literal["float32", "bfloat16"]
 Loss = Literal["simple", "hybrid"]
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
+# What is only looked at, and changes nothing.
+_LOOKS = ("picture_every", "num_pictures", "picture_guidance", "evaluate_every", "num_evaluated", "trackers")
 # What a resumed run may change without becoming another run. The data may have moved: their contents are compared.
-FREE = ("steps", "checkpoint_every", "keep", "log_every", "micro_batch", "source", "classes", "changes")
+FREE = ("steps", "checkpoint_every", "keep", "log_every", "micro_batch", "source", "classes", "changes", *_LOOKS)
 # What it may change as well, from there on: said, and recorded in the checkpoints.
 CHANGEABLE = ("learning_rate", "warmup_steps", "clip_norm", "weight_decay", "ema_decay", "precision")
 # Settings that checkpoints of before do not have, and what they amounted to.
@@ -52,6 +55,13 @@ class TrainConfig:
             0.1 to 0.2 are usual.
         micro_batch: Images of a step that a process computes at a time: less memory, the same draws, and the same
             gradient but for the order of its sums. None for all.
+        picture_every: Steps between pictures of samples; there is one at the end as well. 0 for none.
+        num_pictures: Samples in a picture. Of a network with classes it has a row for each, of 16 at most.
+        picture_guidance: Scale of classifier-free guidance in the pictures; None for none. Needs `label_dropout`.
+        evaluate_every: Steps between evaluations on held-out images, and of a Fréchet distance; there is one at the end
+            as well. 0 for none.
+        num_evaluated: Held-out images that are scored, and samples that are compared with images.
+        trackers: What else is told: "tensorboard", where it is installed, "wandb", "trackio".
 
     Raises:
         ValueError: a value is out of range.
@@ -77,6 +87,12 @@ class TrainConfig:
     loss: Loss = "simple"
     label_dropout: float = 0.0
     micro_batch: int | None = None
+    picture_every: int = 0
+    num_pictures: int = 64
+    picture_guidance: float | None = None
+    evaluate_every: int = 0
+    num_evaluated: int = 256
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         for name, low, high in _COUNTS:
@@ -99,6 +115,18 @@ class TrainConfig:
         _require(_is_fraction(self.ema_decay), "ema_decay", "a number in [0, 1)", self.ema_decay)
         _require(_is_fraction(self.label_dropout), "label_dropout", "a number in [0, 1)", self.label_dropout)
         _require(isinstance(self.flip, bool), "flip", "true or false", self.flip)
+        guides = self.picture_guidance is None or _is_number(self.picture_guidance)
+        _require(guides, "picture_guidance", "a finite number or None", self.picture_guidance)
+        if self.picture_guidance is not None and not self.label_dropout:
+            raise ValueError(
+                f"{spelt('picture_guidance')} needs a null class to guide: {advised('label_dropout', 0.1)}"
+            )
+        listed = isinstance(self.trackers, list | tuple)
+        _require(listed, "trackers", f"a list of names among {', '.join(TRACKERS)}", self.trackers)
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise ValueError(f"unknown name in {spelt('trackers')}, {shown(name)}: {nearest_name(name, TRACKERS)}")
+        object.__setattr__(self, "trackers", tuple(dict.fromkeys(self.trackers)))
         for name, choices in (("precision", get_args(Precision)), ("loss", get_args(Loss))):
             value = getattr(self, name)
             if value not in choices:
@@ -107,7 +135,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+        return {**dataclasses.asdict(self), "betas": list(self.betas), "trackers": list(self.trackers)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -154,6 +182,11 @@ _COUNTS: tuple[tuple[str, int, int | None], ...] = (
     ("keep", 1, None),
     ("log_every", 1, None),
     ("warmup_steps", 0, None),
+    ("picture_every", 0, None),
+    ("num_pictures", 1, None),
+    ("evaluate_every", 0, None),
+    # Two: the Fréchet distance needs a covariance.
+    ("num_evaluated", 2, None),
 )
 
 
