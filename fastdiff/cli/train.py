@@ -19,7 +19,7 @@ import yaml
 from fastdiff.cli.options import DeviceOption, ThreadsOption, blaming, read_yaml
 from fastdiff.nets.config import PRESETS, UNetConfig
 from fastdiff.nets.recipes import RECIPES, Settings, build_diffusion
-from fastdiff.process.arguments import spelling, spelt
+from fastdiff.process.arguments import spelling, spelling_also, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown
 from fastdiff.process.diffusion import Diffusion
 
@@ -30,7 +30,23 @@ if TYPE_CHECKING:
 
 __all__ = ["SECTIONS", "TrainingPlan", "plan_training", "read_config_file", "train"]
 
-DATA_KEYS = ("source", "split", "size", "channels", "layout", "labels", "held_out")
+DATA_KEYS = (
+    "source",
+    "split",
+    "size",
+    "channels",
+    "layout",
+    "labels",
+    "levels",
+    "columns",
+    "crop",
+    "resize",
+    "storage",
+    "cache",
+    "workers",
+    "skip_corrupt",
+    "held_out",
+)
 SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
 CONFIG_FILE = "config.yaml"
 """What a run folder keeps of its settings."""
@@ -49,6 +65,10 @@ SETTINGS = {
 }
 # How often a training is looked at, and between how many steps at least.
 _LOOKS, _FEWEST_STEPS = 10, 100
+# Of the data, what has no option of its own.
+DATA_SETTINGS = {name: f"--set data.{name}" for name in DATA_KEYS[1:]}
+# Folder of a run for decoded pictures, where no other is named.
+CACHE_FOLDER = "cache"
 # Names of classes in one line.
 _MOST_NAMES = 10
 # Sub-folders that are parts of a set rather than classes.
@@ -101,7 +121,13 @@ def train(
             "a CPU, ho-cifar10 on a GPU."
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="digits, a folder of images, or a .npz or .npy file.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, a folder of images, a .npz, .npy or .zip file, or a folder of CIFAR-10, ImageNet or a data "
+            "set of Hugging Face."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder; a run in it is continued, by --out alone as well.")
     ] = None,
@@ -120,15 +146,24 @@ def train(
         float | None,
         typer.Option(help="Learn the classes, and drop this share of labels, for --guidance later; try 0.1."),
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="simple, huber, vlb (the bound), or hybrid for a learned variance; what fits, if left out."),
+    ] = None,
+    weighting: Annotated[
+        str | None, typer.Option(help="Of the timesteps: none, min_snr, p2, truncated_snr, or a .npy file of weights.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, noise.")] = None,
-    size: Annotated[int | None, typer.Option(help="Crop and resize a folder's images to this.")] = None,
-    channels: Annotated[int | None, typer.Option(help="Of a folder's images: 1 or 3.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of the digits: train, test or all.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Resize and crop pictures to this side, or HEIGHTxWIDTH; crop arrays to it.")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Of pictures: 1 or 3.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of data in parts: train, test, val, ...")] = None,
     held_out: Annotated[
         str | None,
         typer.Option(
-            help="Images to evaluate on while it trains: where they are, or a share of the data, such as 0.1; none for "
-            "none. Of the digits: their test split, if left out."
+            help="Images to evaluate on while it trains: a share of the data, such as 0.1, another split's name, or "
+            "where they are; none for none. Of the digits: test, if left out."
         ),
     ] = None,
     picture_every: Annotated[
@@ -170,7 +205,7 @@ def train(
         },
         "data": {
             "source": data,
-            "size": size,
+            "size": None if size is None else _parsed_size(size),
             "channels": channels,
             "split": split,
             "layout": layout,
@@ -184,6 +219,8 @@ def train(
             "precision": precision,
             "flip": flip,
             "label_dropout": label_dropout,
+            "loss": loss,
+            "weighting": weighting,
             "seed": seed,
             "picture_every": picture_every,
             "evaluate_every": evaluate_every,
@@ -197,7 +234,7 @@ def train(
         raise ValueError(f"--out {out} is a file: give a folder")
     before = _settings_before(given) if config is None else _read("--config", read_config_file, config)
     given = _merged(before, given)
-    with blaming("--set", setting):
+    with spelling_also(DATA_SETTINGS), blaming("--set", setting):
         plan = plan_training(_with_preset(given, device))
     if print_config:
         typer.echo(plan.to_yaml(), nl=False)
@@ -270,7 +307,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
     training = _merged(recipe.get("train", {}), sections["train"])
     diffusion, process = build_diffusion(process)
-    images, held_out, source = _images(sections["data"])
+    images, held_out, source = _images(sections["data"], given.get("out"))
     base = PRESETS[preset] if preset is not None else UNetConfig()
     if training.get("label_dropout") and images.labels is not None:
         # The classes of the data, and the null class behind them.
@@ -333,7 +370,7 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
 
     with Bars() as bars:
         progress, on_step = bars.training("training", plan.train, trainer.step)
-        with spelling(SETTINGS, ()):
+        with spelling(SETTINGS | DATA_SETTINGS, ()):
             result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
     for note in result.notes:
         typer.echo(note)
@@ -440,36 +477,62 @@ def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
         )
 
 
-def _images(settings: Settings) -> tuple[ImageSource, ImageSource | None, Settings]:
+def _images(settings: Settings, out: Any) -> tuple[ImageSource, ImageSource | None, Settings]:
     """The images to train on, those held out, and the settings that say where they are."""
-    from fastdiff.data.part import hold_out
-    from fastdiff.files.data import load
+    from fastdiff.data.opening import WHAT_IT_IS, DataOptions, open_images
 
     if settings.get("source") is None:
-        raise ValueError("what to train on? give --data: digits, a folder of images, or a .npz or .npy file")
+        raise ValueError(f"what to train on? give --data: {WHAT_IT_IS}")
     options = {key: value for key, value in settings.items() if key != "source" and value is not None}
     source = str(settings["source"])
     plain = {"source": source, **options}
     held_out = options.pop("held_out", None)
-    images = load(source, **options)
-    if source == "digits" and (held_out is None or held_out == "test"):
-        trained = options.get("split", "train") == "train"
-        return images, load("digits", split="test") if trained or held_out else None, plain
+    if options.get("cache") is True:
+        if out is None:
+            raise ValueError(f"{spelt('cache')} True is a folder of the run: give --out, or name a folder")
+        options["cache"] = str(Path(str(out), CACHE_FOLDER))
+    elif options.get("cache") is False:
+        del options["cache"]
+    images = open_images(source, DataOptions(**options))
+    return *_held_out(held_out, images, plain), plain
+
+
+def _held_out(held_out: Any, images: ImageSource, settings: Settings) -> tuple[ImageSource, ImageSource | None]:
+    """The images to train on, and those held out: a share of these, another split of them, or another source."""
+    from fastdiff.data.opening import DataOptions, open_images
+    from fastdiff.data.part import hold_out
+
+    if held_out is None and images.source == "digits/train":
+        held_out = "test"
     if held_out is None or held_out == "none":
-        return images, None, plain
-    share = _share(held_out)
+        return images, None
+    share = _number(held_out)
     if share is not None:
-        return *hold_out(images, share), plain
-    options.pop("split", None)
-    return images, _read(spelt("held_out"), lambda path: load(path, **options), str(held_out)), plain
+        return hold_out(images, share)
+    # Nothing is cut at random, or left out, where curves are to be compared.
+    names = ("size", "channels", "layout", "levels", "resize", "columns")
+    kept = {name: settings[name] for name in names if settings.get(name) is not None}
+    where = str(held_out)
+    if where.isidentifier() and not Path(where).exists():
+        kept |= {"split": where}
+        where = str(settings["source"])
+    return images, _read(spelt("held_out"), lambda path: open_images(path, DataOptions(**kept)), where)
 
 
-def _share(text: object) -> float | None:
-    """The share that a number, or a text of one, is; None for other texts."""
+def _number(value: object) -> float | None:
+    """The number that a value, or a text of one, is; None for others."""
     try:
-        return float(str(text))
+        return float(str(value))
     except ValueError:
         return None
+
+
+def _parsed_size(text: str) -> int | list[int]:
+    """A side, or HEIGHTxWIDTH."""
+    numbers = text.split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"--size takes a side or HEIGHTxWIDTH in pixels, such as 32 or 32x48, got {shown(text)}")
+    return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]
 
 
 def _network(base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion) -> UNetConfig:

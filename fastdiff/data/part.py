@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdiff.data.source import ImageSource
-from fastdiff.files.data import DataScaling
+from fastdiff.files.scaling import DataScaling
 from fastdiff.process.arguments import spelt
 
 __all__ = ["Part", "hold_out"]
@@ -66,9 +66,19 @@ class Part:
         """See `ImageSource`."""
         return self.whole.shape
 
-    def read(self, indices: NDArray[np.int64]) -> Tensor:
+    @property
+    def num_draws(self) -> int:
         """See `ImageSource`."""
-        return self.whole.read(self.indices[indices])
+        return self.whole.num_draws
+
+    @property
+    def workers(self) -> int:
+        """See `ImageSource`."""
+        return self.whole.workers
+
+    def read(self, indices: NDArray[np.int64], draws: NDArray[np.uint32] | None = None) -> Tensor:
+        """See `ImageSource`."""
+        return self.whole.read(self.indices[indices], draws)
 
     def describe(self, *, with_labels: bool) -> dict[str, Any]:
         """See `ImageSource`; a digest of the numbers is among it."""

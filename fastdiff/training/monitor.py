@@ -26,13 +26,16 @@ from fastdiff.data.source import ImageSource
 from fastdiff.engine.choose import compiled_or_not
 from fastdiff.evaluation.metrics import Array, dct_features, frechet_distance
 from fastdiff.likelihood import bound_estimate
-from fastdiff.nets.model import network_times
+from fastdiff.nets.conditions import Concatenated, ImageCondition
+from fastdiff.nets.model import Model, network_times
 from fastdiff.nets.unet import UNet
-from fastdiff.pipeline import Pipeline
 from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import shown
 from fastdiff.process.diffusion import Diffusion
-from fastdiff.process.noise import Stream
+from fastdiff.process.noise import Stream, words
+from fastdiff.samplers.ddim import ddim
+from fastdiff.sampling.guidance import ClassifierFreeGuidance
+from fastdiff.sampling.runner import sample
 from fastdiff.training.config import TrainConfig
 from fastdiff.training.log import TrainLog
 from fastdiff.training.objectives import Objective
@@ -136,7 +139,7 @@ class Monitor:
         self.objective, self.unet = objective, unet
         self.notes: tuple[str, ...] = ()
         self.seconds = 0.0
-        self._num_classes = unet.config.num_classes
+        self.num_classes = unet.config.num_classes
         if held_out is not None:
             self._check_held_out(held_out)
 
@@ -169,11 +172,9 @@ class Monitor:
         """
         started = time.monotonic()
         config = self.config
-        network = copy.deepcopy(self.unet)
+        network = copy.deepcopy(self.unet).eval()
         weights(network)
-        about = {"shape": list(self.data.shape)}
-        pipe = Pipeline(network, self.diffusion, self.data.scaling, {"data": about, "training": config.to_dict()})
-        seen = _Seen(self, pipe, stopped)
+        seen = _Seen(self, network, stopped)
         values: dict[str, float] = {}
         picture: Path | None = None
         try:
@@ -219,12 +220,12 @@ class Monitor:
         ):
             if theirs != ours:
                 raise ValueError(f"{name} must be like those trained on: {what} {ours}, got {theirs}")
-        if self._num_classes is not None:
+        if self.num_classes is not None:
             if held_out.labels is None:
-                raise ValueError(f"{name} need labels, as the network has {self._num_classes} classes")
-            if int(held_out.labels.max()) >= self._num_classes or int(held_out.labels.min()) < 0:
+                raise ValueError(f"{name} need labels, as the network has {self.num_classes} classes")
+            if int(held_out.labels.max()) >= self.num_classes or int(held_out.labels.min()) < 0:
                 raise ValueError(
-                    f"{name} must have labels in 0..{self._num_classes - 1}, got up to {int(held_out.labels.max())}"
+                    f"{name} must have labels in 0..{self.num_classes - 1}, got up to {int(held_out.labels.max())}"
                 )
             if held_out.label_names != self.data.label_names:
                 raise ValueError(
@@ -241,9 +242,13 @@ class _Stopped(Exception):
 class _Seen:
     """One look: the parts of it, by a network of its own with the averaged weights."""
 
-    def __init__(self, monitor: Monitor, pipe: Pipeline, stopped: Callable[[], bool]) -> None:
-        self.monitor, self.pipe, self.stopped = monitor, pipe, stopped
-        self.config = monitor.config
+    def __init__(self, monitor: Monitor, network: UNet, stopped: Callable[[], bool]) -> None:
+        self.monitor, self.network, self.stopped = monitor, network, stopped
+        self.config, self.diffusion, self.data = monitor.config, monitor.diffusion, monitor.data
+        self.device = next(network.parameters()).device
+        self.condition = None if self.config.condition is None else ImageCondition(self.config.condition)
+        steps = min(SAMPLING_STEPS, self.diffusion.num_timesteps)
+        self.table = ddim(self.diffusion, steps)
 
     def held_out(self) -> dict[str, float]:
         """The loss and the bits/dim of the held-out images, with the same draws each time."""
@@ -251,14 +256,16 @@ class _Seen:
         if source is None:
             return {}
         levels, chosen = source.scaling.levels, _spread(len(source), self.config.num_evaluated)
+        model = self._model(None)
         losses, bits = [], []
         for numbers in self._batches(chosen):
-            images, labels = source.read(numbers), self._labels(source, numbers)
-            losses.append(self._losses(images, labels, numbers))
+            x0 = self._images(source, numbers)
+            given = self._given(source, numbers, x0)
+            losses.append(self._losses(x0, given, numbers))
             score = bound_estimate(
-                self.pipe.unet,
-                self.pipe.diffusion,
-                source.scaling.to_model(images),
+                model,
+                self.diffusion,
+                x0,
                 # As few rounds as it takes, whatever the error: the same draws in each look.
                 target_error=math.inf,
                 allocation="stratified",
@@ -267,7 +274,7 @@ class _Seen:
                 levels=levels or 256,
                 seed=self.config.seed,
                 sample_ids=numbers.tolist(),
-                model_kwargs=None if labels is None else {"y": labels},
+                model_kwargs=given,
                 batch_size=_BATCH,
             )
             bits.append(score.total)
@@ -280,31 +287,28 @@ class _Seen:
         }
 
     @torch.no_grad()
-    def _losses(self, images: Tensor, labels: Tensor | None, numbers: NDArray[np.int64]) -> Tensor:
-        """What training would minimise, at timesteps spread evenly, [n * _LOSS_TIMES]."""
-        monitor, device = self.monitor, self.pipe.device
-        diffusion, scaling = monitor.diffusion, monitor.data.scaling
+    def _losses(self, x0: Tensor, given: dict[str, Tensor], numbers: NDArray[np.int64]) -> Tensor:
+        """What training minimises, at timesteps spread evenly, of images x0 [n, ...]: [n * _LOSS_TIMES]."""
+        objective, diffusion, device = self.monitor.objective, self.diffusion, self.device
         within = (numbers * _GOLDEN) % 1.0
         strata = (np.arange(_LOSS_TIMES)[:, None] + within[None]) / _LOSS_TIMES
         t = torch.from_numpy((strata * diffusion.num_timesteps).astype(np.int64).reshape(-1)).to(device)
-        x0 = scaling.to_model(images).to(device).repeat(_LOSS_TIMES, 1, 1, 1)
+        x0 = x0.repeat(_LOSS_TIMES, 1, 1, 1)
         ids = torch.from_numpy(numbers).to(device).repeat(_LOSS_TIMES)
         table = torch.tensor(diffusion.noising_table(), dtype=torch.float32, device=device)
         x_t, target = ops.diffuse(x0, t, table, seed=self.config.seed, sample_ids=ids, row=t, stream=Stream.LIKELIHOOD)
-        y = {} if labels is None else {"y": labels.to(device).repeat(_LOSS_TIMES)}
-        output = compiled_or_not(self.pipe.unet)(x_t, network_times(diffusion, device)[t], **y)
-        losses = monitor.objective(output, target, x0 if monitor.objective.needs_images else None, x_t, t, None)
+        given = {name: value.repeat(_LOSS_TIMES, *[1] * (value.ndim - 1)) for name, value in given.items()}
+        model = self._model(None)
+        output = model(x_t, network_times(diffusion, device)[t], **given)
+        losses = objective(output, target, x0 if objective.needs_images else None, x_t, t)
         return losses.double().cpu()
 
     def frechet(self) -> dict[str, float]:
         """How far samples are from the training images, and held-out images, as many, from them."""
-        data, held_out = self.monitor.data, self.monitor.held_out
-        num = self.config.num_evaluated
+        data, held_out, num = self.data, self.monitor.held_out, self.config.num_evaluated
         of_data = self._features(data, _spread(len(data), _MOST_COMPARED))
-        labels = (
-            None if self.monitor._num_classes is None else self._labels(data, _spread(len(data), num, repeats=True))
-        )
-        found = {"frechet_distance": frechet_distance(_features(self._samples(num, labels)), of_data)}
+        samples, _ = self._samples(np.arange(num), data, _spread(len(data), num, repeats=True))
+        found = {"frechet_distance": frechet_distance(_features(samples), of_data)}
         if held_out is not None and len(held_out) >= num:
             of_held_out = self._features(held_out, _spread(len(held_out), num))
             found["frechet_distance_held_out"] = frechet_distance(of_held_out, of_data)
@@ -313,54 +317,106 @@ class _Seen:
     def draw(self, step: int, log: TrainLog) -> Path:
         """Samples of fixed numbers; of each class a row."""
         num, classes = self.config.num_pictures, self._classes()
-        title = f"step {step:,}: samples of the averaged weights"
+        guidance = self.config.picture_guidance
+        title = f"step {step:,}: samples of the averaged weights" + (
+            "" if guidance is None else f", guidance {guidance:g}"
+        )
+        if self.condition is not None:
+            return self._draw_conditioned(step, log, title)
         if not classes:
-            return log.draw(step, _drawable(self._samples(num, None)), columns=None, labels=None, title=title)
+            images, _ = self._samples(np.arange(num), None, np.arange(num))
+            return log.draw(step, _drawable(images), columns=None, labels=None, title=title)
         columns = max(1, num // len(classes))
-        if self.config.picture_guidance is not None:
-            title += f", guidance {self.config.picture_guidance:g}"
-        labels = torch.arange(len(classes)).repeat_interleave(columns)
-        images = self._samples(len(labels), labels, self.config.picture_guidance)
+        labels = np.arange(len(classes)).repeat(columns)
+        images, _ = self._samples(np.arange(len(labels)), None, labels, guidance)
         names = [name if column == 0 else "" for name in classes for column in range(columns)]
         return log.draw(step, _drawable(images), columns=columns, labels=names, title=title)
 
+    def _draw_conditioned(self, step: int, log: TrainLog, title: str) -> Path:
+        """What the network was given, what it made of it, and the image that it was, side by side."""
+        source = self.monitor.held_out or self.data
+        numbers = _spread(len(source), max(1, self.config.num_pictures // 3))
+        samples, given = self._samples(numbers, source, numbers, self.config.picture_guidance)
+        shown = given["condition"][:, : samples.shape[1]].cpu()
+        images = torch.stack([shown, samples, self._images(source, numbers).cpu()], dim=1).flatten(0, 1)
+        names = ["given", "made", "image"] * len(numbers)
+        return log.draw(step, _drawable(images), columns=6, labels=names, title=title)
+
     def _classes(self) -> list[str]:
         """Names of the classes that a picture shows; none for a network without."""
-        count = self.monitor._num_classes
+        count = self.monitor.num_classes
         if count is None:
             return []
-        names = self.monitor.data.label_names or ()
+        names = self.data.label_names or ()
         real = count - 1 if self.config.label_dropout else count
         return [names[i] if i < len(names) else str(i) for i in range(min(real, _ROWS))]
 
-    def _samples(self, num: int, labels: Tensor | None, guidance: float | None = None) -> Tensor:
-        """Samples 0, 1, 2, ... of the seed, in the values that the data have, [num, C, H, W] in [-1, 1]."""
-        scaling, null = self.monitor.data.scaling, self.monitor._num_classes
-        parts = []
-        for numbers in self._batches(np.arange(num)):
-            images = self.pipe.sample(
-                len(numbers),
-                sampler=SAMPLER,
-                steps=min(SAMPLING_STEPS, self.monitor.diffusion.num_timesteps),
+    def _model(self, guidance: float | None) -> Model:
+        """The network, with its condition as a keyword and guided, where need be."""
+        if guidance is None and self.condition is None:
+            return self.network
+        model = compiled_or_not(self.network)
+        if self.condition is not None:
+            model = Concatenated(model)
+        assert self.monitor.num_classes is not None or guidance is None
+        null = (self.monitor.num_classes or 0) - 1
+        return model if guidance is None else ClassifierFreeGuidance(model, {"y": null}, guidance)
+
+    def _samples(
+        self,
+        ids: NDArray[np.int64],
+        like: ImageSource | None,
+        numbers: NDArray[np.int64],
+        guidance: float | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Samples of these ids, in the values that the data have, [n, C, H, W] in [-1, 1], and what they were given.
+
+        Args:
+            ids: [n].
+            like: Whose labels and conditions they are given.
+            numbers: Of the images there, [n]; without `like`, the labels themselves.
+            guidance: Its scale; None for none.
+        """
+        scaling, model = self.data.scaling, self._model(guidance)
+        parts, seen = [], list[dict[str, Tensor]]()
+        for part in self._batches(np.arange(len(ids))):
+            if like is not None:
+                given = self._given(like, numbers[part])
+            else:
+                labels = torch.from_numpy(numbers[part]).to(self.device)
+                given = {} if self.monitor.num_classes is None else {"y": labels}
+            images = sample(
+                model,
+                self.table,
+                shape=(len(part), *self.data.shape),
                 seed=self.config.seed,
-                sample_ids=numbers.tolist(),
-                labels=None if labels is None else labels[torch.from_numpy(numbers)],
-                guidance=guidance,
-                null_label=None if guidance is None or null is None else null - 1,
+                sample_ids=ids[part].tolist(),
+                model_kwargs=given,
+                progress=False,
             ).cpu()
             if scaling.levels is not None and bool(torch.isfinite(images).all()):
                 images = scaling.to_model(scaling.to_values(images))
             parts.append(images)
-        return torch.cat(parts)
+            seen.append(given)
+        return torch.cat(parts), {name: torch.cat([given[name] for given in seen]) for name in seen[0]}
+
+    def _images(self, source: ImageSource, numbers: NDArray[np.int64]) -> Tensor:
+        """Images of these numbers in [-1, 1], on the network's device; cut at a fixed place where that is random."""
+        draws = words(self.config.seed, numbers, source.num_draws, Stream.CROP, 0) if source.num_draws else None
+        return source.scaling.to_model(source.read(numbers, draws)).to(self.device)
+
+    def _given(self, source: ImageSource, numbers: NDArray[np.int64], x0: Tensor | None = None) -> dict[str, Tensor]:
+        """What the network is given with images of these numbers: labels, conditions."""
+        given: dict[str, Tensor] = {}
+        if self.monitor.num_classes is not None and source.labels is not None:
+            given["y"] = source.labels[torch.from_numpy(numbers).to(source.labels.device)].to(self.device)
+        if self.condition is not None:
+            images = self._images(source, numbers) if x0 is None else x0
+            given["condition"] = self.condition.of_training(images, self.config.seed, 0, numbers)
+        return given
 
     def _features(self, source: ImageSource, chosen: NDArray[np.int64]) -> Array:
-        parts = [_features(source.scaling.to_model(source.read(part)).cpu()) for part in self._batches(chosen)]
-        return np.concatenate(parts)
-
-    def _labels(self, source: ImageSource, numbers: NDArray[np.int64]) -> Tensor | None:
-        if self.monitor._num_classes is None or source.labels is None:
-            return None
-        return source.labels[torch.from_numpy(numbers).to(source.labels.device)].cpu()
+        return np.concatenate([_features(self._images(source, part).cpu()) for part in self._batches(chosen)])
 
     def _batches(self, numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         for start in range(0, len(numbers), _BATCH):
