@@ -16,7 +16,7 @@ from fastdiff.process.arguments import spelt
 from fastdiff.training.config import TrainConfig
 from fastdiff.training.world import World
 
-__all__ = ["check_share", "identity"]
+__all__ = ["check_share", "in_common"]
 
 # The same data may lie elsewhere on another machine.
 _OWN = ("data.source", "data.classes")
@@ -37,7 +37,7 @@ def check_share(config: TrainConfig, world: World) -> None:
         raise ValueError(f"{spelt('batch_size')} {batch} cannot be shared out among {size} processes: {near}")
 
 
-def identity(described: dict[str, Any], device: torch.device) -> dict[str, str]:
+def in_common(described: dict[str, Any], device: torch.device) -> dict[str, str]:
     """What must be the same at all processes, by what it is called.
 
     Args:

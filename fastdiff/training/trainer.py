@@ -13,8 +13,9 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdiff import ops
 from fastdiff.data.source import ImageSource, UnreadableImageError
@@ -30,24 +31,30 @@ from fastdiff.engine.threads import check_threads
 from fastdiff.files.checkpoint import latest_checkpoint, save_checkpoint
 from fastdiff.files.progress import watched
 from fastdiff.nets.conditions import ImageCondition
-from fastdiff.nets.dropout import Dropout, DropoutDraws, keyed_dropout
+from fastdiff.nets.dropout import DropoutDraws
 from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import advised
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream, words
+from fastdiff.training.averages import Averages
 from fastdiff.training.batches import Batches, moved
 from fastdiff.training.config import TrainConfig
+from fastdiff.training.divergence import check_finite, forget_divergence
 from fastdiff.training.ema import Ema
 from fastdiff.training.fit import check_fit, plain_unet
 from fastdiff.training.interrupt import Interrupt, Interrupted
 from fastdiff.training.log import TrainLog
+from fastdiff.training.monitor import Look, LossByTimestep, Monitor
+from fastdiff.training.network import in_training, maybe_compiled
 from fastdiff.training.objectives import Objective
+from fastdiff.training.optimizer import build_optimizer
 from fastdiff.training.progress import Interval, TrainProgress, TrainResult, metrics
 from fastdiff.training.rates import learning_rate
 from fastdiff.training.replicas import replicated, settled, unsynced
-from fastdiff.training.resume import Parts, Past, compared, machine_notes, processes_notes
-from fastdiff.training.together import check_share, identity
+from fastdiff.training.report import write_report
+from fastdiff.training.resume import Parts, Past, compared, identity, machine_notes, processes_notes
+from fastdiff.training.together import check_share, in_common
 from fastdiff.training.world import World
 
 __all__ = ["TrainConfig", "TrainProgress", "TrainResult", "Trainer"]
@@ -61,9 +68,9 @@ _LOGGER = logging.getLogger("fastdiff.training")
 class Trainer:
     """Trains a network, with everything it needs to go on after a stop in one folder.
 
-    The folder gets `checkpoints/` (see `fastdiff.files.checkpoint`), `metrics.jsonl` and, with TensorBoard, `logs/`. If
-    it holds checkpoints already, the newest complete one is loaded, into `unet` as well. What happens is logged under
-    the name "fastdiff.training", at the level INFO.
+    The folder gets `checkpoints/` (see `fastdiff.files.checkpoint`), `metrics.jsonl`, `report.html`, `pictures/` where
+    the settings ask for them and, with TensorBoard, `logs/`. If it holds checkpoints already, the newest complete one
+    is loaded, into `unet` as well. What happens is logged under the name "fastdiff.training", at the level INFO.
 
     Args:
         unet: The network, float32, on the device to train on. Initialise it from a fixed seed to repeat a run. Under
@@ -73,26 +80,37 @@ class Trainer:
         data: The images.
         config: Settings.
         folder: Of this run; one process at a time may use it.
+        override: Whether a run that goes on may have other settings than its checkpoint.
+            `fastdiff.training.config.CHANGEABLE` names those that may change. After a divergence, what its message
+            advises needs no override.
+        held_out: Images to evaluate on while it trains, of the same kind as the data.
 
     Attributes:
         unet: The network, out of its wrappers.
         step: Steps taken.
-        ema: The averaged weights.
+        averages: Of the weights.
         changes: Settings that are other than in the checkpoint that was loaded, with the value they had and the one
-            they have from here on. `fastdiff.training.config.CHANGEABLE` names those that may change; the checkpoints
-            say what changed at which step.
+            they have from here on; the checkpoints say what changed at which step.
 
     Raises:
         TypeError: unet is no `fastdiff.UNet`.
         ValueError: the network is more than its configuration says; or network, process, data and settings do not fit
-            each other, or are not those of the checkpoint.
+            each other, or are not those of the checkpoint without `override`.
     """
 
     def __init__(
-        self, unet: UNet, diffusion: Diffusion, data: ImageSource, config: TrainConfig, folder: str | Path
+        self,
+        unet: UNet,
+        diffusion: Diffusion,
+        data: ImageSource,
+        config: TrainConfig,
+        folder: str | Path,
+        *,
+        override: bool = False,
+        held_out: ImageSource | None = None,
     ) -> None:
-        network: nn.Module = unet
-        unet = plain_unet(unet)
+        given, unet = unet, plain_unet(unet)
+        network = maybe_compiled(given, config)
         check_fit(unet, diffusion, data, config)
         self.unet = unet
         self.diffusion = diffusion
@@ -101,38 +119,40 @@ class Trainer:
         self.folder = Path(folder)
         self.step = 0
         self.changes: dict[str, tuple[Any, Any]] = {}
-        self.ema = Ema(unet, config.ema_decay)
+        self.averages = Averages(unet, config)
         self.world = World.current()
         check_share(config, self.world)
+        # Whether no sum over a batch is left to PyTorch, which cuts it by threads.
         self._own_sums = ops.has_extension() and config.precision == "float32" and network is unet
         self._device = next(unet.parameters()).device
         self.objective = Objective(config, diffusion, data.scaling, self._device)
+        self.monitor = Monitor(config, diffusion, data, held_out, self.objective, unet)
+        self._loss_by_timestep = LossByTimestep(diffusion.num_timesteps, self._device)
         self.condition = None if config.condition is None else ImageCondition(config.condition)
         self.batches = Batches(data, config, unet.config.num_classes, self._device)
-        self._optimizer = torch.optim.AdamW(
-            unet.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            # One pass over memory; several times faster than the other two on the CPU, and as deterministic.
-            fused=True,
-        )
-        self._parts = Parts(unet, self._optimizer, self.ema, self.objective)
+        self._optimizer = build_optimizer(unet, config)
+        self._parts = Parts(unet, self._optimizer, self.averages, self.objective)
         self._description = data.describe(with_labels=unet.config.num_classes is not None)
         self._table = torch.tensor(diffusion.noising_table(), dtype=torch.float32, device=self._device)
         times = diffusion.schedule.timesteps
         dtype = torch.int64 if (times == np.floor(times)).all() else torch.float32
         self._times = torch.tensor(times, device=self._device).to(dtype)
-        self._draws: DropoutDraws | None = None
         self._notes: tuple[str, ...] = ()
         self._history: list[dict[str, Any]] = []
+        self._draws: DropoutDraws | None = None
+        self._seen: Look | None = None
         with self.world.watched(lambda: "the start"):
-            self.world.compare(identity(self._described(), self._device))
+            self.world.compare(in_common(self._about(), self._device))
             newest = self.world.first(lambda: latest_checkpoint(self.folder))
             if newest is not None:
-                self._restore(newest)
+                self._restore(newest, override=override)
             self.world.share(self._parts.live())
             self._network = replicated(network, self.world)
+
+    @property
+    def ema(self) -> Ema:
+        """The averaged weights, those that one samples with."""
+        return self.averages.first
 
     def run(
         self,
@@ -145,13 +165,13 @@ class Trainer:
         """Train to the end, and save.
 
         Ctrl-C, SIGTERM and SIGHUP finish the step, save a checkpoint and raise `Interrupted`, a KeyboardInterrupt; a
-        second one does at once what it does elsewhere.
-        The global random state is afterwards as it was before. With several processes a signal to any one of them ends
-        all of them after the same step.
+        second one does at once what it does elsewhere. With several processes a signal to any one of them ends all of
+        them after the same step. The global random state is afterwards as it was before.
 
         Args:
-            progress: Called at each entry in the log. True draws a bar on the terminal, with the step's number, the
-                loss and the time left. The log under the name "fastdiff.training" has them in any case.
+            progress: Called at each entry in the log, by the first of several processes. True draws a bar on the
+                terminal, with the step's number, the loss and the time left. The log under the name
+                "fastdiff.training" has them in any case.
             until: Stop, and save, after this many steps in all; `config.steps` when None.
             on_start: Called once the folder is this run's alone, before the first step.
             on_step: Called after each step with the steps taken.
@@ -172,17 +192,18 @@ class Trainer:
             check_threads()
         if self.world.is_first and self.config.warmup_steps >= self.config.steps > self.step:
             warnings.warn(self._short(), stacklevel=2)
-        told = progress if callable(progress) else None
+        told = progress if callable(progress) and self.world.is_first else None
         shows = progress is True and self.world.is_first
         start, started = self.step, time.monotonic()
         loss: float | None = None
         with ExitStack() as stack:
             stack.enter_context(self.world.watched(lambda: f"step {self.step + 1}"))
             self.world.compare({"until": str(stop), "the step": str(start)})
-            log = TrainLog(self.folder, self.step)
+            log = TrainLog(self.folder, self.step, self.config.trackers, self._about())
 
             def begin() -> None:
                 stack.enter_context(log)
+                self.averages.forget_later(self.folder, self.step)
                 if on_start is not None:
                     on_start()
                 if start == 0 and min(stop, self.config.checkpoint_every) >= LONG:
@@ -191,8 +212,7 @@ class Trainer:
             self.world.first(begin)
             devices = [self._device] if self._device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
-            stack.enter_context(_training_mode(self._network))
-            self._draws = stack.enter_context(_keyed(self.unet))
+            self._draws = stack.enter_context(in_training(self._network, self.config))
             part = min(self.config.micro_batch or self.config.batch_size, self.config.batch_size // self.world.size)
             self._draws.at(self.config.seed, 0, range(part))
             stack.enter_context(settled(self._network, self.unet.config, part, self.data.shape[1:]))
@@ -216,36 +236,29 @@ class Trainer:
                 show(self.step, "" if loss is None else f"loss {loss:.4f}")
                 interrupted = self.world.agreed()
                 ends = self.step == stop or interrupted is not None
-                logs = ends or self.step % self.config.log_every == 0
+                looks = interrupted is None and self.monitor.is_due(self.step, last=self.step == stop)
+                logs = ends or looks or self.step % self.config.log_every == 0
                 saves = ends or self.step % self.config.checkpoint_every == 0
-                if logs or saves:
+                stores = self.averages.is_stored_at(self.step)
+                if logs or saves or stores:
                     self._check_interval(interval)
-                    entry = self._summary(interval, stop)
-                    checkpoint = self.world.first(partial(self._record, entry, log if logs else None, saves))
-                if logs:
+                    entry = self._summary(interval, stop) if logs else None
+                    checkpoint = self.world.first(partial(self._record, entry, log, stores=stores, saves=saves))
+                if looks:
+                    self.world.first(partial(self._look, log, interrupt, last=self.step == stop))
+                if logs and entry is not None:
                     loss = entry.loss
-                    if told is not None and self.world.is_first:
-                        told(entry)
+                    if told is not None:
+                        told(replace(entry, look=self._seen, seconds_looked=self.monitor.seconds) if looks else entry)
                     interval = Interval(self.step)
                 if interrupted is not None:
                     said = f"training stopped at step {self.step} and was saved to {checkpoint}"
                     raise Interrupted(said, interrupted)
-            notes = (*self._notes, *self.world.first(lambda: log.notes))
-        seconds = time.monotonic() - started
-        checkpoint = self.world.first(lambda: latest_checkpoint(self.folder) or self._save_to(self.folder))
-        return TrainResult(self.step, start, loss, checkpoint, seconds, notes)
-
-    def _record(self, entry: TrainProgress, log: TrainLog | None, saves: bool) -> Path | None:
-        """Write the log and a checkpoint, the first process alone; the checkpoint's folder."""
-        if log is not None:
-            log.write(entry.step, metrics(entry))
-            told = (entry.step, entry.num_steps, entry.loss, entry.seconds_left)
-            _LOGGER.info("step %d of %d, loss %.4f, %.0f s left", *told)
-        if not saves:
-            return None
-        checkpoint = self._save_to(self.folder)
-        _LOGGER.info("saved %s", checkpoint)
-        return checkpoint
+            seconds = time.monotonic() - started
+            checkpoint = self.world.first(lambda: latest_checkpoint(self.folder) or self._save_to(self.folder))
+            report = self.world.first(self._report)
+            notes = self.world.first(lambda: (*self._notes, *log.notes, *self.monitor.notes))
+        return TrainResult(self.step, start, loss, checkpoint, seconds, notes, report)
 
     def save(self) -> Path:
         """Write a checkpoint of the present step, and return its folder. All processes call it, and the first writes.
@@ -255,20 +268,48 @@ class Trainer:
         """
         return self.world.first(lambda: self._save_to(self.folder))
 
+    def _record(self, entry: TrainProgress | None, log: TrainLog, *, stores: bool, saves: bool) -> Path | None:
+        """Write what is due after this step, the first process alone; the checkpoint's folder."""
+        if stores:
+            # Before the checkpoint: a run that goes on from there does not come by here again.
+            self.averages.store(self.folder, self.step, identity(self._about()))
+        if entry is not None:
+            log.write(self.step, metrics(entry))
+            told = (entry.step, entry.num_steps, entry.loss, entry.seconds_left)
+            _LOGGER.info("step %d of %d, loss %.4f, %.0f s left", *told)
+        if not saves:
+            return None
+        checkpoint = self._save_to(self.folder)
+        _LOGGER.info("saved %s", checkpoint)
+        return checkpoint
+
     def _save_to(self, folder: Path) -> Path:
-        training = self.config.to_dict() | ({"changes": self._history} if self._history else {})
-        return save_checkpoint(
+        saved = save_checkpoint(
             folder,
             self.unet,
             self.diffusion,
             self.data.scaling,
             step=self.step,
             ema=self.ema.state_dict(),
-            training=training | ({"processes": self.world.size} if self.world.size > 1 else {}),
+            training=self._about()["training"],
             data=self._description,
             training_tensors=self._parts.tensors(),
+            averages=self.averages.others(),
             keep=self.config.keep,
         )
+        forget_divergence(folder)
+        return saved
+
+    def _report(self) -> Path | None:
+        """Write the report of what there is so far; None where it failed, which is in the notes."""
+        return self.monitor.attempt("the report", lambda: write_report(self.folder, self._about()))
+
+    def _look(self, log: TrainLog, interrupt: Interrupt, *, last: bool) -> None:
+        """Take note of what is to be seen at this step."""
+        self._seen = self.monitor.look(
+            self.step, self.ema.copy_to, log, last=last, stopped=lambda: interrupt.requested is not None
+        )
+        self._report()
 
     def _train_step(self, step: int) -> Tensor:
         """Take step number `step`, counted from 0; its loss and gradient norm, [2]."""
@@ -284,7 +325,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         self._optimizer.step()
-        self.ema.update(step)
+        self.averages.update(step)
         return values
 
     def _gradients(self, step: int) -> Tensor:
@@ -302,6 +343,7 @@ class Trainer:
             found.append((t, losses.detach(), weighted.detach()))
         t, losses, weighted = self.world.whole(*(torch.cat(parts) for parts in zip(*found, strict=True)))
         self.objective.observe(t, losses)
+        self._loss_by_timestep.observe(t, losses)
         return weighted.mean()
 
     def _short(self) -> str:
@@ -313,30 +355,17 @@ class Trainer:
             f"{advised('warmup_steps', config.steps // 10)} would let it"
         )
 
-    def _check_finite(self, step: int, values: Tensor) -> None:
-        loss, norm = values.tolist()
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
-        newest = latest_checkpoint(self.folder)
-        left = f"the checkpoint {newest} is intact" if newest else "there is no checkpoint yet"
-        advice = (
-            f"a {advised('learning_rate')} below {self.config.learning_rate:g}, {advised('warmup_steps')} above "
-            f"{self.config.warmup_steps}"
-        )
-        if self.config.precision != "float32":
-            advice += f", {advised('precision')} 'float32'"
-        if self.config.clip_norm is None:
-            advice += f", a {advised('clip_norm')}"
-        goes_on = "; the run goes on from there with such settings" if newest else ""
-        said = f"{what} at step {step}, so training stopped; {left}. Try {advice}, and look at the data{goes_on}"
-        raise RuntimeError(said)
-
     def _check_interval(self, interval: Interval) -> None:
         # On the CPU each step was checked.
         if self._device.type != "cpu":
             for step, values in enumerate(interval.values, start=interval.start + 1):
                 self._check_finite(step, values)
+
+    def _check_finite(self, step: int, values: Tensor) -> None:
+        # They are the same at all processes.
+        loss, norm = values.tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.world.first(lambda: check_finite(self.folder, self.config, step, loss, norm))
 
     def _summary(self, interval: Interval, stop: int) -> TrainProgress:
         loss, grad_norm = torch.stack(interval.values).double().mean(dim=0).tolist()
@@ -350,6 +379,8 @@ class Trainer:
             seconds_left=(stop - self.step) * self.config.batch_size / speed,
             grad_norm=grad_norm,
             learning_rate=learning_rate(self.config, self.step - 1),
+            loss_by_timestep=tuple(self._loss_by_timestep.take()),
+            seconds_looked=self.monitor.seconds,
         )
 
     def _losses(self, step: int, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -394,49 +425,30 @@ class Trainer:
             with torch.cuda.device(self._device):
                 torch.cuda.manual_seed(seed)
 
-    def _described(self) -> dict[str, Any]:
-        """What is trained, as plain values."""
+    def _about(self) -> dict[str, Any]:
+        """What this training is, as its checkpoints say it."""
         return {
-            "training": self.config.to_dict(),
+            "training": self.config.to_dict()
+            | ({"changes": self._history} if self._history else {})
+            | ({"processes": self.world.size} if self.world.size > 1 else {}),
             "unet": self.unet.config.to_dict(),
             "diffusion": self.diffusion.to_dict(),
             "scaling": self.data.scaling.to_dict(),
             "data": self._description,
         }
 
-    def _restore(self, checkpoint: Path) -> None:
-        past = self.world.first(lambda: self._taken_over(checkpoint))
+    def _restore(self, checkpoint: Path, *, override: bool) -> None:
+        past = self.world.first(lambda: self._taken_over(checkpoint, override))
         self.step, self.changes, self._history = past.step, past.changes, past.history
         if self.world.is_first:
             _LOGGER.info("going on from %s", checkpoint)
             for name, (before, changed) in self.changes.items():
                 _LOGGER.info("from step %d on %s is %s, it was %s", self.step, name, changed, before)
-            self._notes = processes_notes(past.processes, self.world.size)
+            self._notes = processes_notes(past.settings.get("processes", 1), self.world.size)
             if self._device.type == "cpu":
                 self._notes += machine_notes(past.versions, own_sums=self._own_sums)
 
-    def _taken_over(self, checkpoint: Path) -> Past:
-        past = compared(checkpoint, self._described(), self.diffusion)
-        self._parts.load(checkpoint)
+    def _taken_over(self, checkpoint: Path, override: bool) -> Past:
+        past = compared(checkpoint, self._about(), self.diffusion, override=override, run_folder=self.folder)
+        self._parts.load(checkpoint, past)
         return past
-
-
-@contextmanager
-def _keyed(unet: UNet) -> Iterator[DropoutDraws]:
-    """Within the block the masks of dropout are functions of what is drawn for."""
-    try:
-        yield keyed_dropout(unet)
-    finally:
-        for module in unet.modules():
-            if isinstance(module, Dropout):
-                module.draws = None
-
-
-@contextmanager
-def _training_mode(module: nn.Module) -> Iterator[None]:
-    was_training = module.training
-    module.train()
-    try:
-        yield
-    finally:
-        module.train(was_training)

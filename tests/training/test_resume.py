@@ -1,4 +1,4 @@
-"""What the checkpoints of a training hold. Resumed runs: test_trainer.py."""
+"""Tests of fastdiff.training.resume: checkpoints of before, what makes a run the same run, and what is in them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,61 @@ from typing import Any
 import pytest
 import torch
 
-from fastdiff.training.resume import Parts, compared, machine_notes, processes_notes
+from fastdiff.files.checkpoint import read_config
+from fastdiff.training.config import NEWER, TrainConfig
+from fastdiff.training.resume import Parts, compared, identity, machine_notes, processes_notes
 from fastdiff.training.trainer import Trainer
-from support.training_runs import SIMPLE, trainer
+from support.training_runs import CONFIG, SIMPLE, digests, trainer
+
+
+def test_a_checkpoint_without_the_newer_settings_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    whole = trainer(tmp_path / "whole").run()
+    described = trainer(tmp_path / "parts").run(until=2).checkpoint / "config.json"
+    config = json.loads(described.read_text())
+    for name in NEWER:
+        del config["training"][name]
+    described.write_text(json.dumps(config))
+    run = trainer(tmp_path / "parts")
+    assert (run.step, run.changes) == (2, {})
+    assert digests(run.run().checkpoint) == digests(whole.checkpoint)
+
+
+def test_settings_of_before_load_and_newer_ones_have_the_defaults_that_they_amounted_to() -> None:
+    now = TrainConfig(steps=3).to_dict()
+    before = {name: value for name, value in now.items() if name not in NEWER}
+    assert TrainConfig.from_dict(before) == TrainConfig(steps=3)
+    assert {name: now[name] for name in NEWER} == NEWER
+
+
+CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
+    "longer": ({"steps": 100, "keep": 1, "log_every": 7}, True),
+    "snapshots more often": ({"snapshot_every": 3}, True),
+    "less memory": ({"activation_checkpointing": True, "micro_batch": 2}, True),
+    "another seed": ({"seed": 4}, False),
+    "another rate": ({"learning_rate": 1e-3}, False),
+    "other widths": ({"power_widths": (0.1, 0.2)}, False),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_identity_is_of_what_a_run_began_with(tmp_path: Path, name: str) -> None:
+    settings, same = CHANGES[name]
+    first = read_config(trainer(tmp_path / "first", snapshot_every=2).run(until=1).checkpoint)
+    second = read_config(trainer(tmp_path / "second", **{"snapshot_every": 2, **settings}).run(until=1).checkpoint)
+    assert (identity(first) == identity(second)) == same
+
+
+def test_identity_survives_changes_and_newer_settings(tmp_path: Path) -> None:
+    before = identity(read_config(trainer(tmp_path).run(until=1).checkpoint))
+    trainer(tmp_path, learning_rate=1e-3, override=True).run(until=2)
+    changed = read_config(trainer(tmp_path, learning_rate=1e-4, clip_norm=None, override=True).run(until=3).checkpoint)
+    assert [entry["step"] for entry in changed["training"]["changes"]] == [1, 2]
+    assert identity(changed) == before
+    for setting in NEWER:
+        del changed["training"][setting]
+    assert identity(changed) == before
+    assert CONFIG.learning_rate == 1e-2
 
 
 def parts_of(subject: Trainer) -> Parts:
@@ -23,7 +75,8 @@ def test_parts_are_taken_over_as_they_were(tmp_path: Path) -> None:
     subject = trainer(tmp_path / "a")
     checkpoint = subject.run(until=2).checkpoint
     other = trainer(tmp_path / "b")
-    parts_of(other).load(checkpoint)
+    past = compared(checkpoint, subject._about(), SIMPLE, override=False, run_folder=tmp_path)
+    parts_of(other).load(checkpoint, past)
     expected, found = parts_of(subject).tensors(), parts_of(other).tensors()
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -84,15 +137,17 @@ def test_a_long_stretch_begins_with_a_trial(tmp_path: Path, monkeypatch: pytest.
 def test_the_past_is_read(tmp_path: Path) -> None:
     subject = trainer(tmp_path)
     checkpoint = subject.run(until=2).checkpoint
-    past = compared(checkpoint, subject._described(), SIMPLE)
-    assert (past.step, past.changes, past.history, past.processes) == (2, {}, [], 1)
+    past = compared(checkpoint, subject._about(), SIMPLE, override=False, run_folder=tmp_path)
+    assert (past.step, past.changes, past.history) == (2, {}, [])
+    assert "processes" not in past.settings
     saved: dict[str, Any] = json.loads((checkpoint / "config.json").read_text())
     saved["training"] |= {"processes": 3}
     (checkpoint / "config.json").write_text(json.dumps(saved))
-    assert compared(checkpoint, subject._described(), SIMPLE).processes == 3
+    again = compared(checkpoint, subject._about(), SIMPLE, override=False, run_folder=tmp_path)
+    assert again.settings["processes"] == 3
     shutil.rmtree(checkpoint)
     with pytest.raises(ValueError, match="cannot read"):
-        compared(checkpoint, subject._described(), SIMPLE)
+        compared(checkpoint, subject._about(), SIMPLE, override=False, run_folder=tmp_path)
 
 
 def test_other_numbers_of_processes_and_machines_are_said() -> None:

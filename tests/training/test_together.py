@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastdiff.training import together
-from fastdiff.training.together import check_share, identity
+from fastdiff.training.together import check_share, in_common
 from fastdiff.training.world import World
 from support.training_runs import CONFIG, SIMPLE, images, network
 
@@ -26,7 +26,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(batch: int, size: int, nea
         check_share(config, World(1, size))
 
 
-def test_identity_holds_all_that_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_common_holds_all_that_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     data = images()
     described = {
         "training": CONFIG.to_dict(),
@@ -34,7 +34,7 @@ def test_identity_holds_all_that_must_agree(monkeypatch: pytest.MonkeyPatch) -> 
         "diffusion": SIMPLE.to_dict(),
         "data": data.describe(with_labels=False),
     }
-    found = identity(described, torch.device("cpu"))
+    found = in_common(described, torch.device("cpu"))
     assert found["training.batch_size"] == "5"
     assert found["training.betas"] == "[0.9, 0.999]"
     assert found["unet.dropout"] == "0.2"
@@ -42,11 +42,11 @@ def test_identity_holds_all_that_must_agree(monkeypatch: pytest.MonkeyPatch) -> 
     assert "data.source" not in found
     assert {"fastdiff's version", "fastdiff's code", "PyTorch", "the kind of device"} <= set(found)
     assert all(len(value) <= 80 for value in found.values())
-    on_gpu = identity(described, torch.device("cuda"))
+    on_gpu = in_common(described, torch.device("cuda"))
     assert [key for key in found if key not in on_gpu] == [
         "the instruction set (FASTDIFF_CPU_ISA, ATEN_CPU_CAPABILITY)"
     ]
-    long = identity({"a": {"b": list(range(100))}}, torch.device("cpu"))["a.b"]
+    long = in_common({"a": {"b": list(range(100))}}, torch.device("cpu"))["a.b"]
     assert len(long) == 16
-    assert long != identity({"a": {"b": list(range(101))}}, torch.device("cpu"))["a.b"]
+    assert long != in_common({"a": {"b": list(range(101))}}, torch.device("cpu"))["a.b"]
     assert together._code() == found["fastdiff's code"]
