@@ -160,11 +160,6 @@ def test_eager_calls_on_the_cpu_go_past_the_dispatcher_unless_somebody_looks_on(
     assert torch.equal(*gradients)
 
 
-def test_eager_calls_with_tensors_of_two_devices_are_left_to_the_dispatcher():
-    x, weight = torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3, device="meta")
-    assert _dispatch.dispatch(Conv3x3Call(x, weight, None, None)).is_meta
-
-
 def test_ops_without_a_triton_kernel_say_so():
     call = Conv3x3Call(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3), None, None)
     with pytest.raises(RuntimeError, match="conv3x3 has no Triton kernel: leave implementation at 'auto'"):
