@@ -61,6 +61,7 @@ SETTINGS = {
     "precision": "--precision",
     "warmup_steps": "--set train.warmup_steps",
     "clip_norm": "--set train.clip_norm",
+    "override": "--override",
 }
 # Of the data, what has no option of its own.
 DATA_SETTINGS = {name: f"--set data.{name}" for name in DATA_KEYS[1:]}
@@ -148,6 +149,10 @@ def train(
     weighting: Annotated[
         str | None, typer.Option(help="Of the timesteps: none, min_snr, p2, truncated_snr, or a .npy file of weights.")
     ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(help="What the network sees beside the noise: low_res:2, the image at half its size, or inpaint."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, noise.")] = None,
     size: Annotated[
         str | None, typer.Option(help="Resize and crop pictures to this side, or HEIGHTxWIDTH; crop arrays to it.")
@@ -162,6 +167,9 @@ def train(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting: unet.channels=64. May be repeated.")
     ] = None,
+    override: Annotated[
+        bool, typer.Option("--override", help="Go on with other settings than before, which the checkpoints record.")
+    ] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as YAML and leave.")] = False,
@@ -194,6 +202,7 @@ def train(
             "label_dropout": label_dropout,
             "loss": loss,
             "weighting": weighting,
+            "condition": condition,
             "seed": seed,
         },
     }
@@ -211,7 +220,7 @@ def train(
         return
     if plan.out is None:
         raise ValueError("training needs a folder to write to: give --out, or the key 'out' in the file")
-    _run(plan, plan.out, device)
+    _run(plan, plan.out, device, override=override)
 
 
 def read_config_file(path: str | Path) -> Settings:
@@ -282,7 +291,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     if training.get("label_dropout") and images.labels is not None:
         # The classes of the data, and the null class behind them.
         network.setdefault("num_classes", len(_class_names(images)) + 1)
-    unet = _network(base, network, images, diffusion)
+    unet = _network(base, network, images, diffusion, training.get("condition"))
     if images.source.startswith("digits"):
         training.setdefault("flip", False)
     training.setdefault("loss", "hybrid" if diffusion.learned_variance else "simple")
@@ -298,7 +307,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     return TrainingPlan(unet, diffusion, images, settings, None if out is None else Path(str(out)), init_from, plain)
 
 
-def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
+def _run(plan: TrainingPlan, out: Path, device_name: str, *, override: bool) -> None:
     import torch
 
     from fastdiff.cli.environment import resolve_device
@@ -313,7 +322,7 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
     unet = UNet(plan.unet).to(device)
     if plan.init_from is not None and not list_checkpoints(out):
         _take_weights(unet, plan.diffusion, plan.init_from)
-    trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out)
+    trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out, override=override)
     size = sum(parameter.numel() for parameter in unet.parameters())
     network = plan.settings["unet"].get("preset", "a network")
     typer.echo(f"{plan.data!r}; {network} of {size:,} parameters on {device}")
@@ -337,7 +346,17 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
         typer.echo(note)
     taken = result.step - result.resumed_from
     typer.echo(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
-    typer.echo(f"next: fastdiff sample {out} --out samples.png")
+    typer.echo(f"next: {_next(plan, out)}")
+
+
+def _next(plan: TrainingPlan, out: Path) -> str:
+    """The command that shows what was learnt."""
+    source = plan.settings["data"]["source"]
+    if plan.train.condition is None:
+        return f"fastdiff sample {out} --out samples.png"
+    if plan.train.condition == "inpaint":
+        return f"fastdiff edit inpaint {out} {source} --hole 0,0,{plan.data.shape[1] // 2},{plan.data.shape[2]}"
+    return f"fastdiff edit upscale {out} {source}"
 
 
 def _class_names(data: ImageSource) -> tuple[str, ...]:
@@ -461,12 +480,17 @@ def _parsed_size(text: str) -> int | list[int]:
     return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]
 
 
-def _network(base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion) -> UNetConfig:
-    """The network, with channels and size from the data where they are not given."""
+def _network(
+    base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion, condition: Any
+) -> UNetConfig:
+    """The network, with channels and size from the data and what it sees beside them, where they are not given."""
+    from fastdiff.nets.conditions import ImageCondition
+
     channels, height, _ = images.shape
+    seen = 0 if condition is None else ImageCondition(condition).channels(channels)
     fields = {**base.to_dict(), **given}
     fitted: Settings = {
-        "in_channels": channels,
+        "in_channels": channels + seen,
         "out_channels": diffusion.model_channels(channels),
         "image_size": height,
     }
