@@ -17,6 +17,7 @@ import typer
 import yaml
 
 from fastdiff.cli.options import DeviceOption, ThreadsOption, blaming, read_yaml
+from fastdiff.cli.train_data import DATA_KEYS, DATA_SETTINGS, open_section, parsed_size
 from fastdiff.nets.config import PRESETS, UNetConfig
 from fastdiff.nets.recipes import RECIPES, Settings, build_diffusion
 from fastdiff.process.arguments import spelling, spelling_also, spelt
@@ -30,22 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SECTIONS", "TrainingPlan", "plan_training", "read_config_file", "train"]
 
-DATA_KEYS = (
-    "source",
-    "split",
-    "size",
-    "channels",
-    "layout",
-    "labels",
-    "levels",
-    "columns",
-    "crop",
-    "resize",
-    "storage",
-    "cache",
-    "workers",
-    "skip_corrupt",
-)
 SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
 CONFIG_FILE = "config.yaml"
 """What a run folder keeps of its settings."""
@@ -63,10 +48,6 @@ SETTINGS = {
     "clip_norm": "--set train.clip_norm",
     "override": "--override",
 }
-# Of the data, what has no option of its own.
-DATA_SETTINGS = {name: f"--set data.{name}" for name in DATA_KEYS[1:]}
-# Folder of a run for decoded pictures, where no other is named.
-CACHE_FOLDER = "cache"
 # Names of classes in one line.
 _MOST_NAMES = 10
 # Sub-folders that are parts of a set rather than classes.
@@ -187,7 +168,7 @@ def train(
         },
         "data": {
             "source": data,
-            "size": None if size is None else _parsed_size(size),
+            "size": None if size is None else parsed_size(size),
             "channels": channels,
             "split": split,
             "layout": layout,
@@ -286,7 +267,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
     training = _merged(recipe.get("train", {}), sections["train"])
     diffusion, process = build_diffusion(process)
-    images, source = _images(sections["data"], given.get("out"))
+    images, source = open_section(sections["data"], given.get("out"))
     base = PRESETS[preset] if preset is not None else UNetConfig()
     if training.get("label_dropout") and images.labels is not None:
         # The classes of the data, and the null class behind them.
@@ -452,32 +433,6 @@ def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
             f"{diffusion.num_timesteps} timesteps)",
             stacklevel=2,
         )
-
-
-def _images(settings: Settings, out: Any) -> tuple[ImageSource, Settings]:
-    """The images, and the settings that say where they are."""
-    from fastdiff.data.opening import WHAT_IT_IS, DataOptions, open_images
-
-    if settings.get("source") is None:
-        raise ValueError(f"what to train on? give --data: {WHAT_IT_IS}")
-    options = {key: value for key, value in settings.items() if key != "source" and value is not None}
-    source = str(settings["source"])
-    plain = {"source": source, **options}
-    if options.get("cache") is True:
-        if out is None:
-            raise ValueError(f"{spelt('cache')} True is a folder of the run: give --out, or name a folder")
-        options["cache"] = str(Path(str(out), CACHE_FOLDER))
-    elif options.get("cache") is False:
-        del options["cache"]
-    return open_images(source, DataOptions(**options)), plain
-
-
-def _parsed_size(text: str) -> int | list[int]:
-    """A side, or HEIGHTxWIDTH."""
-    numbers = text.split("x")
-    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"--size takes a side or HEIGHTxWIDTH in pixels, such as 32 or 32x48, got {shown(text)}")
-    return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]
 
 
 def _network(
