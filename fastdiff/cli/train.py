@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 import yaml
 
+from fastdiff.cli.classes import about_classes, class_names
 from fastdiff.cli.options import DeviceOption, ThreadsOption, blaming, read_yaml
 from fastdiff.cli.train_data import DATA_KEYS, DATA_SETTINGS, open_section, parsed_size
 from fastdiff.nets.config import PRESETS, UNetConfig
@@ -50,10 +51,6 @@ SETTINGS = {
 }
 # How often a training is looked at, and between how many steps at least.
 _LOOKS, _FEWEST_STEPS = 10, 100
-# Names of classes in one line.
-_MOST_NAMES = 10
-# Sub-folders that are parts of a set rather than classes.
-_SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -300,7 +297,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     base = PRESETS[preset] if preset is not None else UNetConfig()
     if training.get("label_dropout") and images.labels is not None:
         # The classes of the data, and the null class behind them.
-        network.setdefault("num_classes", len(_class_names(images)) + 1)
+        network.setdefault("num_classes", len(class_names(images)) + 1)
     unet = _network(base, network, images, diffusion, training.get("condition"))
     if images.source.startswith("digits"):
         training.setdefault("flip", False)
@@ -374,41 +371,11 @@ def _next(plan: TrainingPlan, out: Path) -> str:
     """The command that shows what was learnt."""
     source = plan.settings["data"]["source"]
     if plan.train.condition is None:
-        guided = " --guidance 3 --label " + _class_names(plan.data)[0] if plan.train.label_dropout else ""
+        guided = " --guidance 3 --label " + class_names(plan.data)[0] if plan.train.label_dropout else ""
         return f"fastdiff sample {out}{guided} --out samples.png"
     if plan.train.condition == "inpaint":
         return f"fastdiff edit inpaint {out} {source} --hole 0,0,{plan.data.shape[1] // 2},{plan.data.shape[2]}"
     return f"fastdiff edit upscale {out} {source}"
-
-
-def _class_names(data: ImageSource) -> tuple[str, ...]:
-    assert data.labels is not None
-    return data.label_names or tuple(str(label) for label in range(int(data.labels.max()) + 1))
-
-
-def about_classes(data: ImageSource, num_classes: int | None) -> list[str]:
-    """Sentences on which classes the data have, and whether a network of so many classes is trained on them."""
-    if data.labels is None:
-        return []
-    names = _class_names(data)
-    listed = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
-    count = "1 class" if len(names) == 1 else f"{len(names)} classes"
-    if num_classes is None:
-        said = (
-            f"{count} found ({listed}), not used: with --set unet.num_classes={len(names)} the network learns them, "
-            "with --label-dropout 0.1 so that it can be guided"
-        )
-    else:
-        more = "" if num_classes == len(names) else f"; the network has room for {num_classes}"
-        said = f"{count}: {listed}{more}"
-    lines = [said]
-    splits = [name for name in data.label_names or () if name.lower() in _SPLITS]
-    if splits and len(splits) == len(names):
-        lines.append(
-            f"the folders {', '.join(splits)} look like parts of the data and not like classes: images of all of them "
-            f"are trained on; --data {data.source}/{splits[-1]} would take one"
-        )
-    return lines
 
 
 def _settings_before(given: Settings) -> Settings:
