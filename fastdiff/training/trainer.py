@@ -173,7 +173,8 @@ class Trainer:
         loss: float | None = None
         with ExitStack() as stack:
             log = stack.enter_context(TrainLog(self.folder, self.step))
-            self.averages.forget_later(self.folder, self.step)
+            if self.world.is_first:
+                self.averages.forget_later(self.folder, self.step)
             if on_start is not None:
                 on_start()
             devices = [self._device] if self._device.type == "cuda" else []
@@ -200,7 +201,7 @@ class Trainer:
                 stores = self.averages.is_stored_at(self.step)
                 if logs or saves or stores:
                     self._check_interval(interval)
-                if stores:
+                if stores and self.world.is_first:
                     # Before the checkpoint: a run that goes on from there does not come by here again.
                     self.averages.store(self.folder, self.step, identity(self._about()))
                 if logs:
