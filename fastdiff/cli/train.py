@@ -151,6 +151,10 @@ def train(
     weighting: Annotated[
         str | None, typer.Option(help="Of the timesteps: none, min_snr, p2, truncated_snr, or a .npy file of weights.")
     ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(help="What the network sees beside the noise: low_res:2, the image at half its size, or inpaint."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, noise.")] = None,
     size: Annotated[
         str | None, typer.Option(help="Resize and crop pictures to this side, or HEIGHTxWIDTH; crop arrays to it.")
@@ -200,6 +204,7 @@ def train(
             "label_dropout": label_dropout,
             "loss": loss,
             "weighting": weighting,
+            "condition": condition,
             "seed": seed,
         },
     }
@@ -288,7 +293,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     if training.get("label_dropout") and images.labels is not None:
         # The classes of the data, and the null class behind them.
         network.setdefault("num_classes", len(_class_names(images)) + 1)
-    unet = _network(base, network, images, diffusion)
+    unet = _network(base, network, images, diffusion, training.get("condition"))
     if images.source.startswith("digits"):
         training.setdefault("flip", False)
     training.setdefault("loss", "hybrid" if diffusion.learned_variance else "simple")
@@ -343,7 +348,17 @@ def _run(plan: TrainingPlan, out: Path, device_name: str, *, override: bool) -> 
         typer.echo(note)
     taken = result.step - result.resumed_from
     typer.echo(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
-    typer.echo(f"next: fastdiff sample {out} --out samples.png")
+    typer.echo(f"next: {_next(plan, out)}")
+
+
+def _next(plan: TrainingPlan, out: Path) -> str:
+    """The command that shows what was learnt."""
+    source = plan.settings["data"]["source"]
+    if plan.train.condition is None:
+        return f"fastdiff sample {out} --out samples.png"
+    if plan.train.condition == "inpaint":
+        return f"fastdiff edit inpaint {out} {source} --hole 0,0,{plan.data.shape[1] // 2},{plan.data.shape[2]}"
+    return f"fastdiff edit upscale {out} {source}"
 
 
 def _class_names(data: ImageSource) -> tuple[str, ...]:
@@ -467,12 +482,17 @@ def _parsed_size(text: str) -> int | list[int]:
     return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]
 
 
-def _network(base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion) -> UNetConfig:
-    """The network, with channels and size from the data where they are not given."""
+def _network(
+    base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion, condition: Any
+) -> UNetConfig:
+    """The network, with channels and size from the data and what it sees beside them, where they are not given."""
+    from fastdiff.nets.conditions import ImageCondition
+
     channels, height, _ = images.shape
+    seen = 0 if condition is None else ImageCondition(condition).channels(channels)
     fields = {**base.to_dict(), **given}
     fitted: Settings = {
-        "in_channels": channels,
+        "in_channels": channels + seen,
         "out_channels": diffusion.model_channels(channels),
         "image_size": height,
     }

@@ -53,7 +53,7 @@ _ENDING = ("cosine", "linear")
 NEWER: dict[str, Any] = {
     "label_dropout": 0.0,
     "micro_batch": None,
-    "weighting": "none",
+    "weighting": None,
     "timestep_density": None,
     "importance": None,
     "condition": None,
@@ -103,9 +103,9 @@ class TrainConfig:
             0.1 to 0.2 are usual.
         micro_batch: Images of a step that a process computes at a time: less memory, the same draws, and the same
             gradient but for the order of its sums. None for all.
-        weighting: How much the error weighs at each timestep: "none", "min_snr", "p2" or "truncated_snr", each the same
-            whatever the network predicts (see `fastdiff.training.weightings`); or weights of the network's own error, T
-            numbers or a .npy file of them. Of "hybrid" it weighs the squared error alone.
+        weighting: How much the error weighs at each timestep: "min_snr", "p2" or "truncated_snr", each the same for any
+            prediction (see `fastdiff.training.weightings`); or weights of the network's own error, T numbers or a .npy
+            file of them. None, or "none", for 1. Of "hybrid" it weighs the squared error alone.
         timestep_density: How often each timestep is drawn: "uniform"; "loss_aware", by the root mean squares of its
             last losses; "log_normal", EDM's noise levels; or T numbers, or a .npy file of them. None is "loss_aware"
             for "vlb" and else "uniform".
@@ -157,7 +157,7 @@ class TrainConfig:
     loss: Loss = "simple"
     label_dropout: float = 0.0
     micro_batch: int | None = None
-    weighting: PerTimestep = "none"
+    weighting: PerTimestep | None = None
     timestep_density: PerTimestep | None = None
     importance: bool | None = None
     condition: str | None = None
@@ -214,9 +214,10 @@ class TrainConfig:
         self._check_objective()
 
     def _check_objective(self) -> None:
-        # YAML has no other word for none.
-        weighting = "none" if self.weighting is None else self.weighting
-        object.__setattr__(self, "weighting", name_or_numbers("weighting", weighting, WEIGHTING_NAMES))
+        if self.weighting is not None:
+            weighting = name_or_numbers("weighting", self.weighting, WEIGHTING_NAMES)
+            # As YAML reads the word.
+            object.__setattr__(self, "weighting", None if weighting == "none" else weighting)
         if self.timestep_density is not None:
             density = name_or_numbers("timestep_density", self.timestep_density, DENSITY_NAMES)
             object.__setattr__(self, "timestep_density", density)
@@ -231,7 +232,7 @@ class TrainConfig:
                 raise ValueError(
                     f"{spelt(name)} is of {advised(setting, needed)}, and {setting} is {shown(getattr(self, setting))}"
                 )
-        if self.loss == "vlb" and self.weighting != "none":
+        if self.loss == "vlb" and self.weighting is not None:
             raise ValueError(f"loss 'vlb' has the weights of the bound: leave out {spelt('weighting')}")
         _require(
             self.importance is None or isinstance(self.importance, bool),

@@ -106,6 +106,12 @@ def test_config_refuses_what_does_not_go_together(name: str) -> None:
         TrainConfig.from_dict({"steps": 1, **settings})
 
 
+def test_config_without_weights_is_one_thing() -> None:
+    """YAML reads none as no value."""
+    assert TrainConfig(steps=1, weighting="none") == TrainConfig(steps=1)
+    assert TrainConfig(steps=1).to_dict()["weighting"] is None
+
+
 def test_config_keeps_numbers_of_a_file(tmp_path: Path) -> None:
     """A checkpoint holds the numbers themselves, so that the file may go."""
     path = tmp_path / "weights.npy"
