@@ -19,6 +19,7 @@ __all__ = [
     "CHANGEABLE",
     "FREE",
     "NEWER",
+    "TRACKERS",
     "DecayFree",
     "Loss",
     "Precision",
@@ -32,15 +33,18 @@ Precision = Literal["float32", "bfloat16"]
 Loss = Literal["simple", "hybrid", "vlb", "huber"]
 RateSchedule = Literal["constant", "cosine", "linear", "inverse_sqrt"]
 DecayFree = Literal["norms", "biases", "embeddings"]
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 # Names of settings that may be numbers as well, one for each timestep.
 WEIGHTING_NAMES = ("none", "min_snr", "p2", "truncated_snr")
 DENSITY_NAMES = ("uniform", "loss_aware", "log_normal")
 
+# What is only looked at, and changes nothing.
+_LOOKS = ("picture_every", "num_pictures", "picture_guidance", "evaluate_every", "num_evaluated", "trackers")
 # What a resumed run may change without becoming another run. The data may have moved: their contents are compared.
 FREE = (
     "steps", "checkpoint_every", "keep", "log_every", "snapshot_every", "micro_batch", "activation_checkpointing",
-    "source", "classes", "changes",
+    "source", "classes", "changes", *_LOOKS,
 )  # fmt: skip
 # What it may change as well, from there on, where its caller says so: the checkpoints record it.
 CHANGEABLE = (
@@ -132,6 +136,13 @@ class TrainConfig:
         activation_checkpointing: Compute the residual blocks again in the backward pass in place of keeping what they
             computed: less memory, more time, the same bits.
         compile: Run the network under `torch.compile`: the same draws, other last bits.
+        picture_every: Steps between pictures of samples; there is one at the end as well. 0 for none.
+        num_pictures: Samples in a picture. Of a network with classes it has a row for each, of 16 at most.
+        picture_guidance: Scale of classifier-free guidance in the pictures; None for none. Needs `label_dropout`.
+        evaluate_every: Steps between evaluations on held-out images, and of a Fréchet distance; there is one at the end
+            as well. 0 for none.
+        num_evaluated: Held-out images that are scored, and samples that are compared with images.
+        trackers: What else is told: "tensorboard", where it is installed, "wandb", "trackio".
 
     Raises:
         ValueError: a value is out of range.
@@ -175,6 +186,12 @@ class TrainConfig:
     power_widths: tuple[float, ...] = (0.05, 0.1)
     activation_checkpointing: bool = False
     compile: bool = False
+    picture_every: int = 0
+    num_pictures: int = 64
+    picture_guidance: float | None = None
+    evaluate_every: int = 0
+    num_evaluated: int = 256
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         for name, low, high in _COUNTS:
@@ -197,6 +214,7 @@ class TrainConfig:
         self._check_averages()
         self._check_rates()
         _require(_is_fraction(self.label_dropout), "label_dropout", "a number in [0, 1)", self.label_dropout)
+        self._check_looks()
         for name in ("flip", "activation_checkpointing", "compile"):
             _require(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
         for name, choices in _CHOICES.items():
@@ -212,6 +230,20 @@ class TrainConfig:
         object.__setattr__(self, "no_weight_decay", tuple(free))
         check_seed(self.seed)
         self._check_objective()
+
+    def _check_looks(self) -> None:
+        guides = self.picture_guidance is None or _is_number(self.picture_guidance)
+        _require(guides, "picture_guidance", "a finite number or None", self.picture_guidance)
+        if self.picture_guidance is not None and not self.label_dropout:
+            raise ValueError(
+                f"{spelt('picture_guidance')} needs a null class to guide: {advised('label_dropout', 0.1)}"
+            )
+        listed = isinstance(self.trackers, list | tuple)
+        _require(listed, "trackers", f"a list of names among {', '.join(TRACKERS)}", self.trackers)
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise ValueError(f"unknown name in {spelt('trackers')}, {shown(name)}: {nearest_name(name, TRACKERS)}")
+        object.__setattr__(self, "trackers", tuple(dict.fromkeys(self.trackers)))
 
     def _check_objective(self) -> None:
         if self.weighting is not None:
@@ -368,6 +400,11 @@ _COUNTS: tuple[tuple[str, int, int | None], ...] = (
     ("keep", 1, None),
     ("log_every", 1, None),
     ("warmup_steps", 0, None),
+    ("picture_every", 0, None),
+    ("num_pictures", 1, None),
+    ("evaluate_every", 0, None),
+    # Two: the Fréchet distance needs a covariance.
+    ("num_evaluated", 2, None),
 )
 
 

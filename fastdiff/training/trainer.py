@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,13 @@ from fastdiff.training.ema import Ema
 from fastdiff.training.fit import check_fit, plain_unet
 from fastdiff.training.interrupt import Interrupt, Interrupted
 from fastdiff.training.log import TrainLog
+from fastdiff.training.monitor import LossByTimestep, Monitor
 from fastdiff.training.network import in_training, maybe_compiled
 from fastdiff.training.objectives import Objective
 from fastdiff.training.optimizer import build_optimizer
 from fastdiff.training.progress import Interval, TrainProgress, TrainResult, metrics
 from fastdiff.training.rates import learning_rate
+from fastdiff.training.report import write_report
 from fastdiff.training.resume import Parts, compared, identity, machine_notes
 from fastdiff.training.world import World
 
@@ -58,9 +61,9 @@ _LOGGER = logging.getLogger("fastdiff.training")
 class Trainer:
     """Trains a network, with everything it needs to go on after a stop in one folder.
 
-    The folder gets `checkpoints/` (see `fastdiff.files.checkpoint`), `metrics.jsonl` and, with TensorBoard, `logs/`. If
-    it holds checkpoints already, the newest complete one is loaded, into `unet` as well. What happens is logged under
-    the name "fastdiff.training", at the level INFO.
+    The folder gets `checkpoints/` (see `fastdiff.files.checkpoint`), `metrics.jsonl`, `report.html`, `pictures/` where
+    the settings ask for them and, with TensorBoard, `logs/`. If it holds checkpoints already, the newest complete one
+    is loaded, into `unet` as well. What happens is logged under the name "fastdiff.training", at the level INFO.
 
     Args:
         unet: The network, float32, on the device to train on. Initialise it from a fixed seed to repeat a run. Under
@@ -73,6 +76,7 @@ class Trainer:
         override: Whether a run that goes on may have other settings than its checkpoint.
             `fastdiff.training.config.CHANGEABLE` names those that may change. After a divergence, what its message
             advises needs no override.
+        held_out: Images to evaluate on while it trains, of the same kind as the data.
 
     Attributes:
         unet: The network, out of its wrappers.
@@ -96,6 +100,7 @@ class Trainer:
         folder: str | Path,
         *,
         override: bool = False,
+        held_out: ImageSource | None = None,
     ) -> None:
         given, unet = unet, plain_unet(unet)
         self._network = maybe_compiled(given, config)
@@ -111,6 +116,8 @@ class Trainer:
         self.world = World()
         self._device = next(unet.parameters()).device
         self.objective = Objective(config, diffusion, data.scaling, self._device)
+        self.monitor = Monitor(config, diffusion, data, held_out, self.objective, unet)
+        self._loss_by_timestep = LossByTimestep(diffusion.num_timesteps, self._device)
         self.condition = None if config.condition is None else ImageCondition(config.condition)
         self.batches = Batches(data, config, unet.config.num_classes, self._device)
         self._optimizer = build_optimizer(unet, config)
@@ -172,7 +179,7 @@ class Trainer:
         start, started = self.step, time.monotonic()
         loss: float | None = None
         with ExitStack() as stack:
-            log = stack.enter_context(TrainLog(self.folder, self.step))
+            log = stack.enter_context(TrainLog(self.folder, self.step, self.config.trackers, self._about()))
             if self.world.is_first:
                 self.averages.forget_later(self.folder, self.step)
             if on_start is not None:
@@ -196,7 +203,8 @@ class Trainer:
                 show(self.step, "" if loss is None else f"loss {loss:.4f}")
                 interrupted = interrupt.requested
                 ends = self.step == stop or interrupted is not None
-                logs = ends or self.step % self.config.log_every == 0
+                looks = interrupted is None and self.monitor.is_due(self.step, last=self.step == stop)
+                logs = ends or looks or self.step % self.config.log_every == 0
                 saves = ends or self.step % self.config.checkpoint_every == 0
                 stores = self.averages.is_stored_at(self.step)
                 if logs or saves or stores:
@@ -214,6 +222,8 @@ class Trainer:
                 if saves:
                     checkpoint = self.save()
                     _LOGGER.info("saved %s", checkpoint)
+                if looks and self.world.is_first:
+                    entry = self._looked(entry, log, interrupt)
                 if logs:
                     if told is not None:
                         told(entry)
@@ -221,10 +231,11 @@ class Trainer:
                 if interrupted is not None:
                     said = f"training stopped at step {self.step} and was saved to {checkpoint}"
                     raise Interrupted(said, interrupted)
-            notes = (*self._notes, *log.notes)
         seconds = time.monotonic() - started
         checkpoint = latest_checkpoint(self.folder) or self.save()
-        return TrainResult(self.step, start, loss, checkpoint, seconds, notes)
+        report = self._report()
+        notes = (*self._notes, *log.notes, *self.monitor.notes)
+        return TrainResult(self.step, start, loss, checkpoint, seconds, notes, report)
 
     def save(self) -> Path:
         """Write a checkpoint of the present step, and return its folder.
@@ -247,6 +258,22 @@ class Trainer:
         )
         forget_divergence(self.folder)
         return saved
+
+    def _report(self) -> Path | None:
+        """Write the report of what there is so far; None where it failed, which is in the notes."""
+        return self.monitor.attempt("the report", lambda: write_report(self.folder, self._about()))
+
+    def _looked(self, entry: TrainProgress, log: TrainLog, interrupt: Interrupt) -> TrainProgress:
+        """The entry, with what is to be seen at this step."""
+        look = self.monitor.look(
+            self.step,
+            self.ema.copy_to,
+            log,
+            last=self.step == entry.num_steps,
+            stopped=lambda: interrupt.requested is not None,
+        )
+        self._report()
+        return replace(entry, look=look, seconds_looked=self.monitor.seconds)
 
     def _train_step(self, step: int) -> Tensor:
         """Take step number `step`, counted from 0; its loss and gradient norm, [2]."""
@@ -279,6 +306,7 @@ class Trainer:
             found.append((t, losses.detach(), weighted.detach()))
         t, losses, weighted = (self.world.whole(torch.cat(parts)) for parts in zip(*found, strict=True))
         self.objective.observe(t, losses)
+        self._loss_by_timestep.observe(t, losses)
         return weighted.mean()
 
     def _short(self) -> str:
@@ -308,6 +336,8 @@ class Trainer:
             seconds_left=(stop - self.step) * self.config.batch_size / speed,
             grad_norm=grad_norm,
             learning_rate=learning_rate(self.config, self.step - 1),
+            loss_by_timestep=tuple(self._loss_by_timestep.take()),
+            seconds_looked=self.monitor.seconds,
         )
 
     def _losses(self, step: int, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
