@@ -243,6 +243,8 @@ class Trainer:
         Raises:
             RuntimeError: it could not be written; the message names the checkpoint that is left.
         """
+        # Their memory is enough for most of what writing takes.
+        self._optimizer.zero_grad()
         saved = save_checkpoint(
             self.folder,
             self.unet,
