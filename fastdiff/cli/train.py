@@ -117,7 +117,9 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Of AdamW.")] = None,
-    ema_decay: Annotated[float | None, typer.Option(help="Decay of the averaged weights.")] = None,
+    ema_decay: Annotated[
+        list[float] | None, typer.Option(help="Decay of the averaged weights; repeat it to keep several averages.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     flip: Annotated[bool | None, typer.Option(help="Mirror half of the images.")] = None,
     label_dropout: Annotated[
@@ -200,7 +202,7 @@ def train(
             "steps": steps,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
-            "ema_decay": ema_decay,
+            "ema_decay": ema_decay or None,
             "precision": precision,
             "flip": flip,
             "label_dropout": label_dropout,

@@ -180,7 +180,8 @@ class Trainer:
         loss: float | None = None
         with ExitStack() as stack:
             log = stack.enter_context(TrainLog(self.folder, self.step, self.config.trackers, self._about()))
-            self.averages.forget_later(self.folder, self.step)
+            if self.world.is_first:
+                self.averages.forget_later(self.folder, self.step)
             if on_start is not None:
                 on_start()
             devices = [self._device] if self._device.type == "cuda" else []
@@ -208,7 +209,7 @@ class Trainer:
                 stores = self.averages.is_stored_at(self.step)
                 if logs or saves or stores:
                     self._check_interval(interval)
-                if stores:
+                if stores and self.world.is_first:
                     # Before the checkpoint: a run that goes on from there does not come by here again.
                     self.averages.store(self.folder, self.step, identity(self._about()))
                 if logs:
@@ -242,6 +243,8 @@ class Trainer:
         Raises:
             RuntimeError: it could not be written; the message names the checkpoint that is left.
         """
+        # Their memory is enough for most of what writing takes.
+        self._optimizer.zero_grad()
         saved = save_checkpoint(
             self.folder,
             self.unet,

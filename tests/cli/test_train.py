@@ -192,6 +192,17 @@ def test_another_rate_is_said_and_kept(tmp_path):
     assert "from here on" not in works("train", "--out", out, "--steps", 4)
 
 
+def test_several_averages_are_kept_and_sampled(tmp_path):
+    pytest.importorskip("sklearn", reason="it carries the digits")
+    out = tmp_path / "run"
+    works(*train_options(out, "--steps", 1, "--ema-decay", 0.5, "--ema-decay", 0.25))
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["ema_decay"] == [0.5, 0.25]
+    works("sample", out, "--weights", "ema:0.25", "--num", 1, "--steps", 2, "--out", tmp_path / "x.npy")
+    assert "0 steps in" in works("train", "--out", out)
+    assert "--weights" in fails("sample", out, "--weights", "ema:0.75", "--num", 1, "--out", tmp_path / "y.npy")
+    assert "ema_decay: [0.5, 0.25] in the checkpoint, 0.5 now" in fails("train", "--out", out, "--ema-decay", 0.5)
+
+
 def test_a_second_training_changes_nothing_of_the_running_one(tmp_path):
     pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
