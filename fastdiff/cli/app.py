@@ -1,4 +1,4 @@
-"""The command `fastdiff`: demo, train, sample, likelihood, edit, convert, info.
+"""The command `fastdiff`: demo, train, sample, generate, gather, likelihood, edit, convert, info.
 
 Nothing heavy is imported before a command needs it, so that `fastdiff --help` answers at once.
 """
@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from fastdiff.cli.convert import convert
 from fastdiff.cli.demo.command import demo
 from fastdiff.cli.edit import edit_app
+from fastdiff.cli.generate import gather, generate
 from fastdiff.cli.info import info_app
 from fastdiff.cli.likelihood import likelihood
 from fastdiff.cli.options import Command, UsageFault
@@ -108,7 +109,7 @@ def _options(
     """Read the options that stand before the command; `Commands` looks at "debug"."""
 
 
-for command in (demo, train, sample, likelihood, convert):
+for command in (demo, train, sample, generate, gather, likelihood, convert):
     app.command(cls=Command)(command)
 app.add_typer(edit_app, name="edit")
 app.add_typer(info_app, name="info")

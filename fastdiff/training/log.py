@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import importlib
 import json
@@ -13,16 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from fastdiff.files.atomic import write_text
+from fastdiff.files.atomic import NO_LOCKS, write_text
 
 __all__ = ["TrainLog"]
 
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = "train.lock"
 LOGS_FOLDER = "logs"
-
-# What file systems without flock say.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class TrainLog:
@@ -98,7 +94,7 @@ class TrainLog:
                 f"another process is training in {self.folder}: wait for it, stop it, or use another folder"
             ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             warnings.warn(
                 f"{self.folder} cannot be locked ({error.strerror}): take care that no other process trains in it",
