@@ -85,7 +85,8 @@ def terms_case(shape: tuple[int, ...], dtype: str, *, learned: bool = True) -> C
 
 def dropout_case(shape: tuple[int, ...], dtype: str) -> Callable[[], object]:
     """A launch with x of type `dtype`."""
-    return partial(launch_dropout, DropoutCall(_empty(shape, dtype), _empty((1,), "int64"), 0.1))
+    seed, ids = _empty((1,), "int64"), _empty(shape[:1], "int64")
+    return partial(launch_dropout, DropoutCall(_empty(shape, dtype), seed, 0.1, ids))
 
 
 def merge_case(shape: tuple[int, int, int, int], dtype: str) -> Callable[[], object]:

@@ -34,7 +34,7 @@ _PLACES = {
     "accelerate": "nets.acceleration:accelerate",
     "compile": "engine:compile",
     "convert": "convert",
-    "data": "files.data",
+    "data": "data",
     "editing": "sampling.editing",
     "estimate": "likelihood.estimate",
     "figures": "files.figures",
@@ -53,11 +53,11 @@ _PLACES = {
 if TYPE_CHECKING:
     # What a type checker reads in the table's place; a test holds the two together.
     from fastdiff import convert as convert
+    from fastdiff import data as data
     from fastdiff import likelihood as likelihood
     from fastdiff import ops as ops
     from fastdiff.engine import compile as compile
     from fastdiff.evaluation import metrics as metrics
-    from fastdiff.files import data as data
     from fastdiff.files import figures as figures
     from fastdiff.files.checkpoint import load_model as load_model
     from fastdiff.files.checkpoint import save_model as save_model
@@ -85,7 +85,6 @@ __all__ += _PLACES
 _FORMER_MODULES = {
     "acceleration": "nets.acceleration",
     "checkpoint": "files.checkpoint",
-    "data": "files.data",
     "diffusion": "process.diffusion",
     "editing": "sampling.editing",
     "ema": "training.ema",

@@ -183,11 +183,12 @@ class DiffuseCall(NamedTuple):
 
 
 class DropoutCall(NamedTuple):
-    """Gives y, of x's shape."""
+    """Gives y, of x's shape. `sample_ids` None stands for 0..B-1."""
 
     x: Tensor
     seed: Tensor
     p: float
+    sample_ids: Tensor | None
 
 
 class GroupNormActCall(NamedTuple):

@@ -18,6 +18,7 @@ from fastdiff.engine.choose import Runner, compiled_or_not
 from fastdiff.files.checkpoint import WeightKind, load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.files.progress import watched
+from fastdiff.nets.conditions import Concatenated, ImageCondition
 from fastdiff.nets.model import Model
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
@@ -25,6 +26,7 @@ from fastdiff.process.arguments import advised, check_options, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.sampling import editing
+from fastdiff.sampling.conditions import checked_condition, no_condition
 from fastdiff.sampling.guidance import ClassifierFreeGuidance
 from fastdiff.sampling.labels import Classes, Labels
 from fastdiff.sampling.runner import SamplingStep, sample
@@ -173,7 +175,23 @@ class Pipeline:
         if isinstance(shape, list) and len(shape) == 3:
             return int(shape[0]), int(shape[1]), int(shape[2])
         config = self.unet.config
-        return config.in_channels, config.image_size, config.image_size
+        # A network of lucidrains' has as many channels out as in, and says one number.
+        outputs = getattr(config, "out_channels", None)
+        channels = config.in_channels if outputs is None else outputs // self.diffusion.model_channels(1)
+        return channels, config.image_size, config.image_size
+
+    @property
+    def condition(self) -> ImageCondition | None:
+        """What the network is given of an image beside the noisy one, where its training says so; None for nothing."""
+        training = self.metadata.get("training")
+        text = training.get("condition") if isinstance(training, dict) else None
+        return None if text is None else ImageCondition(text)
+
+    @property
+    def extra_channels(self) -> int:
+        """Channels of the network's input that are not the noisy image's."""
+        channels: int = self.unet.config.in_channels - self.image_shape[0]
+        return channels
 
     def sample(
         self,
@@ -184,6 +202,8 @@ class Pipeline:
         seed: Seed = 0,
         sample_ids: Tensor | Iterable[int] | None = None,
         labels: Labels | None = None,
+        condition: Tensor | None = None,
+        mask: Tensor | None = None,
         batch_size: int | None = None,
         runner: Runner = "auto",
         progress: bool = False,
@@ -204,6 +224,12 @@ class Pipeline:
             seed: In [0, 2^64), or one per image; see `fastdiff.sample`.
             sample_ids: One whole number per image; 0..num-1 when None, and 0 for each with a seed per image.
             labels: For a network with classes: [num] int64, or a list of num numbers or names (`class_names`).
+            condition: For a network that is given images beside the noisy one: [num, C, h, w] in [-1, 1], or values as
+                its data are stored; the small images for super-resolution (or large ones, which are made small), the
+                images to fill for inpainting. Where the model does not say what it was trained with, all further
+                channels of its input, [num, ..., H, W].
+            mask: For an inpainting network: 1 where a pixel is known, 0 where it is to be filled, of a shape that
+                broadcasts to [num, 1, H, W].
             batch_size: Images at a time; all when None. It changes nothing but speed and memory.
             runner: See `fastdiff.sample`.
             progress: Show a progress bar per batch.
@@ -227,8 +253,13 @@ class Pipeline:
         table = table_of(sampler, self.diffusion, steps, options)
         seeds = checked_seeds(seed, num)
         ids = seeds.ids(sample_ids, num, self.device)
-        kwargs = self._kwargs(self._checked_labels(labels, num))
-        model = self._guided(guidance, null_label, runner)
+        kwargs = self._kwargs(self._checked_labels(labels, num)) or {}
+        seen = checked_condition(
+            condition, mask, num, known=self.condition, channels=self.extra_channels, shape=self.image_shape,
+            scaling=self.scaling, device=self.device,
+        )  # fmt: skip
+        kwargs |= {} if seen is None else {"condition": seen}
+        model = self._guided(guidance, null_label, runner, is_conditioned=seen is not None)
         rows = None if callback_rows is None else list(callback_rows)
         size = max(1, num if batch_size is None else batch_size)
         parts = [
@@ -238,7 +269,7 @@ class Pipeline:
                 shape=(len(part), *self.image_shape),
                 seed=seeds.part(first, first + size),
                 sample_ids=part,
-                model_kwargs=None if kwargs is None else {"y": kwargs["y"][first : first + size]},
+                model_kwargs={name: value[first : first + size] for name, value in kwargs.items()},
                 runner=runner,
                 progress=progress,
                 callback=callback,
@@ -389,6 +420,7 @@ class Pipeline:
     ) -> editing.Progress:
         """Sample, and keep the predicted image at some rows; see `sample` and `fastdiff.editing.progressive`."""
         num = whole_number("num", num, low=1)
+        no_condition(self.extra_channels)
         kwargs = self._kwargs(self._checked_labels(labels, num))
         return editing.progressive(
             self.unet,
@@ -402,6 +434,7 @@ class Pipeline:
 
     def views(self, *, labels: Labels | None = None, clip: float | None = None) -> Views:
         """The network as eps, x_0, v, score and denoiser; see `fastdiff.sampling.views.Views`."""
+        no_condition(self.extra_channels)
         checked = None if labels is None else self._checked_labels(labels, len(labels))
         return Views(self.unet, self.diffusion, self._kwargs(checked) or {}, clip)
 
@@ -435,6 +468,7 @@ class Pipeline:
         return x.to(self.device), self._kwargs(self._checked_labels(labels, x.shape[0]))
 
     def _check_images(self, x: Tensor, name: str) -> None:
+        no_condition(self.extra_channels)
         channels = self.unet.config.in_channels
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"{name} must be [B, {channels}, H, W], the model's channels, got {list(x.shape)}")
@@ -445,14 +479,20 @@ class Pipeline:
     def _checked_labels(self, labels: Labels | None, num: int) -> Tensor | None:
         return self.classes.checked(labels, num, self.device)
 
-    def _guided(self, guidance: float | None, null_label: int | str | None, runner: object) -> Model:
-        """The network, or a wrapper that guides it."""
+    def _guided(
+        self, guidance: float | None, null_label: int | str | None, runner: object, is_conditioned: bool = False
+    ) -> Model:
+        """The network, or a wrapper that guides it, or gives it its condition."""
+        network: Model = self.unet
+        if runner != "eager" and (is_conditioned or guidance is not None):
+            network = compiled_or_not(self.unet)
+        if is_conditioned:
+            network = Concatenated(network)
         if guidance is None:
             if null_label is not None:
                 name, guided = spelt("null_label", "a null label"), advised("guidance")
                 raise ValueError(f"{name} is for guidance: give {guided} as well, or leave it out")
-            plain: Model = self.unet
-            return plain
+            return network
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
             raise ValueError(f"{spelt('guidance')} must be a finite number, 1 for none, got {shown(guidance)}")
         null = self.classes.null_of(null_label)
@@ -463,7 +503,6 @@ class Pipeline:
                 "guidance leads away from noise",
                 stacklevel=3,
             )
-        network = self.unet if runner == "eager" else compiled_or_not(self.unet)
         return ClassifierFreeGuidance(network, {"y": null}, float(guidance))
 
 

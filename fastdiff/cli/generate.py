@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,8 +144,20 @@ def gather(
 
 
 def _here(pipe: Pipeline, out: Path, request: Request, shard: Any, batch_size: int) -> None:
-    from fastdiff.cli.progress import Bars
     from fastdiff.generation import generate as generation
+
+    try:
+        with counted("generating") as tell:
+            folder = generation.generate(pipe, out, request, shard=shard, batch_size=batch_size, progress=tell)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"parts that were done are in {out}") from interrupt
+    _say(folder)
+
+
+@contextmanager
+def counted(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told how many of how many images are done."""
+    from fastdiff.cli.progress import Bars
 
     with Bars() as bars:
         update: Any = None
@@ -151,15 +165,11 @@ def _here(pipe: Pipeline, out: Path, request: Request, shard: Any, batch_size: i
         def tell(done: int, total: int) -> None:
             nonlocal update
             if total and update is None:
-                update = bars.counting("generating", total)
+                update = bars.counting(name, total)
             if update is not None:
                 update(done)
 
-        try:
-            folder = generation.generate(pipe, out, request, shard=shard, batch_size=batch_size, progress=tell)
-        except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(f"parts that were done are in {out}") from interrupt
-    _say(folder)
+        yield tell
 
 
 def _by_ray(
@@ -167,12 +177,24 @@ def _by_ray(
 ) -> None:
     from functools import partial
 
-    from fastdiff.generation.ray_engine import generate_by_ray
+    from fastdiff.generation.generate import Samples
+    from fastdiff.generation.ray_engine import run_by_ray
+
+    load = partial(_samples, str(model.absolute()), str(pipe.device), weights, request)
+    with counted("generating") as tell:
+        folder = run_by_ray(
+            Samples.of(pipe, request), load, out, workers=workers, batch_size=batch_size,
+            on_gpu=pipe.device.type == "cuda", progress=tell,
+        )  # fmt: skip
+    _say(folder)
+
+
+def _samples(model: str, device: str, weights: Any, request: Request) -> Any:
+    """The work of an actor."""
+    from fastdiff.generation.generate import Samples
     from fastdiff.pipeline import Pipeline
 
-    kind: Any = weights
-    load = partial(Pipeline.from_pretrained, str(model.absolute()), device=str(pipe.device), weights=kind)
-    _say(generate_by_ray(pipe, load, out, request, workers=workers, batch_size=batch_size))
+    return Samples.of(Pipeline.from_pretrained(model, device=device, weights=weights), request)
 
 
 def _say(folder: Any) -> None:

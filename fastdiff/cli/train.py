@@ -19,18 +19,33 @@ import yaml
 from fastdiff.cli.options import DeviceOption, ThreadsOption, blaming, read_yaml
 from fastdiff.nets.config import PRESETS, UNetConfig
 from fastdiff.nets.recipes import RECIPES, Settings, build_diffusion
-from fastdiff.process.arguments import spelling, spelt
+from fastdiff.process.arguments import spelling, spelling_also, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown
 from fastdiff.process.diffusion import Diffusion
 
 if TYPE_CHECKING:
-    from fastdiff.files.data import ImageData
+    from fastdiff.data.source import ImageSource
     from fastdiff.nets.unet import UNet
     from fastdiff.training.config import TrainConfig
 
 __all__ = ["SECTIONS", "TrainingPlan", "plan_training", "read_config_file", "train"]
 
-DATA_KEYS = ("source", "split", "size", "channels", "layout", "labels")
+DATA_KEYS = (
+    "source",
+    "split",
+    "size",
+    "channels",
+    "layout",
+    "labels",
+    "levels",
+    "columns",
+    "crop",
+    "resize",
+    "storage",
+    "cache",
+    "workers",
+    "skip_corrupt",
+)
 SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
 CONFIG_FILE = "config.yaml"
 """What a run folder keeps of its settings."""
@@ -47,6 +62,10 @@ SETTINGS = {
     "warmup_steps": "--set train.warmup_steps",
     "clip_norm": "--set train.clip_norm",
 }
+# Of the data, what has no option of its own.
+DATA_SETTINGS = {name: f"--set data.{name}" for name in DATA_KEYS[1:]}
+# Folder of a run for decoded pictures, where no other is named.
+CACHE_FOLDER = "cache"
 # Names of classes in one line.
 _MOST_NAMES = 10
 # Sub-folders that are parts of a set rather than classes.
@@ -77,7 +96,7 @@ class TrainingPlan:
 
     unet: UNetConfig
     diffusion: Diffusion
-    data: ImageData
+    data: ImageSource
     train: TrainConfig
     out: Path | None
     init_from: str | None
@@ -97,7 +116,13 @@ def train(
             "a CPU, ho-cifar10 on a GPU."
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="digits, a folder of images, or a .npz or .npy file.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, a folder of images, a .npz, .npy or .zip file, or a folder of CIFAR-10, ImageNet or a data "
+            "set of Hugging Face."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Run folder; a run in it is continued, by --out alone as well.")
     ] = None,
@@ -116,10 +141,19 @@ def train(
         float | None,
         typer.Option(help="Learn the classes, and drop this share of labels, for --guidance later; try 0.1."),
     ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="simple, huber, vlb (the bound), or hybrid for a learned variance; what fits, if left out."),
+    ] = None,
+    weighting: Annotated[
+        str | None, typer.Option(help="Of the timesteps: none, min_snr, p2, truncated_snr, or a .npy file of weights.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, noise.")] = None,
-    size: Annotated[int | None, typer.Option(help="Crop and resize a folder's images to this.")] = None,
-    channels: Annotated[int | None, typer.Option(help="Of a folder's images: 1 or 3.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of the digits: train, test or all.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Resize and crop pictures to this side, or HEIGHTxWIDTH; crop arrays to it.")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Of pictures: 1 or 3.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of data in parts: train, test, val, ...")] = None,
     layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Noise schedule; `fastdiff info schedules`.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Noising steps.")] = None,
@@ -143,7 +177,13 @@ def train(
             "prediction": prediction,
             "variance": variance,
         },
-        "data": {"source": data, "size": size, "channels": channels, "split": split, "layout": layout},
+        "data": {
+            "source": data,
+            "size": None if size is None else _parsed_size(size),
+            "channels": channels,
+            "split": split,
+            "layout": layout,
+        },
         "train": {
             "steps": steps,
             "batch_size": batch_size,
@@ -152,6 +192,8 @@ def train(
             "precision": precision,
             "flip": flip,
             "label_dropout": label_dropout,
+            "loss": loss,
+            "weighting": weighting,
             "seed": seed,
         },
     }
@@ -162,7 +204,7 @@ def train(
         raise ValueError(f"--out {out} is a file: give a folder")
     before = _settings_before(given) if config is None else _read("--config", read_config_file, config)
     given = _merged(before, given)
-    with blaming("--set", setting):
+    with spelling_also(DATA_SETTINGS), blaming("--set", setting):
         plan = plan_training(_with_preset(given, device))
     if print_config:
         typer.echo(plan.to_yaml(), nl=False)
@@ -235,7 +277,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
     training = _merged(recipe.get("train", {}), sections["train"])
     diffusion, process = build_diffusion(process)
-    images, source = _images(sections["data"])
+    images, source = _images(sections["data"], given.get("out"))
     base = PRESETS[preset] if preset is not None else UNetConfig()
     if training.get("label_dropout") and images.labels is not None:
         # The classes of the data, and the null class behind them.
@@ -289,7 +331,7 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
 
     with Bars() as bars:
         progress, on_step = bars.training("training", plan.train, trainer.step)
-        with spelling(SETTINGS, ()):
+        with spelling(SETTINGS | DATA_SETTINGS, ()):
             result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
     for note in result.notes:
         typer.echo(note)
@@ -298,12 +340,12 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
     typer.echo(f"next: fastdiff sample {out} --out samples.png")
 
 
-def _class_names(data: ImageData) -> tuple[str, ...]:
+def _class_names(data: ImageSource) -> tuple[str, ...]:
     assert data.labels is not None
     return data.label_names or tuple(str(label) for label in range(int(data.labels.max()) + 1))
 
 
-def about_classes(data: ImageData, num_classes: int | None) -> list[str]:
+def about_classes(data: ImageSource, num_classes: int | None) -> list[str]:
     """Sentences on which classes the data have, and whether a network of so many classes is trained on them."""
     if data.labels is None:
         return []
@@ -393,18 +435,33 @@ def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
         )
 
 
-def _images(settings: Settings) -> tuple[ImageData, Settings]:
+def _images(settings: Settings, out: Any) -> tuple[ImageSource, Settings]:
     """The images, and the settings that say where they are."""
-    from fastdiff.files.data import load
+    from fastdiff.data.opening import WHAT_IT_IS, DataOptions, open_images
 
     if settings.get("source") is None:
-        raise ValueError("what to train on? give --data: digits, a folder of images, or a .npz or .npy file")
+        raise ValueError(f"what to train on? give --data: {WHAT_IT_IS}")
     options = {key: value for key, value in settings.items() if key != "source" and value is not None}
     source = str(settings["source"])
-    return load(source, **options), {"source": source, **options}
+    plain = {"source": source, **options}
+    if options.get("cache") is True:
+        if out is None:
+            raise ValueError(f"{spelt('cache')} True is a folder of the run: give --out, or name a folder")
+        options["cache"] = str(Path(str(out), CACHE_FOLDER))
+    elif options.get("cache") is False:
+        del options["cache"]
+    return open_images(source, DataOptions(**options)), plain
 
 
-def _network(base: UNetConfig, given: Settings, images: ImageData, diffusion: Diffusion) -> UNetConfig:
+def _parsed_size(text: str) -> int | list[int]:
+    """A side, or HEIGHTxWIDTH."""
+    numbers = text.split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"--size takes a side or HEIGHTxWIDTH in pixels, such as 32 or 32x48, got {shown(text)}")
+    return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]
+
+
+def _network(base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion) -> UNetConfig:
     """The network, with channels and size from the data where they are not given."""
     channels, height, _ = images.shape
     fields = {**base.to_dict(), **given}

@@ -8,14 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdiff.files.data import DataScaling
+from fastdiff.files.scaling import DataScaling
 
-__all__ = ["ImageSource"]
+__all__ = ["ImageSource", "UnreadableImageError"]
+
+
+class UnreadableImageError(ValueError):
+    """An image that cannot be read; the message names it and says what to do."""
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Images that are read by their numbers; `ImageData` holds all of them in memory."""
+    """Images of one shape that are read by their numbers; `ImageData` holds all of them in memory.
+
+    A source may be read by several threads at once.
+    """
 
     @property
     def scaling(self) -> DataScaling:
@@ -37,6 +44,16 @@ class ImageSource(Protocol):
         """Where the images came from, in words."""
         ...
 
+    @property
+    def num_draws(self) -> int:
+        """Random words that the reading of an image takes: 2 for a random crop, 0 where nothing is random."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Threads that read ahead; 0 where reading is a copy in memory."""
+        ...
+
     def __len__(self) -> int:
         """N, the number of images."""
         ...
@@ -46,8 +63,19 @@ class ImageSource(Protocol):
         """(C, H, W) of one image."""
         ...
 
-    def read(self, indices: NDArray[np.int64]) -> Tensor:
-        """The images of these numbers [n], in that order, as they are stored: [n, C, H, W]."""
+    def read(self, indices: NDArray[np.int64], draws: NDArray[np.uint32] | None = None) -> Tensor:
+        """The images of these numbers, in that order, as they are stored: a function of its arguments alone.
+
+        Args:
+            indices: [n] in 0..N-1, repeats allowed.
+            draws: [n, num_draws], words of the noise contract; None where nothing is random.
+
+        Returns:
+            [n, C, H, W]: uint8 up to 256 levels, int32 above, float32 for continuous data.
+
+        Raises:
+            UnreadableImageError: an image cannot be read.
+        """
         ...
 
     def describe(self, *, with_labels: bool) -> dict[str, Any]:

@@ -4,13 +4,12 @@ Everything is held in memory, as stored (uint8 or float32, NCHW), and goes to th
 The order of the data and the flips are pure functions of (seed, step): a resumed run sees what it would have seen.
 """
 
-import difflib
 import functools
 import hashlib
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,18 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.files.decoding import Decoding, Size, height_and_width
 from fastdiff.files.images import (
     as_nchw,
-    check_read_options,
     check_sizes,
     different_sizes,
     list_images,
     read_arrays,
     read_image,
     room_for,
-    round_to_levels,
     to_uint8,
 )
+from fastdiff.files.scaling import DataScaling, check_type
 from fastdiff.process.arguments import advised, spelt
 from fastdiff.process.checks import whole_number
 
@@ -54,90 +53,6 @@ _EPOCH_KEY = 2**63
 _FLIP_KEY = 2**62
 
 
-@dataclass(frozen=True)
-class DataScaling:
-    """How stored values map to the model's [-1, 1].
-
-    A discrete value v in 0..levels-1 maps to 2 v / (levels - 1) - 1. Continuous data is already in [-1, 1].
-
-    Attributes:
-        levels: Number of values, 2 to 65536: 256 for 8-bit pictures, 17 for the digits; None for continuous data.
-
-    Raises:
-        ValueError: levels out of range.
-        TypeError: levels neither an int nor None.
-    """
-
-    levels: int | None = 256
-
-    def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int | None):
-            raise TypeError(f"levels must be an int or None, got {self.levels!r}")
-        if self.levels is not None:
-            whole_number("levels", self.levels, low=2, high=65536)
-
-    def to_dict(self) -> dict[str, int | None]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, int | None]) -> Self:
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: An unknown or a missing key, or a value out of range.
-            TypeError: A value of the wrong type.
-        """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-                raise ValueError(f"unknown key {key!r} in data scaling: did you mean {close[0]!r}?")
-        if len(values) < len(known):
-            raise ValueError(f"data scaling needs the keys {known}, got {sorted(values)}")
-        return cls(**values)
-
-    def to_model(self, values: Tensor) -> Tensor:
-        """Stored values to float32 in [-1, 1], correctly rounded.
-
-        Args:
-            values: Any shape. Integers in 0..levels-1, or floats in [-1, 1] for continuous data.
-        Raises:
-            TypeError: Floats for discrete data, or integers for continuous data.
-            ValueError: An integer outside 0..levels-1.
-        """
-        if self.levels is None:
-            if not values.is_floating_point():
-                raise TypeError(f"continuous data must be float, got {values.dtype}")
-            return values.to(torch.float32)
-        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-            raise TypeError(f"data with {self.levels} levels must be integers, got {values.dtype}")
-        # 256 levels of uint8 cannot be out of range: the common case pays for no check.
-        if values.numel() and not (values.dtype == torch.uint8 and self.levels >= 256):
-            low, high = int(values.min()), int(values.max())
-            if low < 0 or high >= self.levels:
-                raise ValueError(f"values must be in 0..{self.levels - 1}, got {low}..{high}")
-        # The numerator is an exact integer, so the division is the only rounding.
-        return (values.to(torch.float32) * 2 - (self.levels - 1)) / (self.levels - 1)
-
-    def to_values(self, x: Tensor) -> Tensor:
-        """Model space to the nearest stored value; inverse of `to_model` on its range.
-
-        Args:
-            x: Floats of any shape. Outside [-1, 1] they are clamped; infinities too.
-
-        Returns:
-            Integers in 0..levels-1: uint8 up to 256 levels, int64 above.
-
-        Raises:
-            TypeError: x is not float.
-            ValueError: x has a NaN, or the data is continuous and has no integer values.
-        """
-        if self.levels is None:
-            raise ValueError("continuous data (levels=None) has no integer values; use to_uint8 for pictures")
-        return round_to_levels(x, self.levels)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
     """A set of images of one size, in memory.
@@ -145,7 +60,7 @@ class ImageData:
     The types and shapes are checked here; that float values are finite and in [-1, 1], by the loaders.
 
     Attributes:
-        images: [N, C, H, W], uint8 in 0..levels-1, or float32 in [-1, 1] for continuous data.
+        images: [N, C, H, W], uint8 or uint16 in 0..levels-1, or float32 in [-1, 1] for continuous data.
         labels: int64 [N], classes counted from 0; None without classes.
         scaling: How stored values map to [-1, 1].
         source: Where the images came from, for people and for a checkpoint's metadata.
@@ -165,13 +80,7 @@ class ImageData:
     def __post_init__(self) -> None:
         if self.images.ndim != 4:
             raise ValueError(f"images must be [N, C, H, W], got shape {list(self.images.shape)}")
-        if self.images.dtype not in (torch.uint8, torch.float32):
-            raise TypeError(f"images must be uint8 or float32, got {self.images.dtype}")
-        levels = self.scaling.levels
-        if self.images.dtype == torch.uint8 and (levels is None or levels > 256):
-            raise ValueError(f"uint8 images need levels in 2..256, got {levels}")
-        if self.images.dtype == torch.float32 and levels is not None:
-            raise ValueError(f"float32 images are continuous and need levels=None, got {levels}")
+        check_type(self.images.dtype, self.scaling.levels)
         if self.labels is not None:
             if self.labels.dtype != torch.int64:
                 raise TypeError(f"labels must be int64, got {self.labels.dtype}")
@@ -192,27 +101,6 @@ class ImageData:
         """(C, H, W) of one image."""
         _, channels, height, width = self.images.shape
         return channels, height, width
-
-    def read(self, indices: NDArray[np.int64]) -> Tensor:
-        """The images of these numbers [n], in that order, as they are stored: [n, C, H, W]."""
-        return self.images[torch.from_numpy(indices).to(self.images.device)]
-
-    def check(self) -> None:
-        """Raise ValueError where a value does not fit the scaling."""
-        levels = self.scaling.levels
-        if levels is not None and len(self) and int(self.images.max()) >= levels:
-            raise ValueError(f"images with {levels} levels must be in 0..{levels - 1}, got {int(self.images.max())}")
-
-    def describe(self, *, with_labels: bool) -> dict[str, Any]:
-        """What the data are, as plain values for JSON, with a digest of all images (and labels)."""
-        digest = hashlib.sha256()
-        for tensor in (self.images, self.labels if with_labels else None):
-            if tensor is not None:
-                array: Any = tensor.cpu().contiguous().numpy()
-                digest.update(array)
-        about = {"source": self.source, "num_images": len(self), "shape": list(self.shape)}
-        about |= {"sha256": digest.hexdigest()}
-        return about | ({"classes": list(self.label_names)} if with_labels and self.label_names else {})
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Self:
         """The images at `indices`, in that order, with their labels.
@@ -237,6 +125,43 @@ class ImageData:
         index = index.to(torch.int64)
         labels = None if self.labels is None else self.labels[index]
         return type(self)(self.images[index], labels, self.scaling, self.source, self.label_names)
+
+    @property
+    def num_draws(self) -> int:
+        """None: nothing is random in reading from memory."""
+        return 0
+
+    @property
+    def workers(self) -> int:
+        """None: reading is a copy in memory."""
+        return 0
+
+    def read(self, indices: NDArray[np.int64], draws: NDArray[np.uint32] | None = None) -> Tensor:
+        """The images at `indices`, int64 [n] in 0..N-1, as stored: [n, C, H, W].
+
+        uint16 becomes int32, since PyTorch has few functions for it.
+        """
+        images = self.images[torch.from_numpy(indices).to(self.images.device)]
+        return images.to(torch.int32) if images.dtype == torch.uint16 else images
+
+    def describe(self, *, with_labels: bool) -> dict[str, Any]:
+        """What a checkpoint says of the data, with a SHA-256 of all values, and of the labels where asked."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels if with_labels else None):
+            if tensor is not None:
+                array: Any = tensor.cpu().contiguous().numpy()
+                digest.update(array)
+        about = {"source": self.source, "num_images": len(self), "shape": list(self.shape)}
+        about["sha256"] = digest.hexdigest()
+        return about | ({"classes": list(self.label_names)} if with_labels and self.label_names else {})
+
+    def check(self) -> None:
+        """Raise ValueError where a value does not fit the scaling."""
+        levels = self.scaling.levels
+        if levels is not None and len(self):
+            top = int(self.images.cpu().numpy().max())
+            if top >= levels:
+                raise ValueError(f"images with {levels} levels must be in 0..{levels - 1}, got {top}")
 
     def to_model(self, images: Tensor) -> Tensor:
         """Images as stored here to the model's float32 in [-1, 1]; see `DataScaling.to_model`."""
@@ -283,7 +208,7 @@ def digits(split: Literal["train", "test", "all"] = "train") -> ImageData:
     return data.take(torch.nonzero(held_out if split == "test" else ~held_out).flatten())
 
 
-def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[1, 3, 4] | None = None) -> ImageData:
+def load_folder(path: str | Path, *, size: Size | None = None, channels: Literal[1, 3, 4] | None = None) -> ImageData:
     """Every image in a folder and its sub-folders, sorted by path.
 
     Names that start with a dot are skipped. Links are followed, each folder once. `images.read_image` says what
@@ -294,8 +219,8 @@ def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[
 
     Args:
         path: The folder.
-        size: Side of the result in pixels: each image is resized and its central square cut out. None keeps the
-            pixels as they are and asks for images of one size.
+        size: Side of the result in pixels, or (height, width): each image is resized until it covers that, and its
+            center is cut out. None keeps the pixels as they are and asks for images of one size.
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB, 4 for RGBA. None gives 1 if every image is stored as grey,
             else 3.
 
@@ -307,7 +232,7 @@ def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[
             differ and `size` is None; size or channels out of range.
     """
     root = Path(path)
-    check_read_options(size, channels)
+    Decoding(None if size is None else height_and_width(size), channels)
     files = list_images(root)
     if size is None:
         check_sizes(root, files)
@@ -344,20 +269,25 @@ def load_folder(path: str | Path, *, size: int | None = None, channels: Literal[
 
 
 def load_array(
-    path: str | Path, *, layout: Literal["NHWC", "NCHW"] | None = None, labels: str | Path | None = None
+    path: str | Path,
+    *,
+    layout: Literal["NHWC", "NCHW"] | None = None,
+    labels: str | Path | None = None,
+    levels: int | None = None,
 ) -> ImageData:
     """Images from a .npz or .npy file. Pickled objects are never loaded.
 
     Args:
         path: A .npy file, or a .npz with the images under "arr_0" or "images" and, if there are labels, those under
             "arr_1" or "labels". Images are [N, H, W] (grey), [N, H, W, C] or [N, C, H, W] with any C: uint8 in
-            0..255, or float in [-1, 1].
+            0..255, uint16 in 0..65535, or float in [-1, 1].
         layout: Which of the two four-dimensional layouts it is. Needed where the shape allows both, and where neither
             reading has 1 to 4 channels.
         labels: A .npy file of labels, used instead of those in `path`.
+        levels: Number of values of integers, where they are fewer than their type has: 17 for 0..16.
 
     Returns:
-        uint8 (256 levels) or float32 (continuous), [N, C, H, W].
+        uint8 (256 levels), uint16 (65536 levels) or float32 (continuous), [N, C, H, W].
 
     Raises:
         ValueError: The file is missing, damaged, foreign or holds pickled objects; a key is missing; the shape, the
@@ -371,22 +301,44 @@ def load_array(
     array = arrays.get("arr_0", arrays.get("images"))
     if array is None:
         raise ValueError(f"{path}: images must be under the key 'arr_0' or 'images', got only {', '.join(arrays)}")
-    if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise ValueError(f"{path}: images must be uint8 in 0..255 or float in [-1, 1], got {array.dtype}")
+    scaling = scaling_of(path, array.dtype, levels)
     pixels = as_nchw(array, layout, path=path)
-    if array.dtype != np.uint8:
+    if array.dtype.kind == "f":
         _check_unit_range(path, array)
-    kept = np.uint8 if array.dtype == np.uint8 else np.float32
+    elif levels is not None and int(array.max()) >= levels:
+        raise ValueError(f"{path}: images of {levels} levels must be in 0..{levels - 1}, got {int(array.max())}")
+    kept = np.float32 if array.dtype.kind == "f" else array.dtype
     # A copy in any case: a .npy is read through a memory map, which must not outlive this call.
     images = torch.from_numpy(np.array(pixels, dtype=kept, order="C", copy=True))
+    found = labels_of(path, arrays, labels, len(images))
+    return ImageData(images, found, scaling, str(path))
+
+
+def scaling_of(path: Path, dtype: np.dtype[Any], levels: int | None) -> DataScaling:
+    """How an array's values are scaled: `levels` of them, or as many as the type has.
+
+    Raises:
+        ValueError: the type is none of the three, or has fewer values.
+    """
+    if dtype.kind == "f" and levels is None:
+        return DataScaling(None)
+    if dtype not in (np.uint8, np.uint16):
+        what = "uint8 in 0..255, uint16 in 0..65535 or float in [-1, 1]" if levels is None else "uint8 or uint16"
+        raise ValueError(f"{path}: images must be {what}, got {dtype}")
+    most = 256 if dtype == np.uint8 else 65536
+    return DataScaling(most if levels is None else whole_number(spelt("levels"), levels, low=2, high=most))
+
+
+def labels_of(
+    path: Path, arrays: Mapping[str, NDArray[Any]], labels: str | Path | None, num_images: int
+) -> Tensor | None:
+    """The labels that stand beside an array of images, or those in a file of their own: int64 [num_images]."""
     if labels is not None:
-        path_labels = Path(labels)
-        found = read_arrays(path_labels, ("arr_0",)).get("arr_0")
-    else:
-        path_labels, found = path, arrays.get("arr_1", arrays.get("labels"))
-    scaling = DataScaling(256 if array.dtype == np.uint8 else None)
-    tensor = None if found is None else _as_labels(path_labels, found, len(images))
-    return ImageData(images, tensor, scaling, str(path))
+        other = Path(labels)
+        found = read_arrays(other, ("arr_0",)).get("arr_0")
+        return None if found is None else as_labels(other, found, num_images)
+    found = arrays.get("arr_1", arrays.get("labels"))
+    return None if found is None else as_labels(path, found, num_images)
 
 
 def _check_unit_range(path: Path, array: NDArray[Any]) -> None:
@@ -409,7 +361,7 @@ def _check_unit_range(path: Path, array: NDArray[Any]) -> None:
         )
 
 
-def _as_labels(path: Path, array: NDArray[Any], num_images: int) -> Tensor:
+def as_labels(path: Path | str, array: NDArray[Any], num_images: int) -> Tensor:
     """Labels as int64 [num_images]."""
     if array.dtype.kind not in "iu":
         raise ValueError(f"{path}: labels must be integers, got {array.dtype}")
@@ -425,7 +377,7 @@ def load(
     source: str | Path,
     *,
     split: Literal["train", "test", "all"] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     channels: Literal[1, 3, 4] | None = None,
     layout: Literal["NHWC", "NCHW"] | None = None,
     labels: str | Path | None = None,

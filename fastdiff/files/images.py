@@ -13,21 +13,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastdiff.files.atomic import atomic_file, target_path
+from fastdiff.files.decoding import Decoding, Size, height_and_width, open_image
 from fastdiff.process.arguments import advised, spelt
 from fastdiff.process.checks import whole_number
 
 __all__ = [
     "SUFFIXES",
     "as_nchw",
-    "check_read_options",
     "check_sizes",
     "different_sizes",
     "list_images",
-    "open_image",
     "read_arrays",
     "read_image",
     "room_for",
@@ -41,9 +40,7 @@ __all__ = [
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """File names taken as images, in any case."""
 
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-# An enlarged picture of more pixels than this is cut to the central square first.
-_MAX_ENLARGED_PIXELS = 1 << 24
+# Of pictures, by channels.
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 TILE_PIXELS = 64
@@ -94,20 +91,14 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def read_image(
-    path: str | Path, *, size: int | None = None, channels: Literal[1, 3, 4] | None = None
+    path: str | Path, *, size: Size | None = None, channels: Literal[1, 3, 4] | None = None
 ) -> NDArray[np.uint8]:
-    """One image file: BMP, GIF, JPEG, PNG, TIFF or WebP, whatever its name says.
-
-    - EXIF orientation is applied. Of an animation or a multi-page file, the first frame is taken.
-    - Transparent pixels are laid over white, but for channels=4. An opaque alpha channel changes nothing.
-    - Palette, CMYK, YCbCr and HSV become RGB, by Pillow's formulas: ICC profiles are not applied.
-    - More than 8 bits per channel are refused: how to scale them to 8 would be a guess.
+    """One image file: BMP, GIF, JPEG, PNG, TIFF or WebP, whatever its name says; see `Decoding` for how.
 
     Args:
         path: The file.
-        size: Side of the result in pixels. The image is shrunk or enlarged until its short side fits, and the central
-            square is cut out, as in OpenAI's guided-diffusion: halved with BOX while the short side is at least twice
-            `size`, then BICUBIC. None keeps the pixels as they are.
+        size: Side of the result in pixels, or (height, width). The image is shrunk or enlarged until it just covers
+            that, and the center is cut out, as in OpenAI's guided-diffusion. None keeps the pixels as they are.
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB, 4 for RGBA. None gives 1 if the file stores grey, else 3.
 
     Returns:
@@ -116,78 +107,11 @@ def read_image(
     Raises:
         ValueError: The file cannot be read or has more than 8 bits per channel; size or channels out of range.
     """
-    check_read_options(size, channels)
+    decoding = Decoding(None if size is None else height_and_width(size), channels)
     try:
-        with open_image(path) as file:
-            grey = channels == 1 or (channels is None and file.mode in ("1", "L", "LA"))
-            picture = ImageOps.exif_transpose(file)
-        if channels != 4 and ("A" in picture.mode or "a" in picture.mode or "transparency" in picture.info):
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = picture.convert("L" if grey else _MODES[channels or 3])
-        if size is not None:
-            picture = _center_crop(picture, size)
-    # Pillow's decoders raise a dozen types on damaged files: OSError, SyntaxError, struct.error, ...
-    except Exception as error:
-        if isinstance(error, UnidentifiedImageError):
-            raise ValueError(f"{path}: not an image") from error
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or str(error) or repr(error)}") from error
-    pixels = np.array(picture)
-    return pixels[None] if grey else pixels.transpose(2, 0, 1)
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """An image file, opened and not yet decoded, with 8 bits per channel at most; to be used in a `with`.
-
-    Pillow knows formats that start other programs, and goes by a file's contents: only those of `SUFFIXES` are tried.
-
-    Raises:
-        ValueError: It is not a file (a pipe would be waited for), or has more than 8 bits per channel.
-        UnidentifiedImageError: It is of another format.
-        OSError: It cannot be read.
-    """
-    if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
-        raise ValueError("not a file: a pipe or a device is not read")
-    file = Image.open(path, formats=_FORMATS)
-    if _is_deep(file):
-        mode = file.mode
-        file.close()
-        raise ValueError(
-            f"more than 8 bits per channel (mode {mode}): convert it to 8 bits, or store float32 in [-1, 1] as .npy"
-        )
-    return file
-
-
-def check_read_options(size: int | None, channels: int | None) -> None:
-    """Raises ValueError unless `size` and `channels` are what `read_image` takes."""
-    if size is not None:
-        whole_number(spelt("size"), size, low=1, strict=True)
-    if channels not in (None, *_MODES):
-        raise ValueError(f"{spelt('channels')} must be 1, 3, 4 or None, got {channels!r}")
-
-
-def _is_deep(file: Image.Image) -> bool:
-    """Whether an image that is open but not yet decoded has more than 8 bits per channel."""
-    # Pillow cuts 16-bit colour to 8 bits without a word; the decoder's raw mode, such as "RGB;16B", is the only trace.
-    # "BGR;16" is 16 bits for all three channels.
-    raw_modes = [str(tile[3]).replace("BGR;16", "") for tile in getattr(file, "tile", [])]
-    return file.mode[0] in "IF" or any(";16" in raw_mode for raw_mode in raw_modes)
-
-
-def _center_crop(picture: Image.Image, size: int) -> Image.Image:
-    """The central square, `size` pixels a side. Source: guided_diffusion/image_datasets.py, center_crop_arr."""
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    width, height = round(picture.width * scale), round(picture.height * scale)
-    if width * height > _MAX_ENLARGED_PIXELS:
-        left, top = (width - size) // 2, (height - size) // 2
-        across, down = picture.width / width, picture.height / height
-        box = (left * across, top * down, (left + size) * across, (top + size) * down)
-        return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+        return decoding.read(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def list_images(root: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastdiff.files.atomic import NO_LOCKS, atomic_file, remove_stale
 from fastdiff.generation.formats import remove
@@ -43,6 +43,11 @@ class JobFolder:
     path: Path
     job: Job
     suffix: str
+
+    @classmethod
+    def begin(cls, path: Path, job: Job, suffix: str) -> Self:
+        """A job's folder, begun or gone on with; see `Job.begin` for what it raises."""
+        return cls(path, job.begin(path), suffix)
 
     def file(self, part: Part) -> Path:
         """Where a part lies."""

@@ -22,6 +22,7 @@ from fastdiff.generation import formats
 from fastdiff.generation.folder import JobFolder
 from fastdiff.generation.formats import Format, check_format
 from fastdiff.generation.job import Job, Part
+from fastdiff.generation.running import Progress, run
 from fastdiff.generation.shards import Shard
 from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import whole_number
@@ -31,7 +32,7 @@ from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling.labels import Classes
 from fastdiff.sampling.tables import Sampler, table_of
 
-__all__ = ["Mismatch", "Request", "SampledModel", "gather", "generate", "verify"]
+__all__ = ["Mismatch", "Request", "SampledModel", "Samples", "gather", "generate", "verify"]
 
 LAST_ID = 2**63 - 1
 
@@ -97,7 +98,7 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class Samples:
     """A request, made fit for a model.
 
     Attributes:
@@ -117,7 +118,7 @@ class Work:
     job: Job
 
     @classmethod
-    def of(cls, model: SampledModel, request: Request) -> Work:
+    def of(cls, model: SampledModel, request: Request) -> Samples:
         """Check a request against a model.
 
         Raises:
@@ -142,9 +143,10 @@ class Work:
         job = Job("generate", about, request.num, request.part_size, versions())
         return cls(model, request, table, kind, labels, job)
 
-    def folder(self, path: Path) -> JobFolder:
-        """The job's folder, begun or gone on with."""
-        return JobFolder(path, self.job.begin(path), formats.SUFFIXES[self.format])
+    @property
+    def suffix(self) -> str:
+        """Of a part's file."""
+        return formats.SUFFIXES[self.format]
 
     def labels_of(self, ids: Sequence[int]) -> NDArray[np.int64] | None:
         """The labels of ids."""
@@ -186,7 +188,7 @@ def generate(
     *,
     shard: Shard | None = None,
     batch_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> JobFolder:
     """Sample the parts of a job that are not there yet.
 
@@ -209,26 +211,7 @@ def generate(
         ValueError: the folder is of another job, or model and request do not fit.
         RuntimeError: a part could not be written.
     """
-    batch_size = whole_number(spelt("batch_size"), batch_size, low=1)
-    shard = Shard.from_environment() if shard is None else shard
-    work = Work.of(model, request)
-    folder = work.folder(Path(out))
-    folder.tidy()
-    total = sum(part.num for part in work.job.parts() if shard.owns(part.number))
-    before = 0
-
-    def tell(num: int) -> None:
-        nonlocal before
-        before += num
-        if progress is not None:
-            progress(min(before, total), total)
-
-    for part in folder.missing(shard):
-        before = sum(work.job.part(k).num for k in range(shard.index, part.number, shard.count))
-        work.make(folder, part, batch_size, tell)
-    if progress is not None:
-        progress(total, total)
-    return folder
+    return run(Samples.of(model, request), Path(out), shard, batch_size, progress)
 
 
 def gather(folder: JobFolder, out: str | Path) -> Path:
@@ -274,8 +257,8 @@ def verify(model: SampledModel, out: str | Path, request: Request, ids: Sequence
     Raises:
         ValueError: an id outside of the job, or one whose part is missing or damaged.
     """
-    work = Work.of(model, request)
-    folder = work.folder(Path(out))
+    work = Samples.of(model, request)
+    folder = JobFolder.begin(Path(out), work.job, work.suffix)
     found = []
     for number in ids:
         whole_number("an id", number, low=0, high=work.job.num - 1)

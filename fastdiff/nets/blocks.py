@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastdiff import ops
 from fastdiff.nets.config import DownsamplePadding, TimeEmbedding
+from fastdiff.nets.dropout import Dropout
 from fastdiff.tensors import QkvLayout, split_qkv
 
 __all__ = [
@@ -195,16 +196,6 @@ class Conv3x3(nn.Conv2d):
             stride, padding = self.stride[0], int(self.padding[0])
             return ops.conv3x3(x, self.weight, self.bias, stride=stride, padding=padding)
         return super().forward(x)
-
-
-class Dropout(nn.Dropout):
-    """Dropout whose mask, on the CPU, is drawn by the op `dropout` from a seed of PyTorch's generator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of x's shape."""
-        if not self.training or self.p == 0 or x.device.type != "cpu" or not ops.has_extension():
-            return super().forward(x)
-        return ops.dropout(x, self.p, torch.empty(1, dtype=torch.int64).random_())
 
 
 class Downsample(nn.Module):

@@ -1,4 +1,4 @@
-"""The op `dropout`: its mask is a function of a seed, drawn again on the way back instead of kept."""
+"""The op `dropout`: a sample's mask is a function of a seed and its id, drawn again on the way back instead of kept."""
 
 from __future__ import annotations
 
@@ -14,19 +14,30 @@ from fastdiff.ops.reference import dropout as reference
 from fastdiff.process.noise import Stream, factor_of_kept, last_kept
 from fastdiff.tensors import FLOAT_DTYPES, memory_format
 
-LIBRARY.define("dropout_out(Tensor x, Tensor seed, int stream, int last_kept, float scale, Tensor(a!) y) -> ()")
+LIBRARY.define(
+    "dropout_out(Tensor x, Tensor seed, Tensor? sample_ids, int stream, int last_kept, float scale, Tensor(a!) y) -> ()"
+)
 
 
-def dropout(x: Tensor, p: float, seed: Tensor, *, implementation: Implementation = "auto") -> Tensor:
+def dropout(
+    x: Tensor,
+    p: float,
+    seed: Tensor,
+    *,
+    sample_ids: Tensor | None = None,
+    implementation: Implementation = "auto",
+) -> Tensor:
     """Zero each element with probability p, and multiply the others by 1 / (1 - p).
 
-    Element e, counted in memory order, is kept where its word of the noise contract (stream DROPOUT, sample 0, row 0)
-    is below (1 - p) 2^32. So a mask depends on seed and layout alone; its probability is exact to 2^-32.
+    Element e of a sample, counted in its memory order (channels_last: H, W, C), is kept where its word of the noise
+    contract (the sample's id, stream DROPOUT, row 0) is below (1 - p) 2^32. So a sample's mask depends on seed, id,
+    shape and layout alone, and not on the batch around it; its probability is exact to 2^-32.
 
     Args:
-        x: Any shape, float32, bfloat16, float16 or float64.
+        x: [B, ...] float32, bfloat16, float16 or float64.
         p: In [0, 1].
         seed: int64 [1], 64 bits of any value, such as `torch.empty(1, dtype=torch.int64).random_()`.
+        sample_ids: int64 [B], 64 bits of any value; 0..B-1 when None.
         implementation: "auto" by device, or one by name; a named one that is not available raises.
 
     Returns:
@@ -39,11 +50,17 @@ def dropout(x: Tensor, p: float, seed: Tensor, *, implementation: Implementation
     """
     if not 0 <= p <= 1:
         raise ValueError(f"p must be in [0, 1], got {p}")
+    if x.ndim < 1:
+        raise ValueError("x must have a batch dimension, got a scalar")
     if x.dtype not in FLOAT_DTYPES:
         raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
     if seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != x.device:
         raise ValueError(f"seed must be int64 [1] on {x.device}, got {describe(seed)}")
-    y: Tensor = dispatch(DropoutCall(x, seed, p), implementation)
+    if sample_ids is not None and (
+        sample_ids.shape != x.shape[:1] or sample_ids.dtype != torch.int64 or sample_ids.device != x.device
+    ):
+        raise ValueError(f"sample_ids must be int64 [{x.shape[0]}] on {x.device}, got {describe(sample_ids)}")
+    y: Tensor = dispatch(DropoutCall(x, seed, p, sample_ids), implementation)
     return y
 
 
@@ -57,21 +74,22 @@ def _cpu(call: DropoutCall) -> Tensor:
     if last < 0 or y.numel() == 0:
         return y.zero_()
     x = call.x.contiguous(memory_format=memory_format(call.x))
-    torch.ops.fastdiff.dropout_out(x, call.seed, Stream.DROPOUT, last, factor_of_kept(call.p), y)
+    ids = None if call.sample_ids is None else call.sample_ids.contiguous()
+    torch.ops.fastdiff.dropout_out(x, call.seed, ids, Stream.DROPOUT, last, factor_of_kept(call.p), y)
     return y
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     call = DropoutCall(*inputs)
-    ctx.save_for_backward(call.seed)
+    ctx.save_for_backward(call.seed, call.sample_ids)
     ctx.p, ctx.layout = call.p, memory_format(call.x)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # Elements count in memory order, so the gradient comes in x's.
     grad = grad.contiguous(memory_format=ctx.layout)
-    (seed,) = ctx.saved_tensors
-    return gradients(DropoutCall, x=dispatch(DropoutCall(grad, seed, ctx.p)))
+    seed, sample_ids = ctx.saved_tensors
+    return gradients(DropoutCall, x=dispatch(DropoutCall(grad, seed, ctx.p, sample_ids)))
 
 
 define("dropout", DropoutCall, reference.dropout, _fake, cpu=_cpu, kernel="dropout")

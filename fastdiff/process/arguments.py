@@ -14,7 +14,7 @@ from typing import Any
 
 from fastdiff.process.checks import shown
 
-__all__ = ["advised", "check_options", "spelling", "spelt"]
+__all__ = ["advised", "check_options", "spelling", "spelling_also", "spelt"]
 
 # The options of the command that runs, by the arguments that they stand for, and those that were given.
 _COMMAND: ContextVar[tuple[Mapping[str, str], Collection[str]]] = ContextVar("command", default=({}, ()))
@@ -29,6 +29,17 @@ def spelling(options: Mapping[str, str], given: Collection[str]) -> Iterator[Non
         given: The arguments whose options were typed.
     """
     token = _COMMAND.set((options, given))
+    try:
+        yield
+    finally:
+        _COMMAND.reset(token)
+
+
+@contextmanager
+def spelling_also(options: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, arguments that have no option of their own are spelt so, where a command runs."""
+    known, given = _COMMAND.get()
+    token = _COMMAND.set(({**options, **known} if known else known, given))
     try:
         yield
     finally:

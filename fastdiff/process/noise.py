@@ -53,6 +53,7 @@ class Stream(IntEnum):
     LANGEVIN = 11
     BROWNIAN = 12
     LABEL_DROPOUT = 13
+    CROP = 14
 
 
 def last_kept(p: float) -> int:

@@ -9,12 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.data.reading import Key, ReadAhead
 from fastdiff.data.source import ImageSource
 from fastdiff.files.data import batch_indices, flip_mask
-from fastdiff.process.noise import Stream, integers
+from fastdiff.process.noise import Stream, integers, words
 from fastdiff.training.config import TrainConfig
 
 __all__ = ["Batch", "Batches", "moved"]
+
+AHEAD = 2
+"""Requests that are read ahead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,10 @@ class Batch:
 
 
 class Batches:
-    """What each step sees of the data: which images, which of them mirrored, and which labels dropped.
+    """What each step sees of the data: which images, cut where, which of them mirrored, and which labels dropped.
+
+    The requests of a step are expected to be those of the step before: the next ones are read while the present one is
+    used.
 
     Args:
         data: The images.
@@ -45,17 +52,51 @@ class Batches:
         self.config = config
         self.num_classes = num_classes
         self.device = device
+        self._reader = ReadAhead(data)
+        self._last: tuple[int, NDArray[np.int64]] | None = None
+        # What was asked for after the same places: how many steps later, and which places.
+        self._next: dict[bytes, tuple[int, NDArray[np.int64]]] = {}
 
     def at(self, step: int, places: NDArray[np.int64]) -> Batch:
         """The images at some places of a step's batch, int64 [n] in 0..batch_size-1."""
         config = self.config
-        index = batch_indices(len(self.data), config.batch_size, step, config.seed)[places]
-        images = self.data.read(index)
+        index = self._indices(step, places)
+        images = self._read(step, places)
         if config.flip:
             mirrored = torch.from_numpy(flip_mask(config.batch_size, step, config.seed)[places]).to(images.device)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         images = moved(images.contiguous(memory_format=torch.channels_last), self.device)
         return Batch(images, self._labels(step, places, index))
+
+    def _read(self, step: int, places: NDArray[np.int64]) -> Tensor:
+        """Images as stored, while the ones behind them are begun."""
+        if not self.data.workers:
+            return self.data.read(self._indices(step, places), self._draws(step, places))
+        if self._last is not None:
+            self._next[self._last[1].tobytes()] = (step - self._last[0], places)
+        self._last = (step, places)
+        wanted: list[Key] = []
+        at, following = step, places
+        for _ in range(1 + AHEAD):
+            wanted.append((at, following.tobytes()))
+            self._reader.start(wanted[-1], self._indices(at, following), self._draws(at, following))
+            if following.tobytes() not in self._next:
+                break
+            later, following = self._next[following.tobytes()]
+            at += later
+            if at < 0:
+                break
+        self._reader.forget(wanted)
+        return self._reader.read(wanted[0], self._indices(step, places), self._draws(step, places))
+
+    def _indices(self, step: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which images stand at some places of a step's batch."""
+        return batch_indices(len(self.data), self.config.batch_size, step, self.config.seed)[places]
+
+    def _draws(self, step: int, places: NDArray[np.int64]) -> NDArray[np.uint32] | None:
+        """The words that say where they are cut."""
+        num = self.data.num_draws
+        return words(self.config.seed, places, num, Stream.CROP, step) if num else None
 
     def _labels(self, step: int, places: NDArray[np.int64], index: NDArray[np.int64]) -> Tensor | None:
         config = self.config

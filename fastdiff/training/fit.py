@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from fastdiff.data.source import ImageSource
+from fastdiff.nets.conditions import ImageCondition
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.training.config import TrainConfig
+from fastdiff.training.objectives import check_objective
 
 __all__ = ["check_fit", "plain_unet"]
 
@@ -31,11 +33,15 @@ def check_fit(unet: UNet, diffusion: Diffusion, data: ImageSource, config: Train
     network = unet.config
     if len(data) == 0:
         raise ValueError("there are no images to train on")
-    if diffusion.learned_variance != (config.loss == "hybrid"):
-        need = "hybrid" if diffusion.learned_variance else "simple"
-        raise ValueError(f"variance {diffusion.variance!r} needs loss {need!r}, got {config.loss!r}")
-    if network.in_channels != channels:
-        raise ValueError(f"the images have {channels} channels, but the network takes {network.in_channels}")
+    check_objective(diffusion, config)
+    wanted, what = channels, f"the images have {channels} channels"
+    if config.condition is not None:
+        condition = ImageCondition(config.condition)
+        condition.check_size(height, width)
+        wanted += condition.channels(channels)
+        what += f", and their condition {config.condition} has {wanted - channels}"
+    if network.in_channels != wanted:
+        raise ValueError(f"{what}, but the network takes {network.in_channels}")
     if network.out_channels != diffusion.model_channels(channels):
         raise ValueError(
             f"with variance {diffusion.variance!r} the network needs {diffusion.model_channels(channels)} out_channels "

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastdiff import ops
-from fastdiff.data.source import ImageSource
+from fastdiff.data.source import ImageSource, UnreadableImageError
 from fastdiff.engine.threads import check_threads
 from fastdiff.files.checkpoint import latest_checkpoint, save_checkpoint
 from fastdiff.files.progress import watched
+from fastdiff.nets.conditions import ImageCondition
 from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import advised
 from fastdiff.process.checks import whole_number
@@ -97,6 +98,7 @@ class Trainer:
         self.world = World()
         self._device = next(unet.parameters()).device
         self.objective = Objective(config, diffusion, data.scaling, self._device)
+        self.condition = None if config.condition is None else ImageCondition(config.condition)
         self.batches = Batches(data, config, unet.config.num_classes, self._device)
         self._optimizer = torch.optim.AdamW(
             unet.parameters(),
@@ -144,6 +146,7 @@ class Trainer:
 
         Raises:
             ValueError: until below 1.
+            UnreadableImageError: an image cannot be read; what was trained before is saved.
             RuntimeError: the loss or its gradient is not finite, the folder cannot be written to, or another process
                 is training in it. Checkpoints that were complete before stay so.
         """
@@ -168,7 +171,12 @@ class Trainer:
             show = stack.enter_context(watched("training", stop, unit="steps", shows=progress is True, done=start))
             interval = Interval(self.step)
             while self.step < stop:
-                interval.values.append(self._train_step(self.step))
+                try:
+                    interval.values.append(self._train_step(self.step))
+                except UnreadableImageError as error:
+                    self._check_interval(interval)
+                    said = f"{error}. Training stopped at step {self.step} and was saved to {self.save()}"
+                    raise UnreadableImageError(said) from error
                 self.step += 1
                 if on_step is not None:
                     on_step(self.step)
@@ -245,12 +253,13 @@ class Trainer:
         found = []
         for start in range(0, len(places), size):
             part = places[start : start + size]
-            t, losses = self._losses(step, part)
-            (losses.sum() / len(places)).backward()
-            found.append((t, losses.detach()))
-        t, losses = (self.world.whole(torch.cat(parts)) for parts in zip(*found, strict=True))
+            t, losses, factors = self._losses(step, part)
+            weighted = losses if factors is None else losses * factors
+            (weighted.sum() / len(places)).backward()
+            found.append((t, losses.detach(), weighted.detach()))
+        t, losses, weighted = (self.world.whole(torch.cat(parts)) for parts in zip(*found, strict=True))
         self.objective.observe(t, losses)
-        return losses.mean()
+        return weighted.mean()
 
     def _short(self) -> str:
         """What is said of a training that is shorter than its warm-up."""
@@ -300,8 +309,8 @@ class Trainer:
             learning_rate=learning_rate(self.config, self.step - 1),
         )
 
-    def _losses(self, step: int, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Timestep and loss of each image at some places of the step's batch."""
+    def _losses(self, step: int, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Timestep, loss and the loss's factor (None for 1) of each image at some places of the step's batch."""
         config, scaling = self.config, self.data.scaling
         batch = self.batches.at(step, places)
         images = batch.images
@@ -319,11 +328,15 @@ class Trainer:
             stream=Stream.TRAIN_NOISE,
             levels=scaling.levels or 256 if images.dtype == torch.uint8 else 256,
         )
+        condition = self.condition
+        x0 = scaling.to_model(images) if self.objective.needs_images or condition is not None else None
+        seen = x_t
+        if condition is not None and x0 is not None:
+            seen = torch.cat([x_t, condition.of_training(x0, config.seed, step, places)], dim=1)
         enabled = config.precision == "bfloat16"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled):
-            output = self._network(x_t, self._times[t], batch.labels)
-        x0 = scaling.to_model(images) if self.objective.needs_images else None
-        return t, self.objective(output, target, x0, x_t, t, factors)
+            output = self._network(seen, self._times[t], batch.labels)
+        return t, self.objective(output, target, x0, x_t, t), factors
 
     def _seed_dropout(self, step: int) -> None:
         """Seed the generators that dropout draws from; `run` puts their states back."""

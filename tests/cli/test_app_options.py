@@ -46,6 +46,7 @@ WRONG = {
     "layout": ["CHWN"],
     "learning_rate": ["-1", "nan", "0"],
     "level": ["2", "-1"],
+    "loss": ["mse", "hybrid"],
     "mask": ["{new}/missing.png"],
     "method": ["bond"],
     "mode": ["cubic"],
@@ -68,6 +69,7 @@ WRONG = {
     "unet": ["image_siz=32", "image_size"],
     "variance": ["large"],
     "weight": ["x", "-0.5"],
+    "weighting": ["min-snr", "{new}/missing.npy"],
     "weights": ["mean"],
 }
 # Of these, what is right for a command: a folder may have any name.

@@ -526,7 +526,7 @@ def test_images_thin_pictures_are_cut_before_they_are_enlarged(
         return resize(self, size, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Image.Image, "resize", watched)
-    monkeypatch.setattr(images_module, "_MAX_ENLARGED_PIXELS", 1 << 16)
+    monkeypatch.setattr("fastdiff.files.decoding._MAX_ENLARGED_PIXELS", 1 << 16)
     cut = read_image(tmp_path / "a.png", size=32).astype(int)
     assert max(a * b for a, b in sizes) <= 32 * 32
     # The coefficients of the filter are rounded in another place.

@@ -96,7 +96,8 @@ def diffuse(m):
 
 def dropout_out(m):
     shape = (m.size(1, 3), m.size(1, 5), m.size(), m.size())
-    return [m.floats(*shape), torch.tensor([3]), 4, 2**31, 2.0, m.floats(*shape)]
+    ids = torch.arange(shape[0]) if m.random.random() < 0.5 else None
+    return [m.floats(*shape), torch.tensor([3]), ids, 4, 2**31, 2.0, m.floats(*shape)]
 
 
 def conv3x3_out(m):

@@ -43,7 +43,7 @@ SCHEMAS = {
         "(Tensor x0, Tensor t, Tensor table, Tensor? noise, Tensor sample_ids, Tensor row, SymInt seed, int stream, "
         "int levels, ScalarType dtype, bool want_target) -> (Tensor, Tensor)"
     ),
-    "dropout": "(Tensor x, Tensor seed, float p) -> Tensor",
+    "dropout": "(Tensor x, Tensor seed, float p, Tensor? sample_ids) -> Tensor",
     "group_norm_act": f"({NORM}, int groups, float eps, bool act) -> (Tensor, Tensor, Tensor, Tensor)",
     "group_norm_act_cpu": f"({NORM}, int groups, float eps, bool act) -> (Tensor, Tensor, Tensor, Tensor)",
     "group_norm_act_backward": (f"({NORM_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastdiff.training.trainer import TrainConfig
@@ -39,6 +41,16 @@ BAD_VALUES: dict[str, list[object]] = {
     "keep": [0],
     "log_every": [0],
     "loss": ["mse"],
+    "micro_batch": [0, 1.5],
+    "weighting": ["min-snr", 3, [], [1.0, -1.0], [0.0, 0.0]],
+    "timestep_density": ["normal", [math.nan]],
+    "importance": [1, "yes"],
+    "huber_delta": [0, "small"],
+    "min_snr_gamma": [0.0, math.inf],
+    "p2_gamma": [-1],
+    "p2_k": [0],
+    "log_normal_mean": [math.nan],
+    "log_normal_std": [0],
 }
 
 
@@ -46,3 +58,68 @@ BAD_VALUES: dict[str, list[object]] = {
 def test_config_refuses_bad_values(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
         TrainConfig.from_dict({"steps": 10, name: value})
+
+
+# Settings that do not go together, and what is said of them.
+NOT_TOGETHER: dict[str, tuple[dict[str, object], str]] = {
+    "an option without its weighting": (
+        {"min_snr_gamma": 3.0},
+        "min_snr_gamma is of weighting='min_snr', and weighting is",
+    ),
+    "one of another weighting": (
+        {"weighting": "min_snr", "p2_k": 2.0},
+        "p2_k is of weighting='p2', and weighting is 'min_s",
+    ),
+    "a delta without huber": ({"huber_delta": 1.0}, "huber_delta is of loss='huber', and loss is 'simple'"),
+    "a mean without a normal": (
+        {"log_normal_mean": 0.0},
+        "timestep_density='log_normal', and timestep_density is None",
+    ),
+    "a weighted bound": (
+        {"loss": "vlb", "weighting": "p2"},
+        "loss 'vlb' has the weights of the bound: leave out weighti",
+    ),
+    "a bound of its density": (
+        {"loss": "vlb", "importance": False},
+        "loss 'vlb' needs the importance .* leave out import",
+    ),
+    "losses of their density": (
+        {"timestep_density": "loss_aware", "importance": False},
+        "'loss_aware' needs the importan",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TOGETHER)
+def test_config_refuses_what_does_not_go_together(name: str) -> None:
+    settings, message = NOT_TOGETHER[name]
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_dict({"steps": 1, **settings})
+
+
+def test_config_keeps_numbers_of_a_file(tmp_path: Path) -> None:
+    """A checkpoint holds the numbers themselves, so that the file may go."""
+    path = tmp_path / "weights.npy"
+    np.save(path, [1.0, 0.1, 2.0])
+    config = TrainConfig(steps=7, weighting=path, timestep_density=[1, 2, 3])
+    path.unlink()
+    written = json.loads(json.dumps(config.to_dict()))
+    assert written["weighting"] == [1.0, 0.1, 2.0]
+    assert TrainConfig.from_dict(written) == config
+
+
+def test_config_says_which_density_and_whether_it_is_put_back() -> None:
+    cases: dict[tuple[str, str | None, bool | None], tuple[bool, bool]] = {
+        ("simple", None, None): (False, False),
+        ("vlb", None, None): (True, True),
+        ("vlb", "uniform", None): (False, True),
+        ("simple", "loss_aware", None): (True, True),
+        ("simple", "log_normal", None): (False, False),
+        ("simple", "log_normal", True): (False, True),
+        ("vlb", "log_normal", None): (False, True),
+    }
+    for (loss, density, importance), expected in cases.items():
+        config = TrainConfig.from_dict(
+            {"steps": 1, "loss": loss, "timestep_density": density, "importance": importance}
+        )
+        assert (config.is_loss_aware, config.puts_back) == expected, (loss, density, importance)

@@ -484,8 +484,20 @@ def test_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 
 MISFITS: dict[str, tuple[dict[str, Any], dict[str, Any], Diffusion, dict[str, Any], str]] = {
-    "simple for learned": ({"out_channels": 2}, {}, HYBRID, {}, "'learned_range' needs loss 'hybrid', got 'simple'"),
-    "hybrid for fixed": ({}, {"loss": "hybrid"}, SIMPLE, {}, "'fixed_small' needs loss 'simple', got 'hybrid'"),
+    "simple for learned": (
+        {"out_channels": 2},
+        {},
+        HYBRID,
+        {},
+        "'learned_range' needs loss 'hybrid' or 'vlb', got ",
+    ),
+    "hybrid for fixed": (
+        {},
+        {"loss": "hybrid"},
+        SIMPLE,
+        {},
+        "'fixed_small' needs loss 'simple', 'huber' or 'vlb', got",
+    ),
     "channels in": ({"in_channels": 3}, {}, SIMPLE, {}, "images have 1 channels, but the network takes 3"),
     "channels out": ({}, {"loss": "hybrid"}, HYBRID, {}, "the network needs 2 out_channels for images of 1"),
     "no labels": ({"num_classes": 3}, {}, SIMPLE, {}, "takes 3 classes, but the images have no labels"),

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastdiff.files.images import open_image
+from fastdiff.files.decoding import open_image
 
 __all__ = [
     "ImageDataset",

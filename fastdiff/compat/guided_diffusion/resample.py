@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastdiff.training.densities import LossHistory
+
 __all__ = [
     "LossAwareSampler",
     "LossSecondMomentResampler",
@@ -92,23 +94,14 @@ class LossSecondMomentResampler(LossAwareSampler):
         self.diffusion = diffusion
         self.history_per_term = history_per_term
         self.uniform_prob = uniform_prob
-        self._loss_history = np.zeros([diffusion.num_timesteps, history_per_term], dtype=np.float64)
-        self._loss_counts = np.zeros([diffusion.num_timesteps], dtype=np.int64)
+        self._history = LossHistory(diffusion.num_timesteps, history_per_term, uniform_prob)
+        # The same arrays under their names.
+        self._loss_history, self._loss_counts = self._history.losses, self._history.counts
 
     def weights(self) -> Array:
         """Ones [T] until each timestep has its history; then mostly the root mean squares."""
-        if not (self._loss_counts == self.history_per_term).all():
-            return np.ones([self.diffusion.num_timesteps])
-        weights = np.sqrt(np.mean(self._loss_history**2, axis=-1))
-        weights /= weights.sum()
-        return np.asarray(weights * (1 - self.uniform_prob) + self.uniform_prob / len(weights))
+        return self._history.density()
 
     def update_with_all_losses(self, ts: list[int], losses: list[float]) -> None:
         """Append to the histories, the oldest loss falling out of a full one."""
-        for t, loss in zip(ts, losses, strict=True):
-            if self._loss_counts[t] == self.history_per_term:
-                self._loss_history[t] = np.roll(self._loss_history[t], -1)
-                self._loss_history[t, -1] = loss
-            else:
-                self._loss_history[t, self._loss_counts[t]] = loss
-                self._loss_counts[t] += 1
+        self._history.append(ts, losses)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastdiff.convert.untrusted import read_tensors
 from fastdiff.files.atomic import atomic_file
-from fastdiff.files.images import open_image
+from fastdiff.files.decoding import open_image
 
 __all__ = ["Trainer"]
 

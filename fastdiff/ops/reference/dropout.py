@@ -17,7 +17,7 @@ from fastdiff.tensors import compute_dtype, memory_format
 def dropout(call: DropoutCall) -> Tensor:
     """x / (1 - p) where an element's word of the noise contract is below (1 - p) 2^32, and 0, whatever x is, elsewhere.
 
-    Elements count in memory order, so the mask is drawn for x as it lies there.
+    A sample's elements count in memory order, so its mask is drawn for it as it lies there.
 
     Args:
         call: As for `fastdiff.ops.dropout`.
@@ -29,8 +29,9 @@ def dropout(call: DropoutCall) -> Tensor:
     """
     x, layout = call.x, memory_format(call.x)
     dense = x.permute(0, 2, 3, 1) if layout == torch.channels_last else x
-    zero = torch.zeros(1, dtype=torch.int64, device=x.device)
-    words = torch_words(int(call.seed), zero, x.numel(), Stream.DROPOUT, zero)[0, : x.numel()]
+    ids = torch.arange(x.shape[0], device=x.device) if call.sample_ids is None else call.sample_ids
+    size, row = x[:1].numel(), torch.zeros(1, dtype=torch.int64, device=x.device)
+    words = torch_words(int(call.seed), ids, size, Stream.DROPOUT, row)[:, :size]
     kept = (words <= last_kept(call.p)).view(dense.shape)
     kept = kept.permute(0, 3, 1, 2) if layout == torch.channels_last else kept
     y = torch.where(kept, x.to(compute_dtype(x)) * factor_of_kept(call.p), 0)
