@@ -60,9 +60,7 @@ def test_conditioned_run_resumes_and_its_model_says_what_it_takes(tmp_path: Path
 
 
 def test_conditions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="1 channels, and their condition inpaint has 2, but the network takes 2"
-    ):
+    with pytest.raises(ValueError, match="1 channels, and their condition inpaint has 2, but the network takes 2"):
         Trainer(network(in_channels=2), SIMPLE, images(), dataclasses.replace(CONFIG, condition="inpaint"), tmp_path)
     with pytest.raises(ValueError, match="the images have 1 channels, but the network takes 2"):
         Trainer(network(in_channels=2), SIMPLE, images(), CONFIG, tmp_path)
