@@ -61,6 +61,7 @@ WRONG = {
     "schedule": ["cosin"],
     "seed": ["-1", "99999999999999999999999"],
     "setting": ["unet.channels", "channels=64", "unet.chanels=64", "unet.channels=[", "train.keep=0", "train.betas=3"],
+    "size": ["8x8x8", "x8", "small"],
     "split": ["validation", "train"],
     "strength": ["a", "2", "0.5,-1", ""],
     "table": ["{new}/missing.json", "{archive}"],
