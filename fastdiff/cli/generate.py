@@ -24,9 +24,10 @@ from fastdiff.process.checks import nearest_name, shown
 
 if TYPE_CHECKING:
     from fastdiff.generation.generate import Request
+    from fastdiff.generation.shards import Shard
     from fastdiff.pipeline import Pipeline
 
-__all__ = ["gather", "generate"]
+__all__ = ["counted", "gather", "generate", "shard_of"]
 
 ENGINES = ("local", "ray")
 
@@ -93,10 +94,9 @@ def generate(
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a folder")
 
-    from fastdiff.generation.shards import Shard
     from fastdiff.sampling.tables import read_table
 
-    own = None if shard is None else Shard.parse(shard)
+    own = shard_of(shard)
     if table is not None and (sampler != "ddim" or steps is not None or options):
         raise ValueError("--table is the whole sampler: leave out --sampler, --steps and --option")
     chosen: Any = sampler if table is None else read_table(table, "--table")
@@ -152,6 +152,13 @@ def _here(pipe: Pipeline, out: Path, request: Request, shard: Any, batch_size: i
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"parts that were done are in {out}") from interrupt
     _say(folder)
+
+
+def shard_of(text: str | None) -> Shard | None:
+    """The shard that was typed; None where the environment says it."""
+    from fastdiff.generation.shards import Shard
+
+    return None if text is None else Shard.parse(text)
 
 
 @contextmanager

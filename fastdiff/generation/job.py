@@ -108,8 +108,8 @@ class Job:
         there = type(self).read(folder)
         lines = _differences(there._identity(), self._identity())
         if lines:
-            listed = "\n  ".join(lines)
-            raise ValueError(f"{folder} is of another job; give what it was begun with, or another folder:\n  {listed}")
+            listed = "; ".join(lines)
+            raise ValueError(f"{folder} is of another job ({listed}): give what it was begun with, or another folder")
         if there.num > self.num:
             raise ValueError(f"{folder} is of {there.num:,} images: give that number or more, got {self.num:,}")
         if there.num < self.num:
