@@ -14,9 +14,10 @@ from fastdiff.files.progress import duration
 
 if TYPE_CHECKING:
     from fastdiff.training.config import TrainConfig
+    from fastdiff.training.monitor import Look
     from fastdiff.training.trainer import TrainProgress
 
-__all__ = ["Bars", "duration"]
+__all__ = ["Bars", "about_look", "duration"]
 
 LINE_SECONDS = 15.0
 """Between two lines about one thing, where there is no terminal."""
@@ -59,12 +60,14 @@ class Bars:
         """A bar for `Trainer.run`, which starts at `step`: its `progress` and its `on_step`."""
         update = self._bar(name, config.steps, step)
         started = time.monotonic()
-        loss = ""
+        loss, looked = "", 0.0
 
         def show(progress: TrainProgress) -> None:
-            nonlocal loss
-            loss = f"loss {progress.loss:.4f}  "
+            nonlocal loss, looked
+            loss, looked = f"loss {progress.loss:.4f}  ", progress.seconds_looked
             write(progress.step)
+            if progress.look is not None:
+                self.say(about_look(progress.look))
 
         def advance(done: int) -> None:
             # The last step has an entry in the log as well.
@@ -76,10 +79,15 @@ class Bars:
             speed = max(done - step, 1) / elapsed
             ends = f"took {duration(elapsed)}"
             left = f"{duration((config.steps - done) / speed)} left" if done < config.steps else ends
-            images = speed * config.batch_size
+            images = max(done - step, 1) / max(elapsed - looked, 1e-9) * config.batch_size
             update(done, f"step {done:,}  {loss}{images:,.{0 if images >= 10 else 1}f} images/s  {left}")
 
         return show, advance
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        if text:
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def counting(self, name: str, total: float, unit: str = "images") -> Callable[[float], None]:
         """A bar for `total` things; call the result with the number done so far, fractions included."""
@@ -114,3 +122,17 @@ class Bars:
                 self._console.print(f"{name:<12} {share:4.0%}  {detail}", highlight=False, soft_wrap=True)
 
         return update
+
+
+def about_look(look: Look) -> str:
+    """What was seen of a network while it trains, in a line; nothing where nothing was."""
+    values, said = look.values, []
+    if "held_out_loss" in values:
+        said.append(f"held-out loss {values['held_out_loss']:.4f}")
+        bits, error = values["held_out_bits_per_dim"], values["held_out_bits_per_dim_error"]
+        said.append(f"{bits:.3f} ± {error:.3f} bits/dim")
+    if "frechet_distance" in values:
+        said.append(f"Fréchet distance {values['frechet_distance']:.4g}")
+    if look.picture is not None:
+        said.append(str(look.picture))
+    return f"step {look.step:,}: {', '.join(said)}" if said else ""

@@ -45,6 +45,7 @@ DATA_KEYS = (
     "cache",
     "workers",
     "skip_corrupt",
+    "held_out",
 )
 SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
 CONFIG_FILE = "config.yaml"
@@ -61,7 +62,10 @@ SETTINGS = {
     "precision": "--precision",
     "warmup_steps": "--set train.warmup_steps",
     "clip_norm": "--set train.clip_norm",
+    "override": "--override",
 }
+# How often a training is looked at, and between how many steps at least.
+_LOOKS, _FEWEST_STEPS = 10, 100
 # Of the data, what has no option of its own.
 DATA_SETTINGS = {name: f"--set data.{name}" for name in DATA_KEYS[1:]}
 # Folder of a run for decoded pictures, where no other is named.
@@ -87,7 +91,8 @@ class TrainingPlan:
     Attributes:
         unet: The network's shape.
         diffusion: What it is trained on.
-        data: The images.
+        data: The images to train on.
+        held_out: Those to evaluate on while it trains; None for none.
         train: Settings of the training.
         out: Run folder; None where it was not given.
         init_from: Model whose weights a new run starts from; None for weights drawn from the seed.
@@ -97,6 +102,7 @@ class TrainingPlan:
     unet: UNetConfig
     diffusion: Diffusion
     data: ImageSource
+    held_out: ImageSource | None
     train: TrainConfig
     out: Path | None
     init_from: str | None
@@ -148,12 +154,37 @@ def train(
     weighting: Annotated[
         str | None, typer.Option(help="Of the timesteps: none, min_snr, p2, truncated_snr, or a .npy file of weights.")
     ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(help="What the network sees beside the noise: low_res:2, the image at half its size, or inpaint."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, noise.")] = None,
     size: Annotated[
         str | None, typer.Option(help="Resize and crop pictures to this side, or HEIGHTxWIDTH; crop arrays to it.")
     ] = None,
     channels: Annotated[int | None, typer.Option(help="Of pictures: 1 or 3.")] = None,
     split: Annotated[str | None, typer.Option(help="Of data in parts: train, test, val, ...")] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Images to evaluate on while it trains: a share of the data, such as 0.1, another split's name, or "
+            "where they are; none for none. Of the digits: test, if left out."
+        ),
+    ] = None,
+    picture_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between pictures of samples; 0 for none. A tenth of all, if left out, but at least 100."
+        ),
+    ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between evaluations; 0 for none. With images held out as the pictures, if left out."),
+    ] = None,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard (if left out, where it is installed), wandb or trackio. May be repeated."),
+    ] = None,
     layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Noise schedule; `fastdiff info schedules`.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Noising steps.")] = None,
@@ -162,6 +193,9 @@ def train(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting: unet.channels=64. May be repeated.")
     ] = None,
+    override: Annotated[
+        bool, typer.Option("--override", help="Go on with other settings than before, which the checkpoints record.")
+    ] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings as YAML and leave.")] = False,
@@ -183,6 +217,7 @@ def train(
             "channels": channels,
             "split": split,
             "layout": layout,
+            "held_out": held_out,
         },
         "train": {
             "steps": steps,
@@ -194,7 +229,11 @@ def train(
             "label_dropout": label_dropout,
             "loss": loss,
             "weighting": weighting,
+            "condition": condition,
             "seed": seed,
+            "picture_every": picture_every,
+            "evaluate_every": evaluate_every,
+            "trackers": tracker or None,
         },
     }
     given = _without_none(flags)
@@ -211,7 +250,7 @@ def train(
         return
     if plan.out is None:
         raise ValueError("training needs a folder to write to: give --out, or the key 'out' in the file")
-    _run(plan, plan.out, device)
+    _run(plan, plan.out, device, override=override)
 
 
 def read_config_file(path: str | Path) -> Settings:
@@ -277,28 +316,33 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
     training = _merged(recipe.get("train", {}), sections["train"])
     diffusion, process = build_diffusion(process)
-    images, source = _images(sections["data"], given.get("out"))
+    images, held_out, source = _images(sections["data"], given.get("out"))
     base = PRESETS[preset] if preset is not None else UNetConfig()
     if training.get("label_dropout") and images.labels is not None:
         # The classes of the data, and the null class behind them.
         network.setdefault("num_classes", len(_class_names(images)) + 1)
-    unet = _network(base, network, images, diffusion)
+    unet = _network(base, network, images, diffusion, training.get("condition"))
     if images.source.startswith("digits"):
         training.setdefault("flip", False)
     training.setdefault("loss", "hybrid" if diffusion.learned_variance else "simple")
     check_keys(training, [field.name for field in fields(TrainConfig)], "section 'train'")
     if "steps" not in training:
         raise ValueError("how long to train? give --steps, or the key 'steps' in section 'train'")
+    if isinstance(training["steps"], int):
+        every = max(_FEWEST_STEPS, training["steps"] // _LOOKS)
+        training = {"picture_every": every, "evaluate_every": 0 if held_out is None else every} | training
     settings = TrainConfig.from_dict(training)
     out = given.get("out")
     plain: Settings = {} if out is None else {"out": str(out)}
     plain |= {} if init_from is None else {"init_from": init_from}
     named: Settings = {} if preset is None else {"preset": preset}
     plain |= {"unet": named | unet.to_dict(), "diffusion": process, "data": source, "train": settings.to_dict()}
-    return TrainingPlan(unet, diffusion, images, settings, None if out is None else Path(str(out)), init_from, plain)
+    return TrainingPlan(
+        unet, diffusion, images, held_out, settings, None if out is None else Path(str(out)), init_from, plain
+    )
 
 
-def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
+def _run(plan: TrainingPlan, out: Path, device_name: str, *, override: bool) -> None:
     import torch
 
     from fastdiff.cli.environment import resolve_device
@@ -313,10 +357,14 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
     unet = UNet(plan.unet).to(device)
     if plan.init_from is not None and not list_checkpoints(out):
         _take_weights(unet, plan.diffusion, plan.init_from)
-    trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out)
+    trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out, override=override, held_out=plan.held_out)
     size = sum(parameter.numel() for parameter in unet.parameters())
     network = plan.settings["unet"].get("preset", "a network")
     typer.echo(f"{plan.data!r}; {network} of {size:,} parameters on {device}")
+    if plan.held_out is not None:
+        typer.echo(
+            f"{len(plan.held_out):,} images are held out, of which {plan.train.num_evaluated:,} are evaluated at most"
+        )
     for line in about_classes(plan.data, plan.unet.num_classes):
         typer.echo(line)
     if trainer.step:
@@ -337,7 +385,20 @@ def _run(plan: TrainingPlan, out: Path, device_name: str) -> None:
         typer.echo(note)
     taken = result.step - result.resumed_from
     typer.echo(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
-    typer.echo(f"next: fastdiff sample {out} --out samples.png")
+    if result.report is not None:
+        typer.echo(f"what it looked like: {result.report}")
+    typer.echo(f"next: {_next(plan, out)}")
+
+
+def _next(plan: TrainingPlan, out: Path) -> str:
+    """The command that shows what was learnt."""
+    source = plan.settings["data"]["source"]
+    if plan.train.condition is None:
+        guided = " --guidance 3 --label " + _class_names(plan.data)[0] if plan.train.label_dropout else ""
+        return f"fastdiff sample {out}{guided} --out samples.png"
+    if plan.train.condition == "inpaint":
+        return f"fastdiff edit inpaint {out} {source} --hole 0,0,{plan.data.shape[1] // 2},{plan.data.shape[2]}"
+    return f"fastdiff edit upscale {out} {source}"
 
 
 def _class_names(data: ImageSource) -> tuple[str, ...]:
@@ -435,8 +496,8 @@ def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
         )
 
 
-def _images(settings: Settings, out: Any) -> tuple[ImageSource, Settings]:
-    """The images, and the settings that say where they are."""
+def _images(settings: Settings, out: Any) -> tuple[ImageSource, ImageSource | None, Settings]:
+    """The images to train on, those held out, and the settings that say where they are."""
     from fastdiff.data.opening import WHAT_IT_IS, DataOptions, open_images
 
     if settings.get("source") is None:
@@ -444,13 +505,45 @@ def _images(settings: Settings, out: Any) -> tuple[ImageSource, Settings]:
     options = {key: value for key, value in settings.items() if key != "source" and value is not None}
     source = str(settings["source"])
     plain = {"source": source, **options}
+    held_out = options.pop("held_out", None)
     if options.get("cache") is True:
         if out is None:
             raise ValueError(f"{spelt('cache')} True is a folder of the run: give --out, or name a folder")
         options["cache"] = str(Path(str(out), CACHE_FOLDER))
     elif options.get("cache") is False:
         del options["cache"]
-    return open_images(source, DataOptions(**options)), plain
+    images = open_images(source, DataOptions(**options))
+    return *_held_out(held_out, images, plain), plain
+
+
+def _held_out(held_out: Any, images: ImageSource, settings: Settings) -> tuple[ImageSource, ImageSource | None]:
+    """The images to train on, and those held out: a share of these, another split of them, or another source."""
+    from fastdiff.data.opening import DataOptions, open_images
+    from fastdiff.data.part import hold_out
+
+    if held_out is None and images.source == "digits/train":
+        held_out = "test"
+    if held_out is None or held_out == "none":
+        return images, None
+    share = _number(held_out)
+    if share is not None:
+        return hold_out(images, share)
+    # Nothing is cut at random, or left out, where curves are to be compared.
+    names = ("size", "channels", "layout", "levels", "resize", "columns")
+    kept = {name: settings[name] for name in names if settings.get(name) is not None}
+    where = str(held_out)
+    if where.isidentifier() and not Path(where).exists():
+        kept |= {"split": where}
+        where = str(settings["source"])
+    return images, _read(spelt("held_out"), lambda path: open_images(path, DataOptions(**kept)), where)
+
+
+def _number(value: object) -> float | None:
+    """The number that a value, or a text of one, is; None for others."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return None
 
 
 def _parsed_size(text: str) -> int | list[int]:
@@ -461,12 +554,17 @@ def _parsed_size(text: str) -> int | list[int]:
     return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]
 
 
-def _network(base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion) -> UNetConfig:
-    """The network, with channels and size from the data where they are not given."""
+def _network(
+    base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion, condition: Any
+) -> UNetConfig:
+    """The network, with channels and size from the data and what it sees beside them, where they are not given."""
+    from fastdiff.nets.conditions import ImageCondition
+
     channels, height, _ = images.shape
+    seen = 0 if condition is None else ImageCondition(condition).channels(channels)
     fields = {**base.to_dict(), **given}
     fitted: Settings = {
-        "in_channels": channels,
+        "in_channels": channels + seen,
         "out_channels": diffusion.model_channels(channels),
         "image_size": height,
     }

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fastdiff.training.monitor import Look
+
 __all__ = ["Interval", "TrainProgress", "TrainResult", "metrics"]
 
 
@@ -23,6 +25,10 @@ class TrainProgress:
         seconds_left: At that speed.
         grad_norm: Mean norm of the gradient before clipping.
         learning_rate: Of the latest step.
+        loss_by_timestep: Mean loss in ten parts of the timesteps, from the data's end to the noise's; None for a part
+            that no timestep fell into.
+        look: What was looked at after this step, if anything.
+        seconds_looked: What looking has taken since `Trainer.run` began.
     """
 
     step: int
@@ -32,6 +38,9 @@ class TrainProgress:
     seconds_left: float
     grad_norm: float
     learning_rate: float
+    loss_by_timestep: tuple[float | None, ...] = ()
+    look: Look | None = None
+    seconds_looked: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class TrainResult:
         checkpoint: Folder of the newest checkpoint.
         seconds: Duration of this call.
         notes: Sentences for the user, for example that TensorBoard is missing.
+        report: `report.html` of the run.
     """
 
     step: int
@@ -53,6 +63,7 @@ class TrainResult:
     checkpoint: Path
     seconds: float
     notes: tuple[str, ...]
+    report: Path | None = None
 
 
 class Interval:
@@ -64,11 +75,12 @@ class Interval:
         self.values: list[Tensor] = []
 
 
-def metrics(entry: TrainProgress) -> dict[str, float]:
+def metrics(entry: TrainProgress) -> dict[str, float | list[float | None]]:
     """What the log has of an entry."""
     return {
         "loss": entry.loss,
         "grad_norm": entry.grad_norm,
         "learning_rate": entry.learning_rate,
         "images_per_second": entry.images_per_second,
+        "loss_by_timestep": list(entry.loss_by_timestep),
     }

@@ -24,7 +24,9 @@ COMMANDS = {
     "edit decode": ["{model}", "{latent}", "--steps", "2", "--out", "{new}/x.npy"],
     "edit vary": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit interpolate": ["{model}", "{archive}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
+    "edit upscale": ["{upscaler}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit inpaint": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--hole", "0,0,2,2", "--out", "{new}/x.npy"],
+    "ema": ["{model}", "{new}/to", "--width", "0.1"],
     "info schedules": [],
     "info table": ["ddim"],
     "info plan": ["digits"],
@@ -33,6 +35,7 @@ COMMANDS = {
 WRONG = {
     "allocation": ["none"],
     "channels": ["7"],
+    "condition": ["low_res", "masks"],
     "config": ["{new}/missing.yaml", "{archive}"],
     "data": ["{new}/missing", "digit"],
     "device": ["tpu", "cuda:x"],
@@ -111,11 +114,11 @@ def _cases():
 
 
 @pytest.fixture
-def given(tmp_path, model, labelled_model, archive, monkeypatch):
+def given(tmp_path, model, labelled_model, upscaler, archive, monkeypatch):
     (tmp_path / "new").mkdir()
     np.savez(tmp_path / "latent.npz", np.zeros((1, 3, 16, 16), np.float32))
     monkeypatch.chdir(tmp_path)
-    places = {"model": labelled_model, "plain": model, "archive": archive}
+    places = {"model": labelled_model, "plain": model, "archive": archive, "upscaler": upscaler}
     places |= {"new": tmp_path / "new", "latent": tmp_path / "latent.npz"}
     return lambda text: text.format(**places)
 

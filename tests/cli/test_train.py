@@ -185,7 +185,9 @@ def test_another_rate_is_said_and_kept(tmp_path):
     pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
     works(*train_options(out, "--steps", 2, "--lr", "1e-3"))
-    printed = works("train", "--out", out, "--steps", 3, "--lr", "1e-4")
+    said = fails("train", "--out", out, "--steps", 3, "--lr", "1e-4")
+    assert "which the checkpoints will record, give --override, else what the run had before" in said
+    printed = works("train", "--out", out, "--steps", 3, "--lr", "1e-4", "--override")
     assert "from here on learning_rate is 0.0001, it was 0.001" in printed
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["learning_rate"] == 1e-4
     assert load_model(out).metadata["training"]["changes"] == [{"step": 2, "learning_rate": [1e-3, 1e-4]}]
@@ -302,3 +304,27 @@ def test_label_dropout_makes_room_for_a_null_class():
     plan = plan_training(digits | {"unet": {"preset": "digits", "num_classes": 12}})
     assert plan.unet.num_classes == 12
     assert plan_training(digits | {"unet": {"preset": "digits"}, "train": {}}).unet.num_classes is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "channels", "command"),
+    [("low_res:2", 2, ["upscale"]), ("inpaint", 3, ["inpaint", "--hole", "0,0,4,8"])],
+    ids=["low_res", "inpaint"],
+)
+def test_train_learns_what_stands_beside_the_noise(tmp_path, condition, channels, command):
+    out = tmp_path / "run"
+    said = works(*train_options(out, "--condition", condition))
+    assert f"next: fastdiff edit {command[0]}" in said.replace("\n", " ")
+    assert load_model(out).unet.config.in_channels == channels
+    works("edit", command[0], out, "digits", *command[1:], "-n", 2, "--steps", 3, "--out", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["arr_0"].shape == (2, 8, 8, 1)
+
+
+def test_train_takes_a_loss_and_weights_of_the_timesteps(tmp_path):
+    np.save(tmp_path / "weights.npy", np.linspace(0, 1, 10))
+    works(*train_options(tmp_path / "run", "--loss", "hybrid", "--weighting", tmp_path / "weights.npy"))
+    (tmp_path / "weights.npy").unlink()
+    # The run's own settings have the numbers.
+    works("train", "--out", tmp_path / "run", "--steps", 5)
+    assert load_model(tmp_path / "run").metadata["training"]["weighting"] == np.linspace(0, 1, 10).tolist()
+    works(*train_options(tmp_path / "bound", "--loss", "vlb", "--set", "train.timestep_density=uniform"))

@@ -143,6 +143,6 @@ def test_ops_have_an_implementation_on_a_gpu_where_they_say_so():
 
 
 def test_ops_without_a_triton_kernel_say_so():
-    call = Conv3x3Call(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3), None)
+    call = Conv3x3Call(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3), None, None)
     with pytest.raises(RuntimeError, match="conv3x3 has no Triton kernel: leave implementation at 'auto'"):
         _dispatch.dispatch(call, "triton")

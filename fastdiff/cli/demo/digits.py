@@ -29,7 +29,8 @@ from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling.runner import SamplingStep, sample
 from fastdiff.training.config import TrainConfig
-from fastdiff.training.log import LOGS_FOLDER, METRICS_FILE
+from fastdiff.training.log import METRICS_FILE
+from fastdiff.training.trackers import LOGS_FOLDER
 from fastdiff.training.trainer import Trainer
 
 __all__ = ["DemoConfig", "delete_run", "digits_diffusion", "digits_training", "digits_unet", "run_demo"]
