@@ -1,40 +1,18 @@
-"""Tests of fastdiff.generation.generate, with fastdiff.generation.folder: whoever makes the parts, their bytes."""
+"""Tests of fastdiff.generation.generate."""
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
-from fastdiff.generation import formats
 from fastdiff.generation.generate import Request, gather, generate, verify
 from fastdiff.generation.job import checksum
 from fastdiff.generation.shards import Shard
+from support.jobs import contents
 
 REQUEST = Request(23, steps=2, seed=5, part_size=5)
 ALL = Shard()
-# More of them by this variable: the proof in CI is short.
-KILLS = int(os.environ.get("FASTDIFF_KILLS", "2"))
-
-CHILD = """
-import sys
-import fastdiff as fd
-from fastdiff.generation.generate import Request, generate
-pipe = fd.Pipeline.from_pretrained(sys.argv[1])
-print("ready", flush=True)
-generate(pipe, sys.argv[2], Request(int(sys.argv[3]), steps=2, seed=5, part_size=5, format=sys.argv[4]))
-"""
-
-
-def contents(folder):
-    """The files of the parts, without the records, which say who made them and when."""
-    files = sorted(path for path in (folder / "parts").rglob("*") if path.is_file() and path.suffix != ".json")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -52,50 +30,6 @@ def test_images_are_those_of_sample(pipe, tmp_path):
     pixels = ((expected.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     with np.load(path) as archive:
         np.testing.assert_array_equal(archive["arr_0"], pixels)
-
-
-@pytest.mark.parametrize("count", [2, 3, 7])
-def test_bytes_do_not_depend_on_the_shards(pipe, tmp_path, whole, count):
-    for index in reversed(range(count)):
-        generate(pipe, tmp_path, REQUEST, shard=Shard(index, count), batch_size=1 + index)
-    assert contents(tmp_path) == whole
-
-
-def test_what_is_there_is_not_made_again(pipe, tmp_path, monkeypatch):
-    folder = generate(pipe, tmp_path, REQUEST, shard=ALL)
-    folder.file(folder.job.part(1)).unlink()
-    made, sample = [], pipe.sample
-
-    def counted(num, **options):
-        made.extend(options["sample_ids"])
-        return sample(num, **options)
-
-    monkeypatch.setattr(pipe, "sample", counted)
-    generate(pipe, tmp_path, REQUEST, shard=ALL)
-    assert made == [5, 6, 7, 8, 9]
-
-
-@pytest.mark.parametrize("harm", ["bit", "short", "gone", "record", "empty record"])
-def test_a_damaged_part_is_made_again(pipe, tmp_path, whole, harm, caplog):
-    folder = generate(pipe, tmp_path, REQUEST, shard=ALL)
-    part = folder.job.part(2)
-    file, record = folder.file(part), folder.record(part)
-    if harm == "bit":
-        data = bytearray(file.read_bytes())
-        data[300] ^= 1
-        file.write_bytes(data)
-    elif harm == "short":
-        file.write_bytes(file.read_bytes()[:-10])
-    elif harm == "gone":
-        file.unlink()
-    elif harm == "record":
-        record.write_text("{")
-    else:
-        record.write_text("")
-    assert folder.fault(part) is not None
-    generate(pipe, tmp_path, REQUEST, shard=ALL)
-    assert contents(tmp_path) == whole
-    assert "is made again" in caplog.text
 
 
 def test_a_job_that_grew_has_the_bytes_of_the_larger_one(pipe, tmp_path, whole):
@@ -174,55 +108,3 @@ def test_verify_finds_a_changed_image(pipe, tmp_path):
     said = json.loads(folder.record(part).read_text()) | {"sha256": checksum(folder.file(part))}
     folder.record(part).write_text(json.dumps(said))
     assert [(wrong.id, wrong.pixels) for wrong in verify(pipe, tmp_path, REQUEST, [6, 7])] == [(7, 1)]
-
-
-def test_a_full_disk_loses_nothing(pipe, tmp_path, whole, monkeypatch):
-    write, calls = formats.write, []
-
-    def full(path, kind, batch):
-        calls.append(path)
-        if len(calls) == 3:
-            raise OSError(28, "No space left on device")
-        write(path, kind, batch)
-
-    monkeypatch.setattr(formats, "write", full)
-    with pytest.raises(RuntimeError, match="No space left on device; 2 of 5 parts are done"):
-        generate(pipe, tmp_path, REQUEST, shard=ALL)
-    generate(pipe, tmp_path, REQUEST, shard=ALL)
-    assert contents(tmp_path) == whole
-
-
-def child(model, folder, kind="npz", num=23):
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(model), str(folder), str(num), kind],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def test_kills_lose_no_id_and_double_none(model, pipe, tmp_path):
-    random, request = np.random.default_rng(7), dataclasses.replace(REQUEST, num=400)
-    generate(pipe, tmp_path / "whole", request, shard=ALL)
-    killed = 0
-    for attempt in range(KILLS):
-        folder = tmp_path / str(attempt)
-        process = child(model, folder, num=400)
-        time.sleep(float(random.uniform(0.0, 0.3)))
-        process.send_signal(signal.SIGKILL if random.random() < 0.7 else signal.SIGTERM)
-        killed += process.wait() != 0
-        generate(pipe, folder, request, shard=ALL)
-        assert contents(folder) == contents(tmp_path / "whole")
-        assert not list(folder.rglob("*.partial"))
-    assert killed
-
-
-@pytest.mark.parametrize("kind", ["npz", "png"])
-def test_two_processes_on_one_folder_share_it(model, pipe, tmp_path, kind):
-    processes = [child(model, tmp_path / "both", kind, num=200) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    generate(pipe, tmp_path / "one", dataclasses.replace(REQUEST, num=200, format=kind), shard=ALL)
-    assert contents(tmp_path / "both") == contents(tmp_path / "one")

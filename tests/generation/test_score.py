@@ -12,7 +12,7 @@ from fastdiff.generation.folder import JobFolder
 from fastdiff.generation.job import Job
 from fastdiff.generation.score import ScoreRequest, read_scores, score
 from fastdiff.generation.shards import Shard
-from support.tolerances import FLOAT64_PRODUCT
+from support.tolerances import FLOAT32_SUM, FLOAT64_PRODUCT
 
 ALL = Shard()
 REQUEST = ScoreRequest(seed=2, part_size=3)
@@ -35,7 +35,7 @@ def test_parts_are_the_scores_of_the_whole(pipe, tmp_path, method):
     ids, totals = read_scores(folder)
     whole = pipe.likelihood(data.to_model(data.images), method, seed=2, **options)
     assert ids.tolist() == list(range(8))
-    np.testing.assert_allclose(totals, whole.total.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(totals, whole.total.numpy(), rtol=FLOAT32_SUM)
     parts = [read_scores(dataclasses.replace(folder))[1][a:b] for a, b in ((0, 3), (3, 8))]
     assert fd.likelihood.merge(parts).mean == pytest.approx(float(np.mean(totals)), rel=FLOAT64_PRODUCT)
 
@@ -56,7 +56,7 @@ def test_terms_and_encodings_are_kept_on_request(pipe, tmp_path):
     encoded = score(pipe, data, tmp_path / "encoded", request, shard=ALL)
     latents = read_scores(encoded, "latents")[1]
     expected = pipe.encode(data.to_model(data.images), steps=3).numpy()
-    np.testing.assert_allclose(latents, expected, atol=1e-5)
+    np.testing.assert_allclose(latents, expected, atol=FLOAT32_SUM)
     with pytest.raises(ValueError, match="holds no 'bits_per_dim'; it has ids, latents"):
         read_scores(encoded)
 
@@ -73,7 +73,7 @@ def test_labels_go_with_their_images(labelled, tmp_path):
     data = pictures(labels=True)
     folder = score(labelled, data, tmp_path, REQUEST, shard=ALL)
     expected = labelled.likelihood(data.to_model(data.images), seed=2, labels=data.labels).total
-    np.testing.assert_allclose(read_scores(folder)[1], expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(read_scores(folder)[1], expected.numpy(), rtol=FLOAT32_SUM)
     with pytest.raises(ValueError, match="has no labels"):
         score(labelled, pictures(), tmp_path / "b", REQUEST, shard=ALL)
 
