@@ -1,6 +1,5 @@
 """`fastdiff train`: runs, resumed runs, configuration files, Ctrl-C."""
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -15,9 +14,8 @@ import pytest
 import torch
 import yaml
 
-from fastdiff.cli.train import about_classes, plan_training, read_config_file
+from fastdiff.cli.train import plan_training, read_config_file
 from fastdiff.files.checkpoint import load_model
-from fastdiff.files.data import DataScaling, ImageData
 from fastdiff.nets.config import PRESETS
 from support.command_line import SMALL_UNET, fails, run, train_options, works
 
@@ -243,25 +241,6 @@ def test_a_warm_up_longer_than_the_training_is_said(tmp_path):
     said = run(*options).stderr
     assert "the warm-up takes 40 steps and the training 4: the learning rate gets no further than 0.0001 of" in said
     assert "--set train.warmup_steps=0 would let it" in said
-
-
-@pytest.mark.parametrize(
-    ("names", "num_classes", "expected"),
-    [
-        (("cat", "dog"), None, ["2 classes found (cat, dog), not used: with --set unet.num_classes=2 the network"]),
-        (("cat", "dog"), 2, ["2 classes: cat, dog"]),
-        (("cat", "dog"), 3, ["2 classes: cat, dog; the network has room for 3"]),
-        (None, 2, ["2 classes: 0, 1"]),
-        (("test", "train"), None, ["2 classes found (test, train), not used", "the folders test, train look like"]),
-    ],
-    ids=["unused", "used", "null class", "no names", "splits"],
-)
-def test_classes_are_said(names, num_classes, expected):
-    data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, DataScaling(), "here", names)
-    said = about_classes(data, num_classes)
-    assert len(said) == len(expected)
-    assert all(line.startswith(start) for line, start in zip(said, expected, strict=True)), said
-    assert about_classes(dataclasses.replace(data, labels=None), None) == []
 
 
 def test_threads_are_those_asked_for(tmp_path):
