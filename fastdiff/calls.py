@@ -129,6 +129,7 @@ class Conv3x3Call(NamedTuple):
     x: Tensor
     weight: Tensor
     bias: Tensor | None
+    residual: Tensor | None
 
 
 class Conv3x3BackwardCall(NamedTuple):
@@ -146,6 +147,7 @@ class LinearCall(NamedTuple):
     x: Tensor
     weight: Tensor
     bias: Tensor | None
+    residual: Tensor | None
 
 
 class LinearBackwardCall(NamedTuple):

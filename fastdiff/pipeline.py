@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastdiff import likelihood as scoring
 from fastdiff.engine.choose import Runner, compiled_or_not
-from fastdiff.files.checkpoint import WeightKind, load_model, save_described
+from fastdiff.files.checkpoint import load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.files.progress import watched
 from fastdiff.nets.conditions import Concatenated, ImageCondition
@@ -96,7 +96,7 @@ class Pipeline:
         path: str | Path,
         *,
         device: torch.device | str = "cpu",
-        weights: WeightKind | None = None,
+        weights: str | None = None,
         preset: str | None = None,
         flags: str | Mapping[str, Any] | None = None,
         unet: Mapping[str, Any] | None = None,
@@ -115,7 +115,8 @@ class Pipeline:
         Args:
             path: Folder, file, or hub id: "hf://owner/name", or "owner/name" that does not look like a local path.
             device: Where the network goes.
-            weights: "ema" or "raw"; None takes what the model was saved with, the average where there are both.
+            weights: "ema" or "raw"; None takes what the model was saved with, the average where there are both. Of the
+                several averages of a training, "ema:0.999" is the one of that decay, "power:0.05" that of a width.
             preset: A published network, a name in `fastdiff.nets.config.PRESETS`.
             flags: Flags of OpenAI's scripts, as one line or as names and values.
             unet: Fields of `UNetConfig` that the file does not say, such as image_size.
@@ -175,9 +176,9 @@ class Pipeline:
         if isinstance(shape, list) and len(shape) == 3:
             return int(shape[0]), int(shape[1]), int(shape[2])
         config = self.unet.config
-        # A network of lucidrains' has as many channels out as in, and says one number.
-        outputs = getattr(config, "out_channels", None)
-        channels = config.in_channels if outputs is None else outputs // self.diffusion.model_channels(1)
+        # Some of other projects have as many channels out as in, and say one number.
+        outputs, per_channel = getattr(config, "out_channels", config.in_channels), self.diffusion.model_channels(1)
+        channels = config.in_channels if outputs % per_channel else outputs // per_channel
         return channels, config.image_size, config.image_size
 
     @property
@@ -254,12 +255,8 @@ class Pipeline:
         seeds = checked_seeds(seed, num)
         ids = seeds.ids(sample_ids, num, self.device)
         kwargs = self._kwargs(self._checked_labels(labels, num)) or {}
-        seen = checked_condition(
-            condition, mask, num, known=self.condition, channels=self.extra_channels, shape=self.image_shape,
-            scaling=self.scaling, device=self.device,
-        )  # fmt: skip
-        kwargs |= {} if seen is None else {"condition": seen}
-        model = self._guided(guidance, null_label, runner, is_conditioned=seen is not None)
+        kwargs |= self._seen(condition, mask, num)
+        model = self._guided(guidance, null_label, runner)
         rows = None if callback_rows is None else list(callback_rows)
         size = max(1, num if batch_size is None else batch_size)
         parts = [
@@ -400,9 +397,13 @@ class Pipeline:
     ) -> Tensor:
         """Fill the pixels where the mask is 0, and keep those where it is 1; see `fastdiff.editing.inpaint`.
 
-        `guidance` and `null_label` are those of `sample`.
+        `guidance` and `null_label` are those of `sample`. A network that was trained to inpaint sees the known pixels
+        and the mask as well; with jump_repeats=1 it is sampled without jumps.
         """
-        x, kwargs = self._edited(x, labels, options, editing.inpaint)
+        known = self.condition
+        can_inpaint = known is not None and known.factor is None
+        x, kwargs = self._edited(x, labels, options, editing.inpaint, is_seen=can_inpaint)
+        kwargs = (kwargs or {}) | (self._seen(x, mask, len(x)) if can_inpaint else {})
         model = self._guided(guidance, null_label, options.get("runner", "auto"))
         return editing.inpaint(model, self.diffusion, x, mask, model_kwargs=kwargs, **options)
 
@@ -455,21 +456,27 @@ class Pipeline:
         return Views(self.unet, self.diffusion, kwargs or {}).score(x.to(self.device), t)
 
     def _edited(
-        self, x: Tensor, labels: Labels | None, options: dict[str, Any], function: Callable[..., Tensor]
+        self,
+        x: Tensor,
+        labels: Labels | None,
+        options: dict[str, Any],
+        function: Callable[..., Tensor],
+        *,
+        is_seen: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Images as the model takes them, and what else the network is passed."""
+        """Images as the model takes them, and what else the network is passed, further channels apart (`is_seen`)."""
         known = list(inspect.signature(function).parameters)
         own = ("model", "diffusion", "x", "a", "b", "latent", "mask", "model_kwargs")
         check_keys(options, [key for key in known if key not in own], function.__name__)
         check_options(options, function, function.__name__)
-        self._check_images(x, "images")
+        self._check_images(x, "images", is_seen=is_seen)
         if x.dtype == torch.uint8:
             x = self.scaling.to_model(x)
         return x.to(self.device), self._kwargs(self._checked_labels(labels, x.shape[0]))
 
-    def _check_images(self, x: Tensor, name: str) -> None:
-        no_condition(self.extra_channels)
-        channels = self.unet.config.in_channels
+    def _check_images(self, x: Tensor, name: str, *, is_seen: bool = False) -> None:
+        no_condition(0 if is_seen else self.extra_channels)
+        channels = self.unet.config.in_channels - self.extra_channels
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"{name} must be [B, {channels}, H, W], the model's channels, got {list(x.shape)}")
 
@@ -479,14 +486,20 @@ class Pipeline:
     def _checked_labels(self, labels: Labels | None, num: int) -> Tensor | None:
         return self.classes.checked(labels, num, self.device)
 
-    def _guided(
-        self, guidance: float | None, null_label: int | str | None, runner: object, is_conditioned: bool = False
-    ) -> Model:
-        """The network, or a wrapper that guides it, or gives it its condition."""
+    def _seen(self, condition: Tensor | None, mask: Tensor | None, num: int) -> dict[str, Tensor]:
+        """The further channels of the network's input, as an argument of `Concatenated`; empty where it has none."""
+        seen = checked_condition(
+            condition, mask, num, known=self.condition, channels=self.extra_channels, shape=self.image_shape,
+            scaling=self.scaling, device=self.device,
+        )  # fmt: skip
+        return {} if seen is None else {"condition": seen}
+
+    def _guided(self, guidance: float | None, null_label: int | str | None, runner: object) -> Model:
+        """The network, or wrappers that guide it and give it its condition."""
         network: Model = self.unet
-        if runner != "eager" and (is_conditioned or guidance is not None):
+        if runner != "eager" and (self.extra_channels or guidance is not None):
             network = compiled_or_not(self.unet)
-        if is_conditioned:
+        if self.extra_channels:
             network = Concatenated(network)
         if guidance is None:
             if null_label is not None:

@@ -17,13 +17,17 @@ namespace fastdiff {
 
 namespace {
 
-// Tiles of 4x4 results from 8 pixels on, as fastdiff/engine/lower.py chooses.
-int64_t tile_size(const Tensor& x) { return x.size(2) >= 8 && x.size(3) >= 8 ? 4 : 2; }
+// Tiles of 4x4 results need fewer products, and more weights to transform: they are for images of 8 pixels and more,
+// and for few channels. `channels` are those on both sides, multiplied.
+int64_t tile_size(const Tensor& x, int64_t channels) {
+  return (x.size(2) >= 8 && x.size(3) >= 8) || channels <= 128 * 128 ? 4 : 2;
+}
 
 }  // namespace
 
-// y = conv(x, weight) + bias; `transposed`: x is the gradient of the result, and y that of the input.
-void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool transposed, Tensor out) {
+// y = conv(x, weight) + bias + residual; `transposed`: x is the gradient of the result, and y that of the input.
+void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                     bool transposed, Tensor out) {
   const float *from = channels_last_data("x", x), *to = channels_last_data("out", out);
   const int64_t batch = x.size(0), rows = x.size(1), columns = out.size(1), threads = torch::stable::get_num_threads();
   STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == ScalarType::Float && weight.size(2) == 3 &&
@@ -41,6 +45,12 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
   check_apart(written, extent_of("x", x));
   check_apart(written, extent_of("weight", weight));
   if (bias) check_apart(written, extent_of("bias", *bias));
+  const float* added = nullptr;
+  if (residual) {
+    check_same_shape("residual", *residual, out);
+    added = channels_last_data("residual", *residual);
+    check_apart(written, extent_of("residual", *residual));
+  }
   if (x.numel() == 0) return;
   PackArgs pack;
   pack.rows = rows;
@@ -56,7 +66,7 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
     pack.y_stride = -pack.y_stride;
     pack.x_stride = -pack.x_stride;
   }
-  pack.size = tile_size(x);
+  pack.size = tile_size(x, rows * columns);
 
   Instruction i;
   std::memset(&i, 0, sizeof(i));
@@ -69,8 +79,11 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
   i.height = i.height_in = x.size(2);
   i.width = i.width_in = x.size(3);
   i.source2 = i.residual = i.norm = i.time = i.stats = i.stats2 = -1;
-  // Places count from x.
-  i.target = to - from;
+  // Places count from the first of what is read.
+  const float* base = added == nullptr ? from : std::min(from, added);
+  i.source = from - base;
+  i.target = to - base;
+  if (added != nullptr) i.residual = added - base;
   const int64_t points = (pack.size + 2) * (pack.size + 2), panels = panels_of(columns);
   i.bias = points * panels * rows * PANEL;
   const int64_t packed = i.bias + round_up(columns + 16, 16);
@@ -82,7 +95,7 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool t
   if (bias) std::memcpy(memory + i.bias, bias->data_ptr(), sizeof(float) * static_cast<size_t>(columns));
   torch::stable::parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1,
                               [&](int64_t first, int64_t last) { kernels().conv3x3_pack(pack, first, last); });
-  const Work work{i, batch, const_cast<float*>(from), memory, nullptr, 0, memory + packed, 0};
+  const Work work{i, batch, const_cast<float*>(base), memory, nullptr, 0, memory + packed, 0};
   run_instruction(work, threads, memory + packed + shared, per_thread);
 }
 
@@ -105,16 +118,23 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
                   "out must be [C_out, C_in, 3, 3], got ", described(out));
   check_apart(extent_of("out", out), extent_of("x", x));
   check_apart(extent_of("out", out), extent_of("grad", grad));
-  a.size = tile_size(x);
-  // Two units or more for each thread; the sums of an element are the same whatever the blocks.
-  a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
-  a.block_out = std::min<int64_t>(64, round_up(a.channels_out, 16));
-  while (grad_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2, 16);
-  const int64_t per_thread = round_up(grad_scratch(a), 16);
-  float* memory = workspace(threads * per_thread);
+  a.size = tile_size(x, a.channels_in * a.channels_out);
+  const int64_t tiles = grad_tiles(a), chunk = std::min(tiles, GRAD_CHUNK), points = grad_points(a);
+  const int64_t row_in = grad_row(a.channels_in), row_out = grad_row(a.channels_out);
+  a.v = workspace(points * (chunk * (row_in + row_out) + round_up(a.channels_out, 16) * row_in));
+  a.z = a.v + points * chunk * row_in;
+  a.sums = a.z + points * chunk * row_out;
   const Kernels& variant = kernels();
-  run_units(grad_units(a), threads,
-            [&](int64_t unit, int64_t worker) { variant.conv3x3_weight_grad(a, unit, memory + worker * per_thread); });
+  const auto run = [&](int64_t phase) {
+    a.phase = phase;
+    run_units(grad_units(a), threads, [&](int64_t unit, int64_t) { variant.conv3x3_weight_grad(a, unit); });
+  };
+  for (a.first = 0; a.first < tiles; a.first += chunk) {
+    a.count = std::min(chunk, tiles - a.first);
+    run(0);
+    run(1);
+  }
+  run(2);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

@@ -20,28 +20,30 @@ struct PackArgs {
 constexpr int64_t PACK_ROWS = 16;
 
 // Gradient of the weights: dweight[o][ky][kx][i] = sum of dy[y][x][o] x[y + ky - 1][x + kx - 1][i] over all pixels.
+// Some tiles at a time are transformed (phase 0) and multiplied (1); then the sums are (2).
 struct ConvGradArgs {
   const float *x, *dy;  // [B, H, W, C]
   int64_t batch, height, width, channels_in, channels_out;
-  int64_t size;                 // as of PackArgs
-  int64_t block_in, block_out;  // channels of a unit, multiples of 16
-  float* dweight;               // [C_out, 3, 3, C_in]
+  int64_t size;          // as of PackArgs
+  int64_t first, count;  // tiles
+  int64_t phase;
+  float *v, *z, *sums;  // [points][count, row_in], [points][count, row_out], [points][C_out in whole vectors, row_in]
+  float* dweight;       // [C_out, 3, 3, C_in]
 };
-// Tiles that are transformed before they are multiplied.
-constexpr int64_t GRAD_TILES = 24;
+// Tiles at a time, so that 64 columns of them fit a first-level cache; tiles of a unit of phase 0, output channels of
+// one of phase 1.
+constexpr int64_t GRAD_CHUNK = 80, GRAD_TILES = 4, GRAD_ROWS = 48;
 
-// Points of Winograd's transform.
+// Points of Winograd's transform, and tiles of the whole batch.
 static inline int64_t grad_points(const ConvGradArgs& a) { return (a.size + 2) * (a.size + 2); }
-// Pairs of a block of each side.
-static inline int64_t grad_units(const ConvGradArgs& a) {
-  return ceil_div(a.channels_in, a.block_in) * ceil_div(a.channels_out, a.block_out);
+static inline int64_t grad_tiles(const ConvGradArgs& a) {
+  return a.batch * ceil_div(a.height, a.size) * ceil_div(a.width, a.size);
 }
-// One cache line more than a point holds, as point_stride in instructions.h.
-static inline int64_t grad_stride(int64_t rows, int64_t columns) { return rows * columns + 16; }
-// Floats of scratch of a thread.
-static inline int64_t grad_scratch(const ConvGradArgs& a) {
-  return grad_points(a) * (grad_stride(GRAD_TILES, a.block_in) + grad_stride(GRAD_TILES, a.block_out) +
-                           grad_stride(a.block_out, a.block_in));
+// Floats of a row of channels: whole vectors, and one more, so that rows do not compete for the same sets of a cache.
+static inline int64_t grad_row(int64_t channels) { return round_up(channels, 16) + 16; }
+static inline int64_t grad_units(const ConvGradArgs& a) {
+  if (a.phase == 0) return ceil_div(a.count, GRAD_TILES);
+  return a.phase == 1 ? grad_points(a) * ceil_div(a.channels_out, GRAD_ROWS) : a.channels_out;
 }
 
 }  // namespace fastdiff

@@ -50,30 +50,58 @@ FD_INLINE void winograd_out_adjoint(const f32x16 (&d)[2], f32x16 (&z)[4]) {
   z[0] = d[0], z[1] = d[0] + d[1], z[2] = d[0] - d[1], z[3] = -d[1];
 }
 
+// v[r][c] to v[c][r]: each pass turns the bits of (r, c), as one number of eight, by one.
+FD_INLINE void transpose(f32x16 (&v)[16]) {
+  const i32x16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  const i32x16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+#pragma GCC unroll 4
+  for (int pass = 0; pass < 4; ++pass) {
+    f32x16 turned[16];
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k) {
+      turned[2 * k] = __builtin_shuffle(v[k], v[k + 8], low);
+      turned[2 * k + 1] = __builtin_shuffle(v[k], v[k + 8], high);
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k) v[k] = turned[k];
+  }
+}
+
+// One tap of the weights of PACK_ROWS rows and 16 columns, of which `rows` and `columns` there are. to: [PACK_ROWS].
+FD_INLINE void take_tap(const PackArgs& a, const float* tap, int64_t rows, int64_t columns, f32x16* to) {
+  if (a.column_stride == 1) {
+    for (int64_t r = 0; r < rows; ++r) to[r] = load_some(tap + r * a.row_stride, columns);
+  } else if (a.row_stride == 1) {
+    f32x16 v[PACK_ROWS];
+    for (int64_t c = 0; c < 16; ++c) v[c] = c < columns ? load_some(tap + c * a.column_stride, rows) : (f32x16){};
+    transpose(v);
+    for (int64_t r = 0; r < rows; ++r) to[r] = v[r];
+  } else {
+    for (int64_t r = 0; r < rows; ++r) {
+      to[r] = (f32x16){};
+      for (int64_t c = 0; c < 16 && c < columns; ++c) to[r][c] = tap[r * a.row_stride + c * a.column_stride];
+    }
+  }
+}
+
 // U = G w G^T for some rows of a panel of columns; PackArgs has the shapes.
 template <int SIZE>
 static void pack_rows(const PackArgs& a, int64_t unit) {
   constexpr int SPAN = SIZE + 2;
   const int64_t groups = ceil_div(a.rows, PACK_ROWS), panels = panels_of(a.columns);
   const int64_t panel = unit / groups, first = unit % groups * PACK_ROWS;
-  const int64_t last = first + PACK_ROWS < a.rows ? first + PACK_ROWS : a.rows;
-  for (int64_t row = first; row < last; ++row)
-    for (int64_t part = 0; part < PANEL; part += 16) {
-      const int64_t column = panel * PANEL + part, count = a.columns - column;
-      const float* from = a.weight + row * a.row_stride + column * a.column_stride;
-      f32x16 w[3][3], half[SPAN][3];
-      for (int y = 0; y < 3; ++y)
-        for (int x = 0; x < 3; ++x) {
-          const float* tap = from + y * a.y_stride + x * a.x_stride;
-          f32x16 v = {};
-          if (a.column_stride == 1 && count > 0)
-            v = load_some(tap, count);
-          else
-            for (int64_t k = 0; k < 16 && k < count; ++k) v[k] = tap[k * a.column_stride];
-          w[y][x] = v;
-        }
+  const int64_t rows = a.rows - first < PACK_ROWS ? a.rows - first : PACK_ROWS;
+  for (int64_t part = 0; part < PANEL; part += 16) {
+    const int64_t column = panel * PANEL + part, left = a.columns - column, columns = left > 0 ? left : 0;
+    f32x16 taps[9][PACK_ROWS];
+    for (int y = 0; y < 3; ++y)
+      for (int x = 0; x < 3; ++x)
+        take_tap(a, a.weight + first * a.row_stride + column * a.column_stride + y * a.y_stride + x * a.x_stride, rows,
+                 columns, taps[3 * y + x]);
+    for (int64_t r = 0; r < rows; ++r) {
+      f32x16 half[SPAN][3];
       for (int x = 0; x < 3; ++x) {
-        const f32x16 column_of[3] = {w[0][x], w[1][x], w[2][x]};
+        const f32x16 column_of[3] = {taps[x][r], taps[3 + x][r], taps[6 + x][r]};
         f32x16 u[SPAN];
         winograd_weights(column_of, u);
         for (int y = 0; y < SPAN; ++y) half[y][x] = u[y];
@@ -82,9 +110,10 @@ static void pack_rows(const PackArgs& a, int64_t unit) {
         f32x16 u[SPAN];
         winograd_weights(half[y], u);
         for (int x = 0; x < SPAN; ++x)
-          store16(a.packed + (((y * SPAN + x) * panels + panel) * a.rows + row) * PANEL + part, u[x]);
+          store16(a.packed + (((y * SPAN + x) * panels + panel) * a.rows + first + r) * PANEL + part, u[x]);
       }
     }
+  }
 }
 
 void run_conv3x3_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) {
@@ -98,18 +127,18 @@ FD_INLINE f32x16 pixel_or_zero(const float* image, int64_t y, int64_t x, int64_t
   return load_some(image + (y * width + x) * channels + c, channels - c);
 }
 
-// The transform of one tile, FROM x FROM pixels to SPAN x SPAN points, for channels [first, first + block).
-// image: [H, W, C]; to: [points][block], `stride` apart.
+// The transform of one tile, FROM x FROM pixels to SPAN x SPAN points. image: [H, W, C]; to: [points][C in whole
+// vectors], `stride` apart.
 template <int FROM, int SPAN, typename Transform>
 FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, const ConvGradArgs& a, int64_t channels,
-                              int64_t first, int64_t block, float* to, int64_t stride, const Transform& transform) {
-  for (int64_t c = 0; c < block; c += 16) {
+                              float* to, int64_t stride, const Transform& transform) {
+  for (int64_t c = 0; c < channels; c += 16) {
     f32x16 half[SPAN][FROM];
     for (int x = 0; x < FROM; ++x) {
       f32x16 column[FROM], z[SPAN];
 #pragma GCC unroll 6
       for (int y = 0; y < FROM; ++y)
-        column[y] = pixel_or_zero(image, top + y, left + x, a.height, a.width, channels, first + c);
+        column[y] = pixel_or_zero(image, top + y, left + x, a.height, a.width, channels, c);
       transform(column, z);
 #pragma GCC unroll 6
       for (int y = 0; y < SPAN; ++y) half[y][x] = z[y];
@@ -123,60 +152,64 @@ FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, con
   }
 }
 
-// The gradient for a block of input and one of output channels. scratch: V [points][GRAD_TILES, block_in], A dy A^T
-// [points][GRAD_TILES, block_out] and their products [points][block_out, block_in], grad_stride apart.
+// V = B^T d B and A dy A^T of some tiles.
 template <int SIZE>
-static void conv_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
-  constexpr int SPAN = SIZE + 2, POINTS = SPAN * SPAN;
-  const int64_t blocks_in = ceil_div(a.channels_in, a.block_in);
-  const int64_t first_in = unit % blocks_in * a.block_in, first_out = unit / blocks_in * a.block_out;
+static void grad_transform(const ConvGradArgs& a, int64_t unit) {
+  constexpr int SPAN = SIZE + 2;
   const int64_t per_row = ceil_div(a.width, SIZE), per_image = ceil_div(a.height, SIZE) * per_row;
-  const int64_t v_stride = grad_stride(GRAD_TILES, a.block_in), z_stride = grad_stride(GRAD_TILES, a.block_out);
-  const int64_t sum_stride = grad_stride(a.block_out, a.block_in);
-  float *v = scratch, *z = v + POINTS * v_stride, *sums = z + POINTS * z_stride;
-  for (int64_t k = 0; k < POINTS * sum_stride; ++k) sums[k] = 0.0f;
-  const int64_t total = a.batch * per_image;
-  for (int64_t start = 0; start < total; start += GRAD_TILES) {
-    const int64_t count = total - start < GRAD_TILES ? total - start : GRAD_TILES;
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t sample = (start + k) / per_image, tile = (start + k) % per_image;
-      const int64_t top = tile / per_row * SIZE, left = tile % per_row * SIZE, pixels = a.height * a.width;
-      transform_tile<SPAN, SPAN>(a.x + sample * pixels * a.channels_in, top - 1, left - 1, a, a.channels_in, first_in,
-                                 a.block_in, v + k * a.block_in, v_stride,
-                                 [](const f32x16 (&from)[SPAN], f32x16 (&to)[SPAN]) {
-                                   for (int n = 0; n < SPAN; ++n) to[n] = from[n];
-                                   winograd_in(to);
-                                 });
-      transform_tile<SIZE, SPAN>(
-          a.dy + sample * pixels * a.channels_out, top, left, a, a.channels_out, first_out, a.block_out,
-          z + k * a.block_out, z_stride,
-          [](const f32x16 (&from)[SIZE], f32x16 (&to)[SPAN]) { winograd_out_adjoint(from, to); });
-    }
-    for (int64_t p = 0; p < POINTS; ++p)
-      add_product(z + p * z_stride, v + p * v_stride, a.block_out, a.block_in, count, sums + p * sum_stride);
+  const int64_t row_in = grad_row(a.channels_in), row_out = grad_row(a.channels_out), pixels = a.height * a.width;
+  for (int64_t k = unit * GRAD_TILES; k < (unit + 1) * GRAD_TILES && k < a.count; ++k) {
+    const int64_t sample = (a.first + k) / per_image, tile = (a.first + k) % per_image;
+    const int64_t top = tile / per_row * SIZE, left = tile % per_row * SIZE;
+    transform_tile<SPAN, SPAN>(a.x + sample * pixels * a.channels_in, top - 1, left - 1, a, a.channels_in,
+                               a.v + k * row_in, a.count * row_in, [](const f32x16 (&from)[SPAN], f32x16 (&to)[SPAN]) {
+                                 for (int n = 0; n < SPAN; ++n) to[n] = from[n];
+                                 winograd_in(to);
+                               });
+    transform_tile<SIZE, SPAN>(a.dy + sample * pixels * a.channels_out, top, left, a, a.channels_out, a.z + k * row_out,
+                               a.count * row_out,
+                               [](const f32x16 (&from)[SIZE], f32x16 (&to)[SPAN]) { winograd_out_adjoint(from, to); });
   }
-  for (int64_t o = 0; o < a.block_out && first_out + o < a.channels_out; ++o)
-    for (int64_t c = 0; c < a.block_in && first_in + c < a.channels_in; c += 16) {
-      f32x16 half[3][SPAN];
-      for (int x = 0; x < SPAN; ++x) {
-        f32x16 column[SPAN], w[3];
-        for (int y = 0; y < SPAN; ++y) column[y] = load16(sums + (y * SPAN + x) * sum_stride + o * a.block_in + c);
-        winograd_weights_adjoint(column, w);
-        for (int y = 0; y < 3; ++y) half[y][x] = w[y];
-      }
-      for (int y = 0; y < 3; ++y) {
-        f32x16 w[3];
-        winograd_weights_adjoint(half[y], w);
-        for (int x = 0; x < 3; ++x)
-          store_some(a.dweight + (((first_out + o) * 3 + y) * 3 + x) * a.channels_in + first_in + c, w[x],
-                     a.channels_in - first_in - c);
-      }
-    }
 }
 
-// scratch: [grad_scratch(a)].
-void run_conv3x3_weight_grad(const ConvGradArgs& a, int64_t unit, float* scratch) {
-  a.size == 4 ? conv_grad<4>(a, unit, scratch) : conv_grad<2>(a, unit, scratch);
+// The products of some output channels at one point, added to the sums; the first tiles' are the sums.
+static void grad_multiply(const ConvGradArgs& a, int64_t unit) {
+  const int64_t blocks = ceil_div(a.channels_out, GRAD_ROWS), point = unit / blocks, from = unit % blocks * GRAD_ROWS;
+  const int64_t row_in = grad_row(a.channels_in), row_out = grad_row(a.channels_out);
+  const int64_t left = round_up(a.channels_out, 16) - from, rows = left < GRAD_ROWS ? left : GRAD_ROWS;
+  float* sums = a.sums + (point * round_up(a.channels_out, 16) + from) * row_in;
+  if (a.first == 0)
+    for (int64_t k = 0; k < rows * row_in; ++k) sums[k] = 0.0f;
+  add_product(a.z + point * a.count * row_out + from, row_out, a.v + point * a.count * row_in, row_in, rows,
+              round_up(a.channels_in, 16), a.count, sums, row_in);
+}
+
+// G^T sums G of one output channel.
+template <int SIZE>
+static void grad_finish(const ConvGradArgs& a, int64_t o) {
+  constexpr int SPAN = SIZE + 2;
+  const int64_t row_in = grad_row(a.channels_in), stride = round_up(a.channels_out, 16) * row_in;
+  for (int64_t c = 0; c < a.channels_in; c += 16) {
+    f32x16 half[3][SPAN];
+    for (int x = 0; x < SPAN; ++x) {
+      f32x16 column[SPAN], w[3];
+      for (int y = 0; y < SPAN; ++y) column[y] = load16(a.sums + (y * SPAN + x) * stride + o * row_in + c);
+      winograd_weights_adjoint(column, w);
+      for (int y = 0; y < 3; ++y) half[y][x] = w[y];
+    }
+    for (int y = 0; y < 3; ++y) {
+      f32x16 w[3];
+      winograd_weights_adjoint(half[y], w);
+      for (int x = 0; x < 3; ++x)
+        store_some(a.dweight + ((o * 3 + y) * 3 + x) * a.channels_in + c, w[x], a.channels_in - c);
+    }
+  }
+}
+
+void run_conv3x3_weight_grad(const ConvGradArgs& a, int64_t unit) {
+  if (a.phase == 1) return grad_multiply(a, unit);
+  if (a.phase == 0) return a.size == 4 ? grad_transform<4>(a, unit) : grad_transform<2>(a, unit);
+  a.size == 4 ? grad_finish<4>(a, unit) : grad_finish<2>(a, unit);
 }
 
 }  // namespace fastdiff::FD_VARIANT

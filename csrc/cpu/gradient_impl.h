@@ -35,27 +35,29 @@ FD_INLINE void add_products(const float* z, int64_t z_stride, const float* v, in
     for (int n = 0; n < VECTORS; ++n) store16(sum + m * sum_stride + 16 * n, acc[m][n]);
 }
 
-// sum += z^T v for 16 VECTORS columns of v. z: [length, block_out]; v: [length, block_in]; sum: [block_out, block_in].
+// sum += z^T v for `rows` columns of z and 16 VECTORS of v.
 template <int VECTORS>
-static void add_product_columns(const float* z, const float* v, int64_t block_out, int64_t block_in, int64_t length,
-                                float* sum) {
+static void add_product_columns(const float* z, int64_t z_stride, const float* v, int64_t v_stride, int64_t rows,
+                                int64_t length, float* sum, int64_t sum_stride) {
   int64_t m = 0;
-  for (; m + 6 <= block_out; m += 6)
-    add_products<6, VECTORS>(z + m, block_out, v, block_in, length, sum + m * block_in, block_in);
-  // block_out is a multiple of 16, so two or four are left.
-  for (; m + 4 <= block_out; m += 4)
-    add_products<4, VECTORS>(z + m, block_out, v, block_in, length, sum + m * block_in, block_in);
-  for (; m + 2 <= block_out; m += 2)
-    add_products<2, VECTORS>(z + m, block_out, v, block_in, length, sum + m * block_in, block_in);
+  for (; m + 6 <= rows; m += 6)
+    add_products<6, VECTORS>(z + m, z_stride, v, v_stride, length, sum + m * sum_stride, sum_stride);
+  for (; m + 4 <= rows; m += 4)
+    add_products<4, VECTORS>(z + m, z_stride, v, v_stride, length, sum + m * sum_stride, sum_stride);
+  for (; m + 2 <= rows; m += 2)
+    add_products<2, VECTORS>(z + m, z_stride, v, v_stride, length, sum + m * sum_stride, sum_stride);
+  for (; m < rows; ++m)
+    add_products<1, VECTORS>(z + m, z_stride, v, v_stride, length, sum + m * sum_stride, sum_stride);
 }
 
-// sum += z^T v. z: [length, block_out]; v: [length, block_in]; sum: [block_out, block_in]; blocks are multiples of 16.
-static inline void add_product(const float* z, const float* v, int64_t block_out, int64_t block_in, int64_t length,
-                               float* sum) {
-  for (int64_t n = 0; n < block_in;) {
-    const bool wide = block_in - n >= 16 * WIDE;
-    wide ? add_product_columns<WIDE>(z, v + n, block_out, block_in, length, sum + n)
-         : add_product_columns<1>(z, v + n, block_out, block_in, length, sum + n);
+// sum += z^T v. z: [length, z_stride], of which `rows` columns count; v: [length, v_stride], of which `columns` do, a
+// multiple of 16; sum: [rows, sum_stride].
+static inline void add_product(const float* z, int64_t z_stride, const float* v, int64_t v_stride, int64_t rows,
+                               int64_t columns, int64_t length, float* sum, int64_t sum_stride) {
+  for (int64_t n = 0; n < columns;) {
+    const bool wide = columns - n >= 16 * WIDE;
+    wide ? add_product_columns<WIDE>(z, z_stride, v + n, v_stride, rows, length, sum + n, sum_stride)
+         : add_product_columns<1>(z, z_stride, v + n, v_stride, rows, length, sum + n, sum_stride);
     n += wide ? 16 * WIDE : 16;
   }
 }

@@ -13,10 +13,12 @@ namespace fastdiff {
   namespace VARIANT {                                                               \
   void run_diffuse(const DiffuseArgs&, int64_t first_unit, int64_t last_unit);      \
   void run_step(const StepArgs&, int64_t first_unit, int64_t last_unit);            \
+  void run_attention(const AttentionArgs&, int64_t unit, float* scratch);           \
+  void run_attention_backward(const AttentionGradArgs&, int64_t, float* scratch);   \
   void run_dropout(const DropoutArgs&, int64_t first_unit, int64_t last_unit);      \
   void run_losses(const LossArgs&, int64_t first_unit, int64_t last_unit);          \
   void run_conv3x3_pack(const PackArgs&, int64_t first_unit, int64_t last_unit);    \
-  void run_conv3x3_weight_grad(const ConvGradArgs&, int64_t unit, float* scratch);  \
+  void run_conv3x3_weight_grad(const ConvGradArgs&, int64_t unit);                  \
   void run_linear_weight_grad(const LinearGradArgs&, int64_t, float* scratch);      \
   void run_group_norm_act(const NormArgs&, int64_t unit, float* scratch);           \
   void run_group_norm_act_backward(const NormGradArgs&, int64_t, float* scratch);   \
@@ -25,6 +27,8 @@ namespace fastdiff {
       .name = #VARIANT,                                                             \
       .diffuse = run_diffuse,                                                       \
       .step = run_step,                                                             \
+      .attention = run_attention,                                                   \
+      .attention_backward = run_attention_backward,                                 \
       .dropout = run_dropout,                                                       \
       .losses = run_losses,                                                         \
       .conv3x3_pack = run_conv3x3_pack,                                             \

@@ -7,6 +7,8 @@
 
 namespace fastdiff {
 
+struct AttentionArgs;
+struct AttentionGradArgs;
 struct ConvGradArgs;
 struct DiffuseArgs;
 struct DropoutArgs;
@@ -23,10 +25,12 @@ struct Kernels {
   const char* name;
   void (*diffuse)(const DiffuseArgs&, int64_t first_unit, int64_t last_unit);
   void (*step)(const StepArgs&, int64_t first_unit, int64_t last_unit);
+  void (*attention)(const AttentionArgs&, int64_t unit, float* scratch);
+  void (*attention_backward)(const AttentionGradArgs&, int64_t unit, float* scratch);
   void (*dropout)(const DropoutArgs&, int64_t first_unit, int64_t last_unit);
   void (*losses)(const LossArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_pack)(const PackArgs&, int64_t first_unit, int64_t last_unit);
-  void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit, float* scratch);
+  void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit);
   void (*linear_weight_grad)(const LinearGradArgs&, int64_t unit, float* scratch);
   void (*group_norm_act)(const NormArgs&, int64_t unit, float* scratch);
   void (*group_norm_act_backward)(const NormGradArgs&, int64_t unit, float* scratch);

@@ -46,8 +46,9 @@ void pack(const float* weight, int64_t rows, int64_t columns, int64_t row_stride
 
 }  // namespace
 
-// y = x weight^T + bias; `transposed`: x is the gradient of the result, and y = x weight that of the input.
-void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool transposed, Tensor out) {
+// y = x weight^T + bias + residual; `transposed`: x is the gradient of the result, and y = x weight that of the input.
+void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
+                    bool transposed, Tensor out) {
   const float *from = rows_data("x", x), *to = rows_data("out", out);
   const int64_t rows = x.size(1), columns = out.size(1), threads = torch::stable::get_num_threads();
   STD_TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == ScalarType::Float &&
@@ -63,6 +64,12 @@ void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool tr
   check_apart(written, extent_of("x", x));
   check_apart(written, extent_of("weight", weight));
   if (bias) check_apart(written, extent_of("bias", *bias));
+  const float* added = nullptr;
+  if (residual) {
+    check_same_shape("residual", *residual, out);
+    added = rows_data("residual", *residual);
+    check_apart(written, extent_of("residual", *residual));
+  }
   if (x.numel() == 0) return;
 
   Instruction i;
@@ -75,8 +82,11 @@ void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool tr
   i.height = i.height_in = x.size(0);
   i.width = i.width_in = 1;
   i.source2 = i.residual = i.norm = i.time = i.stats = i.stats2 = -1;
-  // Places count from x.
-  i.target = to - from;
+  // Places count from the first of what is read.
+  const float* base = added == nullptr ? from : std::min(from, added);
+  i.source = from - base;
+  i.target = to - base;
+  if (added != nullptr) i.residual = added - base;
   i.bias = panels_of(columns) * rows * PANEL;
   const int64_t packed = i.bias + round_up(columns + 16, 16);
   const int64_t per_thread = round_up(thread_scratch(i, 1, threads), 16);
@@ -85,7 +95,7 @@ void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, bool tr
        weight.stride(transposed ? 1 : 0), memory);
   std::fill(memory + i.bias, memory + packed, 0.0f);
   if (bias) std::memcpy(memory + i.bias, bias->data_ptr(), sizeof(float) * static_cast<size_t>(columns));
-  const Work work{i, 1, const_cast<float*>(from), memory, nullptr, 0, nullptr, 0};
+  const Work work{i, 1, const_cast<float*>(base), memory, nullptr, 0, nullptr, 0};
   run_instruction(work, threads, memory + packed, per_thread);
 }
 

@@ -28,7 +28,7 @@ void run_linear_weight_grad(const LinearGradArgs& a, int64_t unit, float* scratc
     const int64_t count = a.rows - start < LINEAR_ROWS ? a.rows - start : LINEAR_ROWS;
     take_columns(a.x + start * a.channels_in, count, a.channels_in, first_in, a.block_in, v);
     take_columns(a.dy + start * a.channels_out, count, a.channels_out, first_out, a.block_out, z);
-    add_product(z, v, a.block_out, a.block_in, count, sums);
+    add_product(z, a.block_out, v, a.block_in, a.block_out, a.block_in, count, sums, a.block_in);
   }
   for (int64_t o = 0; o < a.block_out && first_out + o < a.channels_out; ++o)
     for (int64_t c = 0; c < a.block_in && first_in + c < a.channels_in; c += 16)

@@ -1,4 +1,4 @@
-"""The command `fastdiff edit`: encode, decode, vary, interpolate, inpaint."""
+"""The command `fastdiff edit`: encode, decode, vary, interpolate, inpaint, upscale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["edit_app"]
 
 edit_app = typer.Typer(
     name="edit",
-    help="Go back and forth between images and noise: vary, mix and repair images.",
+    help="Go back and forth between images and noise: vary, mix, repair and enlarge images.",
     no_args_is_help=True,
 )
 
@@ -215,6 +215,51 @@ def inpaint(
     _side_by_side(out, picture, [("image", x), ("known", x.where(known.bool(), x.new_zeros(()))), ("filled", found)])
 
 
+@edit_app.command(cls=Command)
+def upscale(
+    model: ModelArgument,
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="Small images, or large ones to be made small first: a file, a folder, a .npz or .npy file, or digits."
+        ),
+    ],
+    out: OutOption = Path("upscaled.png"),
+    num: NumOption = None,
+    sampler: Annotated[str, typer.Option(help="`fastdiff info samplers` lists them.")] = "ddim",
+    steps: StepsOption = 50,
+    seed: SeedOption = 0,
+    label: LabelOption = None,
+    guidance: GuidanceOption = None,
+    null_label: NullOption = None,
+    picture: PictureOption = None,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Make large images of small ones, with a network that was trained to (train --condition low_res:2)."""
+    import torch.nn.functional as F
+
+    pipe, x, labels = _prepared(model, images, out, num, label, device, picture, overwrite, is_small=True)
+    known, (_, height, width) = pipe.condition, pipe.image_shape
+    assert known is not None
+    is_large = tuple(x.shape[2:]) == (height, width)
+    small = known.reduced(x) if is_large else x
+    found = pipe.sample(
+        len(x),
+        sampler=sampler,
+        steps=min(steps, pipe.diffusion.num_timesteps),
+        seed=seed,
+        labels=labels,
+        condition=small,
+        guidance=guidance,
+        null_label=null_label,
+    )
+    _write(out, found)
+    columns = [("small", F.interpolate(small, (height, width), mode="nearest")), ("sampled", found)]
+    _side_by_side(out, picture, columns + ([("true", x)] if is_large else []))
+
+
 def _prepared(
     model: Path,
     images: str,
@@ -224,12 +269,17 @@ def _prepared(
     device: str,
     picture: Path | None,
     overwrite: bool,
+    *,
+    is_small: bool = False,
 ) -> tuple[Pipeline, Tensor, Tensor | None]:
     beside = _picture(out, picture)
     _check_out(out, beside, overwrite)
     pipe = load_pipeline(model, device)
     _check_place(pipe, out, *([] if beside is None else [beside]))
-    x = _read(pipe, images, num)
+    factor = pipe.condition.factor if pipe.condition is not None else None
+    if is_small and factor is None:
+        raise ValueError(f"{model} was not trained to make large images of small ones: see train --condition low_res:2")
+    x = _read(pipe, images, num, factor if is_small else None)
     return pipe, x, _labels(pipe, label, len(x))
 
 
@@ -252,29 +302,36 @@ def _picture(out: Path, picture: Path | None) -> Path | None:
     return picture or out.with_name(f"{out.stem}_side_by_side.png")
 
 
-def _read(pipe: Pipeline, source: str, num: int | None) -> Tensor:
-    """Images of the model's shape, in [-1, 1]."""
+def _read(pipe: Pipeline, source: str, num: int | None, factor: int | None = None) -> Tensor:
+    """Images of the model's shape in [-1, 1]; with a factor, images that are so much smaller stay so."""
     import torch
 
     from fastdiff.files import data
-    from fastdiff.files.images import SUFFIXES, read_image
+    from fastdiff.files.images import SUFFIXES, list_images, read_image
 
     channels, height, width = pipe.image_shape
+    small = (channels, height // factor, width // factor) if factor else None
     grey: Any = channels if channels in (1, 3) else None
     path = Path(source)
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
-        picture = torch.from_numpy(read_image(path, size=height, channels=grey))[None]
+    is_file = path.is_file() and path.suffix.lower() in SUFFIXES
+    size: int | None = height
+    if small is not None and (is_file or path.is_dir()):
+        first = path if is_file else path / list_images(path)[0]
+        size = None if read_image(first, channels=grey).shape == small else height
+    if is_file:
+        picture = torch.from_numpy(read_image(path, size=size, channels=grey))[None]
         x = data.DataScaling().to_model(picture)
     elif path.is_dir():
-        folder = data.load(source, size=height, channels=grey)
+        folder = data.load(source, size=size, channels=grey)
         x = folder.to_model(folder.images)
     else:
         stored = data.load(source, split="test" if source == "digits" else None)
         x = stored.to_model(stored.images)
-    if tuple(x.shape[1:]) != (channels, height, width):
+    if tuple(x.shape[1:]) not in ((channels, height, width), small):
+        or_small = "" if small is None else f", small ones {'x'.join(map(str, small))}"
         raise ValueError(
-            f"the model's images are {channels}x{height}x{width} (channels x height x width), those of {source} "
-            f"{'x'.join(map(str, x.shape[1:]))}"
+            f"the model's images are {channels}x{height}x{width} (channels x height x width){or_small}, those of "
+            f"{source} {'x'.join(map(str, x.shape[1:]))}"
         )
     return x[: _MOST if num is None else num]
 

@@ -101,7 +101,11 @@ ThreadsOption = Annotated[
 ]
 ModelArgument = Annotated[Path, typer.Argument(help="A model folder, or the folder of a training run.")]
 WeightsOption = Annotated[
-    str | None, typer.Option(help="ema (averaged) or raw; what the model was saved with, if left out.")
+    str | None,
+    typer.Option(
+        help="ema (averaged), raw, or an average of several, such as ema:0.999 or power:0.05; what the model was saved "
+        "with, if left out."
+    ),
 ]
 
 
@@ -170,5 +174,4 @@ def load_pipeline(model: Path, device: str, weights: str | None = None) -> Pipel
     from fastdiff.cli.environment import resolve_device
     from fastdiff.pipeline import Pipeline
 
-    kind: Any = weights
-    return Pipeline.from_pretrained(model, device=resolve_device(device), weights=kind)
+    return Pipeline.from_pretrained(model, device=resolve_device(device), weights=weights)

@@ -93,6 +93,9 @@ def sample(
     if table is not None and (sampler is not None or steps is not None or options):
         raise ValueError("--table is the whole sampler: leave out --sampler, --steps and --option")
     pipe = load_pipeline(model, device, weights)
+    if pipe.extra_channels:
+        commands = "fastdiff edit upscale and fastdiff edit inpaint give it such"
+        raise ValueError(f"{model} makes images of other images: {commands}, or Pipeline.sample(condition=...)")
 
     from fastdiff.sampling.tables import read_table, table_of
 

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ from fastdiff.files.contents import check_data, check_room, check_sum, describin
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.wrapped import plain_names
-from fastdiff.process.arguments import advised
-from fastdiff.process.checks import check_keys, height_and_width
+from fastdiff.process.arguments import advised, spelt
+from fastdiff.process.checks import check_keys, height_and_width, shown
 from fastdiff.process.diffusion import Diffusion
 
 __all__ = ["SIDECAR_KEYS", "Hints", "is_foreign", "load_foreign", "sidecar_path"]
@@ -101,7 +101,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def load_foreign(
-    path: Path, *, device: torch.device | str = "cpu", weights: WeightKind | None = None, hints: Hints | None = None
+    path: Path, *, device: torch.device | str = "cpu", weights: str | None = None, hints: Hints | None = None
 ) -> LoadedModel:
     """Load a diffusers folder, or a weights file of improved- or guided-diffusion, ddim, Ho or lucidrains.
 
@@ -120,12 +120,17 @@ def load_foreign(
             open that nothing else says; the message lists what.
     """
     hints = hints or Hints()
+    kinds = get_args(WeightKind)
+    if weights is not None and weights not in kinds:
+        name = spelt("weights")
+        raise ValueError(f"{path} is of another project, so {name} must be 'ema' or 'raw', got {shown(weights)}")
+    chosen = cast(WeightKind | None, weights)
     if path.is_dir():
         if hints.preset is not None or hints.flags is not None:
             raise ValueError(f"{path} holds its configuration: leave out preset= and flags=")
-        return load_diffusers(path, device=device, weights=weights, unet=hints.unet or {}, diffusion=hints.diffusion)
+        return load_diffusers(path, device=device, weights=chosen, unet=hints.unet or {}, diffusion=hints.diffusion)
     content = read_tensors(path)
-    tensors, kind = _choose_weights(content, path, weights)
+    tensors, kind = _choose_weights(content, path, chosen)
     tensors = _plain(tensors, path)
     if _is_lucidrains(tensors):
         if hints.preset is not None or hints.flags is not None:

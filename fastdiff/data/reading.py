@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 
 import numpy as np
 import torch
@@ -41,8 +42,10 @@ class ReadAhead:
             return
         size = max(1, math.ceil(len(indices) / self.source.workers))
         cuts = [slice(first, first + size) for first in range(0, len(indices), size)]
+        # In the caller's context, which knows how options are spelt.
         self._pending[key] = [
-            self._pool.submit(self.source.read, indices[cut], None if draws is None else draws[cut]) for cut in cuts
+            self._pool.submit(copy_context().run, self.source.read, indices[cut], None if draws is None else draws[cut])
+            for cut in cuts
         ]
 
     def read(self, key: Key, indices: NDArray[np.int64], draws: NDArray[np.uint32] | None) -> Tensor:

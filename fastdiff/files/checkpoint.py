@@ -2,7 +2,8 @@
 
 A model folder holds `config.json` (the network, the process, the scaling of the data, what the weights are) and
 `model.safetensors`, the weights one samples with. A run folder holds `checkpoints/step_00001000/` and so on: model
-folders that hold `training.safetensors` as well, from which training goes on.
+folders that hold `training.safetensors` as well, from which training goes on, and `averages.safetensors` where a
+training keeps more averages than one.
 
 `config.json` has a checksum of each of these files. Loading compares it, at the cost of reading the file once more:
 about 0.15 s for the 143 MB of Ho's network, 0.6 s for a checkpoint of its training.
@@ -16,34 +17,45 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fastdiff.files.atomic import atomic_folder, delete_folder, remove_stale
 from fastdiff.files.contents import check_data, check_room, check_sum, checksum, describing
 from fastdiff.files.data import DataScaling
+from fastdiff.files.weights import (
+    AVERAGES_FILE,
+    MODEL_FILE,
+    RAW_PREFIX,
+    TRAINING_FILE,
+    WeightKind,
+    check_file,
+    opened,
+    reason_of,
+    weights_file,
+)
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_names, plain_network
 from fastdiff.ops._dispatch import has_extension
-from fastdiff.process.arguments import advised, spelt
 from fastdiff.process.checks import check_keys, shown, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.version import __version__
 
 __all__ = [
+    "AVERAGES_FILE",
     "CONFIG_FILE",
     "FORMAT_VERSION",
     "MODEL_FILE",
+    "RAW_PREFIX",
     "TRAINING_FILE",
     "DescribedModel",
     "LoadedModel",
@@ -59,15 +71,10 @@ __all__ = [
     "versions",
 ]
 
-WeightKind = Literal["ema", "raw"]
-
 FORMAT = "fastdiff"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
-MODEL_FILE = "model.safetensors"
-TRAINING_FILE = "training.safetensors"
 CHECKPOINTS = "checkpoints"
-RAW_PREFIX = "raw."
 
 _KEYS = ("format", "format_version", "unet", "diffusion", "scaling", "weights", "step", "training", "data", "versions")
 # Models of earlier releases have none.
@@ -85,7 +92,7 @@ class LoadedModel:
         diffusion: What it was trained on.
         scaling: How its data's values map to [-1, 1].
         metadata: "path", "weights" (which were loaded), "step", "training" and "data" (None outside of training) and
-            "versions".
+            "versions". "training" has "average" where it is another average than the first.
     """
 
     unet: UNet
@@ -130,6 +137,7 @@ def save_model(
     training: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
     training_tensors: Mapping[str, Tensor] | None = None,
+    averages: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a model folder, all of it or nothing.
 
@@ -144,6 +152,7 @@ def save_model(
         training: Settings of the training, for JSON.
         data: A description of the data, for JSON.
         training_tensors: Contents of `training.safetensors`; None for no such file.
+        averages: Contents of `averages.safetensors`; None or nothing for no such file.
 
     Returns:
         The folder.
@@ -177,10 +186,12 @@ def save_model(
     files = {MODEL_FILE: tensors}
     if training_tensors is not None:
         files[TRAINING_FILE] = training_tensors
+    if averages:
+        files[AVERAGES_FILE] = averages
     try:
         _write_folder(folder, config, files)
     except (OSError, SafetensorError) as error:
-        raise RuntimeError(f"could not save the model to {folder}: {_reason(error)}") from error
+        raise RuntimeError(f"could not save the model to {folder}: {reason_of(error)}") from error
     return folder
 
 
@@ -195,6 +206,7 @@ def save_checkpoint(
     training: Mapping[str, Any],
     data: Mapping[str, Any],
     training_tensors: Mapping[str, Tensor],
+    averages: Mapping[str, Tensor] | None = None,
     keep: int = 2,
 ) -> Path:
     """Write `checkpoints/step_XXXXXXXX` of a run folder, then delete older checkpoints.
@@ -211,6 +223,7 @@ def save_checkpoint(
         training: Settings of the training.
         data: A description of the data.
         training_tensors: What training needs to go on; the trained weights under "raw." and their names.
+        averages: Further averages, each under a prefix (`fastdiff.files.snapshots.average_prefix`) and their names.
         keep: Checkpoints to keep, this one included.
 
     Returns:
@@ -237,9 +250,10 @@ def save_checkpoint(
             training=training,
             data=data,
             training_tensors=training_tensors,
+            averages=averages,
         )
     except (OSError, RuntimeError) as error:
-        reason = _reason(error.__cause__ or error)
+        reason = reason_of(error.__cause__ or error)
         previous = latest_checkpoint(run_folder)
         left = f"the previous checkpoint {previous} is intact" if previous else "there is no earlier checkpoint"
         raise RuntimeError(f"could not save checkpoint to {folder}: {reason}; {left}") from error
@@ -248,20 +262,19 @@ def save_checkpoint(
         try:
             delete_folder(path)
         except OSError as error:
-            warnings.warn(f"could not delete the old checkpoint {path}: {_reason(error)}", stacklevel=2)
+            warnings.warn(f"could not delete the old checkpoint {path}: {reason_of(error)}", stacklevel=2)
     return folder
 
 
-def load_model(
-    path: str | Path, *, device: torch.device | str = "cpu", weights: WeightKind | None = None
-) -> LoadedModel:
+def load_model(path: str | Path, *, device: torch.device | str = "cpu", weights: str | None = None) -> LoadedModel:
     """Read a model folder, or the newest complete checkpoint of a run folder.
 
     Args:
         path: The folder.
         device: Where the network goes.
         weights: "ema" or "raw", which must be there. None takes `model.safetensors`, whichever of them it holds: the
-            average, in a checkpoint. Checkpoints have both.
+            average, in a checkpoint. Checkpoints have both. Where a training kept several averages, "ema:0.999" is the
+            one of that decay, and "power:0.05" the power-function average of that width.
 
     Returns:
         The network, in float32 and in evaluation mode, with all that is needed to sample from it.
@@ -272,7 +285,7 @@ def load_model(
     """
     folder = _model_folder(Path(path))
     config = read_config(folder)
-    file, prefix, kind = _weights_file(folder, config, weights)
+    file, prefix, kind, average = weights_file(folder, config, weights)
     where = folder / CONFIG_FILE
     with describing(where, "unet"):
         unet_config = UNetConfig.from_dict(config["unet"])
@@ -291,8 +304,10 @@ def load_model(
     check_sum(file, config[_CHECKSUMS].get(file.name), said_by=where)
     unet.to_empty(device=device)
     load_tensors(file, unet.state_dict(), prefix=prefix)
-    metadata = {"path": str(folder), "weights": kind}
+    metadata: dict[str, Any] = {"path": str(folder), "weights": kind}
     metadata |= {key: config[key] for key in ("step", "training", "data", "versions")}
+    if average is not None:
+        metadata["training"] = metadata["training"] | {"average": average}
     return LoadedModel(unet.eval(), diffusion, scaling, metadata)
 
 
@@ -303,11 +318,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: the file is missing, not JSON, not ours, of another version, or has unknown or missing keys.
     """
     path = Path(folder) / CONFIG_FILE
-    _check_file(path)
+    check_file(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {_reason(error)}") from error
+        raise ValueError(f"cannot read {path}: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON, perhaps cut short: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
@@ -348,7 +363,7 @@ def load_tensors(path: str | Path, targets: Mapping[str, Tensor], *, prefix: str
         ValueError: the file is missing, damaged or truncated, or names or shapes differ; the first few are listed.
     """
     _check_fit(str(path), targets, _shapes(Path(path), prefix))
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         stored = _stored_names(file, prefix)
         for name, target in targets.items():
             target.copy_(file.get_tensor(stored[name]))
@@ -362,7 +377,7 @@ def _stored_names(file: Any, prefix: str) -> dict[str, str]:
 
 def _shapes(path: Path, prefix: str) -> dict[str, list[int]]:
     """Of the tensors in a file whose names start with the prefix, by the rest of the name."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return {name: file.get_slice(stored).get_shape() for name, stored in _stored_names(file, prefix).items()}
 
 
@@ -394,10 +409,11 @@ def _fault(folder: Path) -> str | None:
     """What keeps a checkpoint from being loaded, by its configuration, the files' headers, lengths and checksums."""
     try:
         config = read_config(folder)
-        for name in (MODEL_FILE, TRAINING_FILE):
-            with _opened(folder / name):
+        sums = config[_CHECKSUMS]
+        for name in (MODEL_FILE, TRAINING_FILE, *([AVERAGES_FILE] if AVERAGES_FILE in sums else [])):
+            with opened(folder / name):
                 pass
-            check_sum(folder / name, config[_CHECKSUMS].get(name), said_by=folder / CONFIG_FILE)
+            check_sum(folder / name, sums.get(name), said_by=folder / CONFIG_FILE)
     except ValueError as error:
         return str(error)
     return None
@@ -430,39 +446,6 @@ def _model_folder(path: Path) -> Path:
     raise ValueError(message)
 
 
-def _weights_file(folder: Path, config: dict[str, Any], weights: WeightKind | None) -> tuple[Path, str, WeightKind]:
-    """The file that holds the weights asked for, the prefix of their names in it, and what they are."""
-    has = config["weights"]
-    if weights is None or weights == has:
-        return folder / MODEL_FILE, "", has
-    if weights == "raw" and (folder / TRAINING_FILE).is_file():
-        return folder / TRAINING_FILE, RAW_PREFIX, "raw"
-    if weights not in get_args(WeightKind):
-        raise ValueError(f"{spelt('weights')} must be 'ema', 'raw' or None, got {weights!r}")
-    raise ValueError(
-        f"{folder} holds {has!r} weights only, got {advised('weights', weights)}; leave it out to take what is there"
-    )
-
-
-def _check_file(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a file: a folder, a pipe or a device is not read")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    _check_file(path)
-    try:
-        # The header is read and held to the file's length here.
-        file = safe_open(path, framework="pt")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {_reason(error)}") from error
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or damaged: {error}") from error
-    with file as tensors:
-        yield tensors
-
-
 def _check_fit(what: str, targets: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> None:
     wrong = [f"{name} is missing" for name in targets if name not in shapes]
     wrong += [f"{name} is not of this network" for name in shapes if name not in targets]
@@ -487,13 +470,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def _reason(error: BaseException) -> str:
-    """What the system said, without the wrapping of Python or of safetensors."""
-    text = str(getattr(error, "strerror", None) or error)
-    match = re.search(r"I/O error: (.+) \(os error \d+\)", text)
-    return match[1] if match else text
-
-
 def _write_folder(folder: Path, config: dict[str, Any], files: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write a folder whole or not at all."""
     with atomic_folder(folder) as partial:
@@ -506,7 +482,7 @@ def _write_folder(folder: Path, config: dict[str, Any], files: Mapping[str, Mapp
             # With more than one entry, the order of the metadata, and so the file, would change from run to run.
             save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path, {"format": "pt"})
             path.chmod(mode)
-            with _opened(path) as file:
+            with opened(path) as file:
                 shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
             _check_fit(f"{name} as written", tensors, shapes)
         config = config | {_CHECKSUMS: {name: checksum(partial / name) for name in files}}

@@ -144,6 +144,12 @@ class GroupNormAct(nn.Module):
             h = F.silu(h)
         return h.to(x.dtype)
 
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The module of x, and x for whoever reads it beside it; in training their gradients are added in one pass."""
+        if x.dtype == torch.float32 and x.device.type == "cpu" and ops.has_extension():
+            return ops.group_norm_act_beside(x, self.weight, self.bias, self.groups, eps=self.eps, act=self.act)
+        return self(x), x
+
     def _group_mean(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         size = channels // self.groups
@@ -158,11 +164,12 @@ class GroupNormAct(nn.Module):
 class Linear(nn.Linear):
     """Linear layer. In training it is the op `linear`. Parameters: weight [C_out, C_in], bias [C_out]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., C_in] to [..., C_out]."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., C_in] to [..., C_out], to which a residual of that shape is added."""
         if self.training and torch.is_grad_enabled():
-            return ops.linear(x, self.weight, self.bias)
-        return super().forward(x)
+            return ops.linear(x, self.weight, self.bias, residual=residual)
+        y = super().forward(x)
+        return y if residual is None else y + residual
 
 
 class Conv1x1(nn.Conv2d):
@@ -190,12 +197,23 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, padding: int = 1) -> None:
         super().__init__(in_channels, out_channels, 3, stride=stride, padding=padding)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C_in, H, W] to [B, C_out, H', W']; with a stride of 1 and padding it keeps the size."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[B, C_in, H, W] to [B, C_out, H', W'], to which a residual of that shape is added.
+
+        With a stride of 1 and padding it keeps the size.
+        """
         if self.training and torch.is_grad_enabled():
             stride, padding = self.stride[0], int(self.padding[0])
-            return ops.conv3x3(x, self.weight, self.bias, stride=stride, padding=padding)
-        return super().forward(x)
+            return ops.conv3x3(x, self.weight, self.bias, stride=stride, padding=padding, residual=residual)
+        y = super().forward(x)
+        return y if residual is None else y + residual
+
+
+def _is_own(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is of exactly that class, and nobody looks at what goes in and out."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    watched = any(hooks) or "forward" in vars(module) or torch.nn.modules.module._has_any_global_hook()
+    return type(module) is kind and not watched
 
 
 class Downsample(nn.Module):
@@ -286,7 +304,8 @@ class ResBlock(nn.Module):
         Returns:
             Features [B, C, H', W'] with H' = H, H/2 or 2H.
         """
-        h = self.norm1(x)
+        joins = self.training and torch.is_grad_enabled()
+        h, x = self.norm1.beside(x) if joins and _is_own(self.norm1, GroupNormAct) else (self.norm1(x), x)
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         elif self.resample == "up":
@@ -298,8 +317,12 @@ class ResBlock(nn.Module):
             h = self.norm2(h, scale, shift)
         else:
             h = self.norm2(h, added=emb)
-        h = self.conv2(self.dropout(h))
-        y: Tensor = self.skip(x) + h
+        h = self.dropout(h)
+        if joins and _is_own(self.conv2, Conv3x3):
+            y: Tensor = self.conv2(h, self.skip(x))
+            return y
+        h = self.conv2(h)
+        y = self.skip(x) + h
         return y
 
 
@@ -335,10 +358,24 @@ class AttentionBlock(nn.Module):
         """[B, C, H, W] to the same shape."""
         batch, channels, height, width = x.shape
         # In channels_last the tokens are a view: no copy on the way in or out.
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        h = self.proj(ops.attention(self.qkv(tokens), self.num_heads, layout=self.layout))
-        y: Tensor = x + h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        joins = self.training and torch.is_grad_enabled()
+        h, x = self.norm.beside(x) if joins and _is_own(self.norm, GroupNormAct) else (self.norm(x), x)
+        tokens = h.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        tokens = self._attend(self.qkv(tokens))
+        if joins and _is_own(self.proj, Linear):
+            h = self.proj(tokens, x.permute(0, 2, 3, 1).reshape(batch, height * width, channels))
+            y: Tensor = h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+            return y
+        h = self.proj(tokens)
+        y = x + h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         return y
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """[B, N, 3C] to [B, N, C]; in training on the CPU in C++."""
+        trains = self.training and torch.is_grad_enabled()
+        trains = trains and ops.trains_on_cpu(qkv, self.num_heads, self.layout)
+        implementation: Literal["cpu", "auto"] = "cpu" if trains else "auto"
+        return ops.attention(qkv, self.num_heads, layout=self.layout, implementation=implementation)
 
 
 class Block(nn.ModuleList):

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from fastdiff.calls import AttentionBackwardCall, AttentionCall
 from fastdiff.ops._arguments import describe
-from fastdiff.ops._dispatch import define, differentiate, dispatch, gradients
+from fastdiff.ops._dispatch import (
+    LIBRARY,
+    define,
+    differentiate,
+    dispatch,
+    gradients,
+    has_extension,
+    refuse_second_derivative,
+)
 from fastdiff.ops.reference import attention as reference
 from fastdiff.tensors import (
     FLOAT_DTYPES,
@@ -26,9 +34,19 @@ from fastdiff.tensors import (
     split_qkv,
 )
 
-AttentionImplementation = Literal["auto", "reference", "sdpa", "triton"]
+AttentionImplementation = Literal["auto", "reference", "sdpa", "cpu", "triton"]
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Channels of a head come in whole vectors.
+VECTOR = 16
+
+LIBRARY.define(
+    "attention_out(Tensor qkv, int num_heads, bool heads_first, float scale, Tensor(a!) out, Tensor(b!) lse) -> ()"
+)
+LIBRARY.define(
+    "attention_backward_out(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int num_heads, bool heads_first, "
+    "float scale, Tensor(a!) grad_qkv) -> ()"
+)
 
 
 def attention(
@@ -53,8 +71,9 @@ def attention(
         scale: Factor on the scores, finite and above 0; d^-1/2 when None.
         implementation: "sdpa" is PyTorch's `scaled_dot_product_attention`, on any device and for any d. "triton" is
             fastdiff's own, on a GPU, for d a multiple of 16 up to 512; it needs the memory of qkv and of its results
-            alone, forward and backward, and has no second derivative. "reference" keeps all scores. "auto": "sdpa",
-            but "triton" where PyTorch's flash kernels refuse, which is 16-bit heads above 256 channels on a GPU.
+            alone, forward and backward, and has no second derivative. "cpu" is the same in C++, which the U-Net trains
+            with: see `trains_on_cpu` for what it takes. "reference" keeps all scores. "auto": "sdpa", but "triton"
+            where PyTorch's flash kernels refuse, which is 16-bit heads above 256 channels on a GPU.
 
     Returns:
         [B, S, C] in qkv's type, heads one after the other; in memory [B, C, S] where qkv is [B, 3C, S], else
@@ -86,8 +105,15 @@ def attention(
     call = AttentionCall(qkv, num_heads, layout, scale)
     if implementation == "sdpa":
         return _sdpa(call)
-    if implementation not in ("reference", "triton"):
-        raise ValueError(f"implementation must be 'auto', 'reference', 'sdpa' or 'triton', got {implementation!r}")
+    if implementation not in ("reference", "cpu", "triton"):
+        raise ValueError(
+            f"implementation must be 'auto', 'reference', 'sdpa', 'cpu' or 'triton', got {implementation!r}"
+        )
+    if implementation == "cpu" and has_extension() and not _runs_on_cpu(call):
+        raise ValueError(
+            f"the C++ kernels take float32 on the CPU, heads of whole {VECTOR}s of channels and any layout but 'edm', "
+            f"got {describe(qkv)}, {head_dim} channels and layout {layout!r}: use implementation 'sdpa'"
+        )
     if implementation == "triton":
         if qkv.dtype == torch.float64:
             raise ValueError(
@@ -100,6 +126,22 @@ def attention(
             )
     out: Tensor = dispatch(call, implementation)[0]
     return out
+
+
+def trains_on_cpu(qkv: Tensor, num_heads: int, layout: QkvLayout) -> bool:
+    """Whether `attention` has C++ kernels with a gradient for such a qkv: float32 on the CPU, heads of sixteens.
+
+    An element of the result or of the gradient is the same sum in the same order whatever the number of threads. They
+    have no second derivative; nothing is computed by them under autocast or in the layout "edm".
+    """
+    call = AttentionCall(qkv, num_heads, layout, 1.0)
+    return has_extension() and _runs_on_cpu(call) and not torch.is_autocast_enabled("cpu")
+
+
+def _runs_on_cpu(call: AttentionCall | AttentionBackwardCall) -> bool:
+    qkv = call.qkv
+    fits = qkv.device.type == "cpu" and qkv.dtype == torch.float32
+    return fits and qkv.shape[2] % (3 * VECTOR * call.num_heads) == 0 and call.layout != "edm"
 
 
 def _choose(qkv: Tensor, head_dim: int) -> Literal["sdpa", "triton"]:
@@ -133,6 +175,26 @@ def _fake(call: AttentionCall) -> tuple[Tensor, Tensor]:
     return empty_output(call.qkv), lse
 
 
+def _cpu(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    if not _runs_on_cpu(call):
+        return _reference(call)
+    qkv = call.qkv.contiguous()
+    out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+    lse = qkv.new_empty(qkv.shape[0], call.num_heads, qkv.shape[1])
+    heads_first = call.layout == "legacy"
+    torch.ops.fastdiff.attention_out(qkv, call.num_heads, heads_first, call.scale, out, lse)
+    return (empty_output(call.qkv).copy_(out) if is_channel_major(call.qkv) else out), lse
+
+
+def _backward_cpu(call: AttentionBackwardCall) -> Tensor:
+    if not _runs_on_cpu(call):
+        return _backward_reference(call)
+    qkv, grad, out, lse = (x.contiguous() for x in (call.qkv, call.grad, call.out, call.lse))
+    grad_qkv, heads_first = torch.empty_like(qkv), call.layout == "legacy"
+    torch.ops.fastdiff.attention_backward_out(grad, qkv, out, lse, call.num_heads, heads_first, call.scale, grad_qkv)
+    return empty_packed(call.qkv).copy_(grad_qkv) if is_channel_major(call.qkv) else grad_qkv
+
+
 def _backward_reference(call: AttentionBackwardCall) -> Tensor:
     return empty_packed(call.qkv).copy_(reference.attention_backward(call))
 
@@ -153,12 +215,14 @@ def _backward(ctx: Any, grad: Tensor, grad_lse: Tensor | None) -> tuple[Tensor |
     return gradients(AttentionCall, qkv=grad_qkv)
 
 
-define("attention", AttentionCall, _reference, _fake, kernel="attention")
+define("attention", AttentionCall, _reference, _fake, cpu=_cpu, kernel="attention")
 define(
     "attention_backward",
     AttentionBackwardCall,
     _backward_reference,
     _backward_fake,
+    cpu=_backward_cpu,
     kernel="attention_backward",
 )
 differentiate(AttentionCall, _backward, _setup)
+refuse_second_derivative("attention_backward", "attention has")

@@ -26,12 +26,22 @@ MIN_SIZE = 4
 # Channels come in whole vectors.
 VECTOR = 16
 
-LIBRARY.define("conv3x3_out(Tensor x, Tensor weight, Tensor? bias, bool transposed, Tensor(a!) out) -> ()")
+LIBRARY.define(
+    "conv3x3_out(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool transposed, Tensor(a!) out) -> ()"
+)
 LIBRARY.define("conv3x3_weight_grad(Tensor x, Tensor grad, Tensor(a!) out) -> ()")
 
 
-def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 1) -> Tensor:
-    """A convolution of 3x3 pixels.
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: int = 1,
+    padding: int = 1,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """A convolution of 3x3 pixels, and what is added to its result.
 
     On the CPU, float32 is computed by Winograd's F(4x4, 3x3), or F(2x2, 3x3) below 8 pixels, in C++: result, gradient
     of the input and gradient of the weights. They are within 3e-5 of float64, relative to the largest value, where
@@ -46,6 +56,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, 
         bias: [C_out], or None.
         stride: At least 1.
         padding: Pixels of zeros around the image; with more than 1 it is PyTorch's.
+        residual: [B, C_out, H', W'] to be added, or None.
 
     Returns:
         [B, C_out, H', W'], channels_last where Winograd is used. It has no second derivative there.
@@ -56,7 +67,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, 
     Source: Lavin and Gray (2016), arXiv:1509.09308, section 4.
     """
     if not _fits(x, weight, bias) or padding not in (0, 1) or min(x.shape[2:]) + 2 * padding < 3:
-        return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+        return _plus(F.conv2d(x, weight, bias, stride=stride, padding=padding), residual)
     channels_out, (height, width) = weight.shape[0], x.shape[2:]
     missing_in, missing_out = -weight.shape[1] % VECTOR, -channels_out % VECTOR
     below, behind = max(0, MIN_SIZE - height), max(0, MIN_SIZE - width)
@@ -66,12 +77,20 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, 
         weight = F.pad(weight, (0, 0, 0, 0, 0, missing_in, 0, missing_out))
     if missing_out and bias is not None:
         bias = F.pad(bias, (0, missing_out))
-    y: Tensor = dispatch(Conv3x3Call(x, weight, bias))
-    if (stride, padding) != (1, 1) or missing_out or below or behind:
+    is_cut = (stride, padding) != (1, 1) or missing_out > 0 or below > 0 or behind > 0
+    # Anything else would be refused or rounded otherwise.
+    shape = (x.shape[0], channels_out, height, width)
+    joins = residual is not None and residual.dtype == torch.float32 and residual.shape == shape and not is_cut
+    y: Tensor = dispatch(Conv3x3Call(x, weight, bias, residual if joins else None))
+    if is_cut:
         # Without padding the first and the last pixel have no result.
         rows, columns = (slice(1 - padding, size - 1 + padding, stride) for size in (height, width))
         y = y[:, :channels_out, rows, columns].contiguous(memory_format=torch.channels_last)
-    return y
+    return y if joins else _plus(y, residual)
+
+
+def _plus(y: Tensor, residual: Tensor | None) -> Tensor:
+    return y if residual is None else y + residual
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -89,14 +108,15 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _fake(call: Conv3x3Call) -> Tensor:
-    x, weight, _ = call
+    x, weight, _, _ = call
     shape = (x.shape[0], weight.shape[0], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _cpu(call: Conv3x3Call) -> Tensor:
     out, bias = _fake(call), None if call.bias is None else call.bias.contiguous()
-    torch.ops.fastdiff.conv3x3_out(_channels_last(call.x), call.weight, bias, False, out)
+    residual = None if call.residual is None else _channels_last(call.residual)
+    torch.ops.fastdiff.conv3x3_out(_channels_last(call.x), call.weight, bias, residual, False, out)
     return out
 
 
@@ -110,7 +130,7 @@ def _backward_cpu(call: Conv3x3BackwardCall) -> tuple[Tensor, Tensor]:
     dx, dweight = _backward_fake(call)
     grad = _channels_last(call.grad)
     if call.want_input:
-        torch.ops.fastdiff.conv3x3_out(grad, call.weight, None, True, dx)
+        torch.ops.fastdiff.conv3x3_out(grad, call.weight, None, None, True, dx)
     torch.ops.fastdiff.conv3x3_weight_grad(_channels_last(call.x), grad, dweight)
     return dx, dweight
 
@@ -133,6 +153,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x=dx if "x" in wanted else None,
         weight=dweight if "weight" in wanted else None,
         bias=column_sums(_channels_last(grad).permute(0, 2, 3, 1).flatten(0, 2)) if "bias" in wanted else None,
+        residual=grad if "residual" in wanted else None,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastdiff.calls import GroupNormActBackwardCall, GroupNormActCall
 from fastdiff.ops._arguments import check_precision, describe, is_unwatched
@@ -126,6 +127,61 @@ def add_group_norm_act(
     call = GroupNormActCall(x, None, residual, added_bias, added_time, weight, bias, scale, shift, groups, eps, act)
     y, total = _run(call, implementation)[:2]
     return y, total
+
+
+def group_norm_act_beside(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, *, eps: float = 1e-5, act: bool = True
+) -> tuple[Tensor, Tensor]:
+    """`group_norm_act` of x, and x itself for whoever reads it beside the norm.
+
+    On the CPU in float32 the gradient that x gets from there is added in the norm's own backward pass, which is a pass
+    over memory less than autograd's sum of the two.
+
+    Args:
+        x, weight, bias, groups, eps, act: As in `group_norm_act`.
+
+    Returns:
+        (y, x).
+
+    Raises:
+        ValueError: shapes, dtypes, devices or numbers that do not fit.
+        RuntimeError: a second derivative was asked for.
+    """
+    call = GroupNormActCall(x, None, None, None, None, weight, bias, None, None, groups, eps, act)
+    wants_gradient = torch.is_grad_enabled() and x.requires_grad
+    is_ours = has_extension() and x.is_cpu and x.dtype == torch.float32 and x.numel() > 0
+    if not (wants_gradient and is_ours and is_unwatched()):
+        return _run(call, "auto")[0], x
+    _check(call)
+    y, same = _Beside.apply(x, weight, bias, groups, eps, act)  # type: ignore[no-untyped-call]
+    return y, same
+
+
+class _Beside(torch.autograd.Function):
+    """`group_norm_act_beside`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(y, x), the latter as it is, which PyTorch takes for a view."""
+        call = GroupNormActCall(x, None, None, None, None, weight, bias, None, None, groups, eps, act)
+        y, _, mean, rstd = _cpu(call)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.act = act
+        ctx.set_materialize_grads(False)
+        return y, x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor | None, grad_x: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Of x, weight and bias."""
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        if grad_y is None:
+            return (grad_x, *[None] * 5)
+        arguments = (grad_y, grad_x, x, None, None, None, weight, bias, None, None, mean, rstd, ctx.act, False)
+        dx, _, dweight, dbias, *_ = _backward_cpu(GroupNormActBackwardCall._make(arguments))
+        return dx, dweight, dbias, None, None, None
 
 
 def _run(call: GroupNormActCall, implementation: Implementation) -> Any:

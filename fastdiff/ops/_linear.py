@@ -12,6 +12,7 @@ from fastdiff.calls import ColumnSumsCall, LinearBackwardCall, LinearCall
 from fastdiff.ops._dispatch import (
     LIBRARY,
     define,
+    differentiate,
     dispatch,
     gradients,
     has_extension,
@@ -20,13 +21,15 @@ from fastdiff.ops._dispatch import (
 )
 from fastdiff.ops.reference import linear as reference
 
-LIBRARY.define("linear_out(Tensor x, Tensor weight, Tensor? bias, bool transposed, Tensor(a!) out) -> ()")
+LIBRARY.define(
+    "linear_out(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool transposed, Tensor(a!) out) -> ()"
+)
 LIBRARY.define("linear_weight_grad(Tensor x, Tensor grad, Tensor(a!) out) -> ()")
 LIBRARY.define("column_sums_out(Tensor x, Tensor(a!) out) -> ()")
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer, x weight^T + bias.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, residual: Tensor | None = None) -> Tensor:
+    """A linear layer, x weight^T + bias, and what is added to its result.
 
     On the CPU, float32 is computed in C++: result, gradient of the input, of the weights and of the bias. An element is
     the same sum in the same order whatever the number of threads. Everything else (other types and devices, under
@@ -36,6 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x: [..., C_in].
         weight: [C_out, C_in].
         bias: [C_out], or None.
+        residual: [..., C_out] to be added, or None.
 
     Returns:
         [..., C_out]. It has no second derivative where it is computed in C++.
@@ -44,9 +48,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         RuntimeError: shapes that do not fit, or a second derivative was asked for.
     """
     if not _fits(x, weight, bias):
-        return F.linear(x, weight, bias)
-    y: Tensor = dispatch(LinearCall(x.reshape(-1, x.shape[-1]), weight, bias))
-    return y.view(*x.shape[:-1], weight.shape[0])
+        y = F.linear(x, weight, bias)
+        return y if residual is None else y + residual
+    shape = (*x.shape[:-1], weight.shape[0])
+    # Anything else would be refused or rounded otherwise.
+    joins = residual is not None and residual.dtype == torch.float32 and residual.shape == shape
+    added = residual.reshape(-1, shape[-1]) if joins and residual is not None else None
+    product: Tensor = dispatch(LinearCall(x.reshape(-1, x.shape[-1]), weight, bias, added))
+    y = product.view(shape)
+    return y if joins or residual is None else y + residual
 
 
 def column_sums(x: Tensor) -> Tensor:
@@ -78,7 +88,8 @@ def _fake(call: LinearCall) -> Tensor:
 
 def _cpu(call: LinearCall) -> Tensor:
     out, bias = _fake(call), None if call.bias is None else call.bias.contiguous()
-    torch.ops.fastdiff.linear_out(call.x.contiguous(), call.weight, bias, False, out)
+    residual = None if call.residual is None else call.residual.contiguous()
+    torch.ops.fastdiff.linear_out(call.x.contiguous(), call.weight, bias, residual, False, out)
     return out
 
 
@@ -91,7 +102,7 @@ def _backward_cpu(call: LinearBackwardCall) -> tuple[Tensor, Tensor]:
     dx, dweight = _backward_fake(call)
     grad = call.grad.contiguous()
     if call.want_input:
-        torch.ops.fastdiff.linear_out(grad, call.weight, None, True, dx)
+        torch.ops.fastdiff.linear_out(grad, call.weight, None, None, True, dx)
     torch.ops.fastdiff.linear_weight_grad(call.x.contiguous(), grad, dweight)
     return dx, dweight
 
@@ -122,11 +133,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x=dx if "x" in wanted else None,
         weight=dweight if "weight" in wanted else None,
         bias=column_sums(grad) if "bias" in wanted else None,
+        residual=grad if "residual" in wanted else None,
     )
 
 
 define("linear", LinearCall, reference.linear, _fake, cpu=_cpu)
 define("linear_backward", LinearBackwardCall, reference.linear_backward, _backward_fake, cpu=_backward_cpu)
 define("column_sums", ColumnSumsCall, reference.column_sums, _column_sums_fake, cpu=_column_sums_cpu)
-torch.library.register_autograd("fastdiff::linear", _backward, setup_context=_setup)
+differentiate(LinearCall, _backward, _setup)
 refuse_second_derivative("linear_backward", "linear has")

@@ -59,6 +59,9 @@ def advised(name: str, value: object = None) -> str:
         return options.get(name, name)
     if name not in options:
         return f"{name}={value!r}"
+    if value is True and " " not in options[name]:
+        # A flag stands alone.
+        return options[name]
     # Of --set section.key=value, the option is the part before the sign.
     return f"{options[name]}{'=' if ' ' in options[name] else ' '}{value}"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,6 @@ from torch import Tensor
 
 from fastdiff.files.checkpoint import (
     CONFIG_FILE,
-    MODEL_FILE,
     RAW_PREFIX,
     TRAINING_FILE,
     load_tensors,
@@ -21,12 +23,14 @@ from fastdiff.files.checkpoint import (
 )
 from fastdiff.files.contents import describing
 from fastdiff.nets.unet import UNet
+from fastdiff.process.arguments import advised
 from fastdiff.process.diffusion import Diffusion
-from fastdiff.training.config import changes, differences
-from fastdiff.training.ema import Ema
+from fastdiff.training.averages import Averages
+from fastdiff.training.config import FREE, NEWER, changes, differences
+from fastdiff.training.divergence import has_diverged, is_advised
 from fastdiff.training.objectives import Objective
 
-__all__ = ["Parts", "Past", "compared", "machine_notes"]
+__all__ = ["Parts", "Past", "compared", "identity", "machine_notes"]
 
 OBJECTIVE_PREFIX = "objective."
 
@@ -38,13 +42,13 @@ class Parts:
     Attributes:
         unet: The network that is trained.
         optimizer: AdamW over its parameters.
-        ema: The average of its weights.
+        averages: Of its weights.
         objective: What it has learnt of the losses.
     """
 
     unet: UNet
     optimizer: torch.optim.AdamW
-    ema: Ema
+    averages: Averages
     objective: Objective
 
     def tensors(self) -> dict[str, Tensor]:
@@ -61,8 +65,8 @@ class Parts:
         tensors["optimizer_steps"] = torch.stack(steps)
         return tensors | {OBJECTIVE_PREFIX + name: value for name, value in self.objective.state_dict().items()}
 
-    def load(self, checkpoint: Path) -> None:
-        """Take over what a checkpoint holds.
+    def load(self, checkpoint: Path, past: Past) -> None:
+        """Take over what a checkpoint holds; `past` is what it says of itself.
 
         Raises:
             ValueError: a file is damaged, or is of another network.
@@ -73,7 +77,7 @@ class Parts:
         load_tensors(checkpoint / TRAINING_FILE, tensors)
         for parameter, steps in zip(self.unet.parameters(), tensors["optimizer_steps"], strict=True):
             self.optimizer.state[parameter]["step"] = steps.clone()
-        load_tensors(checkpoint / MODEL_FILE, self.ema.state_dict())
+        self.averages.load(checkpoint, past.settings, past.step)
         learnt = {name: value for name, value in tensors.items() if name.startswith(OBJECTIVE_PREFIX)}
         self.objective.load_state_dict({name.removeprefix(OBJECTIVE_PREFIX): value for name, value in learnt.items()})
 
@@ -84,27 +88,31 @@ class Past:
 
     Attributes:
         step: Steps taken.
+        settings: That it was trained with, with the history of their changes before.
         changes: Settings that were other than they are now: the value that they had, and the one that they have.
         history: What changed at which step, these changes included.
         versions: Of what wrote it.
     """
 
     step: int
+    settings: dict[str, Any]
     changes: dict[str, tuple[Any, Any]]
     history: list[dict[str, Any]]
     versions: dict[str, str]
 
 
-def compared(checkpoint: Path, now: dict[str, Any], diffusion: Diffusion) -> Past:
+def compared(checkpoint: Path, now: dict[str, Any], diffusion: Diffusion, *, override: bool, run_folder: Path) -> Past:
     """The past of a training, if the checkpoint is one of its own.
 
     Args:
         checkpoint: Its folder.
         now: What the training is: "training", "unet", "diffusion", "scaling" and "data", as plain values.
         diffusion: The process of now.
+        override: Whether settings may be others than before, among those that may change at all.
+        run_folder: Of the training: after a divergence, what was advised then may change without `override`.
 
     Raises:
-        ValueError: the checkpoint is of another training; what differs is listed.
+        ValueError: the checkpoint is of another training, or settings have changed and may not; they are listed.
     """
     saved = read_config(checkpoint)
     then = saved["training"]
@@ -126,7 +134,40 @@ def compared(checkpoint: Path, now: dict[str, Any], diffusion: Diffusion) -> Pas
         raise ValueError(
             f"{checkpoint} is of another run; give what it was started with, or another folder:\n  {listed}"
         )
-    return Past(saved["step"], changed, history, saved["versions"])
+    if not override:
+        _refuse(checkpoint, changed, advice=has_diverged(run_folder))
+    return Past(saved["step"], then if isinstance(then, dict) else {}, changed, history, saved["versions"])
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """A digest of what makes a run this one, whatever has changed since it began.
+
+    Args:
+        config: "training", "unet", "diffusion", "scaling" and "data" of one of its checkpoints.
+    """
+    training = dict(config["training"] or {})
+    for change in reversed(training.get("changes") or []):
+        training |= {name: both[0] for name, both in change.items() if name != "step"}
+    # A setting that did not exist when the run began changes nothing while it is what it was by default.
+    training = {name: value for name, value in training.items() if name not in NEWER or value != NEWER[name]}
+    about = {name: config[name] for name in ("unet", "diffusion", "scaling", "data")} | {"training": training}
+    kept = {
+        section: {name: value for name, value in (values or {}).items() if name not in FREE}
+        for section, values in about.items()
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse(checkpoint: Path, changed: Mapping[str, tuple[Any, Any]], *, advice: bool) -> None:
+    """Raise ValueError for changed settings; with `advice`, but for those that a divergence asks for."""
+    refused = {name: both for name, both in changed.items() if not (advice and is_advised(name, *both))}
+    if not refused:
+        return
+    listed = "; ".join(f"{name}: {before!r} in the checkpoint, {now!r} now" for name, (before, now) in refused.items())
+    raise ValueError(
+        f"{checkpoint} was written with other settings; to go on with those of now, which the checkpoints will record, "
+        f"give {advised('override', True)}, else what the run had before: {listed}"
+    )
 
 
 def machine_notes(saved: dict[str, str], *, own_sums: bool) -> tuple[str, ...]:

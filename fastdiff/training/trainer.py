@@ -13,8 +13,8 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdiff import ops
 from fastdiff.data.source import ImageSource, UnreadableImageError
@@ -35,18 +35,22 @@ from fastdiff.process.arguments import advised
 from fastdiff.process.checks import whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream, words
+from fastdiff.training.averages import Averages
 from fastdiff.training.batches import Batches, moved
 from fastdiff.training.config import TrainConfig
+from fastdiff.training.divergence import check_finite, forget_divergence
 from fastdiff.training.ema import Ema
 from fastdiff.training.fit import check_fit, plain_unet
 from fastdiff.training.interrupt import Interrupt, Interrupted
 from fastdiff.training.log import TrainLog
 from fastdiff.training.monitor import LossByTimestep, Monitor
+from fastdiff.training.network import in_training, maybe_compiled
 from fastdiff.training.objectives import Objective
+from fastdiff.training.optimizer import build_optimizer
 from fastdiff.training.progress import Interval, TrainProgress, TrainResult, metrics
 from fastdiff.training.rates import learning_rate
 from fastdiff.training.report import write_report
-from fastdiff.training.resume import Parts, compared, machine_notes
+from fastdiff.training.resume import Parts, compared, identity, machine_notes
 from fastdiff.training.world import World
 
 __all__ = ["TrainConfig", "TrainProgress", "TrainResult", "Trainer"]
@@ -69,20 +73,22 @@ class Trainer:
         data: The images.
         config: Settings.
         folder: Of this run; one process at a time may use it.
+        override: Whether a run that goes on may have other settings than its checkpoint.
+            `fastdiff.training.config.CHANGEABLE` names those that may change. After a divergence, what its message
+            advises needs no override.
         held_out: Images to evaluate on while it trains, of the same kind as the data.
 
     Attributes:
         unet: The network, out of its wrappers.
         step: Steps taken.
-        ema: The averaged weights.
+        averages: Of the weights.
         changes: Settings that are other than in the checkpoint that was loaded, with the value they had and the one
-            they have from here on. `fastdiff.training.config.CHANGEABLE` names those that may change; the checkpoints
-            say what changed at which step.
+            they have from here on; the checkpoints say what changed at which step.
 
     Raises:
         TypeError: unet is no `fastdiff.UNet`.
         ValueError: the network is more than its configuration says; or network, process, data and settings do not fit
-            each other, or are not those of the checkpoint.
+            each other, or are not those of the checkpoint without `override`.
     """
 
     def __init__(
@@ -93,10 +99,11 @@ class Trainer:
         config: TrainConfig,
         folder: str | Path,
         *,
+        override: bool = False,
         held_out: ImageSource | None = None,
     ) -> None:
-        self._network = unet
-        unet = plain_unet(unet)
+        given, unet = unet, plain_unet(unet)
+        self._network = maybe_compiled(given, config)
         check_fit(unet, diffusion, data, config)
         self.unet = unet
         self.diffusion = diffusion
@@ -105,7 +112,7 @@ class Trainer:
         self.folder = Path(folder)
         self.step = 0
         self.changes: dict[str, tuple[Any, Any]] = {}
-        self.ema = Ema(unet, config.ema_decay)
+        self.averages = Averages(unet, config)
         self.world = World()
         self._device = next(unet.parameters()).device
         self.objective = Objective(config, diffusion, data.scaling, self._device)
@@ -113,15 +120,8 @@ class Trainer:
         self._loss_by_timestep = LossByTimestep(diffusion.num_timesteps, self._device)
         self.condition = None if config.condition is None else ImageCondition(config.condition)
         self.batches = Batches(data, config, unet.config.num_classes, self._device)
-        self._optimizer = torch.optim.AdamW(
-            unet.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            # One pass over memory; several times faster than the other two on the CPU, and as deterministic.
-            fused=True,
-        )
-        self._parts = Parts(unet, self._optimizer, self.ema, self.objective)
+        self._optimizer = build_optimizer(unet, config)
+        self._parts = Parts(unet, self._optimizer, self.averages, self.objective)
         self._description = data.describe(with_labels=unet.config.num_classes is not None)
         self._table = torch.tensor(diffusion.noising_table(), dtype=torch.float32, device=self._device)
         times = diffusion.schedule.timesteps
@@ -131,7 +131,12 @@ class Trainer:
         self._history: list[dict[str, Any]] = []
         newest = latest_checkpoint(self.folder)
         if newest is not None:
-            self._restore(newest)
+            self._restore(newest, override=override)
+
+    @property
+    def ema(self) -> Ema:
+        """The averaged weights, those that one samples with."""
+        return self.averages.first
 
     def run(
         self,
@@ -175,11 +180,13 @@ class Trainer:
         loss: float | None = None
         with ExitStack() as stack:
             log = stack.enter_context(TrainLog(self.folder, self.step, self.config.trackers, self._about()))
+            if self.world.is_first:
+                self.averages.forget_later(self.folder, self.step)
             if on_start is not None:
                 on_start()
             devices = [self._device] if self._device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
-            stack.enter_context(_training_mode(self._network))
+            stack.enter_context(in_training(self._network, self.config))
             interrupt = stack.enter_context(Interrupt())
             show = stack.enter_context(watched("training", stop, unit="steps", shows=progress is True, done=start))
             interval = Interval(self.step)
@@ -199,8 +206,12 @@ class Trainer:
                 looks = interrupted is None and self.monitor.is_due(self.step, last=self.step == stop)
                 logs = ends or looks or self.step % self.config.log_every == 0
                 saves = ends or self.step % self.config.checkpoint_every == 0
-                if logs or saves:
+                stores = self.averages.is_stored_at(self.step)
+                if logs or saves or stores:
                     self._check_interval(interval)
+                if stores and self.world.is_first:
+                    # Before the checkpoint: a run that goes on from there does not come by here again.
+                    self.averages.store(self.folder, self.step, identity(self._about()))
                 if logs:
                     entry = self._summary(interval, stop)
                     loss = entry.loss
@@ -232,27 +243,23 @@ class Trainer:
         Raises:
             RuntimeError: it could not be written; the message names the checkpoint that is left.
         """
-        return save_checkpoint(
+        # Their memory is enough for most of what writing takes.
+        self._optimizer.zero_grad()
+        saved = save_checkpoint(
             self.folder,
             self.unet,
             self.diffusion,
             self.data.scaling,
             step=self.step,
             ema=self.ema.state_dict(),
-            training=self.config.to_dict() | ({"changes": self._history} if self._history else {}),
+            training=self._about()["training"],
             data=self._description,
             training_tensors=self._parts.tensors(),
+            averages=self.averages.others(),
             keep=self.config.keep,
         )
-
-    def _about(self) -> dict[str, Any]:
-        """What is trained, as plain values, for those who look on."""
-        return {
-            "training": self.config.to_dict(),
-            "network": self.unet.config.to_dict(),
-            "diffusion": self.diffusion.to_dict(),
-            "data": self._description,
-        }
+        forget_divergence(self.folder)
+        return saved
 
     def _report(self) -> Path | None:
         """Write the report of what there is so far; None where it failed, which is in the notes."""
@@ -281,11 +288,11 @@ class Trainer:
         values = torch.stack([loss, norm])
         if self._device.type == "cpu":
             # Before the weights are spoilt. Elsewhere it would wait for the device, so the interval checks.
-            self._check_finite(step + 1, values)
+            check_finite(self.folder, config, step + 1, *values.tolist())
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         self._optimizer.step()
-        self.ema.update(step)
+        self.averages.update(step)
         return values
 
     def _gradients(self, step: int) -> Tensor:
@@ -313,30 +320,11 @@ class Trainer:
             f"{advised('warmup_steps', config.steps // 10)} would let it"
         )
 
-    def _check_finite(self, step: int, values: Tensor) -> None:
-        loss, norm = values.tolist()
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
-        newest = latest_checkpoint(self.folder)
-        left = f"the checkpoint {newest} is intact" if newest else "there is no checkpoint yet"
-        advice = (
-            f"a {advised('learning_rate')} below {self.config.learning_rate:g}, {advised('warmup_steps')} above "
-            f"{self.config.warmup_steps}"
-        )
-        if self.config.precision != "float32":
-            advice += f", {advised('precision')} 'float32'"
-        if self.config.clip_norm is None:
-            advice += f", a {advised('clip_norm')}"
-        goes_on = "; the run goes on from there with such settings" if newest else ""
-        said = f"{what} at step {step}, so training stopped; {left}. Try {advice}, and look at the data{goes_on}"
-        raise RuntimeError(said)
-
     def _check_interval(self, interval: Interval) -> None:
         # On the CPU each step was checked.
         if self._device.type != "cpu":
             for step, values in enumerate(interval.values, start=interval.start + 1):
-                self._check_finite(step, values)
+                check_finite(self.folder, self.config, step, *values.tolist())
 
     def _summary(self, interval: Interval, stop: int) -> TrainProgress:
         loss, grad_norm = torch.stack(interval.values).double().mean(dim=0).tolist()
@@ -392,16 +380,19 @@ class Trainer:
             with torch.cuda.device(self._device):
                 torch.cuda.manual_seed(seed)
 
-    def _restore(self, checkpoint: Path) -> None:
-        now = {
-            "training": self.config.to_dict(),
+    def _about(self) -> dict[str, Any]:
+        """What this training is, as its checkpoints say it."""
+        return {
+            "training": self.config.to_dict() | ({"changes": self._history} if self._history else {}),
             "unet": self.unet.config.to_dict(),
             "diffusion": self.diffusion.to_dict(),
             "scaling": self.data.scaling.to_dict(),
             "data": self._description,
         }
-        past = compared(checkpoint, now, self.diffusion)
-        self._parts.load(checkpoint)
+
+    def _restore(self, checkpoint: Path, *, override: bool) -> None:
+        past = compared(checkpoint, self._about(), self.diffusion, override=override, run_folder=self.folder)
+        self._parts.load(checkpoint, past)
         self.step, self.changes, self._history = past.step, past.changes, past.history
         _LOGGER.info("going on from %s", checkpoint)
         for name, (before, changed) in self.changes.items():
@@ -412,13 +403,3 @@ class Trainer:
     def _has_own_sums(self) -> bool:
         """Whether no sum over a batch is left to PyTorch, which cuts it by threads."""
         return ops.has_extension() and self.config.precision == "float32" and self._network is self.unet
-
-
-@contextmanager
-def _training_mode(module: nn.Module) -> Iterator[None]:
-    was_training = module.training
-    module.train()
-    try:
-        yield
-    finally:
-        module.train(was_training)

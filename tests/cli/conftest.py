@@ -17,6 +17,11 @@ def labelled_model(tmp_path_factory):
     return small_model(tmp_path_factory.mktemp("models") / "labelled", num_classes=3)
 
 
+@pytest.fixture(scope="session")
+def upscaler(tmp_path_factory):
+    return small_model(tmp_path_factory.mktemp("models") / "upscaler", num_classes=3, condition="low_res:4")
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of eight 16x16 colour pictures."""

@@ -15,13 +15,18 @@ COMMANDS = {
     "demo": ["digits"],
     "train": ["--data", "{archive}", "--out", "{new}/run", "--steps", "1"],
     "sample": ["{model}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
+    "generate": ["{model}", "{new}/job", "--num", "1", "--steps", "2"],
+    "gather": ["{new}/job", "{new}/all.npz"],
+    "score": ["{plain}", "{archive}", "{new}/job"],
     "likelihood": ["{plain}", "{archive}", "--num", "1"],
     "convert": ["{model}", "{new}/to"],
     "edit encode": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit decode": ["{model}", "{latent}", "--steps", "2", "--out", "{new}/x.npy"],
     "edit vary": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit interpolate": ["{model}", "{archive}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
+    "edit upscale": ["{upscaler}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit inpaint": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--hole", "0,0,2,2", "--out", "{new}/x.npy"],
+    "ema": ["{model}", "{new}/to", "--width", "0.1"],
     "info schedules": [],
     "info table": ["ddim"],
     "info plan": ["digits"],
@@ -30,12 +35,15 @@ COMMANDS = {
 WRONG = {
     "allocation": ["none"],
     "channels": ["7"],
+    "condition": ["low_res", "masks"],
     "config": ["{new}/missing.yaml", "{archive}"],
     "data": ["{new}/missing", "digit"],
     "device": ["tpu", "cuda:x"],
     "diffusion": ["schedule=cosin", "schedul=cosine", "timesteps=[1]", "cosine"],
     "dtype": ["float8", "bfloat16"],
+    "engine": ["spark"],
     "ema_decay": ["1.5", "-1"],
+    "format": ["jpeg"],
     "figure": ["x.jpg"],
     "flags": ["--image_size"],
     "guidance": ["nan"],
@@ -43,6 +51,7 @@ WRONG = {
     "hole": ["0,0", "a,b,c,d", "0,0,99,99", "inf,0,1,1"],
     "init_from": ["{new}/missing"],
     "json_file": ["{new}"],
+    "labels": ["nobody", "99", ","],
     "label": ["nobody", "99", "-1"],
     "layout": ["CHWN"],
     "learning_rate": ["-1", "nan", "0"],
@@ -62,6 +71,8 @@ WRONG = {
     "schedule": ["cosin"],
     "seed": ["-1", "99999999999999999999999"],
     "setting": ["unet.channels", "channels=64", "unet.chanels=64", "unet.channels=[", "train.keep=0", "train.betas=3"],
+    "size": ["8x8x8", "x8", "small"],
+    "shard": ["2", "2/2", "a/b"],
     "split": ["validation", "train"],
     "strength": ["a", "2", "0.5,-1", ""],
     "table": ["{new}/missing.json", "{archive}"],
@@ -105,11 +116,11 @@ def _cases():
 
 
 @pytest.fixture
-def given(tmp_path, model, labelled_model, archive, monkeypatch):
+def given(tmp_path, model, labelled_model, upscaler, archive, monkeypatch):
     (tmp_path / "new").mkdir()
     np.savez(tmp_path / "latent.npz", np.zeros((1, 3, 16, 16), np.float32))
     monkeypatch.chdir(tmp_path)
-    places = {"model": labelled_model, "plain": model, "archive": archive}
+    places = {"model": labelled_model, "plain": model, "archive": archive, "upscaler": upscaler}
     places |= {"new": tmp_path / "new", "latent": tmp_path / "latent.npz"}
     return lambda text: text.format(**places)
 

@@ -50,6 +50,36 @@ def test_edit_inpaint_keeps_what_is_known(model, archive, tmp_path):
     assert np.array_equal(np.load(tmp_path / "m.npz")["arr_0"], found)
 
 
+def test_edit_upscale_takes_small_and_large_images(upscaler, tmp_path):
+    """Large images are made small first, so that both give the same."""
+    small = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    large = small.repeat(4, axis=1).repeat(4, axis=2)
+    found = {}
+    for name, images in (("small", small), ("large", large)):
+        np.savez(tmp_path / f"{name}.npz", images)
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
+        for source in (f"{name}.npz", name, f"{name}/0.png"):
+            out = tmp_path / f"x_{source.replace('/', '_')}.npz"
+            works("edit", "upscale", upscaler, tmp_path / source, "--steps", 3, "--label", 1, "--out", out)
+            found[source] = np.load(out)["arr_0"].astype(int)
+            assert out.with_name(f"{out.stem}_side_by_side.png").is_file()
+    assert found["small"].shape == (3, 16, 16, 3)
+    for source, images in found.items():
+        # The means of equal values may be off by a rounding.
+        assert np.abs(images - found["small"][: len(images)]).max() <= 1, source
+
+
+def test_edit_upscale_says_what_does_not_fit(model, upscaler, archive, tmp_path):
+    assert "was not trained to make large images of small ones" in fails("edit", "upscale", model, archive)
+    np.savez(tmp_path / "other.npz", np.zeros((2, 5, 5, 3), np.uint8))
+    said = fails("edit", "upscale", upscaler, tmp_path / "other.npz")
+    assert "images are 3x16x16 (channels x height x width), small ones 3x4x4, those of" in said
+    assert "makes images of other images: fastdiff edit upscale" in fails("sample", upscaler, "-o", tmp_path / "x.png")
+    assert "further channels (3) beside those of the noisy" in fails("edit", "vary", upscaler, archive, "--label", 0)
+
+
 def test_edit_encode_and_decode_come_back(model, archive, tmp_path):
     printed = works("edit", "encode", model, archive, "--steps", 8, "--order", 4, "--out", tmp_path / "z.npz")
     assert "round-trip error" in printed

@@ -1,6 +1,5 @@
 """`fastdiff train`: runs, resumed runs, configuration files, Ctrl-C."""
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -15,9 +14,8 @@ import pytest
 import torch
 import yaml
 
-from fastdiff.cli.train import about_classes, plan_training, read_config_file
+from fastdiff.cli.train import plan_training, read_config_file
 from fastdiff.files.checkpoint import load_model
-from fastdiff.files.data import DataScaling, ImageData
 from fastdiff.nets.config import PRESETS
 from support.command_line import SMALL_UNET, fails, run, train_options, works
 
@@ -185,11 +183,24 @@ def test_another_rate_is_said_and_kept(tmp_path):
     pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
     works(*train_options(out, "--steps", 2, "--lr", "1e-3"))
-    printed = works("train", "--out", out, "--steps", 3, "--lr", "1e-4")
+    said = fails("train", "--out", out, "--steps", 3, "--lr", "1e-4")
+    assert "which the checkpoints will record, give --override, else what the run had before" in said
+    printed = works("train", "--out", out, "--steps", 3, "--lr", "1e-4", "--override")
     assert "from here on learning_rate is 0.0001, it was 0.001" in printed
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["learning_rate"] == 1e-4
     assert load_model(out).metadata["training"]["changes"] == [{"step": 2, "learning_rate": [1e-3, 1e-4]}]
     assert "from here on" not in works("train", "--out", out, "--steps", 4)
+
+
+def test_several_averages_are_kept_and_sampled(tmp_path):
+    pytest.importorskip("sklearn", reason="it carries the digits")
+    out = tmp_path / "run"
+    works(*train_options(out, "--steps", 1, "--ema-decay", 0.5, "--ema-decay", 0.25))
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["ema_decay"] == [0.5, 0.25]
+    works("sample", out, "--weights", "ema:0.25", "--num", 1, "--steps", 2, "--out", tmp_path / "x.npy")
+    assert "0 steps in" in works("train", "--out", out)
+    assert "--weights" in fails("sample", out, "--weights", "ema:0.75", "--num", 1, "--out", tmp_path / "y.npy")
+    assert "ema_decay: [0.5, 0.25] in the checkpoint, 0.5 now" in fails("train", "--out", out, "--ema-decay", 0.5)
 
 
 def test_a_second_training_changes_nothing_of_the_running_one(tmp_path):
@@ -230,25 +241,6 @@ def test_a_warm_up_longer_than_the_training_is_said(tmp_path):
     said = run(*options).stderr
     assert "the warm-up takes 40 steps and the training 4: the learning rate gets no further than 0.0001 of" in said
     assert "--set train.warmup_steps=0 would let it" in said
-
-
-@pytest.mark.parametrize(
-    ("names", "num_classes", "expected"),
-    [
-        (("cat", "dog"), None, ["2 classes found (cat, dog), not used: with --set unet.num_classes=2 the network"]),
-        (("cat", "dog"), 2, ["2 classes: cat, dog"]),
-        (("cat", "dog"), 3, ["2 classes: cat, dog; the network has room for 3"]),
-        (None, 2, ["2 classes: 0, 1"]),
-        (("test", "train"), None, ["2 classes found (test, train), not used", "the folders test, train look like"]),
-    ],
-    ids=["unused", "used", "null class", "no names", "splits"],
-)
-def test_classes_are_said(names, num_classes, expected):
-    data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, DataScaling(), "here", names)
-    said = about_classes(data, num_classes)
-    assert len(said) == len(expected)
-    assert all(line.startswith(start) for line, start in zip(said, expected, strict=True)), said
-    assert about_classes(dataclasses.replace(data, labels=None), None) == []
 
 
 def test_threads_are_those_asked_for(tmp_path):
@@ -302,3 +294,27 @@ def test_label_dropout_makes_room_for_a_null_class():
     plan = plan_training(digits | {"unet": {"preset": "digits", "num_classes": 12}})
     assert plan.unet.num_classes == 12
     assert plan_training(digits | {"unet": {"preset": "digits"}, "train": {}}).unet.num_classes is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "channels", "command"),
+    [("low_res:2", 2, ["upscale"]), ("inpaint", 3, ["inpaint", "--hole", "0,0,4,8"])],
+    ids=["low_res", "inpaint"],
+)
+def test_train_learns_what_stands_beside_the_noise(tmp_path, condition, channels, command):
+    out = tmp_path / "run"
+    said = works(*train_options(out, "--condition", condition))
+    assert f"next: fastdiff edit {command[0]}" in said.replace("\n", " ")
+    assert load_model(out).unet.config.in_channels == channels
+    works("edit", command[0], out, "digits", *command[1:], "-n", 2, "--steps", 3, "--out", tmp_path / "x.npz")
+    assert np.load(tmp_path / "x.npz")["arr_0"].shape == (2, 8, 8, 1)
+
+
+def test_train_takes_a_loss_and_weights_of_the_timesteps(tmp_path):
+    np.save(tmp_path / "weights.npy", np.linspace(0, 1, 10))
+    works(*train_options(tmp_path / "run", "--loss", "hybrid", "--weighting", tmp_path / "weights.npy"))
+    (tmp_path / "weights.npy").unlink()
+    # The run's own settings have the numbers.
+    works("train", "--out", tmp_path / "run", "--steps", 5)
+    assert load_model(tmp_path / "run").metadata["training"]["weighting"] == np.linspace(0, 1, 10).tolist()
+    works(*train_options(tmp_path / "bound", "--loss", "vlb", "--set", "train.timestep_density=uniform"))

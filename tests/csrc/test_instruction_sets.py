@@ -65,6 +65,10 @@ linear = load("ops/test_linear")
 for shape in linear.SHAPES:
     linear.test_linear_and_its_gradients_match_float64(shape)
 
+attention = load("ops/test_attention_cpu")
+for shape in attention.SHAPES:
+    attention.test_attention_cpu_matches_float64(shape, "legacy", "tokens")
+
 norm = load("ops/test_group_norm_act")
 for names in norm.OPTIONS:
     for dtype in ("float32", "bfloat16"):
@@ -126,12 +130,16 @@ def show(name, *tensors):
 def image(*shape):
     return torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
 
+def attend(qkv):
+    return ops.attention(qkv, 2, implementation="cpu")
+
 diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(50))
 table = torch.tensor(diffusion.noising_table(), dtype=torch.float32)
 show("diffuse", *ops.diffuse(image(3, 5, 9, 7).detach(), torch.tensor([0, 20, 49]), table, seed=3))
 for name, op, inputs in (
     ("conv3x3", ops.conv3x3, (image(2, 32, 9, 13), image(48, 32, 3, 3), torch.randn(48, requires_grad=True))),
     ("linear", ops.linear, [torch.randn(s, requires_grad=True) for s in ((70, 33), (130, 33), (130,))]),
+    ("attention", attend, [torch.randn(2, 70, 96).requires_grad_()]),
     ("mse", ops.mse, (image(2, 3, 9, 7), image(2, 3, 9, 7).detach())),
     ("norm", lambda *a: ops.group_norm_act(*a, 5), (image(2, 70, 9, 7), *(torch.randn(2, 70).requires_grad_()))),
 ):
@@ -156,5 +164,5 @@ def test_avx2_and_avx512_have_the_same_bits():
         if "must be one of" in done.stderr:
             pytest.skip("this processor does not run both")
         assert done.returncode == 0, done.stderr[-3000:]
-    assert found[0].stdout.count("\n") == 7
+    assert found[0].stdout.count("\n") == 8
     assert found[0].stdout == found[1].stdout

@@ -185,7 +185,7 @@ def choices():
         "spacing": {*SPACINGS, *LEVEL_SPACINGS},
         "sampler": set(SAMPLERS),
         "preset": set(PRESETS),
-        "method": {"bound", "estimate", "iwae", "ode", "rate_distortion"},
+        "method": {"bound", "encode", "estimate", "iwae", "ode", "rate_distortion"},
     }
     functions = [entry.build for entry in SAMPLERS.values()]
     functions += [fd.sample, fd.compile, fd.Diffusion, fd.likelihood.bound_estimate, fd.likelihood.iwae, fd.ops.diffuse]

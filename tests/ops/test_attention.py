@@ -196,7 +196,7 @@ BAD = {
     "layout": ((X, 2), {"layout": "old"}, "layout must be one of separate, new, legacy, edm, got 'old'"),
     "scale 0": ((X, 2), {"scale": 0.0}, "scale must be finite and above 0, got 0.0"),
     "scale nan": ((X, 2), {"scale": math.nan}, "scale must be finite and above 0, got nan"),
-    "implementation": ((X, 2), {"implementation": "cpu"}, "implementation must be 'auto', .* got 'cpu'"),
+    "implementation": ((X, 2), {"implementation": "gpu"}, "implementation must be 'auto', .* got 'gpu'"),
     "float64 triton": ((X.double(), 2), {"implementation": "triton"}, "'sdpa' or 'reference'"),
 }
 

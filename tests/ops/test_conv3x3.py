@@ -55,6 +55,21 @@ def test_conv3x3_and_its_gradients_match_float64(shape, layout):
         assert relative_error(ours, theirs) <= WINOGRAD
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 5, 8, 8), (1, 16, 16, 3, 3)], ids=str)
+def test_conv3x3_adds_a_residual_as_pytorch_would(shape, layout, stride):
+    values, _ = case(*shape, layout)
+    plain = ops.conv3x3(*values, stride=stride)
+    added = torch.randn(plain.shape, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    y, expected = ops.conv3x3(*values, stride=stride, residual=added), plain + added
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(y, expected)
+    inputs = [*values, added]
+    gradients = (torch.autograd.grad(of, inputs, grad) for of in (y, expected))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_conv3x3_takes_only_the_gradients_that_are_wanted():
     (x, weight, bias), grad = case(2, 32, 48, 5, 7)
     whole = torch.autograd.grad(ops.conv3x3(x, weight, bias), (x, weight, bias), grad)
@@ -91,8 +106,9 @@ def test_conv3x3_of_a_sample_does_not_depend_on_its_batch():
 def test_conv3x3_passes_opcheck():
     for layout in FORMATS:
         (x, weight, bias), grad = case(2, 16, 32, 5, 6, layout)
-        torch.library.opcheck(torch.ops.fastdiff.conv3x3.default, (x, weight, bias))
-        torch.library.opcheck(torch.ops.fastdiff.conv3x3.default, (x, weight, None))
+        for added in (None, grad.clone().requires_grad_()):
+            torch.library.opcheck(torch.ops.fastdiff.conv3x3.default, (x, weight, bias, added))
+        torch.library.opcheck(torch.ops.fastdiff.conv3x3.default, (x, weight, None, None))
         for wanted in (True, False):
             arguments = (grad, x.detach(), weight.detach(), wanted)
             torch.library.opcheck(torch.ops.fastdiff.conv3x3_backward.default, arguments)

@@ -94,6 +94,19 @@ def diffuse(m):
     return [m.floats(*shape), t, table, noise, ids, torch.tensor([2]), 7, 2, 256, torch.float32, True]
 
 
+def attention_out(m):
+    batch, tokens, heads, d = m.size(1, 3), m.size(1, 70), m.size(1, 3), 16 * m.size(1, 3)
+    m.layout = "nchw"
+    qkv, out = m.floats(batch, tokens, 3 * heads * d), m.floats(batch, tokens, heads * d)
+    return [qkv, heads, m.random.random() < 0.5, 0.25, out, m.floats(batch, heads, tokens)]
+
+
+def attention_backward_out(m):
+    qkv, heads, heads_first, scale, out, lse = attention_out(m)
+    torch.ops.fastdiff.attention_out(qkv, heads, heads_first, scale, out, lse)
+    return [m.floats(*out.shape), qkv, out, lse, heads, heads_first, scale, m.floats(*qkv.shape)]
+
+
 def dropout_out(m):
     shape = (m.size(1, 3), m.size(1, 5), m.size(), m.size())
     ids = torch.arange(shape[0]) if m.random.random() < 0.5 else None
@@ -104,7 +117,15 @@ def conv3x3_out(m):
     m.layout = "nhwc"
     batch, rows, columns, height, width = m.size(1, 3), 16 * m.size(1, 3), 16 * m.size(1, 3), m.size(), m.size()
     weight, bias = m.floats(columns, rows, 3, 3), m.floats(columns)
-    return [m.floats(batch, rows, height, width), weight, bias, False, m.floats(batch, columns, height, width)]
+    residual = m.floats(batch, columns, height, width) if m.random.random() < 0.5 else None
+    return [
+        m.floats(batch, rows, height, width),
+        weight,
+        bias,
+        residual,
+        False,
+        m.floats(batch, columns, height, width),
+    ]
 
 
 def conv3x3_weight_grad(m):
@@ -115,18 +136,19 @@ def conv3x3_weight_grad(m):
 
 
 def conv3x3(m):
-    return conv3x3_out(m)[:3]
+    return conv3x3_out(m)[:4]
 
 
 def conv3x3_backward(m):
-    x, weight, _, _, out = conv3x3_out(m)
+    x, weight, _, _, _, out = conv3x3_out(m)
     return [out, x, weight, True]
 
 
 def linear_out(m):
     rows, channels_in, channels_out = m.size(), m.size(1, 40), m.size(1, 70)
     values = [m.floats(rows, channels_in), m.floats(channels_out, channels_in), m.floats(channels_out)]
-    return [*values, False, m.floats(rows, channels_out)]
+    residual = m.floats(rows, channels_out) if m.random.random() < 0.5 else None
+    return [*values, residual, False, m.floats(rows, channels_out)]
 
 
 def linear_weight_grad(m):
@@ -135,11 +157,11 @@ def linear_weight_grad(m):
 
 
 def linear(m):
-    return linear_out(m)[:3]
+    return linear_out(m)[:4]
 
 
 def linear_backward(m):
-    x, weight, _, _, out = linear_out(m)
+    x, weight, _, _, _, out = linear_out(m)
     return [out, x, weight, True]
 
 
@@ -249,9 +271,10 @@ PLANS = {f.__name__: f for f in (plan_forward, plan_sample, plan_scratch)}
 BUILDERS = {
     f.__name__: f
     for f in (
-        step, diffuse, dropout_out, conv3x3, conv3x3_backward, conv3x3_out, conv3x3_weight_grad, group_norm_act_cpu,
-        group_norm_act_backward_cpu, linear, linear_backward, linear_out, linear_weight_grad, column_sums,
-        column_sums_out, bound_loss, bound_loss_backward, bound_terms, mse, mse_backward, posterior_mean,
+        step, diffuse, attention_out, attention_backward_out, dropout_out, conv3x3, conv3x3_backward, conv3x3_out,
+        conv3x3_weight_grad, group_norm_act_cpu, group_norm_act_backward_cpu, linear, linear_backward, linear_out,
+        linear_weight_grad, column_sums, column_sums_out, bound_loss, bound_loss_backward, bound_terms, mse,
+        mse_backward, posterior_mean,
     )
 } | PLANS  # fmt: skip
 # In Python: they check their call, and hand it to an op above or to PyTorch.

@@ -57,6 +57,18 @@ def test_linear_is_the_same_to_the_bit_for_any_number_of_threads(shape):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear_adds_a_residual_as_pytorch_would(shape, dtype):
+    values, grad = case(*shape)
+    values = [value.detach().to(dtype).requires_grad_() for value in values]
+    added = torch.randn(grad.shape, generator=torch.Generator().manual_seed(3)).to(dtype).requires_grad_()
+    y, expected = ops.linear(*values, residual=added), ops.linear(*values) + added
+    assert torch.equal(y, expected)
+    gradients = (torch.autograd.grad(of, [*values, added], grad.to(dtype)) for of in (y, expected))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_linear_takes_any_dimensions_strides_and_wanted_gradients():
     (x, weight, bias), grad = case(60, 40, 24)
     whole = torch.autograd.grad(ops.linear(x, weight, bias), (x, weight, bias), grad)
@@ -79,8 +91,9 @@ def test_column_sums_match_float64(rows):
 
 def test_linear_passes_opcheck():
     (x, weight, bias), grad = case(65, 130, 70)
-    torch.library.opcheck(torch.ops.fastdiff.linear.default, (x, weight, bias))
-    torch.library.opcheck(torch.ops.fastdiff.linear.default, (x, weight, None))
+    for added in (None, grad.clone().requires_grad_()):
+        torch.library.opcheck(torch.ops.fastdiff.linear.default, (x, weight, bias, added))
+    torch.library.opcheck(torch.ops.fastdiff.linear.default, (x, weight, None, None))
     for wanted in (True, False):
         arguments = (grad, x.detach(), weight.detach(), wanted)
         torch.library.opcheck(torch.ops.fastdiff.linear_backward.default, arguments)

@@ -36,7 +36,7 @@ SCHEMAS = {
         "(Tensor x, Tensor weight, Tensor? bias, Tensor? gain, Tensor? offset, Tensor? time, Tensor? residual, "
         "int stride, int padding, bool act, bool want_statistics) -> (Tensor, Tensor, Tensor)"
     ),
-    "conv3x3": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    "conv3x3": "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual) -> Tensor",
     "conv3x3_backward": "(Tensor grad, Tensor x, Tensor weight, bool want_input) -> (Tensor, Tensor)",
     "column_sums": "(Tensor x) -> Tensor",
     "diffuse": (
@@ -48,7 +48,7 @@ SCHEMAS = {
     "group_norm_act_cpu": f"({NORM}, int groups, float eps, bool act) -> (Tensor, Tensor, Tensor, Tensor)",
     "group_norm_act_backward": (f"({NORM_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"),
     "group_norm_act_backward_cpu": f"({NORM_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "linear": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    "linear": "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual) -> Tensor",
     "linear_backward": "(Tensor grad, Tensor x, Tensor weight, bool want_input) -> (Tensor, Tensor)",
     "mse": "(Tensor output, Tensor target) -> Tensor",
     "mse_backward": "(Tensor grad, Tensor output, Tensor target) -> Tensor",

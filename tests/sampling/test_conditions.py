@@ -69,6 +69,21 @@ def test_inpainting_samples_see_the_known_pixels_and_the_mask(kind):
     assert torch.equal(pipe.sample(5, steps=3, condition=hidden, mask=mask.to(kind)), found)
 
 
+def test_pipeline_inpaints_with_a_network_that_was_trained_to():
+    pipe, x0 = pipeline("inpaint"), DataScaling(17).to_model(pictures())
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    mask[1:3, :2] = False
+    seen = torch.cat([x0 * mask, mask.expand(5, 1, 4, 4).float()], dim=1)
+
+    def model(x, t):
+        return pipe.unet(torch.cat([x, seen], dim=1), t)
+
+    expected = fd.editing.inpaint(model, DIFFUSION, x0, mask, steps=3, jump_repeats=1)
+    found = pipe.inpaint(x0, mask, steps=3, jump_repeats=1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=FLOAT32_RUN)
+    assert torch.equal(found.where(mask, torch.zeros(())), x0.where(mask, torch.zeros(())))
+
+
 def test_conditioned_networks_can_be_guided():
     pipe, small = pipeline("low_res:2", num_classes=3), torch.randn(4, 1, 2, 2).clamp(-1, 1)
     labels = torch.tensor([0, 1, 0, 1])
@@ -124,6 +139,12 @@ def test_other_networks_and_other_methods_say_so():
     with pytest.raises(ValueError, match="given no images beside the noisy one: leave out condition and mask"):
         plain.sample(2, condition=SMALL)
     pipe = pipeline("low_res:2")
-    for call in (lambda: pipe.likelihood(LARGE), lambda: pipe.encode(LARGE), lambda: pipe.progressive(1), pipe.views):
+    for call in (
+        lambda: pipe.likelihood(LARGE),
+        lambda: pipe.encode(LARGE),
+        lambda: pipe.progressive(1),
+        pipe.views,
+        lambda: pipe.inpaint(LARGE, torch.ones(4, 4)),
+    ):
         with pytest.raises(ValueError, match=r"further channels \(1\) .* which only sample\(condition=...\) gives"):
             call()

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from fastdiff.cli.app import app
 from fastdiff.files.checkpoint import save_model
 from fastdiff.files.data import DataScaling
+from fastdiff.nets.conditions import ImageCondition
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
 from fastdiff.process.diffusion import Diffusion
@@ -34,11 +35,14 @@ def fails(*arguments):
     return lines[-1]
 
 
-def small_model(folder, *, channels=3, size=16, scaling=256, num_classes=None, timesteps=8):
+def small_model(folder, *, channels=3, size=16, scaling=256, num_classes=None, timesteps=8, condition=None):
     torch.manual_seed(0)
-    sizes = {"image_size": size, "in_channels": channels, "out_channels": channels, "num_classes": num_classes}
+    seen = 0 if condition is None else ImageCondition(condition).channels(channels)
+    sizes = {"image_size": size, "in_channels": channels + seen, "out_channels": channels, "num_classes": num_classes}
     config = UNetConfig(**sizes, **SMALL_UNET, attention_resolutions=())
-    save_model(folder, UNet(config), Diffusion(NoiseSchedule.cosine(timesteps)), DataScaling(scaling))
+    training = None if condition is None else {"condition": condition}
+    diffusion = Diffusion(NoiseSchedule.cosine(timesteps))
+    save_model(folder, UNet(config), diffusion, DataScaling(scaling), training=training)
     return folder
 
 

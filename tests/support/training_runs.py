@@ -40,9 +40,10 @@ def network(**changes: Any) -> UNet:
         return UNet(dataclasses.replace(NETWORK, **changes))
 
 
-def trainer(folder: Path, **changes: Any) -> Trainer:
+def trainer(folder: Path, *, override: bool = False, **changes: Any) -> Trainer:
     """A trainer of a fresh network; `changes` are those of the configuration."""
-    return Trainer(network(), SIMPLE, images(), dataclasses.replace(CONFIG, **changes), folder)
+    config = dataclasses.replace(CONFIG, **changes)
+    return Trainer(network(), SIMPLE, images(), config, folder, override=override)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -13,7 +13,9 @@ from fastdiff.training.trainer import TrainConfig
 
 
 def test_config_round_trip() -> None:
-    config = TrainConfig(steps=7, betas=(0.8, 0.99), clip_norm=None, loss="hybrid")
+    config = TrainConfig(
+        steps=7, betas=(0.8, 0.99), clip_norm=None, loss="hybrid", ema_decay=(0.9, 0.99), no_weight_decay=("norms",)
+    )
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert TrainConfig.from_dict({"steps": 7}) == TrainConfig(steps=7)
 
@@ -33,7 +35,7 @@ BAD_VALUES: dict[str, list[object]] = {
     "betas": [(0.9,), (0.9, 1.0), 0.9],
     "warmup_steps": [-1],
     "clip_norm": [0.0],
-    "ema_decay": [1.0],
+    "ema_decay": [1.0, [], [0.9, 1.0], [0.9, 0.9], "0.9", None],
     "precision": ["float16"],
     "flip": [1],
     "seed": [-1, 2**64],
@@ -51,6 +53,13 @@ BAD_VALUES: dict[str, list[object]] = {
     "p2_k": [0],
     "log_normal_mean": [math.nan],
     "log_normal_std": [0],
+    "learning_rate_schedule": ["exponential", None],
+    "learning_rate_decay_start": [-1, 1.5, 4999],
+    "final_learning_rate": [-1e-5, 3e-4, None],
+    "snapshot_every": [0, 2.5],
+    "power_widths": [[0.05], [0.05, 0.3], [0.1, 0.1], 0.1, ["0.05", 0.1]],
+    "activation_checkpointing": [1, None],
+    "compile": ["yes"],
 }
 
 
@@ -97,6 +106,12 @@ def test_config_refuses_what_does_not_go_together(name: str) -> None:
         TrainConfig.from_dict({"steps": 1, **settings})
 
 
+def test_config_without_weights_is_one_thing() -> None:
+    """YAML reads none as no value."""
+    assert TrainConfig(steps=1, weighting="none") == TrainConfig(steps=1)
+    assert TrainConfig(steps=1).to_dict()["weighting"] is None
+
+
 def test_config_keeps_numbers_of_a_file(tmp_path: Path) -> None:
     """A checkpoint holds the numbers themselves, so that the file may go."""
     path = tmp_path / "weights.npy"
@@ -123,3 +138,15 @@ def test_config_says_which_density_and_whether_it_is_put_back() -> None:
             {"steps": 1, "loss": loss, "timestep_density": density, "importance": importance}
         )
         assert (config.is_loss_aware, config.puts_back) == expected, (loss, density, importance)
+
+
+def test_one_decay_is_a_number_however_it_is_given() -> None:
+    assert TrainConfig(steps=1, ema_decay=[0.9]) == TrainConfig(steps=1, ema_decay=0.9)  # type: ignore[arg-type]
+    assert TrainConfig(steps=1, ema_decay=0.9).decays == (0.9,)
+    assert TrainConfig(steps=1, ema_decay=(0.9, 0.5)).to_dict()["ema_decay"] == [0.9, 0.5]
+
+
+def test_a_start_in_the_warm_up_is_refused() -> None:
+    with pytest.raises(ValueError, match="must not lie in the warm-up, which takes 5,000 steps, got 10"):
+        TrainConfig(steps=1, learning_rate_decay_start=10)
+    assert TrainConfig(steps=1, learning_rate_decay_start=5000).learning_rate_decay_start == 5000

@@ -40,6 +40,7 @@ from fastdiff.ops.reference import bound as losses
 from fastdiff.process import noise
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
+from fastdiff.training.rates import learning_rate
 from fastdiff.training.trainer import TrainConfig, Trainer, TrainProgress
 from support.tolerances import FLOAT32_DEEP, FLOAT32_FEW
 from support.training_runs import CONFIG, HYBRID, SCHEDULE, SIMPLE, digests, images, metrics, network, trainer
@@ -335,31 +336,31 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) 
     assert trainer(tmp_path).step == 4
 
 
-def test_a_run_goes_on_with_what_a_diverged_one_is_advised(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_other_settings_where_it_is_told_to(tmp_path: Path) -> None:
     """The state is the checkpoint's, the steps are those of the new settings, and the checkpoints say so."""
     trainer(tmp_path).run(until=2)
     kept = load_tensors_of(latest_checkpoint(tmp_path))
     advised = {"learning_rate": 1e-3, "clip_norm": 0.5, "warmup_steps": 10, "ema_decay": 0.5, "weight_decay": 0.1}
-    run = trainer(tmp_path, **advised)
+    run = trainer(tmp_path, override=True, **advised)
     assert run.step == 2
     assert run.changes == {name: (getattr(CONFIG, name), value) for name, value in advised.items()}
     for name, parameter in run.unet.named_parameters():
         assert torch.equal(parameter, kept["raw." + name]), name
         assert torch.equal(run._optimizer.state[parameter]["exp_avg"], kept["exp_avg." + name]), name
-    assert run.learning_rate(4) == pytest.approx(1e-3 * 5 / 10)
+    assert learning_rate(run.config, 4) == pytest.approx(1e-3 * 5 / 10)
     run.run(until=4)
     said = {"step": 2} | {name: [getattr(CONFIG, name), value] for name, value in advised.items()}
     assert load_model(tmp_path).metadata["training"]["changes"] == [said]
     # Resuming as before is nothing new; another change is added to the first.
     assert trainer(tmp_path, **advised).changes == {}
-    trainer(tmp_path, **{**advised, "learning_rate": 1e-4}).run()
+    trainer(tmp_path, override=True, **{**advised, "learning_rate": 1e-4}).run()
     assert load_model(tmp_path).metadata["training"]["changes"] == [said, {"step": 4, "learning_rate": [1e-3, 1e-4]}]
 
 
 def test_what_happens_is_logged_under_the_packages_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="fastdiff"):
         trainer(tmp_path).run(until=2)
-        trainer(tmp_path, learning_rate=1e-3)
+        trainer(tmp_path, learning_rate=1e-3, override=True)
     said = [record.getMessage() for record in caplog.records]
     assert [line.split(",")[0] for line in said[:2]] == ["step 1 of 2", "step 2 of 2"]
     assert said[2:] == [
@@ -408,6 +409,12 @@ def test_full_disk_stops_and_the_run_goes_on_later(tmp_path: Path, monkeypatch: 
     rest = trainer(tmp_path / "parts").run()
     assert rest.resumed_from == 2
     assert digests(rest.checkpoint) == digests(whole.checkpoint)
+
+
+def test_gradients_make_room_for_what_a_checkpoint_takes(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.run(until=1)
+    assert all(parameter.grad is None for parameter in run.unet.parameters())
 
 
 def test_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fastdiff.calls import Conv3x3BackwardCall, Conv3x3Call
 
 
 def conv3x3(call: Conv3x3Call) -> Tensor:
-    """The sum over nine neighbours and all channels, with one pixel of zeros around the image.
+    """The sum over nine neighbours and all channels, with one pixel of zeros around the image, plus the residual.
 
     Args:
         call: As for `fastdiff.ops.conv3x3`.
@@ -21,7 +21,9 @@ def conv3x3(call: Conv3x3Call) -> Tensor:
     Returns:
         [B, C_out, H, W], channels_last.
     """
-    return F.conv2d(call.x, call.weight, call.bias, padding=1).contiguous(memory_format=torch.channels_last)
+    y = F.conv2d(call.x, call.weight, call.bias, padding=1)
+    y = y if call.residual is None else y + call.residual
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def conv3x3_backward(call: Conv3x3BackwardCall) -> tuple[Tensor, Tensor]:

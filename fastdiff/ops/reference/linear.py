@@ -9,7 +9,7 @@ from fastdiff.calls import ColumnSumsCall, LinearBackwardCall, LinearCall
 
 
 def linear(call: LinearCall) -> Tensor:
-    """x weight^T + bias.
+    """x weight^T + bias + residual.
 
     Args:
         call: As for `fastdiff.ops.linear`, x [N, C_in].
@@ -17,7 +17,8 @@ def linear(call: LinearCall) -> Tensor:
     Returns:
         [N, C_out].
     """
-    return F.linear(call.x, call.weight, call.bias)
+    y = F.linear(call.x, call.weight, call.bias)
+    return y if call.residual is None else y + call.residual
 
 
 def linear_backward(call: LinearBackwardCall) -> tuple[Tensor, Tensor]:

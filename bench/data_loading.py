@@ -1,0 +1,185 @@
+"""What reading images costs, for each kind of source, alone and while a network trains.
+
+    python bench/data_loading.py [--ho-steps 2] [--digits-steps 8]
+
+Makes small files in a temporary folder and writes bench/results/data_loading.json and .md, in about a minute. Alone,
+the batches of a training are drawn one after the other, with nothing to hide behind: images/s, and processor time for
+an image. While a network trains, what counts is how long its step waits for its images: the share of a step that passes
+in `Batches.at`, which includes the flips and the copy to the network's memory format. Where threads of a reader and of
+the network share the processors, the processor time of reading is part of a step as well: it is given as the share of
+the processors' time in a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import statistics
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import machine
+from PIL import Image
+
+import fastdiff as fd
+from fastdiff.data.opening import DataOptions, open_images
+from fastdiff.data.source import ImageSource
+from fastdiff.training.batches import Batches
+
+RESULTS = Path(__file__).parent / "results" / "data_loading"
+NUM = 256
+# A step of the Ho network takes seconds: it is trained on these alone.
+HEAVY = ("memory", "folder of PNG", "the same, random crops")
+
+
+def make_files(root: Path, side: int, channels: int) -> dict[str, tuple[str, DataOptions]]:
+    """Files of random images, and how each is opened: what it is called, the source and its options."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (NUM, side, side, channels), dtype=np.uint8)
+    pictures = [Image.fromarray(image[..., 0] if channels == 1 else image) for image in images]
+    for index, picture in enumerate(pictures):
+        path = root / f"png/c{index % 10}/{index:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        large = picture.resize((320, 256), Image.Resampling.BICUBIC)
+        (root / "jpeg").mkdir(exist_ok=True)
+        large.save(root / f"jpeg/{index:05d}.jpg", quality=90)
+    np.save(root / "images.npy", images)
+    np.savez(root / "images.npz", images)
+    with zipfile.ZipFile(root / "edm.zip", "w") as archive:
+        for path in sorted((root / "png").rglob("*.png")):
+            archive.write(path, path.relative_to(root / "png"))
+    found = {
+        "memory": (f"{root}/png", DataOptions()),
+        "npy, mapped": (f"{root}/images.npy", DataOptions(storage="disk", layout="NHWC")),
+        "npz, mapped": (f"{root}/images.npz", DataOptions(storage="disk", layout="NHWC")),
+        "folder of PNG": (f"{root}/png", DataOptions(storage="disk")),
+        "the same, cached": (f"{root}/png", DataOptions(cache=f"{root}/cache")),
+        "ZIP of PNG": (f"{root}/edm.zip", DataOptions()),
+        "JPEG of 320x256, resized": (f"{root}/jpeg", DataOptions(storage="disk", size=side, channels=channels)),  # type: ignore[arg-type]
+        "the same, random crops": (
+            f"{root}/jpeg",
+            DataOptions(size=side, crop="random", channels=channels),  # type: ignore[arg-type]
+        ),
+    }
+    if channels == 3 and side == 32:
+        (root / "cifar").mkdir()
+        for number in range(1, 6):
+            records = np.zeros((NUM // 5, 3073), np.uint8)
+            (root / f"cifar/data_batch_{number}.bin").write_bytes(records.tobytes())
+        found["CIFAR-10's batches"] = (f"{root}/cifar", DataOptions())
+    if importlib.util.find_spec("datasets") is not None:
+        import datasets
+
+        datasets.disable_progress_bars()
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_dict({"image": pictures}, features=features).save_to_disk(f"{root}/table")
+        found["data set of Hugging Face"] = (f"{root}/table", DataOptions())
+    return found
+
+
+def alone(data: ImageSource, batch_size: int, seconds: float = 0.5) -> dict[str, float]:
+    """Images/s of batches drawn one after the other, and processor time for an image."""
+    config = fd.TrainConfig(steps=1 << 20, batch_size=batch_size)
+    batches = Batches(data, config, None, torch.device("cpu"))
+    places = np.arange(batch_size)
+    for step in range(3):
+        batches.at(step, places)
+    step, busy, started = 3, time.process_time(), time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        batches.at(step, places)
+        step += 1
+    num = (step - 3) * batch_size
+    return {
+        "images_per_second": num / (time.perf_counter() - started),
+        "processor_us_per_image": 1e6 * (time.process_time() - busy) / num,
+    }
+
+
+def training(data: ImageSource, preset: str, batch_size: int, steps: int, folder: str) -> dict[str, float]:
+    """Milliseconds of a training step, and of it, waiting for images."""
+    torch.manual_seed(0)
+    unet = fd.UNet(dataclasses.replace(fd.UNetConfig.preset(preset), num_classes=None))
+    diffusion = fd.Diffusion(fd.NoiseSchedule.linear(1000), variance="fixed_large")
+    trainer = fd.Trainer(unet, diffusion, data, fd.TrainConfig(steps=1 << 20, batch_size=batch_size), folder)
+    unet.train()
+    waited: list[float] = []
+    trainer.batches.at = _timed(trainer.batches.at, waited)  # type: ignore[method-assign]
+    taken = []
+    for step in range(steps + 2):
+        started = time.perf_counter()
+        trainer._train_step(step)
+        taken.append(time.perf_counter() - started)
+    # The first steps begin with nothing read ahead.
+    return {"step_ms": 1e3 * statistics.median(taken[2:]), "wait_ms": 1e3 * statistics.median(waited[2:])}
+
+
+def _timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    def timed(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*arguments)
+        seconds.append(time.perf_counter() - started)
+        return result
+
+    return timed
+
+
+def main() -> None:
+    """Measure all of it and write what came out."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--ho-steps", type=int, default=2, help="steps of the Ho network for each source; 0 for none")
+    parser.add_argument("--digits-steps", type=int, default=8, help="steps of the digits' network for each source")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="results, without suffix")
+    options = parser.parse_args()
+    runs = [("digits", "digits", 8, 1, 64, options.digits_steps), ("Ho", "ho-cifar10", 32, 3, 16, options.ho_steps)]
+    about = machine()
+    rows: list[dict[str, Any]] = []
+    for network, preset, side, channels, batch_size, steps in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, (source, how) in make_files(Path(folder), side, channels).items():
+                data = open_images(source, how)
+                row: dict[str, Any] = {"network": network, "source": name, "batch_size": batch_size}
+                row |= alone(data, batch_size)
+                if steps and (network == "digits" or name in HEAVY):
+                    row |= training(data, preset, batch_size, steps, f"{folder}/run {name}")
+                    processors = torch.get_num_threads()
+                    row["wait_share"] = row["wait_ms"] / row["step_ms"]
+                    busy = 1e-3 * row["processor_us_per_image"] * batch_size
+                    row["processor_share"] = busy / processors / row["step_ms"]
+                rows.append(row)
+                print(row, flush=True)
+    _write(options.out, about, rows)
+
+
+def _write(out: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    text = f"{about['processor']}, {about['threads']} threads, {about['isa']}, load {about['load']}, "
+    text += f"commit {about['commit']}; {versions}; {os.cpu_count()} threads read.\n\n"
+    text += f"{NUM} images of 8x8 grey (digits' network) or 32x32 RGB (Ho's). The share of a step is the time that it\n"
+    text += "waits for its images; the share of processors is what reading them takes of the processors' time.\n\n"
+    text += "| network, batch | source | alone, images/s | step, ms | waits, ms | share of a step | of processors |\n"
+    text += "|---|---|---|---|---|---|---|\n"
+    for row in rows:
+        text += f"| {row['network']}, {row['batch_size']} | {row['source']} | {row['images_per_second']:,.0f} "
+        if "step_ms" in row:
+            text += f"| {row['step_ms']:.1f} | {row['wait_ms']:.2f} | {100 * row['wait_share']:.2f}% "
+            text += f"| {100 * row['processor_share']:.2f}% |\n"
+        else:
+            text += "| | | | |\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
