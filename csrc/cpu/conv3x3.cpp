@@ -17,8 +17,11 @@ namespace fastdiff {
 
 namespace {
 
-// Tiles of 4x4 results from 8 pixels on, as fastdiff/engine/lower.py chooses.
-int64_t tile_size(const Tensor& x) { return x.size(2) >= 8 && x.size(3) >= 8 ? 4 : 2; }
+// Tiles of 4x4 results need fewer products, and more weights to transform: they are for images of 8 pixels and more,
+// and for few channels. `channels` are those on both sides, multiplied.
+int64_t tile_size(const Tensor& x, int64_t channels) {
+  return (x.size(2) >= 8 && x.size(3) >= 8) || channels <= 128 * 128 ? 4 : 2;
+}
 
 }  // namespace
 
@@ -63,7 +66,7 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::o
     pack.y_stride = -pack.y_stride;
     pack.x_stride = -pack.x_stride;
   }
-  pack.size = tile_size(x);
+  pack.size = tile_size(x, rows * columns);
 
   Instruction i;
   std::memset(&i, 0, sizeof(i));
@@ -115,7 +118,7 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
                   "out must be [C_out, C_in, 3, 3], got ", described(out));
   check_apart(extent_of("out", out), extent_of("x", x));
   check_apart(extent_of("out", out), extent_of("grad", grad));
-  a.size = tile_size(x);
+  a.size = tile_size(x, a.channels_in * a.channels_out);
   const int64_t tiles = grad_tiles(a), chunk = std::min(tiles, GRAD_CHUNK), points = grad_points(a);
   const int64_t row_in = grad_row(a.channels_in), row_out = grad_row(a.channels_out);
   a.v = workspace(points * (chunk * (row_in + row_out) + round_up(a.channels_out, 16) * row_in));

@@ -1,4 +1,4 @@
-"""The command `fastdiff`: demo, train, sample, likelihood, edit, convert, ema, info.
+"""The command `fastdiff`: demo, train, sample, generate, gather, score, likelihood, edit, convert, ema, info.
 
 Nothing heavy is imported before a command needs it, so that `fastdiff --help` answers at once.
 """
@@ -20,10 +20,12 @@ from fastdiff.cli.convert import convert
 from fastdiff.cli.demo.command import demo
 from fastdiff.cli.edit import edit_app
 from fastdiff.cli.ema import ema
+from fastdiff.cli.generate import gather, generate
 from fastdiff.cli.info import info_app
 from fastdiff.cli.likelihood import likelihood
 from fastdiff.cli.options import Command, UsageFault
 from fastdiff.cli.sample import sample
+from fastdiff.cli.score import score
 from fastdiff.cli.train import train
 from fastdiff.version import __version__
 
@@ -109,7 +111,7 @@ def _options(
     """Read the options that stand before the command; `Commands` looks at "debug"."""
 
 
-for command in (demo, train, sample, likelihood, convert, ema):
+for command in (demo, train, sample, generate, gather, score, likelihood, convert, ema):
     app.command(cls=Command)(command)
 app.add_typer(edit_app, name="edit")
 app.add_typer(info_app, name="info")

@@ -46,6 +46,7 @@ class _Op:
     """One op: `overload` is what the dispatcher calls; the rest as in `define`, and what is found on first use.
 
     Attributes:
+        cpu: What runs on the CPU, where that is in Python and the extension is built.
         launch: The launcher, once it was imported.
         function: The op with its gradient as autograd takes it from Python, where it has one.
     """
@@ -55,6 +56,7 @@ class _Op:
     reference: Callable[[Any], Any]
     check_indices: Callable[[Any], None] | None
     kernel: str | None
+    cpu: Callable[[Any], Any] | None = None
     launch: Callable[[Any], Any] | None = None
     function: type[torch.autograd.Function] | None = None
 
@@ -114,6 +116,7 @@ def define(
     if kernel is not None:
         LIBRARY.impl(name, cuda, "CUDA")
     if cpu is not None and has_extension():
+        op.cpu = cpu
         LIBRARY.impl(name, lambda *arguments: cpu(call._make(arguments)), "CPU")
     torch.library.register_fake(f"fastdiff::{name}", lambda *arguments: fake(call._make(arguments)))
 
@@ -125,6 +128,12 @@ def dispatch(call: NamedTuple, implementation: Implementation = "auto") -> Any:
         RuntimeError: the implementation is not available.
     """
     op = _OPS[type(call)]
+    if op.cpu is not None and implementation in ("auto", "cpu") and call[0].is_cpu:
+        way = _way_past(op, call)
+        if way == "launch":
+            return op.cpu(call)
+        if way == "function" and op.function is not None:
+            return op.function.apply(*call)
     if implementation in ("auto", "triton") and on_gpu(call[0]) and call[0].dtype != torch.float64:
         way = _way_past(op, call)
         if way == "launch" and op.launch is not None:
@@ -159,14 +168,15 @@ def differentiate(call: type[NamedTuple], backward: Callable[..., Any], setup: C
     """Give the op of a call its gradient, as `torch.library.register_autograd` does.
 
     What that makes is for compilers and everybody else who looks on. It takes 0.4 ms for a call with many arguments,
-    so where nobody does a GPU's eager calls go through a function of their own, with the same two halves.
+    so where nobody does eager calls go through a function of their own, with the same two halves.
     """
     op = _OPS[call]
     torch.library.register_autograd(f"fastdiff::{op.name}", backward, setup_context=setup)
 
     def forward(ctx: Any, *arguments: Any) -> Any:
-        assert op.launch is not None
-        result = op.launch(call._make(arguments))
+        run = op.cpu if arguments[0].is_cpu else op.launch
+        assert run is not None
+        result = run(call._make(arguments))
         setup(ctx, arguments, result)
         return result
 
@@ -186,8 +196,9 @@ def on_gpu(x: Tensor) -> bool:
 
 
 def _way_past(op: _Op, call: NamedTuple) -> Literal["launch", "function"] | None:
-    """How a call goes past the dispatcher, where it may: on a GPU, with plain tensors, where nobody looks on."""
-    if op.kernel is None or not is_unwatched():
+    """How a call goes past the dispatcher, where it may: with plain tensors of one device, where nobody looks on."""
+    is_cpu = call[0].is_cpu
+    if (op.kernel is None and not is_cpu) or not is_unwatched():
         return None
     if torch._C._autograd._profiler_enabled() or forward_ad._current_level >= 0:
         return None
@@ -197,10 +208,12 @@ def _way_past(op: _Op, call: NamedTuple) -> Literal["launch", "function"] | None
             kind = type(value)
             if (kind is not Tensor and kind is not torch.nn.Parameter) or value.is_neg():
                 return None
+            if is_cpu and not value.is_cpu:
+                return None
             wants_gradient = wants_gradient or (is_enabled and value.requires_grad)
         elif type(value) not in _PLAIN:
             return None
-    if op.launch is None:
+    if op.launch is None and not is_cpu:
         try:
             op.launch = _launcher(op)
         except RuntimeError:

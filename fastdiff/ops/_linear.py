@@ -12,6 +12,7 @@ from fastdiff.calls import ColumnSumsCall, LinearBackwardCall, LinearCall
 from fastdiff.ops._dispatch import (
     LIBRARY,
     define,
+    differentiate,
     dispatch,
     gradients,
     has_extension,
@@ -125,6 +126,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
+    grad = grad.contiguous()
     wanted = wanted_gradients(LinearCall, ctx)
     dx, dweight = dispatch(LinearBackwardCall(grad, x, weight, "x" in wanted))
     return gradients(
@@ -139,5 +141,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 define("linear", LinearCall, reference.linear, _fake, cpu=_cpu)
 define("linear_backward", LinearBackwardCall, reference.linear_backward, _backward_fake, cpu=_backward_cpu)
 define("column_sums", ColumnSumsCall, reference.column_sums, _column_sums_fake, cpu=_column_sums_cpu)
-torch.library.register_autograd("fastdiff::linear", _backward, setup_context=_setup)
+differentiate(LinearCall, _backward, _setup)
 refuse_second_derivative("linear_backward", "linear has")

@@ -284,6 +284,8 @@ class Trainer:
         return checkpoint
 
     def _save_to(self, folder: Path) -> Path:
+        # Their memory is enough for most of what writing takes.
+        self._optimizer.zero_grad()
         saved = save_checkpoint(
             folder,
             self.unet,

@@ -142,6 +142,24 @@ def test_ops_have_an_implementation_on_a_gpu_where_they_say_so():
             assert f"\ndef launch_{op.name}(" in text, op.name
 
 
+def test_eager_calls_on_the_cpu_go_past_the_dispatcher_unless_somebody_looks_on(monkeypatch):
+    op, calls = _dispatch._OPS[Conv3x3Call], []
+    run = op.cpu
+    monkeypatch.setattr(op, "cpu", lambda call: calls.append(call) or run(call))
+    x, weight = images((1, 16, 4, 4)).requires_grad_(), torch.randn(16, 16, 3, 3)
+    by_function = ops.conv3x3(x, weight, None)
+    with torch.no_grad():
+        plain = ops.conv3x3(x, weight, None)
+    assert len(calls) == 2
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        by_dispatcher = ops.conv3x3(x, weight, None)
+    assert len(calls) == 2
+    assert torch.equal(by_function, plain)
+    assert torch.equal(by_function, by_dispatcher)
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (by_function, by_dispatcher)]
+    assert torch.equal(*gradients)
+
+
 def test_ops_without_a_triton_kernel_say_so():
     call = Conv3x3Call(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3), None, None)
     with pytest.raises(RuntimeError, match="conv3x3 has no Triton kernel: leave implementation at 'auto'"):
