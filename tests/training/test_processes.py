@@ -136,6 +136,7 @@ def train_to(rank: int, folder: Path, kill: tuple[int, int, int] | None, steps: 
     return subject.run(on_step=on_step).step
 
 
+@pytest.mark.timeout(120 + 60 * NUM_KILLS)
 @pytest.mark.parametrize("size", [2, 3])
 def test_killed_runs_end_with_the_bytes_of_one_that_was_not(tmp_path: Path, size: int) -> None:
     steps = 12
