@@ -233,7 +233,7 @@ class Trainer:
                     raise Interrupted(said, interrupted)
         seconds = time.monotonic() - started
         checkpoint = latest_checkpoint(self.folder) or self.save()
-        report = self._report()
+        report = self._report() if self.world.is_first else None
         notes = (*self._notes, *log.notes, *self.monitor.notes)
         return TrainResult(self.step, start, loss, checkpoint, seconds, notes, report)
 
