@@ -2,12 +2,12 @@
 
     python bench/cpu_train.py [--batch 16] [--rounds 9] [--digits-rounds 60]
 
-Writes bench/results/cpu_train.json and .md. All arms draw noise and times, noise uint8 images, evaluate the network, take
-the mean squared error and its gradient, clip the gradient and take a step of AdamW. Ours is the Trainer's step.
+Writes bench/results/cpu_train.json and .md. All arms draw noise and times, noise uint8 images, evaluate the network,
+take the mean squared error and its gradient, clip the gradient and take a step of AdamW. Ours is the Trainer's step.
 
-The network of Ho et al., batches of 16: ours also keeps the moving average of the weights; diffusers' is its UNet2DModel
-with the same dropout, channels_last, with DDPMScheduler.add_noise and fused AdamW, as its training example has it.
-The digits', batches of 64: against the same network as one writes it in PyTorch, with a moving average as well
+The network of Ho et al., batches of 16: ours also keeps the moving average of the weights; diffusers' is its
+UNet2DModel with the same dropout, channels_last, with DDPMScheduler.add_noise and fused AdamW, as its training example
+has it. The digits', batches of 64: against the same network as one writes it in PyTorch, with a moving average as well
 (bench/plain_unet.py).
 """
 

@@ -58,7 +58,7 @@ class Commands(TyperGroup):
                 # Typer's own control flow is made of RuntimeErrors.
                 if ctx.params.get("debug") or isinstance(error, typer.Exit | typer.Abort):
                     raise
-                typer.echo(f"error: {_message(error)}", err=True)
+                typer.echo(f"{_whose()}error: {_message(error)}", err=True)
                 raise typer.Exit(USAGE if isinstance(error, UsageFault) else 1) from error
             except Exception as error:
                 # Of click: an option that is not known, or a value of another type.
@@ -70,7 +70,7 @@ class Commands(TyperGroup):
                 raise typer.Exit(USAGE) from error
             except KeyboardInterrupt as interrupt:
                 said = f"{interrupt}; the same command goes on from there" if str(interrupt) else "stopped"
-                typer.echo(f"\n{said}", err=True)
+                typer.echo(f"\n{_whose()}{said}", err=True)
                 raise typer.Exit(SIGNALLED + getattr(interrupt, "signal_number", signal.SIGINT)) from interrupt
 
 
@@ -115,6 +115,11 @@ for command in (demo, train, sample, generate, gather, score, likelihood, conver
     app.command(cls=Command)(command)
 app.add_typer(edit_app, name="edit")
 app.add_typer(info_app, name="info")
+
+
+def _whose() -> str:
+    """Of several processes that write to one terminal, which one."""
+    return f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 def _message(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -48,6 +49,7 @@ SETTINGS = {
     "warmup_steps": "--set train.warmup_steps",
     "clip_norm": "--set train.clip_norm",
     "override": "--override",
+    "wait_seconds": "--set train.wait_seconds",
 }
 # How often a training is looked at, and between how many steps at least.
 _LOOKS, _FEWEST_STEPS = 10, 100
@@ -229,7 +231,7 @@ def train(
         return
     if plan.out is None:
         raise ValueError("training needs a folder to write to: give --out, or the key 'out' in the file")
-    _run(plan, plan.out, device, override=override)
+    _join_and_run(plan, plan.out, device, threads, override=override)
 
 
 def read_config_file(path: str | Path) -> Settings:
@@ -321,17 +323,32 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     )
 
 
-def _run(plan: TrainingPlan, out: Path, device_name: str, *, override: bool) -> None:
+def _join_and_run(plan: TrainingPlan, out: Path, device_name: str, threads: int | None, *, override: bool) -> None:
+    """Run, as one of the processes that a launcher has started, or alone."""
+    from fastdiff.cli.environment import resolve_device
+    from fastdiff.training.launch import Place, joined, own_device, share_threads
+
+    place = Place.of_environment()
+    device = own_device(resolve_device(device_name), place)
+    if threads is None:
+        share_threads(place)
+    with spelling(SETTINGS | DATA_SETTINGS, ()), joined(place, device, plan.train.wait_seconds):
+        _run(plan, out, device, place.rank, place.size, override=override)
+
+
+def _run(plan: TrainingPlan, out: Path, device: str, rank: int, processes: int, *, override: bool) -> None:
     import torch
 
-    from fastdiff.cli.environment import resolve_device
     from fastdiff.cli.progress import Bars, duration
     from fastdiff.files.atomic import write_text
     from fastdiff.files.checkpoint import list_checkpoints
     from fastdiff.nets.unet import UNet
     from fastdiff.training.trainer import Trainer
 
-    device = resolve_device(device_name)
+    def say(text: str) -> None:
+        if rank == 0:
+            typer.echo(text)
+
     torch.manual_seed(plan.train.seed)
     unet = UNet(plan.unet).to(device)
     if plan.init_from is not None and not list_checkpoints(out):
@@ -339,34 +356,32 @@ def _run(plan: TrainingPlan, out: Path, device_name: str, *, override: bool) -> 
     trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out, override=override, held_out=plan.held_out)
     size = sum(parameter.numel() for parameter in unet.parameters())
     network = plan.settings["unet"].get("preset", "a network")
-    typer.echo(f"{plan.data!r}; {network} of {size:,} parameters on {device}")
+    shared = f", {processes} processes of {torch.get_num_threads()} threads" if processes > 1 else ""
+    say(f"{plan.data!r}; {network} of {size:,} parameters on {device}{shared}")
     if plan.held_out is not None:
-        typer.echo(
-            f"{len(plan.held_out):,} images are held out, of which {plan.train.num_evaluated:,} are evaluated at most"
-        )
+        say(f"{len(plan.held_out):,} images are held out, of which {plan.train.num_evaluated:,} are evaluated at most")
     for line in about_classes(plan.data, plan.unet.num_classes):
-        typer.echo(line)
+        say(line)
     if trainer.step:
-        typer.echo(f"going on from step {trainer.step:,} of {plan.train.steps:,}")
+        say(f"going on from step {trainer.step:,} of {plan.train.steps:,}")
     elif plan.init_from is not None:
-        typer.echo(f"starting from the weights of {plan.init_from}")
+        say(f"starting from the weights of {plan.init_from}")
     for name, (before, now) in trainer.changes.items():
-        typer.echo(f"from here on {name} is {now}, it was {before}")
+        say(f"from here on {name} is {now}, it was {before}")
 
     def keep_settings() -> None:
         write_text(out / CONFIG_FILE, plan.to_yaml())
 
-    with Bars() as bars:
-        progress, on_step = bars.training("training", plan.train, trainer.step)
-        with spelling(SETTINGS | DATA_SETTINGS, ()):
-            result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
+    with Bars() if rank == 0 else nullcontext() as bars:
+        progress, on_step = (None, None) if bars is None else bars.training("training", plan.train, trainer.step)
+        result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
     for note in result.notes:
-        typer.echo(note)
+        say(note)
     taken = result.step - result.resumed_from
-    typer.echo(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
+    say(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
     if result.report is not None:
-        typer.echo(f"what it looked like: {result.report}")
-    typer.echo(f"next: {_next(plan, out)}")
+        say(f"what it looked like: {result.report}")
+    say(f"next: {_next(plan, out)}")
 
 
 def _next(plan: TrainingPlan, out: Path) -> str:

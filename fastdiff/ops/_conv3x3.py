@@ -147,12 +147,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     wanted = wanted_gradients(Conv3x3Call, ctx)
+    # Once: that of a concatenation comes as a part of a larger tensor, and is read three times or more.
+    grad = _channels_last(grad)
     dx, dweight = dispatch(Conv3x3BackwardCall(grad, x, weight, "x" in wanted))
     return gradients(
         Conv3x3Call,
         x=dx if "x" in wanted else None,
         weight=dweight if "weight" in wanted else None,
-        bias=column_sums(_channels_last(grad).permute(0, 2, 3, 1).flatten(0, 2)) if "bias" in wanted else None,
+        bias=column_sums(grad.permute(0, 2, 3, 1).flatten(0, 2)) if "bias" in wanted else None,
         residual=grad if "residual" in wanted else None,
     )
 

@@ -126,6 +126,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
+    grad = grad.contiguous()
     wanted = wanted_gradients(LinearCall, ctx)
     dx, dweight = dispatch(LinearBackwardCall(grad, x, weight, "x" in wanted))
     return gradients(

@@ -544,8 +544,7 @@ def test_trainer_has_the_loss_of_plain_pytorch(case: str, tmp_path: Path, monkey
 
     def run() -> tuple[Tensor, list[Tensor]]:
         unet.zero_grad()
-        loss = subject._loss(3)
-        loss.backward()
+        loss = subject._gradients(3)
         return loss.detach(), [parameter.grad.clone() for parameter in unet.parameters() if parameter.grad is not None]
 
     fused, fused_grads = run()
