@@ -1,7 +1,7 @@
 """What classifier-free guidance does to the digits: how many samples show the digit that was asked for.
 
 `python bench/guidance.py` trains the digits' network with label dropout, two minutes on two cores, samples each digit
-at several scales of guidance, and asks a classifier that was trained on real digits. It writes bench/results/guidance.json
+at several scales of guidance, and asks a classifier that was trained on real digits. It writes results/guidance.json
 and .md; `--quick` only shows that it runs.
 """
 

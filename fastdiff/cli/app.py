@@ -1,4 +1,4 @@
-"""The command `fastdiff`: demo, train, sample, likelihood, edit, convert, ema, info.
+"""The command `fastdiff`: demo, train, sample, generate, gather, score, likelihood, edit, convert, ema, info.
 
 Nothing heavy is imported before a command needs it, so that `fastdiff --help` answers at once.
 """
@@ -20,10 +20,12 @@ from fastdiff.cli.convert import convert
 from fastdiff.cli.demo.command import demo
 from fastdiff.cli.edit import edit_app
 from fastdiff.cli.ema import ema
+from fastdiff.cli.generate import gather, generate
 from fastdiff.cli.info import info_app
 from fastdiff.cli.likelihood import likelihood
 from fastdiff.cli.options import Command, UsageFault
 from fastdiff.cli.sample import sample
+from fastdiff.cli.score import score
 from fastdiff.cli.train import train
 from fastdiff.version import __version__
 
@@ -56,7 +58,7 @@ class Commands(TyperGroup):
                 # Typer's own control flow is made of RuntimeErrors.
                 if ctx.params.get("debug") or isinstance(error, typer.Exit | typer.Abort):
                     raise
-                typer.echo(f"error: {_message(error)}", err=True)
+                typer.echo(f"{_whose()}error: {_message(error)}", err=True)
                 raise typer.Exit(USAGE if isinstance(error, UsageFault) else 1) from error
             except Exception as error:
                 # Of click: an option that is not known, or a value of another type.
@@ -68,7 +70,7 @@ class Commands(TyperGroup):
                 raise typer.Exit(USAGE) from error
             except KeyboardInterrupt as interrupt:
                 said = f"{interrupt}; the same command goes on from there" if str(interrupt) else "stopped"
-                typer.echo(f"\n{said}", err=True)
+                typer.echo(f"\n{_whose()}{said}", err=True)
                 raise typer.Exit(SIGNALLED + getattr(interrupt, "signal_number", signal.SIGINT)) from interrupt
 
 
@@ -109,10 +111,15 @@ def _options(
     """Read the options that stand before the command; `Commands` looks at "debug"."""
 
 
-for command in (demo, train, sample, likelihood, convert, ema):
+for command in (demo, train, sample, generate, gather, score, likelihood, convert, ema):
     app.command(cls=Command)(command)
 app.add_typer(edit_app, name="edit")
 app.add_typer(info_app, name="info")
+
+
+def _whose() -> str:
+    """Of several processes that write to one terminal, which one."""
+    return f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 def _message(error: BaseException) -> str:

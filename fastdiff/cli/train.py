@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 import yaml
 
+from fastdiff.cli.classes import about_classes, class_names
 from fastdiff.cli.options import DeviceOption, ThreadsOption, blaming, read_yaml
+from fastdiff.cli.train_data import DATA_KEYS, DATA_SETTINGS, open_section, parsed_size
 from fastdiff.nets.config import PRESETS, UNetConfig
 from fastdiff.nets.recipes import RECIPES, Settings, build_diffusion
 from fastdiff.process.arguments import spelling, spelling_also, spelt
@@ -30,23 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SECTIONS", "TrainingPlan", "plan_training", "read_config_file", "train"]
 
-DATA_KEYS = (
-    "source",
-    "split",
-    "size",
-    "channels",
-    "layout",
-    "labels",
-    "levels",
-    "columns",
-    "crop",
-    "resize",
-    "storage",
-    "cache",
-    "workers",
-    "skip_corrupt",
-    "held_out",
-)
 SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
 CONFIG_FILE = "config.yaml"
 """What a run folder keeps of its settings."""
@@ -63,17 +49,10 @@ SETTINGS = {
     "warmup_steps": "--set train.warmup_steps",
     "clip_norm": "--set train.clip_norm",
     "override": "--override",
+    "wait_seconds": "--set train.wait_seconds",
 }
 # How often a training is looked at, and between how many steps at least.
 _LOOKS, _FEWEST_STEPS = 10, 100
-# Of the data, what has no option of its own.
-DATA_SETTINGS = {name: f"--set data.{name}" for name in DATA_KEYS[1:]}
-# Folder of a run for decoded pictures, where no other is named.
-CACHE_FOLDER = "cache"
-# Names of classes in one line.
-_MOST_NAMES = 10
-# Sub-folders that are parts of a set rather than classes.
-_SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -140,7 +119,9 @@ def train(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Of AdamW.")] = None,
-    ema_decay: Annotated[float | None, typer.Option(help="Decay of the averaged weights.")] = None,
+    ema_decay: Annotated[
+        list[float] | None, typer.Option(help="Decay of the averaged weights; repeat it to keep several averages.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     flip: Annotated[bool | None, typer.Option(help="Mirror half of the images.")] = None,
     label_dropout: Annotated[
@@ -213,7 +194,7 @@ def train(
         },
         "data": {
             "source": data,
-            "size": None if size is None else _parsed_size(size),
+            "size": None if size is None else parsed_size(size),
             "channels": channels,
             "split": split,
             "layout": layout,
@@ -223,7 +204,7 @@ def train(
             "steps": steps,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
-            "ema_decay": ema_decay,
+            "ema_decay": ema_decay or None,
             "precision": precision,
             "flip": flip,
             "label_dropout": label_dropout,
@@ -250,7 +231,7 @@ def train(
         return
     if plan.out is None:
         raise ValueError("training needs a folder to write to: give --out, or the key 'out' in the file")
-    _run(plan, plan.out, device, override=override)
+    _join_and_run(plan, plan.out, device, threads, override=override)
 
 
 def read_config_file(path: str | Path) -> Settings:
@@ -316,11 +297,11 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
     training = _merged(recipe.get("train", {}), sections["train"])
     diffusion, process = build_diffusion(process)
-    images, held_out, source = _images(sections["data"], given.get("out"))
+    images, held_out, source = open_section(sections["data"], given.get("out"))
     base = PRESETS[preset] if preset is not None else UNetConfig()
     if training.get("label_dropout") and images.labels is not None:
         # The classes of the data, and the null class behind them.
-        network.setdefault("num_classes", len(_class_names(images)) + 1)
+        network.setdefault("num_classes", len(class_names(images)) + 1)
     unet = _network(base, network, images, diffusion, training.get("condition"))
     if images.source.startswith("digits"):
         training.setdefault("flip", False)
@@ -342,17 +323,32 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     )
 
 
-def _run(plan: TrainingPlan, out: Path, device_name: str, *, override: bool) -> None:
+def _join_and_run(plan: TrainingPlan, out: Path, device_name: str, threads: int | None, *, override: bool) -> None:
+    """Run, as one of the processes that a launcher has started, or alone."""
+    from fastdiff.cli.environment import resolve_device
+    from fastdiff.training.launch import Place, joined, own_device, share_threads
+
+    place = Place.of_environment()
+    device = own_device(resolve_device(device_name), place)
+    if threads is None:
+        share_threads(place)
+    with spelling(SETTINGS | DATA_SETTINGS, ()), joined(place, device, plan.train.wait_seconds):
+        _run(plan, out, device, place.rank, place.size, override=override)
+
+
+def _run(plan: TrainingPlan, out: Path, device: str, rank: int, processes: int, *, override: bool) -> None:
     import torch
 
-    from fastdiff.cli.environment import resolve_device
     from fastdiff.cli.progress import Bars, duration
     from fastdiff.files.atomic import write_text
     from fastdiff.files.checkpoint import list_checkpoints
     from fastdiff.nets.unet import UNet
     from fastdiff.training.trainer import Trainer
 
-    device = resolve_device(device_name)
+    def say(text: str) -> None:
+        if rank == 0:
+            typer.echo(text)
+
     torch.manual_seed(plan.train.seed)
     unet = UNet(plan.unet).to(device)
     if plan.init_from is not None and not list_checkpoints(out):
@@ -360,75 +356,43 @@ def _run(plan: TrainingPlan, out: Path, device_name: str, *, override: bool) -> 
     trainer = Trainer(unet, plan.diffusion, plan.data, plan.train, out, override=override, held_out=plan.held_out)
     size = sum(parameter.numel() for parameter in unet.parameters())
     network = plan.settings["unet"].get("preset", "a network")
-    typer.echo(f"{plan.data!r}; {network} of {size:,} parameters on {device}")
+    shared = f", {processes} processes of {torch.get_num_threads()} threads" if processes > 1 else ""
+    say(f"{plan.data!r}; {network} of {size:,} parameters on {device}{shared}")
     if plan.held_out is not None:
-        typer.echo(
-            f"{len(plan.held_out):,} images are held out, of which {plan.train.num_evaluated:,} are evaluated at most"
-        )
+        say(f"{len(plan.held_out):,} images are held out, of which {plan.train.num_evaluated:,} are evaluated at most")
     for line in about_classes(plan.data, plan.unet.num_classes):
-        typer.echo(line)
+        say(line)
     if trainer.step:
-        typer.echo(f"going on from step {trainer.step:,} of {plan.train.steps:,}")
+        say(f"going on from step {trainer.step:,} of {plan.train.steps:,}")
     elif plan.init_from is not None:
-        typer.echo(f"starting from the weights of {plan.init_from}")
+        say(f"starting from the weights of {plan.init_from}")
     for name, (before, now) in trainer.changes.items():
-        typer.echo(f"from here on {name} is {now}, it was {before}")
+        say(f"from here on {name} is {now}, it was {before}")
 
     def keep_settings() -> None:
         write_text(out / CONFIG_FILE, plan.to_yaml())
 
-    with Bars() as bars:
-        progress, on_step = bars.training("training", plan.train, trainer.step)
-        with spelling(SETTINGS | DATA_SETTINGS, ()):
-            result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
+    with Bars() if rank == 0 else nullcontext() as bars:
+        progress, on_step = (None, None) if bars is None else bars.training("training", plan.train, trainer.step)
+        result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
     for note in result.notes:
-        typer.echo(note)
+        say(note)
     taken = result.step - result.resumed_from
-    typer.echo(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
+    say(f"{taken:,} steps in {duration(result.seconds)}; {result.step:,} in all: {result.checkpoint}")
     if result.report is not None:
-        typer.echo(f"what it looked like: {result.report}")
-    typer.echo(f"next: {_next(plan, out)}")
+        say(f"what it looked like: {result.report}")
+    say(f"next: {_next(plan, out)}")
 
 
 def _next(plan: TrainingPlan, out: Path) -> str:
     """The command that shows what was learnt."""
     source = plan.settings["data"]["source"]
     if plan.train.condition is None:
-        guided = " --guidance 3 --label " + _class_names(plan.data)[0] if plan.train.label_dropout else ""
+        guided = " --guidance 3 --label " + class_names(plan.data)[0] if plan.train.label_dropout else ""
         return f"fastdiff sample {out}{guided} --out samples.png"
     if plan.train.condition == "inpaint":
         return f"fastdiff edit inpaint {out} {source} --hole 0,0,{plan.data.shape[1] // 2},{plan.data.shape[2]}"
     return f"fastdiff edit upscale {out} {source}"
-
-
-def _class_names(data: ImageSource) -> tuple[str, ...]:
-    assert data.labels is not None
-    return data.label_names or tuple(str(label) for label in range(int(data.labels.max()) + 1))
-
-
-def about_classes(data: ImageSource, num_classes: int | None) -> list[str]:
-    """Sentences on which classes the data have, and whether a network of so many classes is trained on them."""
-    if data.labels is None:
-        return []
-    names = _class_names(data)
-    listed = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
-    count = "1 class" if len(names) == 1 else f"{len(names)} classes"
-    if num_classes is None:
-        said = (
-            f"{count} found ({listed}), not used: with --set unet.num_classes={len(names)} the network learns them, "
-            "with --label-dropout 0.1 so that it can be guided"
-        )
-    else:
-        more = "" if num_classes == len(names) else f"; the network has room for {num_classes}"
-        said = f"{count}: {listed}{more}"
-    lines = [said]
-    splits = [name for name in data.label_names or () if name.lower() in _SPLITS]
-    if splits and len(splits) == len(names):
-        lines.append(
-            f"the folders {', '.join(splits)} look like parts of the data and not like classes: images of all of them "
-            f"are trained on; --data {data.source}/{splits[-1]} would take one"
-        )
-    return lines
 
 
 def _settings_before(given: Settings) -> Settings:
@@ -494,64 +458,6 @@ def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
             f"{diffusion.num_timesteps} timesteps)",
             stacklevel=2,
         )
-
-
-def _images(settings: Settings, out: Any) -> tuple[ImageSource, ImageSource | None, Settings]:
-    """The images to train on, those held out, and the settings that say where they are."""
-    from fastdiff.data.opening import WHAT_IT_IS, DataOptions, open_images
-
-    if settings.get("source") is None:
-        raise ValueError(f"what to train on? give --data: {WHAT_IT_IS}")
-    options = {key: value for key, value in settings.items() if key != "source" and value is not None}
-    source = str(settings["source"])
-    plain = {"source": source, **options}
-    held_out = options.pop("held_out", None)
-    if options.get("cache") is True:
-        if out is None:
-            raise ValueError(f"{spelt('cache')} True is a folder of the run: give --out, or name a folder")
-        options["cache"] = str(Path(str(out), CACHE_FOLDER))
-    elif options.get("cache") is False:
-        del options["cache"]
-    images = open_images(source, DataOptions(**options))
-    return *_held_out(held_out, images, plain), plain
-
-
-def _held_out(held_out: Any, images: ImageSource, settings: Settings) -> tuple[ImageSource, ImageSource | None]:
-    """The images to train on, and those held out: a share of these, another split of them, or another source."""
-    from fastdiff.data.opening import DataOptions, open_images
-    from fastdiff.data.part import hold_out
-
-    if held_out is None and images.source == "digits/train":
-        held_out = "test"
-    if held_out is None or held_out == "none":
-        return images, None
-    share = _number(held_out)
-    if share is not None:
-        return hold_out(images, share)
-    # Nothing is cut at random, or left out, where curves are to be compared.
-    names = ("size", "channels", "layout", "levels", "resize", "columns")
-    kept = {name: settings[name] for name in names if settings.get(name) is not None}
-    where = str(held_out)
-    if where.isidentifier() and not Path(where).exists():
-        kept |= {"split": where}
-        where = str(settings["source"])
-    return images, _read(spelt("held_out"), lambda path: open_images(path, DataOptions(**kept)), where)
-
-
-def _number(value: object) -> float | None:
-    """The number that a value, or a text of one, is; None for others."""
-    try:
-        return float(str(value))
-    except ValueError:
-        return None
-
-
-def _parsed_size(text: str) -> int | list[int]:
-    """A side, or HEIGHTxWIDTH."""
-    numbers = text.split("x")
-    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"--size takes a side or HEIGHTxWIDTH in pixels, such as 32 or 32x48, got {shown(text)}")
-    return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]
 
 
 def _network(

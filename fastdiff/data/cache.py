@@ -84,7 +84,7 @@ def _fill(entry: Path, pictures: PictureImages) -> None:
         with atomic_folder(entry) as partial, (partial / IMAGES_FILE).open("wb") as file:
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            with watched("decoding", len(pictures), unit="pictures", shows=False) as show:
+            with watched("decoding", len(pictures), unit="pictures", shows=False, logger=_LOGGER) as show:
                 done = 0
                 for pixels in _decoded(pictures):
                     values = np.ascontiguousarray(pixels.astype(kind, copy=False))

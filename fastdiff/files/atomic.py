@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 __all__ = [
+    "NO_LOCKS",
     "atomic_file",
     "atomic_folder",
     "atomic_path",
@@ -22,6 +24,9 @@ __all__ = [
     "target_path",
     "write_text",
 ]
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems without flock say."""
 
 _PARTIAL = re.compile(r"\.(?P<name>.+?)\.(?P<process>\d+)(?:\.[0-9a-f]+)?\.partial")
 

@@ -5,6 +5,8 @@ Whatever is random in it follows from two words that the caller gives.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +181,7 @@ def open_image(file: str | Path | BinaryIO, *, deep: bool = False) -> Image.Imag
         UnidentifiedImageError: It is of another format.
         OSError: It cannot be read.
     """
-    if isinstance(file, str | Path) and Path(file).exists() and not Path(file).is_file() and not Path(file).is_dir():
+    if isinstance(file, str | Path) and stat.S_IFMT(os.stat(file).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         raise ValueError("not a file: a pipe or a device is not read")
     picture = Image.open(file, formats=_FORMATS)
     mode = picture.mode

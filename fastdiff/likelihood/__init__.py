@@ -6,6 +6,7 @@ Import the functions from here; the modules below are grouped by method.
 from fastdiff.likelihood.coding import RateDistortion, rate_distortion
 from fastdiff.likelihood.flow import Divergence, OdeLikelihood, ode
 from fastdiff.likelihood.importance import ImportanceBound, iwae
+from fastdiff.likelihood.merging import Moments, merge
 from fastdiff.likelihood.paired import Comparison, compare, paired_difference
 from fastdiff.likelihood.report import draw_report, report, write_report
 from fastdiff.likelihood.subset import Allocation, bound_estimate
@@ -18,6 +19,7 @@ __all__ = [
     "Comparison",
     "Divergence",
     "ImportanceBound",
+    "Moments",
     "OdeLikelihood",
     "RateDistortion",
     "bound",
@@ -25,6 +27,7 @@ __all__ = [
     "compare",
     "draw_report",
     "iwae",
+    "merge",
     "ode",
     "paired_difference",
     "prior_term",

@@ -59,7 +59,7 @@ def advised(name: str, value: object = None) -> str:
         return options.get(name, name)
     if name not in options:
         return f"{name}={value!r}"
-    if value is True:
+    if value is True and " " not in options[name]:
         # A flag stands alone.
         return options[name]
     # Of --set section.key=value, the option is the part before the sign.

@@ -43,8 +43,8 @@ DENSITY_NAMES = ("uniform", "loss_aware", "log_normal")
 _LOOKS = ("picture_every", "num_pictures", "picture_guidance", "evaluate_every", "num_evaluated", "trackers")
 # What a resumed run may change without becoming another run. The data may have moved: their contents are compared.
 FREE = (
-    "steps", "checkpoint_every", "keep", "log_every", "snapshot_every", "micro_batch", "activation_checkpointing",
-    "source", "classes", "changes", *_LOOKS,
+    "steps", "checkpoint_every", "keep", "log_every", "snapshot_every", "micro_batch", "wait_seconds",
+    "activation_checkpointing", "source", "classes", "changes", "processes", *_LOOKS,
 )  # fmt: skip
 # What it may change as well, from there on, where its caller says so: the checkpoints record it.
 CHANGEABLE = (
@@ -57,6 +57,7 @@ _ENDING = ("cosine", "linear")
 NEWER: dict[str, Any] = {
     "label_dropout": 0.0,
     "micro_batch": None,
+    "wait_seconds": 1800.0,
     "weighting": None,
     "timestep_density": None,
     "importance": None,
@@ -107,6 +108,9 @@ class TrainConfig:
             0.1 to 0.2 are usual.
         micro_batch: Images of a step that a process computes at a time: less memory, the same draws, and the same
             gradient but for the order of its sums. None for all.
+        wait_seconds: For how long one of several processes waits for the others, at a step or while the first one
+            writes, before it ends and says who is missing. For `fastdiff train` under torchrun: a program that calls
+            `torch.distributed.init_process_group` gives it there, as `timeout`.
         weighting: How much the error weighs at each timestep: "min_snr", "p2" or "truncated_snr", each the same for any
             prediction (see `fastdiff.training.weightings`); or weights of the network's own error, T numbers or a .npy
             file of them. None, or "none", for 1. Of "hybrid" it weighs the squared error alone.
@@ -168,6 +172,7 @@ class TrainConfig:
     loss: Loss = "simple"
     label_dropout: float = 0.0
     micro_batch: int | None = None
+    wait_seconds: float = 1800.0
     weighting: PerTimestep | None = None
     timestep_density: PerTimestep | None = None
     importance: bool | None = None
@@ -202,6 +207,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, whole_number(spelt(name), value, low=low, strict=True))
+        waits = _is_number(self.wait_seconds) and self.wait_seconds > 0
+        _require(waits, "wait_seconds", "a positive number", self.wait_seconds)
         positive = _is_number(self.learning_rate) and self.learning_rate > 0
         _require(positive, "learning_rate", "a positive number", self.learning_rate)
         not_negative = _is_number(self.weight_decay) and self.weight_decay >= 0

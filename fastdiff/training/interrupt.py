@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["Interrupt", "Interrupted"]
+__all__ = ["TOGETHER_SECONDS", "Interrupt", "Interrupted"]
+
+TOGETHER_SECONDS = 5.0
+"""Between two signals that a launcher may mean as one."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,6 +29,10 @@ class Interrupted(KeyboardInterrupt):
 class Interrupt:
     """A context in which a first SIGINT, SIGTERM or SIGHUP only sets `requested`; a second one does what it did before.
 
+    Args:
+        repeated: The signals come more than once, as launchers of several processes send them: to each, and to the one
+            that passes them on. Within `TOGETHER_SECONDS` they are one.
+
     Outside of the main thread it does nothing. An ignored signal stays ignored, as SIGHUP under nohup. A SIGTERM or
     SIGHUP that the program handles itself stays with the program.
 
@@ -32,7 +40,9 @@ class Interrupt:
         requested: The signal that arrived; None so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, repeated: bool = False) -> None:
+        self._repeated = repeated
+        self._since = 0.0
         self.requested: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -53,8 +63,14 @@ class Interrupt:
         self._put_back()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = number
-        self._put_back()
+        if self.requested is not None and time.monotonic() - self._since < TOGETHER_SECONDS:
+            return
+        again = self.requested is not None
+        self.requested, self._since = number, time.monotonic()
+        if again or not self._repeated:
+            self._put_back()
+        if again:
+            signal.raise_signal(number)
 
     def _put_back(self) -> None:
         while self._previous:

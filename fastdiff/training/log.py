@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import math
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fastdiff.files.atomic import write_text
+from fastdiff.files.atomic import NO_LOCKS, write_text
 from fastdiff.files.images import write_grid
 from fastdiff.training.trackers import Trackers
 
@@ -30,9 +29,6 @@ PICTURES_FOLDER = "pictures"
 _PICTURE = re.compile(r"step_(\d{8,})\.png")
 
 Entry = Mapping[str, float | Sequence[float | None] | str]
-
-# What file systems without flock say.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class TrainLog:
@@ -141,7 +137,7 @@ class TrainLog:
                 f"another process is training in {self.folder}: wait for it, stop it, or use another folder"
             ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             warnings.warn(
                 f"{self.folder} cannot be locked ({error.strerror}): take care that no other process trains in it",

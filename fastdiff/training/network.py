@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastdiff.nets.blocks import Block, ResBlock
+from fastdiff.nets.dropout import Dropout, DropoutDraws, keyed_dropout
 from fastdiff.training.config import TrainConfig
 
 __all__ = ["in_training", "maybe_compiled"]
@@ -26,8 +27,8 @@ def maybe_compiled(network: nn.Module, config: TrainConfig) -> Any:
 
 
 @contextmanager
-def in_training(network: nn.Module, config: TrainConfig) -> Iterator[None]:
-    """Within the block, training mode, and residual blocks that compute again what they did not keep.
+def in_training(network: nn.Module, config: TrainConfig) -> Iterator[DropoutDraws]:
+    """Within the block, training mode, dropout by the draws that come with it, and residual blocks that compute again.
 
     With `activation_checkpointing`, blocks with a residual block in them keep their input alone. What they draw is
     drawn again from the same state, so every bit is the same.
@@ -42,8 +43,11 @@ def in_training(network: nn.Module, config: TrainConfig) -> Iterator[None]:
         for block in blocks:
             block.recompute = any(isinstance(layer, ResBlock) for layer in block)
     try:
-        yield
+        yield keyed_dropout(network)
     finally:
         network.train(was_training)
+        for module in network.modules():
+            if isinstance(module, Dropout):
+                module.draws = None
         for block, recompute in zip(blocks, recomputed, strict=True):
             block.recompute = recompute

@@ -62,7 +62,7 @@ svg path { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .pictures { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
 figure { margin: 0; max-width: 100%; }
 figure img { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); background: #fff; }
-figure.small { flex: 1 1 190px; max-width: 250px; }
+figure.small { flex: 1 1 140px; max-width: 250px; }
 figcaption { color: var(--dim); font-size: 13px; }
 details { margin-top: 6px; }
 summary { cursor: pointer; }

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from fastdiff.files.checkpoint import (
+    AVERAGES_FILE,
     CONFIG_FILE,
+    MODEL_FILE,
     RAW_PREFIX,
     TRAINING_FILE,
     load_tensors,
@@ -30,7 +34,7 @@ from fastdiff.training.config import FREE, NEWER, changes, differences
 from fastdiff.training.divergence import has_diverged, is_advised
 from fastdiff.training.objectives import Objective
 
-__all__ = ["Parts", "Past", "compared", "identity", "machine_notes"]
+__all__ = ["Parts", "Past", "compared", "identity", "machine_notes", "processes_notes"]
 
 OBJECTIVE_PREFIX = "objective."
 
@@ -80,6 +84,38 @@ class Parts:
         self.averages.load(checkpoint, past.settings, past.step)
         learnt = {name: value for name, value in tensors.items() if name.startswith(OBJECTIVE_PREFIX)}
         self.objective.load_state_dict({name.removeprefix(OBJECTIVE_PREFIX): value for name, value in learnt.items()})
+
+    def live(self) -> Iterator[Tensor]:
+        """All that changes, in one order at all processes."""
+        for parameter in self.unet.parameters():
+            state = self.optimizer.state[parameter] = self.optimizer.state.get(parameter) or _fresh_state(parameter)
+            yield from (parameter, *(state[name] for name in sorted(state)))
+        yield from self.averages.first.state_dict().values()
+        yield from self.averages.others().values()
+        yield from self.objective.state_dict().values()
+
+    def check_written(self, save_to: Callable[[Path], Path], folder: Path) -> None:
+        """Write a checkpoint for a trial, read it again and remove it.
+
+        Args:
+            save_to: Writes one into a run folder.
+            folder: Of the run; the trial is in a folder in it.
+
+        Raises:
+            RuntimeError: it could not be written, or is not read as it was written.
+        """
+        files = {TRAINING_FILE: self.tensors(), MODEL_FILE: self.averages.first.state_dict()}
+        files |= {AVERAGES_FILE: others} if (others := self.averages.others()) else {}
+        with TemporaryDirectory(prefix=".trial-", dir=folder) as trial:
+            checkpoint = save_to(Path(trial))
+            for name, tensors in files.items():
+                with safe_open(checkpoint / name, framework="pt") as file:
+                    wrong = [key for key, value in tensors.items() if not _same(file.get_tensor(key), value)]
+                if wrong:
+                    raise RuntimeError(
+                        f"a checkpoint for a trial in {folder} is read otherwise than it was written ({wrong[0]}): the "
+                        "disk or the file system is at fault, and training would be for nothing; give another folder"
+                    )
 
 
 @dataclass(frozen=True)
@@ -190,6 +226,22 @@ def machine_notes(saved: dict[str, str], *, own_sums: bool) -> tuple[str, ...]:
     )
     logging.getLogger("fastdiff").warning("%s", note)
     return (note,)
+
+
+def processes_notes(then: int, now: int) -> tuple[str, ...]:
+    """What is said where other than so many processes go on: the draws are the same, the sums are not."""
+    if then == now:
+        return ()
+    note = (
+        f"the checkpoint was written by {then} processes and {now} go on: they draw the same, but will not end with "
+        "the bytes of an uninterrupted run"
+    )
+    logging.getLogger("fastdiff.training").info("%s", note)
+    return (note,)
+
+
+def _same(read: Tensor, live: Tensor) -> bool:
+    return torch.equal(read, live.detach().cpu()) or bool(live.isnan().any())
 
 
 def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from fastdiff.engine.threads import check_threads
 from fastdiff.files.checkpoint import latest_checkpoint, save_checkpoint
 from fastdiff.files.progress import watched
 from fastdiff.nets.conditions import ImageCondition
+from fastdiff.nets.dropout import DropoutDraws
 from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import advised
 from fastdiff.process.checks import whole_number
@@ -43,17 +45,22 @@ from fastdiff.training.ema import Ema
 from fastdiff.training.fit import check_fit, plain_unet
 from fastdiff.training.interrupt import Interrupt, Interrupted
 from fastdiff.training.log import TrainLog
-from fastdiff.training.monitor import LossByTimestep, Monitor
+from fastdiff.training.monitor import Look, LossByTimestep, Monitor
 from fastdiff.training.network import in_training, maybe_compiled
 from fastdiff.training.objectives import Objective
 from fastdiff.training.optimizer import build_optimizer
 from fastdiff.training.progress import Interval, TrainProgress, TrainResult, metrics
 from fastdiff.training.rates import learning_rate
+from fastdiff.training.replicas import of_zeros, replicated, settled, unsynced
 from fastdiff.training.report import write_report
-from fastdiff.training.resume import Parts, compared, identity, machine_notes
+from fastdiff.training.resume import Parts, Past, compared, identity, machine_notes, processes_notes
+from fastdiff.training.together import check_share, in_common
 from fastdiff.training.world import World
 
 __all__ = ["TrainConfig", "TrainProgress", "TrainResult", "Trainer"]
+
+LONG = 100
+"""Steps without a checkpoint before which one is written for a trial, and read again."""
 
 _LOGGER = logging.getLogger("fastdiff.training")
 
@@ -103,7 +110,7 @@ class Trainer:
         held_out: ImageSource | None = None,
     ) -> None:
         given, unet = unet, plain_unet(unet)
-        self._network = maybe_compiled(given, config)
+        network = maybe_compiled(given, config)
         check_fit(unet, diffusion, data, config)
         self.unet = unet
         self.diffusion = diffusion
@@ -113,7 +120,10 @@ class Trainer:
         self.step = 0
         self.changes: dict[str, tuple[Any, Any]] = {}
         self.averages = Averages(unet, config)
-        self.world = World()
+        self.world = World.current()
+        check_share(config, self.world)
+        # Whether no sum over a batch is left to PyTorch, which cuts it by threads.
+        self._own_sums = ops.has_extension() and config.precision == "float32" and network is unet
         self._device = next(unet.parameters()).device
         self.objective = Objective(config, diffusion, data.scaling, self._device)
         self.monitor = Monitor(config, diffusion, data, held_out, self.objective, unet)
@@ -129,9 +139,15 @@ class Trainer:
         self._times = torch.tensor(times, device=self._device).to(dtype)
         self._notes: tuple[str, ...] = ()
         self._history: list[dict[str, Any]] = []
-        newest = latest_checkpoint(self.folder)
-        if newest is not None:
-            self._restore(newest, override=override)
+        self._draws: DropoutDraws | None = None
+        self._seen: Look | None = None
+        with self.world.watched(lambda: "the start"):
+            self.world.compare(in_common(self._about(), self._device))
+            newest = self.world.first(lambda: latest_checkpoint(self.folder))
+            if newest is not None:
+                self._restore(newest, override=override)
+            self.world.share(self._parts.live())
+            self._network = replicated(network, self.world)
 
     @property
     def ema(self) -> Ema:
@@ -149,12 +165,13 @@ class Trainer:
         """Train to the end, and save.
 
         Ctrl-C, SIGTERM and SIGHUP finish the step, save a checkpoint and raise `Interrupted`, a KeyboardInterrupt; a
-        second one does at once what it does elsewhere.
-        The global random state is afterwards as it was before.
+        second one does at once what it does elsewhere. With several processes a signal to any one of them ends all of
+        them after the same step. The global random state is afterwards as it was before.
 
         Args:
-            progress: Called at each entry in the log. True draws a bar on the terminal, with the step's number, the
-                loss and the time left. The log under the name "fastdiff.training" has them in any case.
+            progress: Called at each entry in the log, by the first of several processes. True draws a bar on the
+                terminal, with the step's number, the loss and the time left. The log under the name
+                "fastdiff.training" has them in any case.
             until: Stop, and save, after this many steps in all; `config.steps` when None.
             on_start: Called once the folder is this run's alone, before the first step.
             on_step: Called after each step with the steps taken.
@@ -173,26 +190,43 @@ class Trainer:
         stop = self.config.steps if until is None else min(until, self.config.steps)
         if self._device.type == "cpu":
             check_threads()
-        if self.config.warmup_steps >= self.config.steps > self.step:
+        if self.world.is_first and self.config.warmup_steps >= self.config.steps > self.step:
             warnings.warn(self._short(), stacklevel=2)
-        told = progress if callable(progress) else None
+        told = progress if callable(progress) and self.world.is_first else None
+        shows = progress is True and self.world.is_first
         start, started = self.step, time.monotonic()
         loss: float | None = None
         with ExitStack() as stack:
-            log = stack.enter_context(TrainLog(self.folder, self.step, self.config.trackers, self._about()))
-            self.averages.forget_later(self.folder, self.step)
-            if on_start is not None:
-                on_start()
+            stack.enter_context(self.world.watched(lambda: f"step {self.step + 1}"))
+            self.world.compare({"until": str(stop), "the step": str(start)})
+            log = TrainLog(self.folder, self.step, self.config.trackers, self._about())
+
+            def begin() -> None:
+                stack.enter_context(log)
+                self.averages.forget_later(self.folder, self.step)
+                if on_start is not None:
+                    on_start()
+                if start == 0 and min(stop, self.config.checkpoint_every) >= LONG:
+                    self._parts.check_written(self._save_to, self.folder)
+
+            self.world.first(begin)
             devices = [self._device] if self._device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
-            stack.enter_context(in_training(self._network, self.config))
-            interrupt = stack.enter_context(Interrupt())
-            show = stack.enter_context(watched("training", stop, unit="steps", shows=progress is True, done=start))
+            self._draws = stack.enter_context(in_training(self._network, self.config))
+            part = min(self.config.micro_batch or self.config.batch_size, self.config.batch_size // self.world.size)
+            self._draws.at(self.config.seed, 0, range(part))
+            stack.enter_context(settled(self._network, self.unet.config, part, self.data.shape[1:]))
+            interrupt = stack.enter_context(Interrupt(repeated=self.world.size > 1))
+            self.world.asks = lambda: interrupt.requested
+            show = stack.enter_context(watched("training", stop, unit="steps", shows=shows, done=start))
             interval = Interval(self.step)
             while self.step < stop:
                 try:
                     interval.values.append(self._train_step(self.step))
                 except UnreadableImageError as error:
+                    if self.world.size > 1 and self._device.type != "cpu":
+                        # The others are at the step, and would have to wait for their devices to hear of it.
+                        raise
                     self._check_interval(interval)
                     said = f"{error}. Training stopped at step {self.step} and was saved to {self.save()}"
                     raise UnreadableImageError(said) from error
@@ -200,7 +234,7 @@ class Trainer:
                 if on_step is not None:
                     on_step(self.step)
                 show(self.step, "" if loss is None else f"loss {loss:.4f}")
-                interrupted = interrupt.requested
+                interrupted = self.world.agreed()
                 ends = self.step == stop or interrupted is not None
                 looks = interrupted is None and self.monitor.is_due(self.step, last=self.step == stop)
                 logs = ends or looks or self.step % self.config.log_every == 0
@@ -208,42 +242,52 @@ class Trainer:
                 stores = self.averages.is_stored_at(self.step)
                 if logs or saves or stores:
                     self._check_interval(interval)
-                if stores:
-                    # Before the checkpoint: a run that goes on from there does not come by here again.
-                    self.averages.store(self.folder, self.step, identity(self._about()))
-                if logs:
-                    entry = self._summary(interval, stop)
+                    entry = self._summary(interval, stop) if logs else None
+                    checkpoint = self.world.first(partial(self._record, entry, log, stores=stores, saves=saves))
+                if looks:
+                    self.world.first(partial(self._look, log, interrupt, last=self.step == stop))
+                if logs and entry is not None:
                     loss = entry.loss
-                    log.write(self.step, metrics(entry))
-                    _LOGGER.info(
-                        "step %d of %d, loss %.4f, %.0f s left", entry.step, stop, entry.loss, entry.seconds_left
-                    )
-                if saves:
-                    checkpoint = self.save()
-                    _LOGGER.info("saved %s", checkpoint)
-                if looks and self.world.is_first:
-                    entry = self._looked(entry, log, interrupt)
-                if logs:
                     if told is not None:
-                        told(entry)
+                        told(replace(entry, look=self._seen, seconds_looked=self.monitor.seconds) if looks else entry)
                     interval = Interval(self.step)
                 if interrupted is not None:
                     said = f"training stopped at step {self.step} and was saved to {checkpoint}"
                     raise Interrupted(said, interrupted)
-        seconds = time.monotonic() - started
-        checkpoint = latest_checkpoint(self.folder) or self.save()
-        report = self._report()
-        notes = (*self._notes, *log.notes, *self.monitor.notes)
+            seconds = time.monotonic() - started
+            checkpoint = self.world.first(lambda: latest_checkpoint(self.folder) or self._save_to(self.folder))
+            report = self.world.first(self._report)
+            notes = self.world.first(lambda: (*self._notes, *log.notes, *self.monitor.notes))
         return TrainResult(self.step, start, loss, checkpoint, seconds, notes, report)
 
     def save(self) -> Path:
-        """Write a checkpoint of the present step, and return its folder.
+        """Write a checkpoint of the present step, and return its folder. All processes call it, and the first writes.
 
         Raises:
             RuntimeError: it could not be written; the message names the checkpoint that is left.
         """
+        return self.world.first(lambda: self._save_to(self.folder))
+
+    def _record(self, entry: TrainProgress | None, log: TrainLog, *, stores: bool, saves: bool) -> Path | None:
+        """Write what is due after this step, the first process alone; the checkpoint's folder."""
+        if stores:
+            # Before the checkpoint: a run that goes on from there does not come by here again.
+            self.averages.store(self.folder, self.step, identity(self._about()))
+        if entry is not None:
+            log.write(self.step, metrics(entry))
+            told = (entry.step, entry.num_steps, entry.loss, entry.seconds_left)
+            _LOGGER.info("step %d of %d, loss %.4f, %.0f s left", *told)
+        if not saves:
+            return None
+        checkpoint = self._save_to(self.folder)
+        _LOGGER.info("saved %s", checkpoint)
+        return checkpoint
+
+    def _save_to(self, folder: Path) -> Path:
+        # Their memory is enough for most of what writing takes.
+        self._optimizer.zero_grad()
         saved = save_checkpoint(
-            self.folder,
+            folder,
             self.unet,
             self.diffusion,
             self.data.scaling,
@@ -255,29 +299,23 @@ class Trainer:
             averages=self.averages.others(),
             keep=self.config.keep,
         )
-        forget_divergence(self.folder)
+        forget_divergence(folder)
         return saved
 
     def _report(self) -> Path | None:
         """Write the report of what there is so far; None where it failed, which is in the notes."""
         return self.monitor.attempt("the report", lambda: write_report(self.folder, self._about()))
 
-    def _looked(self, entry: TrainProgress, log: TrainLog, interrupt: Interrupt) -> TrainProgress:
-        """The entry, with what is to be seen at this step."""
-        look = self.monitor.look(
-            self.step,
-            self.ema.copy_to,
-            log,
-            last=self.step == entry.num_steps,
-            stopped=lambda: interrupt.requested is not None,
+    def _look(self, log: TrainLog, interrupt: Interrupt, *, last: bool) -> None:
+        """Take note of what is to be seen at this step."""
+        self._seen = self.monitor.look(
+            self.step, self.ema.copy_to, log, last=last, stopped=lambda: interrupt.requested is not None
         )
         self._report()
-        return replace(entry, look=look, seconds_looked=self.monitor.seconds)
 
     def _train_step(self, step: int) -> Tensor:
         """Take step number `step`, counted from 0; its loss and gradient norm, [2]."""
         config = self.config
-        self._seed_dropout(step)
         self._optimizer.zero_grad()
         loss = self._gradients(step)
         clip = math.inf if config.clip_norm is None else config.clip_norm
@@ -285,7 +323,7 @@ class Trainer:
         values = torch.stack([loss, norm])
         if self._device.type == "cpu":
             # Before the weights are spoilt. Elsewhere it would wait for the device, so the interval checks.
-            check_finite(self.folder, config, step + 1, *values.tolist())
+            self._check_finite(step + 1, values)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         self._optimizer.step()
@@ -297,13 +335,27 @@ class Trainer:
         places = self.world.places(self.config.batch_size)
         size = self.config.micro_batch or len(places)
         found = []
+        unread: str | None = None
         for start in range(0, len(places), size):
             part = places[start : start + size]
-            t, losses, factors = self._losses(step, part)
-            weighted = losses if factors is None else losses * factors
-            (weighted.sum() / len(places)).backward()
+            self._seed_dropout(step, part)
+            with unsynced(self._network, start + size < len(places)):
+                try:
+                    t, losses, factors = self._losses(step, part)
+                except UnreadableImageError as error:
+                    if self.world.size == 1 or self._device.type != "cpu":
+                        raise
+                    # The others wait for this process's gradients, and hear of it afterwards.
+                    unread = unread or str(error)
+                    nothing = of_zeros(self._network, self.unet.config, len(part), self.data.shape[1:])
+                    t, losses, factors = torch.zeros(len(part), dtype=torch.int64), 0 * nothing.flatten(1).sum(1), None
+                weighted = losses if factors is None else losses * factors
+                (weighted.sum() / len(places)).backward()
             found.append((t, losses.detach(), weighted.detach()))
-        t, losses, weighted = (self.world.whole(torch.cat(parts)) for parts in zip(*found, strict=True))
+        found_here = (torch.cat(parts) for parts in zip(*found, strict=True))
+        t, losses, weighted = self.world.whole(*found_here, fails=unread is not None)
+        if (said := self.world.failure(unread)) is not None:
+            raise UnreadableImageError(said)
         self.objective.observe(t, losses)
         self._loss_by_timestep.observe(t, losses)
         return weighted.mean()
@@ -321,7 +373,13 @@ class Trainer:
         # On the CPU each step was checked.
         if self._device.type != "cpu":
             for step, values in enumerate(interval.values, start=interval.start + 1):
-                check_finite(self.folder, self.config, step, *values.tolist())
+                self._check_finite(step, values)
+
+    def _check_finite(self, step: int, values: Tensor) -> None:
+        # They are the same at all processes.
+        loss, norm = values.tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.world.first(lambda: check_finite(self.folder, self.config, step, loss, norm))
 
     def _summary(self, interval: Interval, stop: int) -> TrainProgress:
         loss, grad_norm = torch.stack(interval.values).double().mean(dim=0).tolist()
@@ -368,9 +426,13 @@ class Trainer:
             output = self._network(seen, self._times[t], batch.labels)
         return t, self.objective(output, target, x0, x_t, t), factors
 
-    def _seed_dropout(self, step: int) -> None:
-        """Seed the generators that dropout draws from; `run` puts their states back."""
-        low, high = words(self.config.seed, [0], 2, Stream.DROPOUT, step)[0].tolist()
+    def _seed_dropout(self, step: int, places: NDArray[np.int64]) -> None:
+        """Let each image have its masks. What is no `Dropout` of ours draws from generators, which are seeded for these
+        images together; `run` puts their states back.
+        """
+        if self._draws is not None:
+            self._draws.at(self.config.seed, step, places)
+        low, high = words(self.config.seed, places[:1], 2, Stream.DROPOUT, step)[0].tolist()
         seed = low | high << 32
         torch.default_generator.manual_seed(seed)
         if self._device.type == "cuda":
@@ -380,7 +442,9 @@ class Trainer:
     def _about(self) -> dict[str, Any]:
         """What this training is, as its checkpoints say it."""
         return {
-            "training": self.config.to_dict() | ({"changes": self._history} if self._history else {}),
+            "training": self.config.to_dict()
+            | ({"changes": self._history} if self._history else {})
+            | ({"processes": self.world.size} if self.world.size > 1 else {}),
             "unet": self.unet.config.to_dict(),
             "diffusion": self.diffusion.to_dict(),
             "scaling": self.data.scaling.to_dict(),
@@ -388,15 +452,17 @@ class Trainer:
         }
 
     def _restore(self, checkpoint: Path, *, override: bool) -> None:
+        past = self.world.first(lambda: self._taken_over(checkpoint, override))
+        self.step, self.changes, self._history = past.step, past.changes, past.history
+        if self.world.is_first:
+            _LOGGER.info("going on from %s", checkpoint)
+            for name, (before, changed) in self.changes.items():
+                _LOGGER.info("from step %d on %s is %s, it was %s", self.step, name, changed, before)
+            self._notes = processes_notes(past.settings.get("processes", 1), self.world.size)
+            if self._device.type == "cpu":
+                self._notes += machine_notes(past.versions, own_sums=self._own_sums)
+
+    def _taken_over(self, checkpoint: Path, override: bool) -> Past:
         past = compared(checkpoint, self._about(), self.diffusion, override=override, run_folder=self.folder)
         self._parts.load(checkpoint, past)
-        self.step, self.changes, self._history = past.step, past.changes, past.history
-        _LOGGER.info("going on from %s", checkpoint)
-        for name, (before, changed) in self.changes.items():
-            _LOGGER.info("from step %d on %s is %s, it was %s", self.step, name, changed, before)
-        if self._device.type == "cpu":
-            self._notes = machine_notes(past.versions, own_sums=self._has_own_sums())
-
-    def _has_own_sums(self) -> bool:
-        """Whether no sum over a batch is left to PyTorch, which cuts it by threads."""
-        return ops.has_extension() and self.config.precision == "float32" and self._network is self.unet
+        return past

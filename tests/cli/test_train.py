@@ -1,6 +1,5 @@
 """`fastdiff train`: runs, resumed runs, configuration files, Ctrl-C."""
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -15,9 +14,8 @@ import pytest
 import torch
 import yaml
 
-from fastdiff.cli.train import about_classes, plan_training, read_config_file
+from fastdiff.cli.train import plan_training, read_config_file
 from fastdiff.files.checkpoint import load_model
-from fastdiff.files.data import DataScaling, ImageData
 from fastdiff.nets.config import PRESETS
 from support.command_line import SMALL_UNET, fails, run, train_options, works
 
@@ -194,6 +192,17 @@ def test_another_rate_is_said_and_kept(tmp_path):
     assert "from here on" not in works("train", "--out", out, "--steps", 4)
 
 
+def test_several_averages_are_kept_and_sampled(tmp_path):
+    pytest.importorskip("sklearn", reason="it carries the digits")
+    out = tmp_path / "run"
+    works(*train_options(out, "--steps", 1, "--ema-decay", 0.5, "--ema-decay", 0.25))
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["ema_decay"] == [0.5, 0.25]
+    works("sample", out, "--weights", "ema:0.25", "--num", 1, "--steps", 2, "--out", tmp_path / "x.npy")
+    assert "0 steps in" in works("train", "--out", out)
+    assert "--weights" in fails("sample", out, "--weights", "ema:0.75", "--num", 1, "--out", tmp_path / "y.npy")
+    assert "ema_decay: [0.5, 0.25] in the checkpoint, 0.5 now" in fails("train", "--out", out, "--ema-decay", 0.5)
+
+
 def test_a_second_training_changes_nothing_of_the_running_one(tmp_path):
     pytest.importorskip("sklearn", reason="it carries the digits")
     out = tmp_path / "run"
@@ -232,25 +241,6 @@ def test_a_warm_up_longer_than_the_training_is_said(tmp_path):
     said = run(*options).stderr
     assert "the warm-up takes 40 steps and the training 4: the learning rate gets no further than 0.0001 of" in said
     assert "--set train.warmup_steps=0 would let it" in said
-
-
-@pytest.mark.parametrize(
-    ("names", "num_classes", "expected"),
-    [
-        (("cat", "dog"), None, ["2 classes found (cat, dog), not used: with --set unet.num_classes=2 the network"]),
-        (("cat", "dog"), 2, ["2 classes: cat, dog"]),
-        (("cat", "dog"), 3, ["2 classes: cat, dog; the network has room for 3"]),
-        (None, 2, ["2 classes: 0, 1"]),
-        (("test", "train"), None, ["2 classes found (test, train), not used", "the folders test, train look like"]),
-    ],
-    ids=["unused", "used", "null class", "no names", "splits"],
-)
-def test_classes_are_said(names, num_classes, expected):
-    data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, DataScaling(), "here", names)
-    said = about_classes(data, num_classes)
-    assert len(said) == len(expected)
-    assert all(line.startswith(start) for line, start in zip(said, expected, strict=True)), said
-    assert about_classes(dataclasses.replace(data, labels=None), None) == []
 
 
 def test_threads_are_those_asked_for(tmp_path):

@@ -1,4 +1,4 @@
-"""Options of a wrong type are a sentence."""
+"""Options of a wrong type are a sentence, and arguments are spelt as the caller types them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from fastdiff import samplers
 from fastdiff.nets.recipes import build_diffusion
-from fastdiff.process.arguments import check_options
+from fastdiff.process.arguments import advised, check_options, spelling, spelling_also, spelt
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
 
@@ -56,3 +56,18 @@ def test_every_sampler_refuses_text_for_a_number(name: str) -> None:
 def test_options_of_schedules_are_checked() -> None:
     with pytest.raises(ValueError, match="offset of schedule 'cosine' must be a number, got 'a'"):
         build_diffusion({"schedule": {"name": "cosine", "offset": "a"}})
+
+
+def test_arguments_are_spelt_as_the_command_has_them() -> None:
+    with spelling({"size": "--size", "override": "--override", "clip": "--set train.clip"}, ["size"]):
+        assert (spelt("size"), spelt("clip")) == ("--size", "clip")
+        assert advised("size", 8) == "--size 8"
+        assert advised("override", True) == "--override"
+        assert advised("clip", True) == "--set train.clip=True"
+        assert advised("crop", "random") == "crop='random'"
+        with spelling_also({"crop": "--set data.crop", "size": "--set data.size"}):
+            assert advised("crop", "random") == "--set data.crop=random"
+            # An option of its own comes first.
+            assert advised("size", 8) == "--size 8"
+    with spelling_also({"crop": "--set data.crop"}):
+        assert advised("crop", "random") == "crop='random'"

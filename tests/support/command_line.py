@@ -49,6 +49,8 @@ def small_model(folder, *, channels=3, size=16, scaling=256, num_classes=None, t
 def train_options(out, *more):
     sets = [f"unet.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in SMALL_UNET.items()]
     options = ["train", "--data", "digits", "--out", out, "--steps", 4, "--batch-size", 8, "-T", 10]
+    # It is not looked at: that would take longer than the training.
+    options += ["--picture-every", 0, "--evaluate-every", 0]
     for text in [*sets, "unet.attention_resolutions=[]", "train.warmup_steps=0"]:
         options += ["--set", text]
     return [*options, *more]

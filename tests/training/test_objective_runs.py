@@ -14,7 +14,7 @@ from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
 from fastdiff.training.config import NEWER
 from fastdiff.training.trainer import Trainer
-from support.tolerances import FLOAT32_SUM
+from support.tolerances import FLOAT32_DEEP, FLOAT32_ROUNDING, FLOAT32_SUM
 from support.training_runs import CONFIG, digests, images, metrics, network
 
 # Few timesteps, so that each soon has its ten losses.
@@ -80,6 +80,22 @@ def test_history_of_a_run_is_that_of_its_losses(tmp_path: Path) -> None:
         logged = [entry["loss"] for entry in metrics(tmp_path / str(size))]
         np.testing.assert_allclose(logged, means, rtol=FLOAT32_SUM)
     assert first[0] == first[1]
+
+
+def test_gradient_is_that_of_the_losses_with_their_factors(tmp_path: Path) -> None:
+    run = run_of(tmp_path, timestep_density=[1.0, 2.0, 3.0], importance=True)
+    run.unet.eval()
+    t, losses, factors = run._losses(0, np.arange(CONFIG.batch_size))
+    assert factors is not None
+    np.testing.assert_allclose(factors.numpy(), (2 / (1 + t)).numpy(), rtol=FLOAT32_ROUNDING)
+    parameters = [parameter for parameter in run.unet.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad((losses * factors).mean(), parameters, allow_unused=True)
+    mean = run._gradients(0)
+    assert float(mean) == pytest.approx(float((losses * factors).mean().detach()), rel=FLOAT32_SUM)
+    for parameter, wanted in zip(parameters, expected, strict=True):
+        if wanted is not None and parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, wanted, rtol=FLOAT32_DEEP, atol=FLOAT32_SUM)
+    assert any(wanted is not None and bool(wanted.any()) for wanted in expected)
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

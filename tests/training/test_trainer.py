@@ -411,6 +411,12 @@ def test_full_disk_stops_and_the_run_goes_on_later(tmp_path: Path, monkeypatch: 
     assert digests(rest.checkpoint) == digests(whole.checkpoint)
 
 
+def test_gradients_make_room_for_what_a_checkpoint_takes(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.run(until=1)
+    assert all(parameter.grad is None for parameter in run.unet.parameters())
+
+
 def test_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     first = trainer(tmp_path).run()
     again = trainer(tmp_path)
@@ -538,8 +544,7 @@ def test_trainer_has_the_loss_of_plain_pytorch(case: str, tmp_path: Path, monkey
 
     def run() -> tuple[Tensor, list[Tensor]]:
         unet.zero_grad()
-        loss = subject._loss(3)
-        loss.backward()
+        loss = subject._gradients(3)
         return loss.detach(), [parameter.grad.clone() for parameter in unet.parameters() if parameter.grad is not None]
 
     fused, fused_grads = run()

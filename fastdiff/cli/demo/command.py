@@ -49,10 +49,13 @@ def demo(
     from fastdiff.cli.demo.digits import DemoConfig, run_demo
     from fastdiff.cli.demo.digits_report import WRITTEN
     from fastdiff.cli.environment import resolve_device
+    from fastdiff.training.report import REPORT_FILE
 
     config = DemoConfig.quick(seed) if quick else DemoConfig(seed=seed)
     place = resolve_device(device)
-    _check_free(folder, WRITTEN, overwrite=overwrite or fresh)
+    # The report is the training's, which goes on.
+    written = [pair for pair in WRITTEN if pair[0] != REPORT_FILE]
+    _check_free(folder, written, overwrite=overwrite or fresh)
     run_demo(folder, config, fresh=fresh, device=place)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling.runner import SamplingStep, sample
 from fastdiff.training.config import TrainConfig
-from fastdiff.training.log import METRICS_FILE
+from fastdiff.training.log import METRICS_FILE, PICTURES_FOLDER, read_metrics
+from fastdiff.training.report import REPORT_FILE
 from fastdiff.training.trackers import LOGS_FOLDER
 from fastdiff.training.trainer import Trainer
 
@@ -37,6 +38,8 @@ __all__ = ["DemoConfig", "delete_run", "digits_diffusion", "digits_training", "d
 
 FEATURES = "2-D DCT-II of the pixels in [-1, 1], orthonormal, all 8x8 coefficients; squared distance"
 SAMPLING_BATCH = 200
+# Samples in a picture of the training, and images that are evaluated in it, at most.
+PICTURED, EVALUATED = 64, 256
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class DemoConfig:
         num_samples: Images to sample for the numbers.
         num_scored: Held-out images to score in bits/dim; None for all.
         classifiers: Members of each classifier.
+        looks: How often the training is looked at.
         seed: Of the network's first weights, the training, the samples and the bound.
     """
 
@@ -55,12 +59,13 @@ class DemoConfig:
     num_samples: int = 1000
     num_scored: int | None = None
     classifiers: int = 3
+    looks: int = 5
     seed: int = 0
 
     @classmethod
     def quick(cls, seed: int = 0) -> DemoConfig:
         """The same in seconds, with a network that has barely begun to learn."""
-        return cls(steps=60, num_samples=100, num_scored=20, classifiers=1, seed=seed)
+        return cls(steps=60, num_samples=100, num_scored=20, classifiers=1, looks=1, seed=seed)
 
 
 def digits_diffusion() -> Diffusion:
@@ -118,7 +123,7 @@ def run_demo(
         f"Training on {len(train):,} handwritten digits of 8x8 pixels; {len(held_out)} others are held out to score."
     )
     with Bars(console) as bars:
-        training = _train(out, train, config, device, bars, console)
+        training = _train(out, train, held_out, config, device, bars, console)
         model = load_model(out, device=device)
         table = samplers.ddpm(model.diffusion)
         samples, sampling = _sample(model.unet, table, train, config, bars)
@@ -159,13 +164,26 @@ def run_demo(
 
 
 def _train(
-    out: Path, data: ImageData, config: DemoConfig, device: torch.device | str, bars: Bars, console: Console
+    out: Path,
+    data: ImageData,
+    held_out: ImageData,
+    config: DemoConfig,
+    device: torch.device | str,
+    bars: Bars,
+    console: Console,
 ) -> dict[str, Any]:
-    settings = digits_training(config.steps, config.seed)
+    every = max(1, config.steps // config.looks)
+    settings = replace(
+        digits_training(config.steps, config.seed),
+        picture_every=every,
+        num_pictures=min(PICTURED, config.num_samples),
+        evaluate_every=every,
+        num_evaluated=min(EVALUATED, config.num_scored or EVALUATED),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         unet = UNet(digits_unet()).to(device)
-    trainer = Trainer(unet, digits_diffusion(), data, settings, out)
+    trainer = Trainer(unet, digits_diffusion(), data, settings, out, held_out=held_out)
     resumed = trainer.step
     if resumed >= settings.steps:
         console.print(f"{out} holds a finished training run, which is used; --fresh trains again.")
@@ -193,7 +211,7 @@ def _train(
 
 
 def _history(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    return [entry for entry in read_metrics(out) if "loss" in entry]
 
 
 def _sample(
@@ -313,7 +331,13 @@ def delete_run(out: Path) -> None:
     for name in ("checkpoints", LOGS_FOLDER):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
-    (out / METRICS_FILE).unlink(missing_ok=True)
+    for name in (METRICS_FILE, REPORT_FILE):
+        (out / name).unlink(missing_ok=True)
+    pictures = out / PICTURES_FOLDER
+    for path in pictures.glob("step_*.png"):
+        path.unlink()
+    if pictures.is_dir() and not any(pictures.iterdir()):
+        pictures.rmdir()
 
 
 def _labels(data: ImageData) -> Any:

@@ -34,6 +34,8 @@ WRITTEN = (
     ("denoising.gif", "the same, moving"),
     ("nearest.png", "samples beside the training images nearest to them"),
     ("loss.png", "the training loss"),
+    ("report.html", "how it trained: samples, losses, scores of held-out digits"),
+    ("pictures", "samples while it trained"),
     ("bound.png", "where the bits go, by timestep"),
     ("metrics.json", "all numbers"),
     ("samples.npz", "all samples, arr_0 uint8"),

@@ -1,0 +1,90 @@
+"""`fastdiff score`: a data set scored, or encoded, in parts that processes share out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastdiff.cli.generate import counted, shard_of
+from fastdiff.cli.options import (
+    DeviceOption,
+    ModelArgument,
+    ThreadsOption,
+    WeightsOption,
+    blaming,
+    key_values,
+    load_pipeline,
+)
+from fastdiff.cli.output import check_writable
+
+if TYPE_CHECKING:
+    from fastdiff.generation.folder import JobFolder
+
+__all__ = ["score"]
+
+
+def score(
+    model: ModelArgument,
+    data: Annotated[str, typer.Argument(help="What `fastdiff train --data` takes.")],
+    out: Annotated[Path, typer.Argument(help="The job's folder; the same command goes on with what is missing in it.")],
+    method: Annotated[
+        str, typer.Option(help="bound, ode or iwae, in bits/dim; or encode: the noise that an image is mapped to.")
+    ] = "bound",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="Of the method, as name=value: probes=4. May be repeated.")
+    ] = None,
+    terms: Annotated[bool, typer.Option("--terms", help="With bound: keep each term of each image.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    split: Annotated[str | None, typer.Option(help="Of the data; test, if left out, of the digits.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Of pictures: crop and resize them to this.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Of pictures: 1 for grey, 3 for colour.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
+    part_size: Annotated[int, typer.Option(min=1, help="Images of a part.")] = 512,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Of several processes, which this is: 0/4 to 3/4. Read from torchrun, a Slurm array or a Kubernetes "
+            "job if left out."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Score a data set in parts, in any number of processes; a command that was stopped goes on where it was."""
+    from fastdiff.data.opening import DataOptions, open_images
+    from fastdiff.generation import score as scoring
+
+    options = key_values(option or [])
+    own = shard_of(shard)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give a folder")
+    kind: Any = method
+    request = scoring.ScoreRequest(kind, options, seed, terms, part_size)
+    pipe = load_pipeline(model, device, weights)
+    check_writable(out)
+    pixels: Any = channels
+    arrangement: Any = layout
+    part = "test" if data == "digits" and split is None else split
+    images = open_images(data, DataOptions(split=part, size=size, channels=pixels, layout=arrangement))
+    try:
+        with blaming("--option", option), counted("scoring") as tell:
+            folder = scoring.score(pipe, images, out, request, shard=own, batch_size=batch_size, progress=tell)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"parts that were done are in {out}") from interrupt
+    _say(folder, method)
+
+
+def _say(folder: JobFolder, method: str) -> None:
+    from fastdiff.generation.score import read_scores
+    from fastdiff.likelihood import merge
+
+    done, job = folder.done(), folder.job
+    images = sum(part.num for part in done)
+    typer.echo(f"{images:,} of {job.num:,} images in {len(done):,} of {len(job):,} parts: {folder.path}")
+    if done and method != "encode":
+        found = merge([read_scores(folder)[1]])
+        typer.echo(f"{found.mean:.4f} ± {found.standard_error:.4f} bits/dim ({found.num:,} images)")

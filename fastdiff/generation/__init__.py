@@ -1,0 +1,1 @@
+"""Many samples, in parts that several processes share out, and that a stopped job goes on from."""

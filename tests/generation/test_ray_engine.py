@@ -1,0 +1,70 @@
+"""Tests of fastdiff.generation.ray_engine: a real Ray on this machine, one of whose workers is lost."""
+
+import dataclasses
+import functools
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+import fastdiff as fd
+from fastdiff.generation.generate import Request, Samples, generate
+from fastdiff.generation.ray_engine import run_by_ray
+from fastdiff.generation.shards import Shard
+
+pytest.importorskip("ray.data", reason="the extra [ray] is not installed")
+
+REQUEST = Request(60, steps=2, seed=5, part_size=5)
+
+
+def samples(model, request):
+    return Samples.of(fd.Pipeline.from_pretrained(model), request)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "parts").glob("*.npz"))}
+
+
+def kill_a_worker(folder, found):
+    """Kill one of Ray's actors as soon as a part is there."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not list((folder / "parts").glob("*.npz")):
+        time.sleep(0.02)
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "MapWorker" in " ".join(process.cmdline()):
+                os.kill(process.pid, signal.SIGKILL)
+                found.append(process.pid)
+                return
+        except (psutil.Error, ProcessLookupError):
+            continue
+
+
+def test_a_lost_worker_loses_no_id_and_doubles_none(model, tmp_path):
+    work, folder = samples(model, REQUEST), tmp_path / "ray"
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker, args=(folder, killed))
+    killer.start()
+    told = []
+    load = functools.partial(samples, str(model), REQUEST)
+    done = run_by_ray(work, load, folder, workers=2, progress=lambda *both: told.append(both))
+    killer.join()
+    assert killed, "no worker of Ray's was found"
+    assert len(done.done()) == len(done.job) == 12
+    assert told[-1] == (60, 60)
+    generate(work.model, tmp_path / "one", REQUEST, shard=Shard())
+    assert contents(folder) == contents(tmp_path / "one")
+    # There is nothing left to do, and Ray is not started for it.
+    began = time.monotonic()
+    run_by_ray(work, load, folder, workers=2)
+    assert time.monotonic() - began < 5
+
+
+def test_another_job_is_refused_before_ray_starts(model, tmp_path):
+    generate(samples(model, REQUEST).model, tmp_path, REQUEST, shard=Shard(0, 12))
+    other = samples(model, dataclasses.replace(REQUEST, seed=6))
+    with pytest.raises(ValueError, match="seed: 5 in the folder, 6 now"):
+        run_by_ray(other, lambda: other, tmp_path)
