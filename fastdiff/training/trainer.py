@@ -460,7 +460,8 @@ class Trainer:
                 _LOGGER.info("from step %d on %s is %s, it was %s", self.step, name, changed, before)
             self._notes = processes_notes(past.settings.get("processes", 1), self.world.size)
             if self._device.type == "cpu":
-                self._notes += machine_notes(past.versions, own_sums=self._own_sums)
+                has_dropout = self.unet.config.dropout > 0
+                self._notes += machine_notes(past.versions, own_sums=self._own_sums, has_dropout=has_dropout)
 
     def _taken_over(self, checkpoint: Path, override: bool) -> Past:
         past = compared(checkpoint, self._about(), self.diffusion, override=override, run_folder=self.folder)
