@@ -277,6 +277,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
         ValueError: unknown keys (the nearest is suggested), or settings that are missing or do not fit each other.
     """
     from fastdiff.training.config import TrainConfig
+    from fastdiff.training.objectives import check_objective
 
     given = dict(given)
     check_keys(given, SECTIONS, "the configuration")
@@ -313,6 +314,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
         every = max(_FEWEST_STEPS, training["steps"] // _LOOKS)
         training = {"picture_every": every, "evaluate_every": 0 if held_out is None else every} | training
     settings = TrainConfig.from_dict(training)
+    check_objective(diffusion, settings)
     out = given.get("out")
     plain: Settings = {} if out is None else {"out": str(out)}
     plain |= {} if init_from is None else {"init_from": init_from}
