@@ -30,6 +30,7 @@ from plain_unet import plain_step
 
 import fastdiff as fd
 from fastdiff.files.data import DataScaling, ImageData
+from fastdiff.nets.dropout import keyed_dropout
 from fastdiff.nets.recipes import RECIPES
 
 RESULTS = Path(__file__).parent / "results" / "cpu_train"
@@ -45,6 +46,7 @@ def ours(images: torch.Tensor, levels: int, network: fd.UNetConfig, batch: int, 
     data = ImageData(images, None, DataScaling(levels), "random", None)
     trainer = fd.Trainer(fd.UNet(network), diffusion, data, config, folder)
     trainer.unet.train()
+    trainer._draws = keyed_dropout(trainer.unet)
     steps = itertools.count()
     return lambda: trainer._train_step(next(steps))
 

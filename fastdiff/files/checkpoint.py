@@ -467,6 +467,8 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "threads": str(torch.get_num_threads()),
         "instructions": instructions,
+        # Masks of dropout; checkpoints that do not say it drew them for a whole batch.
+        "dropout": "by image",
     }
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastdiff.nets.config import UNetConfig
 from fastdiff.training.world import World
 
-__all__ = ["replicated", "settled", "unsynced"]
+__all__ = ["of_zeros", "replicated", "settled", "unsynced"]
 
 
 def replicated(network: nn.Module, world: World) -> nn.Module:
@@ -51,11 +51,17 @@ def settled(network: nn.Module, config: UNetConfig, batch_size: int, size: tuple
     with warnings.catch_warnings():
         # Those of a 1x1 convolution have two descriptions, which PyTorch takes for two layouts.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        device = next(network.parameters()).device
-        x = torch.zeros(batch_size, config.in_channels, *size, device=device)
-        zeros = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        network(x, zeros, None if config.num_classes is None else zeros).sum().backward()
+        of_zeros(network, config, batch_size, size).sum().backward()
         yield
+
+
+def of_zeros(network: nn.Module, config: UNetConfig, batch_size: int, size: tuple[int, int]) -> Tensor:
+    """What a network makes of images, times and labels that are 0: [batch_size, C, H, W]."""
+    device = next(network.parameters()).device
+    x = torch.zeros(batch_size, config.in_channels, *size, device=device)
+    zeros = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    found: Tensor = network(x, zeros, None if config.num_classes is None else zeros)
+    return found
 
 
 def unsynced(network: nn.Module, accumulates: bool) -> AbstractContextManager[None]:

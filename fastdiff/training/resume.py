@@ -206,15 +206,18 @@ def _refuse(checkpoint: Path, changed: Mapping[str, tuple[Any, Any]], *, advice:
     )
 
 
-def machine_notes(saved: dict[str, str], *, own_sums: bool) -> tuple[str, ...]:
+def machine_notes(saved: dict[str, str], *, own_sums: bool, has_dropout: bool) -> tuple[str, ...]:
     """What has changed that training's last bits depend on; older checkpoints do not know all of it.
 
     Args:
         saved: The versions that a checkpoint names.
         own_sums: Whether no sum over a batch is left to PyTorch, which cuts it by threads.
+        has_dropout: Whether the network has dropout, whose masks were drawn for a whole batch once.
     """
     now = versions()
+    saved = {"dropout": "by batch"} | saved
     names = {"instructions": "instruction set", "torch": "PyTorch"} | ({} if own_sums else {"threads": "threads"})
+    names |= {"dropout": "dropout"} if has_dropout else {}
     changed = [
         f"{name} {saved[key]}, now {now[key]}" for key, name in names.items() if saved.get(key, now[key]) != now[key]
     ]

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-import fastdiff
 from fastdiff.files.checkpoint import versions
 from fastdiff.process.arguments import spelt
 from fastdiff.training.config import TrainConfig
@@ -61,7 +60,7 @@ def in_common(described: dict[str, Any], device: torch.device) -> dict[str, str]
 @cache
 def _code() -> str:
     """A digest of the sources."""
-    root = Path(fastdiff.__file__).parent
+    root = Path(__file__).parents[1]
     return _digest(b"".join(path.read_bytes() for path in sorted(root.rglob("*.py"))))
 
 

@@ -51,7 +51,7 @@ from fastdiff.training.objectives import Objective
 from fastdiff.training.optimizer import build_optimizer
 from fastdiff.training.progress import Interval, TrainProgress, TrainResult, metrics
 from fastdiff.training.rates import learning_rate
-from fastdiff.training.replicas import replicated, settled, unsynced
+from fastdiff.training.replicas import of_zeros, replicated, settled, unsynced
 from fastdiff.training.report import write_report
 from fastdiff.training.resume import Parts, Past, compared, identity, machine_notes, processes_notes
 from fastdiff.training.together import check_share, in_common
@@ -224,8 +224,8 @@ class Trainer:
                 try:
                     interval.values.append(self._train_step(self.step))
                 except UnreadableImageError as error:
-                    if self.world.size > 1:
-                        # The others are at the step, so that nothing can be agreed with them.
+                    if self.world.size > 1 and self._device.type != "cpu":
+                        # The others are at the step, and would have to wait for their devices to hear of it.
                         raise
                     self._check_interval(interval)
                     said = f"{error}. Training stopped at step {self.step} and was saved to {self.save()}"
@@ -340,15 +340,27 @@ class Trainer:
         places = self.world.places(self.config.batch_size)
         size = self.config.micro_batch or len(places)
         found = []
+        unread: str | None = None
         for start in range(0, len(places), size):
             part = places[start : start + size]
             self._seed_dropout(step, part)
             with unsynced(self._network, start + size < len(places)):
-                t, losses, factors = self._losses(step, part)
+                try:
+                    t, losses, factors = self._losses(step, part)
+                except UnreadableImageError as error:
+                    if self.world.size == 1 or self._device.type != "cpu":
+                        raise
+                    # The others wait for this process's gradients, and hear of it afterwards.
+                    unread = unread or str(error)
+                    nothing = of_zeros(self._network, self.unet.config, len(part), self.data.shape[1:])
+                    t, losses, factors = torch.zeros(len(part), dtype=torch.int64), 0 * nothing.flatten(1).sum(1), None
                 weighted = losses if factors is None else losses * factors
                 (weighted.sum() / len(places)).backward()
             found.append((t, losses.detach(), weighted.detach()))
-        t, losses, weighted = self.world.whole(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        found_here = (torch.cat(parts) for parts in zip(*found, strict=True))
+        t, losses, weighted = self.world.whole(*found_here, fails=unread is not None)
+        if (said := self.world.failure(unread)) is not None:
+            raise UnreadableImageError(said)
         self.objective.observe(t, losses)
         self._loss_by_timestep.observe(t, losses)
         return weighted.mean()
@@ -453,7 +465,8 @@ class Trainer:
                 _LOGGER.info("from step %d on %s is %s, it was %s", self.step, name, changed, before)
             self._notes = processes_notes(past.settings.get("processes", 1), self.world.size)
             if self._device.type == "cpu":
-                self._notes += machine_notes(past.versions, own_sums=self._own_sums)
+                has_dropout = self.unet.config.dropout > 0
+                self._notes += machine_notes(past.versions, own_sums=self._own_sums, has_dropout=has_dropout)
 
     def _taken_over(self, checkpoint: Path, override: bool) -> Past:
         past = compared(checkpoint, self._about(), self.diffusion, override=override, run_folder=self.folder)

@@ -49,6 +49,7 @@ class World:
         self.asks: Callable[[], int | None] = lambda: None
         # Of steps whose answer nobody has looked at.
         self._asked: deque[Tensor] = deque(maxlen=2)
+        self._failed = torch.zeros(())
 
     @classmethod
     def current(cls) -> World:
@@ -71,22 +72,27 @@ class World:
         """The places in a step's batch that are this process's: int64 [batch_size / size]."""
         return np.arange(self.rank, batch_size, self.size)
 
-    def whole(self, *values: Tensor) -> tuple[Tensor, ...]:
+    def whole(self, *values: Tensor, fails: bool = False) -> tuple[Tensor, ...]:
         """Values [n] of this process's places, put together with those of the others in the order of places.
 
-        They are numbers that float64 holds, on one device. What `asks` says goes along; see `agreed`.
+        What `asks` says goes along; see `agreed`.
+
+        Args:
+            *values: Numbers that float64 holds, on one device.
+            fails: Whether this process could not do its part of the step; see `failure`.
         """
         if self.size == 1:
             return values
         device = values[0].device
-        flag = torch.full((1,), self.asks() or 0, dtype=torch.float64, device=device)
-        packed = torch.cat([*(value.double() for value in values), flag])
+        flags = torch.tensor([self.asks() or 0, fails], dtype=torch.float64).to(device, non_blocking=True)
+        packed = torch.cat([*(value.double() for value in values), flags])
         parts = [torch.empty_like(packed) for _ in range(self.size)]
         dist.all_gather(parts, packed)
         table = torch.stack(parts)
-        self._asked.append(table[:, -1].amax())
+        asked, self._failed = table[:, -2:].amax(dim=0)
+        self._asked.append(asked)
         # Row r has the places r, r + size, ...
-        split = table[:, :-1].split([len(value) for value in values], dim=1)
+        split = table[:, :-2].split([len(value) for value in values], dim=1)
         return tuple(part.t().reshape(-1).to(value.dtype) for part, value in zip(split, values, strict=True))
 
     def agreed(self) -> int | None:
@@ -98,6 +104,19 @@ class World:
             return self.asks()
         behind = 1 if self._asked and self._asked[0].is_cuda else 0
         return int(self._asked.popleft().item()) or None if len(self._asked) > behind else None
+
+    def failure(self, own: str | None) -> str | None:
+        """What kept any of the processes from its part of the step that `whole` was called for, or None; for the CPU.
+
+        Args:
+            own: What kept this one.
+        """
+        if self.size == 1 or self._failed.is_cuda or not self._failed.item():
+            return None
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, own)
+        said: str = next(said for said in found if said is not None)
+        return said
 
     def first(self, work: Callable[[], T]) -> T:
         """What the first process makes of something, at all of them; what it raises, all raise.

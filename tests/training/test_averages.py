@@ -18,6 +18,7 @@ from fastdiff.training.averages import Averages, PowerAverage
 from fastdiff.training.config import TrainConfig
 from fastdiff.training.profiles import combine
 from fastdiff.training.trainer import Trainer
+from support.processes import together
 from support.training_runs import CONFIG, digests, trainer
 
 # Float32 averages of values near 1, over some ten steps that round.
@@ -171,6 +172,25 @@ def test_snapshots_that_begin_later_take_the_weights_of_then_for_all_before(tmp_
     assert [(s.step, s.since) for s in (read_snapshot(path) for _, path in list_snapshots(tmp_path))] == [
         (6, 4), (8, 4), (9, 4), (12, 4),
     ]  # fmt: skip
+
+
+def train_two(rank: int, folder: Path, until: int | None, settings: dict[str, Any]) -> None:
+    trainer(folder, batch_size=6, steps=6, **settings).run(until=until)
+
+
+def test_two_processes_keep_and_store_them_once_and_to_the_bit(tmp_path: Path) -> None:
+    """Recomputed activations, and a stop between the snapshots, change no byte."""
+    settings: dict[str, Any] = {"ema_decay": [0.9, 0.5], "snapshot_every": 2, "checkpoint_every": 3}
+    recomputed = {"activation_checkpointing": True}
+    for folder, more, until in (("whole", {}, None), ("parts", recomputed, 3), ("parts", {}, None)):
+        outcomes = together(2, train_two, tmp_path / folder, until, settings | more)
+        assert [outcome.error for outcome in outcomes] == [None, None]
+    assert list(snapshots(tmp_path / "whole")) == [f"step_{step:08d}.safetensors" for step in (2, 4, 6)]
+    assert snapshots(tmp_path / "parts") == snapshots(tmp_path / "whole")
+    whole, parts = (latest_checkpoint(tmp_path / folder) for folder in ("whole", "parts"))
+    assert whole is not None
+    assert parts is not None
+    assert digests(parts) == digests(whole)
 
 
 def test_averages_of_a_configuration() -> None:

@@ -44,6 +44,12 @@ def test_draws_are_the_inverse_of_the_distribution(monkeypatch):
     assert draw(DENSITY * 1e-300, 0, 0, range(4)).tolist() == [1, 1, 2, 4]
 
 
+def test_draws_tell_probabilities_far_below_a_word_apart(monkeypatch):
+    words = np.array([[0, 0x40000000], [0, 0xC0000000]], dtype=np.uint32)
+    monkeypatch.setattr("fastdiff.training.densities.words", lambda *_: words)
+    assert draw(np.array([2.0**-33, 1 - 2.0**-33]), 0, 0, range(2)).tolist() == [0, 1]
+
+
 def test_importance_keeps_the_mean():
     """By enumeration: the mean under p of loss / (T p) is the mean of the losses."""
     losses = np.array([4.0, 0.1, 7.0, 2.0, 0.3, 1.1])

@@ -67,13 +67,15 @@ def test_sums_have_the_same_order_in_the_first_step_and_in_later_ones(settles: b
     for name, value in ours[0][1].items():
         plain = name.removeprefix("module.")
         mean = np.mean([part[plain] for part in alone], axis=0)
-        np.testing.assert_allclose(value, mean, rtol=0, atol=FLOAT32_FEW * max(1.0, np.abs(mean).max()))
+        scale = max(1.0, np.abs(mean).max())
+        np.testing.assert_allclose(value, mean, rtol=0, atol=FLOAT32_FEW * scale)
     for rank, outcome in enumerate(outcomes):
         _, own, both = outcome.value
         for name, value in own.items():
             assert np.array_equal(value, alone[rank][name.removeprefix("module.")])
             twice = ours[0][1][name] * 2
-            np.testing.assert_allclose(both[name], twice, rtol=0, atol=FLOAT32_FEW * max(1.0, np.abs(twice).max()))
+            scale = max(1.0, np.abs(twice).max())
+            np.testing.assert_allclose(both[name], twice, rtol=0, atol=FLOAT32_FEW * scale)
 
 
 def filled(unet: nn.Module) -> nn.Module:

@@ -208,6 +208,10 @@ def test_resumed_run_says_what_its_last_bits_depend_on(tmp_path: Path, caplog: p
     del saved["versions"]["threads"], saved["versions"]["instructions"]
     (newest / "config.json").write_text(json.dumps(saved))
     assert trainer(tmp_path).run(until=3).notes == first.notes
+    # But for dropout, whose masks were drawn for a whole batch before it was said.
+    del saved["versions"]["dropout"]
+    (newest / "config.json").write_text(json.dumps(saved))
+    assert "written with dropout by batch, now by image" in trainer(tmp_path).run(until=3).notes[0]
 
 
 def test_labels_and_precision_reach_the_network(tmp_path: Path) -> None:
