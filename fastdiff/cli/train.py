@@ -336,7 +336,7 @@ def _join_and_run(plan: TrainingPlan, out: Path, device_name: str, threads: int 
     device = own_device(resolve_device(device_name), place)
     if threads is None:
         share_threads(place)
-    with spelling(SETTINGS | DATA_SETTINGS, ()), joined(place, device, plan.train.wait_seconds):
+    with spelling_also(SETTINGS), joined(place, device, plan.train.wait_seconds):
         _run(plan, out, device, place.rank, place.size, override=override)
 
 
@@ -379,7 +379,8 @@ def _run(plan: TrainingPlan, out: Path, device: str, rank: int, processes: int, 
 
     with Bars() if rank == 0 else nullcontext() as bars:
         progress, on_step = (None, None) if bars is None else bars.training("training", plan.train, trainer.step)
-        result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
+        with spelling(SETTINGS | DATA_SETTINGS, ()):
+            result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
     for note in result.notes:
         say(note)
     taken = result.step - result.resumed_from
