@@ -41,7 +41,7 @@ def _yes(x: object) -> bool:
     return True
 
 
-def _no() -> bool:
+def _no(*_: object) -> bool:
     return False
 
 
@@ -56,6 +56,7 @@ def stubbed() -> Iterator[None]:
         mock.patch.object(driver, "_active", AbsentDevice(TARGETS["sm_90"])),
         mock.patch.object(CompiledKernel, "_init_handles", initialise),
         mock.patch.object(_dispatch, "on_gpu", _yes),
+        mock.patch.object(_dispatch, "on_cpu", _no),
         mock.patch.object(ops._group_norm_act, "has_extension", _no),
     ):
         yield

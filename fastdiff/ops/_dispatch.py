@@ -128,7 +128,7 @@ def dispatch(call: NamedTuple, implementation: Implementation = "auto") -> Any:
         RuntimeError: the implementation is not available.
     """
     op = _OPS[type(call)]
-    if op.cpu is not None and implementation in ("auto", "cpu") and call[0].is_cpu:
+    if op.cpu is not None and implementation in ("auto", "cpu") and on_cpu(call[0]):
         way = _way_past(op, call)
         if way == "launch":
             return op.cpu(call)
@@ -174,7 +174,7 @@ def differentiate(call: type[NamedTuple], backward: Callable[..., Any], setup: C
     torch.library.register_autograd(f"fastdiff::{op.name}", backward, setup_context=setup)
 
     def forward(ctx: Any, *arguments: Any) -> Any:
-        run = op.cpu if arguments[0].is_cpu else op.launch
+        run = op.cpu if on_cpu(arguments[0]) else op.launch
         assert run is not None
         result = run(call._make(arguments))
         setup(ctx, arguments, result)
@@ -190,6 +190,11 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Whether a tensor is the CPU's."""
+    return x.is_cpu
+
+
 def on_gpu(x: Tensor) -> bool:
     """Whether x is where the Triton kernels run."""
     return x.is_cuda
@@ -197,7 +202,7 @@ def on_gpu(x: Tensor) -> bool:
 
 def _way_past(op: _Op, call: NamedTuple) -> Literal["launch", "function"] | None:
     """How a call goes past the dispatcher, where it may: with plain tensors of one device, where nobody looks on."""
-    is_cpu = call[0].is_cpu
+    is_cpu = on_cpu(call[0])
     if (op.kernel is None and not is_cpu) or not is_unwatched():
         return None
     if torch._C._autograd._profiler_enabled() or forward_ad._current_level >= 0:

@@ -16,6 +16,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from fastdiff.engine.threads import available_cpus
 from fastdiff.process.arguments import advised, spelt
+from fastdiff.training.interrupt import Interrupted
 
 __all__ = ["Place", "joined", "own_device", "share_threads"]
 
@@ -118,6 +119,10 @@ def joined(place: Place, device: str, wait_seconds: float, variables: Mapping[st
     try:
         yield
         _part(store, place)
+    except Interrupted:
+        # At all of them.
+        _part(store, place)
+        raise
     finally:
         dist.destroy_process_group()
 

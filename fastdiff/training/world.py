@@ -111,7 +111,7 @@ class World:
         Args:
             own: What kept this one.
         """
-        if self.size == 1 or not self._failed.item():
+        if self.size == 1 or self._failed.is_cuda or not self._failed.item():
             return None
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, own)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdiff.training import interrupt as interrupt_module
 from fastdiff.training.interrupt import Interrupt, Interrupted
 from fastdiff.training.trainer import TrainProgress
 from support.training_runs import digests, trainer
@@ -63,3 +64,16 @@ def test_all_handlers_are_back_after_the_first_signal() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.requested == signal.SIGTERM
         assert [signal.getsignal(number) for number in ENDING] == before
+
+
+def test_signals_that_a_launcher_repeats_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with Interrupt(repeated=True) as interrupt:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert interrupt.requested == signal.SIGTERM
+        # Later, someone means it.
+        monkeypatch.setattr(interrupt_module, "TOGETHER_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is handler

@@ -17,12 +17,13 @@ from torch import nn
 
 from fastdiff import likelihood
 from fastdiff.evaluation.metrics import dct_features, frechet_distance
-from fastdiff.files.checkpoint import load_model
+from fastdiff.files.checkpoint import latest_checkpoint, load_model
 from fastdiff.pipeline import Pipeline
 from fastdiff.process import noise
 from fastdiff.training import monitor
 from fastdiff.training.monitor import LossByTimestep
 from fastdiff.training.trainer import Trainer, TrainProgress
+from support.processes import together
 from support.tolerances import FLOAT32_FEW
 from support.training_runs import CONFIG, HYBRID, SIMPLE, digests, images, metrics, network, trainer
 
@@ -75,6 +76,26 @@ def test_a_run_that_is_looked_at_ends_in_the_same_bytes(case: str, tmp_path: Pat
     }  # fmt: skip
     assert all(math.isfinite(value) for key, value in found[1].items() if key != "picture")
     assert not values(tmp_path / "without")
+
+
+def run_of_two(rank: int, folder: Path, changes: dict[str, Any]) -> list[int]:
+    """Train beside another process; at which steps this one told of a look."""
+    seen: list[TrainProgress] = []
+    looked(folder, batch_size=6, **changes).run(progress=seen.append)
+    return [entry.step for entry in seen if entry.look is not None]
+
+
+def test_of_two_processes_the_first_looks_and_the_training_is_the_same(tmp_path: Path) -> None:
+    outcomes = together(2, run_of_two, tmp_path / "with", {})
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert [outcome.value for outcome in outcomes] == [[3, 6], []]
+    assert [entry["step"] for entry in values(tmp_path / "with")] == [3, 6]
+    together(2, run_of_two, tmp_path / "without", {"picture_every": 0, "evaluate_every": 0})
+    newest = [latest_checkpoint(tmp_path / folder) for folder in ("with", "without")]
+    assert all(newest)
+    found = [digests(checkpoint) for checkpoint in newest if checkpoint is not None]
+    for name in ("model.safetensors", "training.safetensors"):
+        assert found[0][name] == found[1][name]
 
 
 def test_looks_are_those_of_an_interrupted_run_and_do_not_depend_on_when_else_it_is_looked_at(tmp_path: Path) -> None:

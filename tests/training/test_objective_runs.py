@@ -14,7 +14,8 @@ from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
 from fastdiff.training.config import NEWER
 from fastdiff.training.trainer import Trainer
-from support.tolerances import FLOAT32_DEEP, FLOAT32_ROUNDING, FLOAT32_SUM
+from support.processes import together
+from support.tolerances import FLOAT32_DEEP, FLOAT32_ROUNDING, FLOAT32_RUN, FLOAT32_SUM
 from support.training_runs import CONFIG, digests, images, metrics, network
 
 # Few timesteps, so that each soon has its ten losses.
@@ -25,7 +26,8 @@ STEPS = 14
 
 def run_of(folder: Path, diffusion: Diffusion | None = None, **settings: Any) -> Trainer:
     diffusion = diffusion or Diffusion(SCHEDULE)
-    unet = network(out_channels=diffusion.model_channels(1))
+    channels = 3 if settings.get("condition") == "inpaint" else 1
+    unet = network(in_channels=channels, out_channels=diffusion.model_channels(1))
     options = {"steps": STEPS, "checkpoint_every": 100, "warmup_steps": 0}
     return Trainer(unet, diffusion, images(), dataclasses.replace(CONFIG, **(options | settings)), folder)
 
@@ -80,6 +82,41 @@ def test_history_of_a_run_is_that_of_its_losses(tmp_path: Path) -> None:
         logged = [entry["loss"] for entry in metrics(tmp_path / str(size))]
         np.testing.assert_allclose(logged, means, rtol=FLOAT32_SUM)
     assert first[0] == first[1]
+
+
+def shared_history(rank: int, folder: Path, stop: int | None) -> tuple[list[list[int]], list[list[float]], list[int]]:
+    """Timesteps and losses that a process is told at each step, and the steps after which each had its ten losses."""
+    run = run_of(folder, loss="vlb", condition="inpaint", batch_size=6)
+    timesteps: list[list[int]] = []
+    losses: list[list[float]] = []
+    full: list[int] = []
+    observe = run.objective.observe
+
+    def watch(t: torch.Tensor, values: torch.Tensor) -> None:
+        timesteps.append(t.tolist())
+        losses.append(values.tolist())
+        observe(t, values)
+
+    def on_step(step: int) -> None:
+        full.extend([step] if run.objective._history.is_full else [])
+
+    run.objective.observe = watch  # type: ignore[method-assign]
+    run.run(until=stop, on_step=on_step)
+    return timesteps, losses, full
+
+
+def test_processes_keep_one_history_and_resume_to_the_bit(tmp_path: Path) -> None:
+    alone = shared_history(0, tmp_path / "alone", None)
+    assert 1 < alone[2][0] < STEPS - 2
+    first, second = together(2, shared_history, tmp_path / "whole", None)
+    assert first.error is second.error is None
+    assert first.value == second.value
+    # The same draws as alone, in the order of places; the losses are those of other sums.
+    assert first.value[0] == alone[0]
+    np.testing.assert_allclose(first.value[1], alone[1], rtol=FLOAT32_RUN)
+    for stop in (alone[2][0] + 1, None):
+        assert [part.error for part in together(2, shared_history, tmp_path / "parts", stop)] == [None, None]
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
 
 def test_gradient_is_that_of_the_losses_with_their_factors(tmp_path: Path) -> None:
