@@ -121,20 +121,25 @@ void conv3x3_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   a.size = tile_size(x, a.channels_in * a.channels_out);
   const int64_t tiles = grad_tiles(a), chunk = std::min(tiles, GRAD_CHUNK), points = grad_points(a);
   const int64_t row_in = grad_row(a.channels_in), row_out = grad_row(a.channels_out);
-  a.v = workspace(points * (chunk * (row_in + row_out) + round_up(a.channels_out, 16) * row_in));
+  const int64_t all_sums = points * round_up(a.channels_out, 16) * row_in, block_sums = points * grad_block_stride();
+  a.v = workspace(points * chunk * (row_in + row_out) + (chunk == tiles ? threads * block_sums : all_sums));
   a.z = a.v + points * chunk * row_in;
   a.sums = a.z + points * chunk * row_out;
   const Kernels& variant = kernels();
-  const auto run = [&](int64_t phase) {
+  const auto run = [&](GradPhase phase) {
     a.phase = phase;
-    run_units(grad_units(a), threads, [&](int64_t unit, int64_t) { variant.conv3x3_weight_grad(a, unit); });
+    run_units(grad_units(a), threads, [&](int64_t unit, int64_t worker) {
+      ConvGradArgs mine = a;
+      if (phase == GRAD_BLOCK) mine.sums += worker * block_sums;
+      variant.conv3x3_weight_grad(mine, unit);
+    });
   };
   for (a.first = 0; a.first < tiles; a.first += chunk) {
     a.count = std::min(chunk, tiles - a.first);
-    run(0);
-    run(1);
+    run(GRAD_TRANSFORM);
+    run(chunk == tiles ? GRAD_BLOCK : GRAD_MULTIPLY);
   }
-  run(2);
+  if (chunk < tiles) run(GRAD_FINISH);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

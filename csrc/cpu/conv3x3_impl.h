@@ -184,32 +184,58 @@ static void grad_multiply(const ConvGradArgs& a, int64_t unit) {
               round_up(a.channels_in, 16), a.count, sums, row_in);
 }
 
-// G^T sums G of one output channel.
+// G^T sums G of input channels [first, last) of an output channel. sums: [points][last - first], `stride` apart.
 template <int SIZE>
-static void grad_finish(const ConvGradArgs& a, int64_t o) {
+static void grad_finish(const ConvGradArgs& a, const float* sums, int64_t stride, int64_t o, int64_t first,
+                        int64_t last) {
   constexpr int SPAN = SIZE + 2;
-  const int64_t row_in = grad_row(a.channels_in), stride = round_up(a.channels_out, 16) * row_in;
-  for (int64_t c = 0; c < a.channels_in; c += 16) {
+  for (int64_t c = first; c < last; c += 16) {
     f32x16 half[3][SPAN];
     for (int x = 0; x < SPAN; ++x) {
       f32x16 column[SPAN], w[3];
-      for (int y = 0; y < SPAN; ++y) column[y] = load16(a.sums + (y * SPAN + x) * stride + o * row_in + c);
+      for (int y = 0; y < SPAN; ++y) column[y] = load16(sums + (y * SPAN + x) * stride + c - first);
       winograd_weights_adjoint(column, w);
       for (int y = 0; y < 3; ++y) half[y][x] = w[y];
     }
     for (int y = 0; y < 3; ++y) {
       f32x16 w[3];
       winograd_weights_adjoint(half[y], w);
-      for (int x = 0; x < 3; ++x)
-        store_some(a.dweight + ((o * 3 + y) * 3 + x) * a.channels_in + c, w[x], a.channels_in - c);
+      for (int x = 0; x < 3; ++x) store_some(a.dweight + ((o * 3 + y) * 3 + x) * a.channels_in + c, w[x], last - c);
     }
   }
 }
 
+// Some output and input channels at all points, where there are no other tiles.
+template <int SIZE>
+static void grad_block(const ConvGradArgs& a, int64_t unit) {
+  const int64_t blocks = ceil_div(a.channels_in, GRAD_COLUMNS), row_in = grad_row(a.channels_in);
+  const int64_t row_out = grad_row(a.channels_out), out = unit / blocks * GRAD_ROWS, in = unit % blocks * GRAD_COLUMNS;
+  const int64_t left_out = a.channels_out - out, rows = left_out < GRAD_ROWS ? left_out : GRAD_ROWS;
+  const int64_t left_in = a.channels_in - in, columns = left_in < GRAD_COLUMNS ? left_in : GRAD_COLUMNS;
+  for (int64_t point = 0; point < grad_points(a); ++point) {
+    float* sums = a.sums + point * grad_block_stride();
+    for (int64_t k = 0; k < grad_block_stride(); ++k) sums[k] = 0.0f;
+    add_product(a.z + point * a.count * row_out + out, row_out, a.v + point * a.count * row_in + in, row_in, rows,
+                round_up(columns, 16), a.count, sums, GRAD_COLUMNS);
+  }
+  for (int64_t o = 0; o < rows; ++o)
+    grad_finish<SIZE>(a, a.sums + o * GRAD_COLUMNS, grad_block_stride(), out + o, in, in + columns);
+}
+
+template <int SIZE>
+static void grad_unit(const ConvGradArgs& a, int64_t unit) {
+  const int64_t row_in = grad_row(a.channels_in);
+  switch (a.phase) {
+    case GRAD_TRANSFORM: return grad_transform<SIZE>(a, unit);
+    case GRAD_MULTIPLY: return grad_multiply(a, unit);
+    case GRAD_BLOCK: return grad_block<SIZE>(a, unit);
+    default: break;
+  }
+  grad_finish<SIZE>(a, a.sums + unit * row_in, round_up(a.channels_out, 16) * row_in, unit, 0, a.channels_in);
+}
+
 void run_conv3x3_weight_grad(const ConvGradArgs& a, int64_t unit) {
-  if (a.phase == 1) return grad_multiply(a, unit);
-  if (a.phase == 0) return a.size == 4 ? grad_transform<4>(a, unit) : grad_transform<2>(a, unit);
-  a.size == 4 ? grad_finish<4>(a, unit) : grad_finish<2>(a, unit);
+  a.size == 4 ? grad_unit<4>(a, unit) : grad_unit<2>(a, unit);
 }
 
 }  // namespace fastdiff::FD_VARIANT
