@@ -65,6 +65,7 @@ bench: setup-dev  ## Time the ops against plain PyTorch and diffusers; writes be
 bench-cpu: setup-dev  ## Time the CPU engine against diffusers and torch.compile; writes bench/results/
 	$(BIN)/python bench/cpu_unet.py
 	$(BIN)/python bench/cpu_train.py
+	$(BIN)/python bench/train_scaling.py
 
 bench-gpu:  ## Test and time everything on a GPU, in eight minutes at most, by PYTHON; writes bench/results/
 	$(PYTHON) bench/gpu_suite.py

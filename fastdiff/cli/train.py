@@ -162,9 +162,11 @@ def train(
         int | None,
         typer.Option(help="Steps between evaluations; 0 for none. With images held out as the pictures, if left out."),
     ] = None,
-    tracker: Annotated[
+    trackers: Annotated[
         list[str] | None,
-        typer.Option(help="tensorboard (if left out, where it is installed), wandb or trackio. May be repeated."),
+        typer.Option(
+            "--tracker", help="tensorboard (if left out, where it is installed), wandb or trackio. May be repeated."
+        ),
     ] = None,
     layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Noise schedule; `fastdiff info schedules`.")] = None,
@@ -214,7 +216,7 @@ def train(
             "seed": seed,
             "picture_every": picture_every,
             "evaluate_every": evaluate_every,
-            "trackers": tracker or None,
+            "trackers": trackers or None,
         },
     }
     given = _without_none(flags)
@@ -277,6 +279,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
         ValueError: unknown keys (the nearest is suggested), or settings that are missing or do not fit each other.
     """
     from fastdiff.training.config import TrainConfig
+    from fastdiff.training.objectives import check_objective
 
     given = dict(given)
     check_keys(given, SECTIONS, "the configuration")
@@ -313,6 +316,7 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
         every = max(_FEWEST_STEPS, training["steps"] // _LOOKS)
         training = {"picture_every": every, "evaluate_every": 0 if held_out is None else every} | training
     settings = TrainConfig.from_dict(training)
+    check_objective(diffusion, settings)
     out = given.get("out")
     plain: Settings = {} if out is None else {"out": str(out)}
     plain |= {} if init_from is None else {"init_from": init_from}
@@ -332,7 +336,7 @@ def _join_and_run(plan: TrainingPlan, out: Path, device_name: str, threads: int 
     device = own_device(resolve_device(device_name), place)
     if threads is None:
         share_threads(place)
-    with spelling(SETTINGS | DATA_SETTINGS, ()), joined(place, device, plan.train.wait_seconds):
+    with spelling_also(SETTINGS), joined(place, device, plan.train.wait_seconds):
         _run(plan, out, device, place.rank, place.size, override=override)
 
 
@@ -359,7 +363,8 @@ def _run(plan: TrainingPlan, out: Path, device: str, rank: int, processes: int, 
     shared = f", {processes} processes of {torch.get_num_threads()} threads" if processes > 1 else ""
     say(f"{plan.data!r}; {network} of {size:,} parameters on {device}{shared}")
     if plan.held_out is not None:
-        say(f"{len(plan.held_out):,} images are held out, of which {plan.train.num_evaluated:,} are evaluated at most")
+        evaluated = min(len(plan.held_out), plan.train.num_evaluated)
+        say(f"{len(plan.held_out):,} images are held out, and {evaluated:,} of them evaluated")
     for line in about_classes(plan.data, plan.unet.num_classes):
         say(line)
     if trainer.step:
@@ -374,7 +379,8 @@ def _run(plan: TrainingPlan, out: Path, device: str, rank: int, processes: int, 
 
     with Bars() if rank == 0 else nullcontext() as bars:
         progress, on_step = (None, None) if bars is None else bars.training("training", plan.train, trainer.step)
-        result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
+        with spelling(SETTINGS | DATA_SETTINGS, ()):
+            result = trainer.run(progress=progress, on_start=keep_settings, on_step=on_step)
     for note in result.notes:
         say(note)
     taken = result.step - result.resumed_from

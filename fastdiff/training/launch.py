@@ -113,7 +113,12 @@ def joined(place: Place, device: str, wait_seconds: float, variables: Mapping[st
         return
     wait = timedelta(seconds=wait_seconds)
     store = _meeting(place, wait, variables)
-    _await_all(store, place, wait_seconds)
+    try:
+        _await_all(store, place, wait_seconds)
+    except dist.DistError as error:
+        raise RuntimeError(
+            f"the first process, or torchrun, ended while rank {place.rank} waited for all to come: see what it says"
+        ) from error
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=wait)
     try:

@@ -81,14 +81,22 @@ class TrainLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files and unlock the folder."""
+        """As `close`, but that what went wrong first is what is raised."""
         try:
-            with self._explained():
-                self._stack.close()
+            self.close()
         except RuntimeError:
             # What went wrong first is the news.
             if error is None:
                 raise
+
+    def close(self) -> None:
+        """Close the files and the trackers, and unlock the folder; once is enough.
+
+        Raises:
+            RuntimeError: what was left could not be written.
+        """
+        with self._explained():
+            self._stack.close()
 
     def write(self, step: int, values: Entry) -> None:
         """Log what was found at a step: numbers, lists of them, and texts, which trackers are not told.

@@ -257,7 +257,7 @@ class Trainer:
             seconds = time.monotonic() - started
             checkpoint = self.world.first(lambda: latest_checkpoint(self.folder) or self._save_to(self.folder))
             report = self.world.first(self._report)
-            notes = self.world.first(lambda: (*self._notes, *log.notes, *self.monitor.notes))
+            notes = self.world.first(partial(self._closed, log))
         return TrainResult(self.step, start, loss, checkpoint, seconds, notes, report)
 
     def save(self) -> Path:
@@ -301,6 +301,11 @@ class Trainer:
         )
         forget_divergence(folder)
         return saved
+
+    def _closed(self, log: TrainLog) -> tuple[str, ...]:
+        """What there is to say at the end, which trackers may still fail at."""
+        log.close()
+        return (*self._notes, *log.notes, *self.monitor.notes)
 
     def _report(self) -> Path | None:
         """Write the report of what there is so far; None where it failed, which is in the notes."""

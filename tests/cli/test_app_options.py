@@ -78,7 +78,7 @@ WRONG = {
     "table": ["{new}/missing.json", "{archive}"],
     "timesteps": ["0", "-5"],
     "to": ["pytorch"],
-    "tracker": ["wandbb"],
+    "trackers": ["wandbb"],
     "unet": ["image_siz=32", "image_size"],
     "variance": ["large"],
     "weight": ["x", "-0.5"],

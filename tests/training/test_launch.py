@@ -110,10 +110,13 @@ def meet(places: list[Place], wait_seconds: float) -> list[str]:
     """What processes say that meet, here threads; they do not get as far as to join."""
     port = free_port()
     said = [""] * len(places)
+    # That of the first process lives for as long as the others look at it.
+    stores = []
 
     def come(number: int, place: Place) -> None:
         try:
             store = launch._meeting(place, launch.timedelta(seconds=5), variables(place.rank, place.size, port))
+            stores.append(store)
             launch._await_all(store, place, wait_seconds)
         except (ValueError, RuntimeError) as error:
             said[number] = str(error)
