@@ -154,6 +154,7 @@ def test_other_numbers_of_processes_and_machines_are_said() -> None:
     assert processes_notes(2, 2) == ()
     (note,) = processes_notes(2, 1)
     assert note.startswith("the checkpoint was written by 2 processes and 1 go on: they draw the same, but")
-    assert machine_notes({}, own_sums=True) == ()
-    assert machine_notes({"threads": "99"}, own_sums=True) == ()
-    assert "threads 99, now" in machine_notes({"threads": "99"}, own_sums=False)[0]
+    assert machine_notes({}, own_sums=True, has_dropout=False) == ()
+    assert machine_notes({"threads": "99"}, own_sums=True, has_dropout=False) == ()
+    assert "threads 99, now" in machine_notes({"threads": "99"}, own_sums=False, has_dropout=False)[0]
+    assert "dropout by batch, now by image" in machine_notes({}, own_sums=True, has_dropout=True)[0]
