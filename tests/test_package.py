@@ -90,7 +90,7 @@ def test_pickles_of_version_0_1_load(protocol):
     today = pickle.dumps(unet, protocol)
     # One for one, since later protocols count the bytes of a name.
     former = {b"fastdiff.nets.unet": b"fastdiff.unet", b"fastdiff.nets.blocks": b"fastdiff.unet_blocks"}
-    former[b"fastdiff.nets.config"] = b"fastdiff.unet_config"
+    former |= {b"fastdiff.nets.config": b"fastdiff.unet_config", b"fastdiff.nets.dropout": b"fastdiff.unet_blocks"}
     theirs = _with_modules(today, former)
     assert b"fastdiff.nets" not in theirs
     loaded = pickle.loads(theirs)

@@ -118,7 +118,10 @@ void linear_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
   check_apart(extent_of("out", out), extent_of("grad", grad));
   // As in conv3x3: the sums of an element are the same whatever the blocks.
   a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
+  // The largest that leaves no part, since parts are copied.
   a.block_out = std::min<int64_t>(64, round_up(a.channels_out, 16));
+  for (const int64_t block : {128, 192})
+    if (a.channels_out % block == 0) a.block_out = block;
   while (linear_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2, 16);
   const int64_t per_thread = round_up(linear_scratch(a), 16);
   float* memory = workspace(threads * per_thread);

@@ -16,7 +16,7 @@ struct LinearGradArgs {
   float* dweight;               // [C_out, C_in]
 };
 // Rows that are multiplied at a time.
-constexpr int64_t LINEAR_ROWS = 64;
+constexpr int64_t LINEAR_ROWS = 32;
 
 // Pairs of a block of each side.
 static inline int64_t linear_units(const LinearGradArgs& a) {

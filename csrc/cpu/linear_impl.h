@@ -23,11 +23,19 @@ void run_linear_weight_grad(const LinearGradArgs& a, int64_t unit, float* scratc
   const int64_t blocks_in = ceil_div(a.channels_in, a.block_in);
   const int64_t first_in = unit % blocks_in * a.block_in, first_out = unit / blocks_in * a.block_out;
   float *v = scratch, *z = v + LINEAR_ROWS * a.block_in, *sums = z + LINEAR_ROWS * a.block_out;
+  const bool whole_in = first_in + a.block_in <= a.channels_in, whole_out = first_out + a.block_out <= a.channels_out;
   for (int64_t k = 0; k < a.block_out * a.block_in; ++k) sums[k] = 0.0f;
   for (int64_t start = 0; start < a.rows; start += LINEAR_ROWS) {
     const int64_t count = a.rows - start < LINEAR_ROWS ? a.rows - start : LINEAR_ROWS;
-    take_columns(a.x + start * a.channels_in, count, a.channels_in, first_in, a.block_in, v);
-    take_columns(a.dy + start * a.channels_out, count, a.channels_out, first_out, a.block_out, z);
+    const float *x = a.x + start * a.channels_in, *dy = a.dy + start * a.channels_out;
+    if (whole_in && whole_out) {
+      // Where they lie.
+      add_product(dy + first_out, a.channels_out, x + first_in, a.channels_in, a.block_out, a.block_in, count, sums,
+                  a.block_in);
+      continue;
+    }
+    take_columns(x, count, a.channels_in, first_in, a.block_in, v);
+    take_columns(dy, count, a.channels_out, first_out, a.block_out, z);
     add_product(z, a.block_out, v, a.block_in, a.block_out, a.block_in, count, sums, a.block_in);
   }
   for (int64_t o = 0; o < a.block_out && first_out + o < a.channels_out; ++o)

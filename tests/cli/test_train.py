@@ -210,7 +210,7 @@ def test_a_second_training_changes_nothing_of_the_running_one(tmp_path):
     before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     with open(out / "train.lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another process is training in" in fails("train", "--out", out, "--steps", 9, "--lr", "0.5", "--override")
+        assert "another process is training in" in fails("train", "--out", out, "--steps", 9)
     assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
 
 

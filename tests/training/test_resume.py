@@ -157,4 +157,4 @@ def test_other_numbers_of_processes_and_machines_are_said() -> None:
     assert machine_notes({}, own_sums=True, has_dropout=False) == ()
     assert machine_notes({"threads": "99"}, own_sums=True, has_dropout=False) == ()
     assert "threads 99, now" in machine_notes({"threads": "99"}, own_sums=False, has_dropout=False)[0]
-    assert "dropout by batch, now" in machine_notes({}, own_sums=True, has_dropout=True)[0]
+    assert "dropout by batch, now by image" in machine_notes({}, own_sums=True, has_dropout=True)[0]
