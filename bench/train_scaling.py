@@ -23,7 +23,7 @@ from typing import Any
 from harness import machine
 
 RESULTS = Path(__file__).parent / "results" / "train_scaling"
-# Network, images of a step, images at a time, and how many steps are measured for one of the slowest. AdamW, the average
+# Network, images of a step, images at a time, and steps that are measured for one of the slowest. AdamW, the average
 # and the sum of gradients are not shared out, and weigh less the more images a step has.
 CASES: dict[str, tuple[str, int, int | None, int]] = {
     "ho-cifar10": ("ho-cifar10", 16, None, 2),
