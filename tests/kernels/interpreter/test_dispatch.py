@@ -16,6 +16,7 @@ from support.triton_cases import images
 def _stand_in(monkeypatch):
     """Under the interpreter, CPU tensors for a GPU's; a CPU's own short ways closed."""
     monkeypatch.setattr(_dispatch, "on_gpu", lambda x: True)
+    monkeypatch.setattr(_dispatch, "on_cpu", lambda x: False)
     monkeypatch.setattr(ops._group_norm_act, "has_extension", lambda: False)
 
 
