@@ -52,8 +52,7 @@ PANELS = {
 NOTE = (
     "Each row is a sampler, each block of six the same six samples (same noise) with that many network evaluations; "
     "repaint takes more, for its jumps. renoise starts from held-out images,\nnoised half of the way up; ddim_encode "
-    "shows them encoded and decoded again; langevin stays at one noise level. plms, pndm and dpm_solver_singlestep "
-    "diverge from a start with hardly any signal."
+    "shows them encoded and decoded again; langevin stays at one noise level."
 )
 
 
