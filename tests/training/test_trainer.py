@@ -109,7 +109,7 @@ def test_training_is_hos_algorithm_one(tmp_path: Path) -> None:
     sampled = load_model(tmp_path).unet
     assert sum(int(s.sum()) for s in steady) > 0.8 * sum(s.numel() for s in steady)
     pairs = zip(trained.parameters(), unet.parameters(), sampled.parameters(), averages, steady, strict=True)
-    found = [((a - b).abs()[s], (c - d).abs()[s]) for a, b, c, d, s in pairs]
+    found = [((a - b).abs().detach()[s], (c - d).abs().detach()[s]) for a, b, c, d, s in pairs]
     for errors in map(torch.cat, zip(*found, strict=True)):
         assert float((errors < TOLERANCE["weights"]).double().mean()) > 0.99
         assert float(errors.max()) < TOLERANCE["adam"]
