@@ -27,9 +27,18 @@ if TYPE_CHECKING:
     from fastdiff.generation.shards import Shard
     from fastdiff.pipeline import Pipeline
 
-__all__ = ["counted", "gather", "generate", "shard_of"]
+__all__ = ["PartSizeOption", "ShardOption", "counted", "gather", "generate", "shard_of"]
 
 ENGINES = ("local", "ray")
+
+PartSizeOption = Annotated[int, typer.Option(min=1, help="Images of a part.")]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of several processes, which this is: 0/4 to 3/4. Read from torchrun, a Slurm array or a Kubernetes job "
+        "if left out."
+    ),
+]
 
 
 def generate(
@@ -60,14 +69,8 @@ def generate(
         str | None, typer.Option(help="The null class, number or name, where the model does not say.")
     ] = None,
     format: Annotated[str, typer.Option(help="Of the parts: npz, png, zip (EDM's) or parquet.")] = "npz",
-    part_size: Annotated[int, typer.Option(min=1, help="Images of a part.")] = 512,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="Of several processes, which this is: 0/4 to 3/4. Read from torchrun, a Slurm array or a Kubernetes "
-            "job if left out."
-        ),
-    ] = None,
+    part_size: PartSizeOption = 512,
+    shard: ShardOption = None,
     engine: Annotated[str, typer.Option(help="local: this process. ray: actors of Ray Data, here or on a cluster.")] = (
         "local"
     ),

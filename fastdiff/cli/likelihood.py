@@ -68,12 +68,13 @@ def likelihood(
             check_writable(path.parent, path.name)
     pipe = load_pipeline(model, device, weights)
     from fastdiff.files import data as sources
+    from fastdiff.generation.score import check_scorable
 
     chosen: Any = split if split is not None or data != "digits" else "test"
     pixels: Any = channels
     arrangement: Any = layout
     images = sources.load(data, split=chosen, size=size, channels=pixels, layout=arrangement)
-    _check_scorable(pipe, images)
+    check_scorable(pipe, images)
     if num is not None and num < len(images):
         images = images.take([i * len(images) // num for i in range(num)])
     with blaming("--option", option):
@@ -89,24 +90,6 @@ def likelihood(
         from fastdiff.likelihood import draw_report
 
         typer.echo(str(draw_report(figure, score, title=images.source)))
-
-
-def _check_scorable(pipe: Pipeline, images: ImageData) -> None:
-    shape, levels = pipe.image_shape, pipe.scaling.levels
-    if images.shape != shape:
-        ours, theirs = ("x".join(map(str, part)) for part in (shape, images.shape))
-        raise ValueError(
-            f"the model was trained on images of {ours} (channels x height x width), {images.source} has {theirs}: "
-            "for a folder, --size and --channels convert them"
-        )
-    if images.scaling.levels != levels:
-        ours, theirs = ("continuous values" if n is None else f"{n} values" for n in (levels, images.scaling.levels))
-        raise ValueError(
-            f"the model was trained on pixels of {ours}, those of {images.source} have {theirs}: bits/dim count "
-            "values, so the two must agree"
-        )
-    if pipe.unet.config.num_classes is not None and images.labels is None:
-        raise ValueError(f"the network has classes, and {images.source} has no labels")
 
 
 def _score(pipe: Pipeline, images: ImageData, method: Any, options: dict[str, Any]) -> Any:

@@ -18,9 +18,9 @@ import typer
 from fastdiff.process.checks import shown
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["ImageFolder", "OverwriteOption", "Parts", "check_free", "check_holds", "check_writable", "digest"]
+__all__ = ["ImageFolder", "OverwriteOption", "Parts", "check_free", "check_holds", "check_writable"]
 
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what lies at --out.")]
 
@@ -82,16 +82,6 @@ def check_holds(suffix: str, channels: int, levels: int | None) -> None:
             f"a {suffix} holds 256 values, and the model's pixels have {levels}: "
             "--out NAME.npy keeps them, as float32 in [-1, 1]"
         )
-
-
-def digest(network: nn.Module) -> str:
-    """A fingerprint of a network's weights."""
-    found = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        found.update(name.encode())
-        array: Any = value.detach().cpu().float().contiguous().numpy()
-        found.update(array)
-    return found.hexdigest()
 
 
 class ImageFolder:

@@ -19,7 +19,7 @@ from fastdiff.cli.options import (
     key_values,
     load_pipeline,
 )
-from fastdiff.cli.output import ImageFolder, OverwriteOption, Parts, check_free, check_holds, check_writable, digest
+from fastdiff.cli.output import ImageFolder, OverwriteOption, Parts, check_free, check_holds, check_writable
 from fastdiff.process.checks import shown
 from fastdiff.process.table import CoefficientTable
 
@@ -185,6 +185,8 @@ def _sample_into_file(out: Path, work: Work, about: dict[str, Any]) -> None:
 
 def _about(work: Work, turn: list[int] | None, start_id: int) -> dict[str, Any]:
     """What decides an image of a folder, besides its number."""
+    from fastdiff.generation.generate import digest
+
     about: dict[str, Any] = {
         "weights": digest(work.pipe.unet),
         "shape": list(work.pipe.image_shape),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.generate import counted, shard_of
+from fastdiff.cli.generate import PartSizeOption, ShardOption, counted, shard_of
 from fastdiff.cli.options import (
     DeviceOption,
     ModelArgument,
@@ -41,14 +41,8 @@ def score(
     size: Annotated[int | None, typer.Option(min=1, help="Of pictures: crop and resize them to this.")] = None,
     channels: Annotated[int | None, typer.Option(help="Of pictures: 1 for grey, 3 for colour.")] = None,
     layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
-    part_size: Annotated[int, typer.Option(min=1, help="Images of a part.")] = 512,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="Of several processes, which this is: 0/4 to 3/4. Read from torchrun, a Slurm array or a Kubernetes "
-            "job if left out."
-        ),
-    ] = None,
+    part_size: PartSizeOption = 512,
+    shard: ShardOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",

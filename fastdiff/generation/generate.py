@@ -259,17 +259,21 @@ def verify(model: SampledModel, out: str | Path, request: Request, ids: Sequence
     """
     work = Samples.of(model, request)
     folder = JobFolder.begin(Path(out), work.job, work.suffix)
-    found = []
+    by_part: dict[int, list[int]] = {}
     for number in ids:
         whole_number("an id", number, low=0, high=work.job.num - 1)
-        part = work.job.part(number // work.job.part_size)
+        by_part.setdefault(number // work.job.part_size, []).append(number)
+    found = []
+    for place, numbers in sorted(by_part.items()):
+        part = work.job.part(place)
         fault = folder.fault(part)
         if fault is not None:
             raise ValueError(f"{folder.file(part)}: {fault}; generate it first")
-        stored = formats.read(folder.file(part), work.format)[0][number - part.first]
-        difference = np.abs(stored.astype(np.int16) - work.images([number])[0])
-        if difference.any():
-            found.append(Mismatch(number, int((difference != 0).sum()), int(difference.max())))
+        stored = formats.read(folder.file(part), work.format)[0]
+        for number in numbers:
+            difference = np.abs(stored[number - part.first].astype(np.int16) - work.images([number])[0])
+            if difference.any():
+                found.append(Mismatch(number, int((difference != 0).sum()), int(difference.max())))
     return found
 
 

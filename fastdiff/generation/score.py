@@ -28,7 +28,7 @@ from fastdiff.process.checks import nearest_name, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import check_seed
 
-__all__ = ["ScoreRequest", "ScoredModel", "Scores", "read_scores", "score"]
+__all__ = ["ScoreRequest", "ScoredModel", "Scores", "check_scorable", "read_scores", "score"]
 
 Method = Literal["bound", "ode", "iwae", "encode"]
 
@@ -118,7 +118,7 @@ class Scores:
         Raises:
             ValueError: they do not fit.
         """
-        _check_scorable(model, data)
+        check_scorable(model, data)
         with_labels = model.unet.config.num_classes is not None
         described = {key: value for key, value in data.describe(with_labels=with_labels).items() if key != "source"}
         about = {
@@ -228,7 +228,8 @@ def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def _check_scorable(model: ScoredModel, data: ImageSource) -> None:
+def check_scorable(model: ScoredModel, data: ImageSource) -> None:
+    """Raise ValueError unless a model can score these images: their size, their values, and labels for its classes."""
     shape, levels = model.image_shape, model.scaling.levels
     if data.shape != shape:
         ours, theirs = ("x".join(map(str, part)) for part in (shape, data.shape))

@@ -48,7 +48,7 @@ def test_kubernetes_job_makes_its_parts(tmp_path, environment):
     assert int(variables["JOB_COMPLETIONS"]) == job["spec"]["completions"]
     model = small_model(tmp_path / "model", size=8, channels=1)
     # Of the command only the places and the amount of work are other than in the file.
-    places = {"/work/model": str(model), "/work/samples": str(tmp_path / "out"), "50000": "1100", "20": "1", "4": "1"}
+    places = {"/data/model": str(model), "/data/samples": str(tmp_path / "out"), "50000": "1100", "20": "1", "4": "1"}
     command = [places.get(word, word) for word in container["command"] + container["args"]]
     variables |= {"JOB_COMPLETION_INDEX": "2"}
     subprocess.run(command, env=environment | variables, check=True, timeout=300)
