@@ -1,15 +1,18 @@
 """Tests of fastdiff.generation.generate."""
 
+import copy
 import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 
-from fastdiff.generation.generate import Request, gather, generate, verify
+from fastdiff.generation.generate import Request, digest, gather, generate, verify
 from fastdiff.generation.job import checksum
 from fastdiff.generation.shards import Shard
 from support.jobs import contents
+from support.networks import small_unet
 
 REQUEST = Request(23, steps=2, seed=5, part_size=5)
 ALL = Shard()
@@ -21,6 +24,15 @@ def whole(pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     generate(pipe, folder, REQUEST, shard=ALL)
     return contents(folder)
+
+
+def test_a_digest_is_that_of_the_weights():
+    network = small_unet()
+    other = copy.deepcopy(network)
+    assert digest(network) == digest(other)
+    with torch.no_grad():
+        other.conv_out.bias[0] += 1
+    assert digest(network) != digest(other)
 
 
 def test_images_are_those_of_sample(pipe, tmp_path):
