@@ -148,10 +148,7 @@ def _code(plan: Plan, places: Places) -> Tensor:
 
 def _write(file: BinaryIO, sections: Mapping[str, bytes | Tensor]) -> int:
     # Nothing is copied: packed weights may take half of the memory.
-    contents = {
-        name: memoryview(value if isinstance(value, bytes) else np.ascontiguousarray(value.numpy())).cast("B")
-        for name, value in sections.items()
-    }
+    contents = {name: _bytes_of(value) for name, value in sections.items()}
     place = _aligned(HEADER.size + len(contents) * SECTION.size)
     entries, places = b"", []
     for name, content in contents.items():
@@ -166,6 +163,12 @@ def _write(file: BinaryIO, sections: Mapping[str, bytes | Tensor]) -> int:
         written += file.write(bytes(begin - written))
         written += file.write(content)
     return written
+
+
+def _bytes_of(value: bytes | Tensor) -> memoryview:
+    if isinstance(value, bytes):
+        return memoryview(value)
+    return np.ascontiguousarray(value.numpy()).reshape(-1).view(np.uint8).data
 
 
 def _aligned(place: int) -> int:
