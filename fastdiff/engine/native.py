@@ -269,7 +269,7 @@ class NativeNetwork:
 
     def _times_of_batch(self, t: Tensor, y: Tensor | None) -> Tensor:
         """The same, [1 or N, time_width], with the work done once for equal times."""
-        if y is not None:
+        if y is not None or len(t) == 1:
             return self.times(t, y)
         distinct, which = torch.unique(t, return_inverse=True)
         rows = self.times(distinct)
@@ -283,7 +283,7 @@ class NativeNetwork:
 
     def _packed_for(self, plan: Plan) -> tuple[Tensor, Places]:
         # Image sizes share their weights where their layers have the same algorithms; else there is room for one.
-        key = tuple(instruction.algorithm for instruction in plan.instructions)
+        key = plan.algorithms
         if key not in self._packed:
             self._packed.clear()
             self._packed[key] = pack_weights(plan, self.unet)

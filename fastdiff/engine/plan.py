@@ -11,6 +11,7 @@ norm that reads its result.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -154,6 +155,11 @@ class Plan:
     def bytes(self, instruction: Instruction) -> int:
         """Bytes of buffers read and written for one sample."""
         return sum(self.buffers[n].bytes for n in (*instruction.reads(), *instruction.writes()))
+
+    @functools.cached_property
+    def algorithms(self) -> tuple[Algorithm, ...]:
+        """Those of all instructions."""
+        return tuple(instruction.algorithm for instruction in self.instructions)
 
     def strict(self) -> Plan:
         """The same with direct convolutions alone."""
