@@ -44,17 +44,32 @@ FD_KERNELS(generic)
 #if defined(__x86_64__)
 FD_KERNELS(avx2)
 FD_KERNELS(avx512)
+// Of AVX-512 with BF16 the plan's instructions alone are other ones.
+namespace avx512bf16 {
+void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch);
+static const Kernels& table() {
+  static const Kernels chosen = [] {
+    Kernels k = avx512::table;
+    k.name = "avx512bf16";
+    k.instruction = run_instruction_unit;
+    return k;
+  }();
+  return chosen;
+}
+}  // namespace avx512bf16
 #endif
 
 static const Kernels& choose() {
   const char* wanted = std::getenv("FASTDIFF_CPU_ISA");
-  const Kernels* available[3];
+  const Kernels* available[4];
   int count = 0;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx512bf16")) available[count++] = &avx512bf16::table();
     available[count++] = &avx512::table;
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     available[count++] = &avx2::table;
 #endif
