@@ -51,6 +51,16 @@ def test_sample_depends_on_seed_and_id_alone(model, tmp_path):
     assert np.abs(whole - other).max() > 10
 
 
+def test_sample_takes_a_precision(model, tmp_path):
+    exact, half = tmp_path / "exact.npz", tmp_path / "half.npz"
+    options = ("sample", model, "--num", 2, "--sampler", "ddpm", "--steps", 4)
+    works(*options, "--out", exact)
+    works(*options, "--precision", "bfloat16", "--out", half)
+    difference = np.abs(np.load(exact)["arr_0"].astype(int) - np.load(half)["arr_0"])
+    assert 0 < difference.max() < 64
+    assert "--precision must be 'fast', 'strict' or 'bfloat16', got 'int8'" in fails(*options, "--precision", "int8")
+
+
 # An untrained network's samples run away where nothing clips them.
 @pytest.mark.filterwarnings("ignore:samples of 'ddim':RuntimeWarning")
 def test_sample_takes_sampler_options(model, tmp_path):
