@@ -96,18 +96,22 @@ def test_bfloat16_of_the_published_network_is_as_near_as_pytorchs():
 
 
 def test_plan_in_bfloat16_leaves_layers_of_few_channels():
-    unet = network("adm")
-    compiled = fd.compile(unet, precision="bfloat16")
-    plan = compiled.plan(32, 32)
-    convolutions = [i for i in plan.instructions if i.op in ("conv", "attention")]
-    kept = [i.parameter for i in convolutions if i.products == "float32"]
+    plan = fd.compile(network("adm"), precision="bfloat16").plan(32, 32)
+    kept = [i.parameter for i in plan.instructions if i.op in ("conv", "attention") and i.products == "float32"]
     assert kept == ["input_blocks.0.0", "conv_out"]
     assert {i.products for i in plan.instructions if i.op in ("stats", "norm", "pool", "repeat")} == {"float32"}
     assert plan_in_bfloat16(plan) == plan
-    for i in convolutions:
-        if i.kernel == 3 and i.stride == 1 and i.products == "bfloat16":
-            side = plan.buffers[i.target].height
-            assert i.algorithm == ("winograd4" if side >= 16 else "winograd2" if side >= 4 else "direct")
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "algorithm"),
+    [(64, 4, "winograd4"), (64, 2, "direct"), (256, 4, "direct"), (256, 8, "winograd2"), (256, 16, "winograd4")],
+)
+def test_algorithm_in_bfloat16_follows_from_the_shape(channels, side, algorithm):
+    unet = fd.UNet(fd.UNetConfig(image_size=side, channels=channels, channel_mult=(1,), attention_resolutions=()))
+    plan = fd.compile(unet.eval(), precision="bfloat16").plan(side, side)
+    found = {i.algorithm for i in plan.instructions if i.kernel == 3 and i.products == "bfloat16"}
+    assert found == {algorithm}
 
 
 def test_weights_in_bfloat16_take_half_the_room():
