@@ -41,10 +41,24 @@ FD_KERNELS(generic)
 #if defined(__x86_64__)
 FD_KERNELS(avx2)
 FD_KERNELS(avx512)
+// Of AVX-512 with BF16 the plan's instructions alone are other ones.
+namespace avx512bf16 {
+void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch);
+static const Kernels& table() {
+  static const Kernels chosen = [] {
+    Kernels k = avx512::table;
+    k.name = "avx512bf16";
+    k.instruction = run_instruction_unit;
+    return k;
+  }();
+  return chosen;
+}
+}  // namespace avx512bf16
 #endif
 
 const Kernels& kernels() {
 #if defined(__x86_64__)
+  if (chosen_isa() == Isa::AVX512BF16) return avx512bf16::table();
   if (chosen_isa() == Isa::AVX512) return avx512::table;
   if (chosen_isa() == Isa::AVX2) return avx2::table;
 #endif

@@ -26,7 +26,7 @@ FD_KERNELS(avx512)
 
 static Kernels choose() {
 #if defined(__x86_64__)
-  if (chosen_isa() == Isa::AVX512) return avx512::make();
+  if (chosen_isa() == Isa::AVX512 || chosen_isa() == Isa::AVX512BF16) return avx512::make();
   if (chosen_isa() == Isa::AVX2) return avx2::make();
 #endif
   return generic::make();
