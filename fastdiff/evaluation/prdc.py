@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from fastdiff.evaluation.moments import Array
 from fastdiff.process.arguments import spelt
@@ -71,9 +73,10 @@ def prdc(samples: npt.ArrayLike, real: npt.ArrayLike, *, neighbours: int = NEIGH
     around_samples, around_real = _radii(x, k), _radii(y, k)
     inside = np.zeros(len(x), dtype=np.int64)
     recalled, covered = np.zeros(len(y), dtype=bool), np.zeros(len(y), dtype=bool)
+    left, right = _factors(x)[0], _factors(y)[1]
     for i in _blocks(len(x)):
         for j in _blocks(len(y)):
-            distances = _squares(x[i], y[j])
+            distances = _squares(left[i], right[j])
             in_real = distances < around_real[None, j]
             inside[i] += in_real.sum(axis=1)
             covered[j] |= in_real.any(axis=0)
@@ -88,26 +91,37 @@ def prdc(samples: npt.ArrayLike, real: npt.ArrayLike, *, neighbours: int = NEIGH
 
 def _radii(rows: Array, k: int) -> Array:
     """The squared distance of each row to its k-th nearest other row."""
-    found = np.empty(len(rows))
+    nearest = torch.full((len(rows), k), torch.inf, dtype=torch.float64)
+    left, right = _factors(rows)
     for i in _blocks(len(rows)):
-        nearest = np.empty((i.stop - i.start, 0))
         for j in _blocks(len(rows)):
-            distances = _squares(rows[i], rows[j])
+            if j.start < i.start:
+                continue
+            distances = _squares(left[i], right[j])
             if i == j:
                 # A row is not its own neighbour, whatever rounding leaves of its distance.
                 np.fill_diagonal(distances, np.inf)
-            if distances.shape[1] > k:
-                distances = np.partition(distances, k - 1, axis=1)[:, :k]
-            nearest = np.concatenate([nearest, distances], axis=1)
-        found[i] = np.partition(nearest, k - 1, axis=1)[:, k - 1]
-    return found
+            _keep_nearest(nearest[i], torch.from_numpy(distances))
+            if i != j:
+                _keep_nearest(nearest[j], torch.from_numpy(distances.T))
+    return np.asarray(nearest.amax(dim=1).numpy())
 
 
-def _squares(x: Array, y: Array) -> Array:
-    found = x @ y.T
-    found *= -2
-    found += (x**2).sum(axis=1)[:, None]
-    found += (y**2).sum(axis=1)[None]
+def _keep_nearest(nearest: Tensor, distances: Tensor) -> None:
+    """Take the least of each row and of what it has, [n, k], in place."""
+    k = nearest.shape[1]
+    found = distances.topk(min(k, distances.shape[1]), dim=1, largest=False, sorted=False).values
+    nearest.copy_(torch.cat([nearest, found], dim=1).topk(k, dim=1, largest=False, sorted=False).values)
+
+
+def _factors(rows: Array) -> tuple[Array, Array]:
+    """[x, |x|^2, 1] and [-2 x, 1, |x|^2]: the product of one of these and another is the squared distance."""
+    squares, ones = (rows**2).sum(axis=1, keepdims=True), np.ones((len(rows), 1))
+    return np.hstack([rows, squares, ones]), np.hstack([-2 * rows, ones, squares])
+
+
+def _squares(left: Array, right: Array) -> Array:
+    found = left @ right.T
     return np.asarray(np.maximum(found, 0.0, out=found))
 
 
