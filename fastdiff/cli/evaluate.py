@@ -103,7 +103,8 @@ def image_set(source: str, options: DataOptions) -> ImageSet:
     from fastdiff.evaluation import ImageSet, open_set
     from fastdiff.generation.reading import is_stored, stored_images
 
-    if not is_stored(source):
+    # The digits of scikit-learn; a folder of that name is ./digits.
+    if source == "digits" or not is_stored(source):
         return open_set(source, options)
     stored = stored_images(source)
     return ImageSet(stored.source, stored.num, stored.shape, stored.batches, stored.about)
@@ -114,7 +115,8 @@ def reference_of(source: str, options: DataOptions) -> ImageSet | Gaussian:
     from fastdiff.evaluation import open_reference
     from fastdiff.generation.reading import is_stored
 
-    return image_set(source, options) if is_stored(source) else open_reference(source, options)
+    own = source != "digits" and is_stored(source)
+    return image_set(source, options) if own else open_reference(source, options)
 
 
 def names_of(text: str, option: str) -> list[str]:

@@ -145,7 +145,7 @@ def measure(
         pixels = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2)
         with torch.no_grad():
             found, logits = features.compute(pixels)
-        rows = found.numpy()
+        rows = found.cpu().numpy()
         if "fid" in settings.metrics:
             added = Moments.of(rows)
             moments = added if moments is None else moments + added
@@ -154,7 +154,7 @@ def measure(
         if sums is not None:
             if logits is None:
                 raise ValueError(_no_classes(features))
-            sums.add(logits.numpy())
+            sums.add(logits.cpu().numpy())
         if done < _SHOWN:
             first.append(batch[: _SHOWN - done].copy())
         done += len(batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastdiff.data.cifar import is_cifar10
 from fastdiff.data.opening import DataOptions, open_images
 from fastdiff.data.source import ImageSource
 from fastdiff.evaluation.moments import Gaussian
@@ -83,7 +84,7 @@ def open_set(source: str | Path, options: DataOptions | None = None) -> ImageSet
     """
     given = options or DataOptions()
     if given.storage is None and _can_stay(source):
-        given = DataOptions(**{**given.__dict__, "storage": "disk"})
+        given = replace(given, storage="disk")
     return ImageSet.of_source(open_images(source, given))
 
 
@@ -116,7 +117,7 @@ def _can_stay(source: str | Path) -> bool:
     """Whether images are read from the disk as they are needed."""
     path = Path(source)
     if path.is_dir() and source != "digits":
-        return not any(path.glob("data_batch_*"))
+        return not is_cifar10(path)
     if path.suffix.lower() == ".npz":
         return all(member.compress_type == zipfile.ZIP_STORED for member in _members(path).values())
     return path.suffix.lower() in (".npy", ".zip")
