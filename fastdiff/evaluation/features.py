@@ -91,15 +91,18 @@ def builtin(channels: int, device: torch.device | str = "cpu") -> Features:
         values = normals(_SEED, np.arange(outputs), 9 * inputs, Stream.INITIAL, row)
         # The scale that keeps the variance through a ReLU.
         scale = np.float32(np.sqrt(2 / (9 * inputs)))
-        weights.append(torch.from_numpy(values * scale).view(outputs, inputs, 3, 3).to(device))
+        weight = torch.from_numpy(values * scale).view(outputs, inputs, 3, 3).to(device)
+        weights.append(weight.contiguous(memory_format=torch.channels_last))
         inputs = outputs
+    # The first layer sees pixels / 127.5 - 1, with black around the image.
+    bias = -weights[0].sum(dim=(1, 2, 3))
+    weights[0] = weights[0] / 127.5
 
     def compute(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = images.to(weights[0].device).to(torch.float32).contiguous(memory_format=torch.channels_last)
-        x = x.div_(127.5).sub_(1.0)
+        x = images.to(weights[0].device, torch.float32, memory_format=torch.channels_last)
         found = []
         for layer, weight in enumerate(weights):
-            x = functional.conv2d(x, weight, stride=2, padding=1).relu_()
+            x = functional.conv2d(x, weight, bias if layer == 0 else None, stride=2, padding=1).relu_()
             grid = functional.adaptive_avg_pool2d(x, 2) if layer == 1 else x.mean(dim=(2, 3))
             found.append(grid.flatten(1))
         return torch.cat(found, dim=1), None
