@@ -106,7 +106,7 @@ class Sharing:
             for other in range(self._world.size - 1):
                 torch._foreach_add_(gradients, [self._received[place][other] for place, _ in kept])
             norms[[place for place, _ in kept]] = torch.stack(torch._foreach_norm(gradients))
-        norm = torch.linalg.vector_norm(self._world.total(norms))
+        norm: Tensor = torch.linalg.vector_norm(self._world.total(norms))
         torch.nn.utils.clip_grads_with_norm_([self._parameters[place] for place in self.own], max_norm, norm)
         return norm
 
