@@ -70,7 +70,11 @@ bench: setup-dev  ## Time the ops against plain PyTorch and diffusers; writes be
 bench-cpu: $(VENV)/.peers  ## Time the CPU engine against others (ONNX Runtime, OpenVINO, ncnn, MNN); writes bench/results/
 	$(BIN)/python bench/cpu_unet.py
 	$(BIN)/python bench/cpu_train.py
-	$(BIN)/python bench/train_scaling.py
+	$(BIN)/python bench/train_scaling.py ho-cifar10
+	$(BIN)/python bench/train_scaling.py "ho-cifar10, 32 images"
+	$(BIN)/python bench/train_scaling.py digits
+	$(BIN)/python bench/generation.py speed
+	$(BIN)/python bench/generation.py memory
 
 bench-gpu:  ## Test and time everything on a GPU, in eight minutes at most, by PYTHON; writes bench/results/
 	$(PYTHON) bench/gpu_suite.py
