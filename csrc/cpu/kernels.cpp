@@ -14,6 +14,7 @@ namespace fastdiff {
   void run_attention_backward(const AttentionGradArgs&, int64_t, float* scratch);   \
   void run_dropout(const DropoutArgs&, int64_t first_unit, int64_t last_unit);      \
   void run_losses(const LossArgs&, int64_t first_unit, int64_t last_unit);          \
+  void run_pixels(const PixelArgs&, int64_t first_unit, int64_t last_unit);         \
   void run_conv3x3_pack(const PackArgs&, int64_t first_unit, int64_t last_unit);    \
   void run_conv3x3_weight_grad(const ConvGradArgs&, int64_t unit);                  \
   void run_linear_weight_grad(const LinearGradArgs&, int64_t, float* scratch);      \
@@ -28,6 +29,7 @@ namespace fastdiff {
       .attention_backward = run_attention_backward,                                 \
       .dropout = run_dropout,                                                       \
       .losses = run_losses,                                                         \
+      .pixels = run_pixels,                                                         \
       .conv3x3_pack = run_conv3x3_pack,                                             \
       .conv3x3_weight_grad = run_conv3x3_weight_grad,                               \
       .linear_weight_grad = run_linear_weight_grad,                                 \
