@@ -15,13 +15,15 @@ static Isa choose() {
     Isa isa;
   };
   const char* wanted = std::getenv("FASTDIFF_CPU_ISA");
-  Named available[3];
+  Named available[4];
   int count = 0;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx512bf16")) available[count++] = {"avx512bf16", Isa::AVX512BF16};
     available[count++] = {"avx512", Isa::AVX512};
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     available[count++] = {"avx2", Isa::AVX2};
 #endif

@@ -14,6 +14,7 @@ namespace fastdiff {
   void run_attention_backward(const AttentionGradArgs&, int64_t, float* scratch);   \
   void run_dropout(const DropoutArgs&, int64_t first_unit, int64_t last_unit);      \
   void run_losses(const LossArgs&, int64_t first_unit, int64_t last_unit);          \
+  void run_pixels(const PixelArgs&, int64_t first_unit, int64_t last_unit);         \
   void run_conv3x3_pack(const PackArgs&, int64_t first_unit, int64_t last_unit);    \
   void run_conv3x3_weight_grad(const ConvGradArgs&, int64_t unit);                  \
   void run_linear_weight_grad(const LinearGradArgs&, int64_t, float* scratch);      \
@@ -28,6 +29,7 @@ namespace fastdiff {
       .attention_backward = run_attention_backward,                                 \
       .dropout = run_dropout,                                                       \
       .losses = run_losses,                                                         \
+      .pixels = run_pixels,                                                         \
       .conv3x3_pack = run_conv3x3_pack,                                             \
       .conv3x3_weight_grad = run_conv3x3_weight_grad,                               \
       .linear_weight_grad = run_linear_weight_grad,                                 \
@@ -41,10 +43,24 @@ FD_KERNELS(generic)
 #if defined(__x86_64__)
 FD_KERNELS(avx2)
 FD_KERNELS(avx512)
+// Of AVX-512 with BF16 the plan's instructions alone are other ones.
+namespace avx512bf16 {
+void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch);
+static const Kernels& table() {
+  static const Kernels chosen = [] {
+    Kernels k = avx512::table;
+    k.name = "avx512bf16";
+    k.instruction = run_instruction_unit;
+    return k;
+  }();
+  return chosen;
+}
+}  // namespace avx512bf16
 #endif
 
 const Kernels& kernels() {
 #if defined(__x86_64__)
+  if (chosen_isa() == Isa::AVX512BF16) return avx512bf16::table();
   if (chosen_isa() == Isa::AVX512) return avx512::table;
   if (chosen_isa() == Isa::AVX2) return avx2::table;
 #endif

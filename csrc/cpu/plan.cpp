@@ -53,7 +53,7 @@ void check_numbers(const Instruction* code, int64_t length, int64_t batch) {
     const Instruction& i = code[n];
     const int64_t positive[] = {i.channels, i.height_in, i.width_in, i.height, i.width, i.channels_out};
     bool right = between(0, i.op, PLAN_OPS - 1) && between(0, i.algorithm, PLAN_ALGORITHMS - 1) && i.channels2 >= 0 &&
-                 i.channels2 <= MOST;
+                 between(0, i.pairs, 1) && i.channels2 <= MOST;
     for (const int64_t number : positive) right = right && between(1, number, MOST);
     right = right && product({batch, std::max(i.height_in, i.height) + 8, std::max(i.width_in, i.width) + 8,
                               std::max(i.channels + i.channels2, i.channels_out) + PANEL}) <= MOST;
@@ -104,7 +104,7 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
                          : i.algorithm == PLAN_DIRECT    ? i.kernel * i.kernel
                          : i.algorithm == PLAN_WINOGRAD4 ? 36
                                                          : 16;
-    const int64_t packed = conv ? panels_of(i.channels_out) * taps * total * PANEL : norm ? total : 0;
+    const int64_t packed = conv ? panels_of(i.channels_out) * taps * words_of(i, total) * PANEL : norm ? total : 0;
     const bool fits =
         inside(i.source, norm ? 0 : product({part, read, i.channels}), arena, norm) &&
         inside(i.source2, norm ? 0 : product({part, read, i.channels2}), arena, true) &&

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,7 +31,10 @@ def export(
     size: Annotated[
         str | None, typer.Option(help="Of the images, as 64 or 64x48 (height x width); the model's, if left out.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fast, or strict: every convolution computed directly.")] = "fast",
+    precision: Annotated[
+        str,
+        typer.Option(help="fast, strict (all convolutions direct) or bfloat16 (weights in half the room)."),
+    ] = "fast",
     weights: WeightsOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
@@ -44,15 +47,17 @@ def export(
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists already: choose another name, or --overwrite")
     check_writable(target.parent, target.name)
-    pixels, chosen = _pixels(size), _precision(precision)
-    pipe = load_pipeline(model, "cpu", weights)
+    pixels = _pixels(size)
 
+    from fastdiff.engine.native import check_precision
     from fastdiff.sampling.tables import read_table, table_of
 
+    check_precision(precision)
+    pipe = load_pipeline(model, "cpu", weights)
     named = (sampler or "ddim") if table is None else read_table(table, "--table")
     with blaming("--option", option):
         rows = table_of(named, pipe.diffusion, steps, options)
-    written = pipe.export(target, sampler=rows, size=pixels, precision=chosen)
+    written = pipe.export(target, sampler=rows, size=pixels, precision=precision)  # type: ignore[arg-type]
     typer.echo(f"{written.stat().st_size:,} bytes: {written}; next: fastdiff-run {written} --out samples.png")
 
 
@@ -63,9 +68,3 @@ def _pixels(text: str | None) -> tuple[int, int] | None:
     if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
         raise ValueError(f"--size must be one whole number or two, as 64 or 64x48, got {shown(text)}")
     return int(parts[0]), int(parts[-1])
-
-
-def _precision(name: str) -> Any:
-    if name not in ("fast", "strict"):
-        raise ValueError(f"--precision must be fast or strict, got {shown(name)}")
-    return name
