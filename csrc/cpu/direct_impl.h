@@ -65,7 +65,7 @@ static void direct_multiply(const Work& w, int64_t unit, float* scratch) {
     for (int64_t p = first; padded.copied && p < last; ++p)
       read_pixel(w, p / pixels, p % pixels / i.width, p % i.width, scratch + (p - first) * channels);
   }
-  int64_t taps[9];
+  int64_t taps[MOST_TAPS];
   for (int64_t ky = 0; ky < i.kernel; ++ky)
     for (int64_t kx = 0; kx < i.kernel; ++kx) taps[ky * i.kernel + kx] = (ky * padded.width + kx) * channels;
   if (by_dots(i)) return direct_dots(w, padded, taps, first, last, scratch);

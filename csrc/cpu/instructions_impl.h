@@ -7,6 +7,8 @@
 #include "direct_impl.h"
 #include "images_impl.h"
 #include "instructions.h"
+#include "memory_attention_impl.h"
+#include "pixel_norm_impl.h"
 #include "plan_layout.h"
 #include "vec_impl.h"
 #include "winograd_impl.h"
@@ -115,6 +117,10 @@ void run_instruction_unit(const Work& w, int64_t threads, int64_t unit, float* s
     case PLAN_POOL: return resample_row(w, unit, true);
     case PLAN_REPEAT: return resample_row(w, unit, false);
     case PLAN_ATTENTION: return w.phase == 0 ? attention_keys(w, unit) : attention_queries(w, unit, scratch);
+    case PLAN_PIXEL_NORM: return pixel_norm_row(w, unit, scratch);
+    case PLAN_MEMORY_ATTENTION: return w.phase == 0 ? memory_keys(w, unit) : memory_queries(w, unit, scratch);
+    case PLAN_LINEAR_ATTENTION:
+      return w.phase == 0 ? linear_context(w, unit, scratch) : linear_queries(w, unit, scratch);
     default: break;
   }
   if (i.algorithm == PLAN_WINOGRAD4) return winograd<4>(w, threads, unit, scratch);

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from fastdiff import ops
 from fastdiff.engine import memory
 from fastdiff.engine import schemas as _plan  # noqa: F401
-from fastdiff.engine.lower import Unsupported, lower
+from fastdiff.engine.families import family_of
+from fastdiff.engine.lower import Unsupported
 from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weight_and_bias
 from fastdiff.engine.plan import Buffer, Instruction, Plan, place
 from fastdiff.engine.watch import Watch
-from fastdiff.nets.unet import UNet, timestep_embedding
 
 __all__ = ["NativeNetwork", "Precision", "Prepared", "cached_network"]
 
@@ -117,7 +118,7 @@ def samples_to_a_lane(plan: Plan, batch: int, weight_bytes: int) -> int:
 
 
 class NativeNetwork:
-    """A `UNet` compiled for the CPU: a callable (x [B, C, H, W], t [B], y [B] or None) -> [B, C_out, H, W].
+    """A network compiled for the CPU: a callable (x [B, C, H, W], t [B], y [B] or None) -> [B, C_out, H, W].
 
     The network may change: before each call it is compared with what was packed (`fastdiff.engine.watch` says how),
     and packed again where it differs. `repack` is for changes that escape that: single numbers of a large parameter
@@ -127,21 +128,21 @@ class NativeNetwork:
     share it; their calls run one after the other. Copies and pickles hold a copy of the network and pack it anew.
 
     Args:
-        unet: The network, float32 on the CPU.
+        unet: The network, float32 on the CPU: a `UNet`, one of the drop-ins that are one, or lucidrains' `Unet`. What
+            these take beside images, times and labels (`low_res`, `x_self_cond`), a call takes by name.
         precision: "fast" computes 3x3 convolutions by Winograd's method where that is faster, with errors of about
             1e-6 relative to float64; "strict" computes all of them directly.
         hold: Keep the network alive.
 
     Raises:
-        Unsupported: the network is not a float32 `UNet` on the CPU, or has a part that the engine cannot run (named).
-            It is a ValueError. A call raises it as well where the network has become such.
+        Unsupported: the network is not of a class that the engine knows, not float32 or not on the CPU, or has a part
+            that the engine cannot run (named). It is a ValueError. A call raises it as well where the network has
+            become such.
         RuntimeError: the C++ extension is not built.
     """
 
-    def __init__(self, unet: UNet, precision: Precision = "fast", *, hold: bool = True) -> None:
-        if type(unet) is not UNet:
-            hint = "" if isinstance(unet, UNet) else "; fastdiff.convert.to_unet makes one of diffusers' networks"
-            raise Unsupported(f"the engine takes a fastdiff.UNet, got {type(unet).__name__}{hint}")
+    def __init__(self, unet: nn.Module, precision: Precision = "fast", *, hold: bool = True) -> None:
+        self.family = family_of(unet)
         if precision not in ("fast", "strict"):
             raise ValueError(f"precision must be 'fast' or 'strict', got {precision!r}")
         if not ops.has_extension():
@@ -165,22 +166,32 @@ class NativeNetwork:
         if unet is None:
             return "NativeNetwork(a network that is gone)"
         size = sum(parameter.numel() for parameter in unet.parameters())
-        return f"NativeNetwork(UNet of {size:,} parameters, {self.precision!r})"
+        return f"NativeNetwork({type(unet).__name__} of {size:,} parameters, {self.precision!r})"
 
-    def __reduce__(self) -> tuple[type[NativeNetwork], tuple[UNet, Precision]]:
+    def __reduce__(self) -> tuple[type[NativeNetwork], tuple[nn.Module, Precision]]:
         return NativeNetwork, (self.unet, self.precision)
 
     @property
-    def unet(self) -> UNet:
+    def unet(self) -> nn.Module:
         """The network."""
         unet = self._network()
         if unet is None:
             raise RuntimeError("the network that was compiled is gone")
         return unet
 
+    @property
+    def self_condition(self) -> bool:
+        """Whether the network is to be given its last prediction of the image."""
+        return getattr(self.unet, "self_condition", False) is True
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of the state and of the output."""
+        return self.family.channels(self.unet)
+
     def plan(self, height: int, width: int) -> Plan:
         """The plan for images of height x width pixels."""
-        plan = lower(self.unet, height, width)
+        plan = self.family.lower(self.unet, height, width)
         return plan.strict() if self.precision == "strict" else plan
 
     def check(self, *, thorough: bool = False) -> None:
@@ -202,7 +213,7 @@ class NativeNetwork:
                             f"the engine runs float32 networks on the CPU, and {name} is {parameter.dtype} on "
                             f"{parameter.device}"
                         )
-                self._projections = self.plan(*(self.unet.config.image_size,) * 2).projections
+                self._projections = self.plan(*self.family.size(self.unet)).projections
             if change != "nothing":
                 self._packed.clear()
                 self._time_layers = ()
@@ -251,20 +262,23 @@ class NativeNetwork:
         A row does not depend on the others.
         """
         with self.lock:
-            unet, config = self.unet, self.unet.config
+            unet, family = self.unet, self.family
             if not self._time_layers:
                 layers = [weight_and_bias(unet.get_submodule(name)) for name in self._projections]
                 weights, biases = (torch.cat(parts) for parts in zip(*layers, strict=True))
                 self._time_layers = (
-                    _Linear(*weight_and_bias(unet.time_embed[0]), act=False),
-                    _Linear(*weight_and_bias(unet.time_embed[2]), act=True),
+                    _Linear(*weight_and_bias(unet.get_submodule(family.layers[0])), act=False),
+                    _Linear(*weight_and_bias(unet.get_submodule(family.layers[1])), act=family.act == "silu"),
                     _Linear(weights, biases, act=True),
                 )
             first_layer, last_layer, projection = self._time_layers
-            embedded = last_layer(first_layer(timestep_embedding(t, config.channels, config.time_embedding)))
-            if unet.label_emb is not None:
-                with torch.no_grad():
-                    embedded = embedded + unet.label_emb(y)
+            with torch.no_grad():
+                hidden = first_layer(family.waves(unet, t))
+                # In float64, since PyTorch's GELU may round otherwise at the end of a tensor.
+                embedded = last_layer(gelu(hidden.double()).float() if family.act == "gelu" else hidden)
+                labels = getattr(unet, "label_emb", None)
+                if labels is not None:
+                    embedded = embedded + labels(y)
             return projection(embedded)
 
     def _times_of_batch(self, t: Tensor, y: Tensor | None) -> Tensor:
@@ -289,28 +303,32 @@ class NativeNetwork:
             self._packed[key] = pack_weights(plan, self.unet)
         return self._packed[key]
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Evaluate the network; arguments, result and errors as those of `UNet.forward`.
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, **extras: Tensor | None) -> Tensor:
+        """Evaluate the network; arguments, result and errors as those of its `forward`.
 
         Raises:
             RuntimeError: x requires a gradient.
         """
         with self.lock:
             self.check()
-            return self.evaluate(x, t, y)
+            return self.evaluate(x, t, y, **extras)
 
-    def evaluate(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def evaluate(self, x: Tensor, t: Tensor, y: Tensor | None = None, **extras: Tensor | None) -> Tensor:
         """The same with the network as it was at the last `check`, for loops in which nobody changes it."""
-        unet = self.unet
-        unet._check_inputs(x, t, y)
+        unet, family = self.unet, self.family
+        if surplus := set(extras) - set(family.extras):
+            raise TypeError(f"a {type(unet).__name__} takes no {', '.join(sorted(surplus))}")
+        given = (x, *extras.values())
+        x = family.image(unet, x, extras) if family.extras else x
+        family.check(unet, x, t, y)
         if x.device.type != "cpu":
             raise ValueError(f"x must be on the CPU, got {x.device}; move it, or call the network itself")
-        if torch.is_grad_enabled() and x.requires_grad:
+        if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in given):
             raise RuntimeError("the engine has no gradients, and x requires one: detach it, or call the network itself")
         batch, _, height, width = x.shape
         with self.lock:
             out = torch.empty(
-                (batch, unet.config.out_channels, height, width),
+                (batch, self.channels[1], height, width),
                 dtype=torch.float32,
                 device="cpu",
                 memory_format=torch.channels_last,
@@ -329,11 +347,11 @@ class NativeNetwork:
         return out
 
 
-_cache: weakref.WeakKeyDictionary[UNet, NativeNetwork] = weakref.WeakKeyDictionary()
+_cache: weakref.WeakKeyDictionary[nn.Module, NativeNetwork] = weakref.WeakKeyDictionary()
 _cache_lock = threading.Lock()
 
 
-def cached_network(unet: UNet) -> NativeNetwork:
+def cached_network(unet: nn.Module) -> NativeNetwork:
     """The network compiled, kept as long as the network itself. Raises as `NativeNetwork`, at every call."""
     with _cache_lock:
         network = _cache.get(unet)

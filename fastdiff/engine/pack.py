@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.engine import memory
+from fastdiff.engine.lucidrains import layer_parameters as lucidrains_parameters
 from fastdiff.engine.plan import VECTOR, Instruction, Placement, Plan
+from fastdiff.nets import lucidrains
 from fastdiff.nets.unet import AttentionBlock, UNet
 
 __all__ = [
@@ -18,17 +20,20 @@ __all__ = [
     "Places",
     "attention_weights",
     "encode",
+    "layer_parameters",
     "pack_layers",
     "pack_weights",
     "weight_and_bias",
 ]
 
-OPS = ("stats", "norm", "conv", "attention", "pool", "repeat")
+OPS = (
+    "stats", "norm", "conv", "attention", "pool", "repeat", "pixel_norm", "memory_attention", "linear_attention",
+)  # fmt: skip
 ALGORITHMS = ("direct", "winograd4", "winograd2")
 CODE_FIELDS = (
     "op", "algorithm", "kernel", "stride", "pad", "upsample", "act", "source", "channels", "source2", "channels2",
     "height_in", "width_in", "height", "width", "channels_out", "target", "residual", "norm", "weight", "bias", "time",
-    "groups", "epsilon", "heads", "stats", "stats2",
+    "groups", "epsilon", "heads", "stats", "stats2", "memory",
 )  # fmt: skip
 PANEL = 64
 # Numbers that the packing of a layer holds at a time.
@@ -49,15 +54,19 @@ Places = dict[int, tuple[int, int, int]]
 """For each instruction that has parameters where they begin among the weights: (weight, bias, epsilon)."""
 
 
-def pack_weights(plan: Plan, unet: UNet) -> tuple[Tensor, Places]:
+def pack_weights(plan: Plan, unet: nn.Module) -> tuple[Tensor, Places]:
     """All weights of a network in one float32 tensor, and their places."""
-    layers: list[tuple[Tensor, Tensor]] = []
-    for instruction in plan.instructions:
-        if not instruction.parameter:
-            continue
-        module = unet.get_submodule(instruction.parameter)
-        layers.append(attention_weights(unet, instruction) if instruction.qkv else weight_and_bias(module))
-    return pack_layers(plan, layers)
+    return pack_layers(plan, [layer_parameters(unet, i) for i in plan.instructions if i.parameter])
+
+
+def layer_parameters(unet: nn.Module, instruction: Instruction) -> tuple[Tensor, Tensor]:
+    """Weight and bias of an instruction."""
+    if isinstance(unet, lucidrains.Unet):
+        return lucidrains_parameters(unet, instruction)
+    assert isinstance(unet, UNet)
+    if instruction.qkv:
+        return attention_weights(unet, instruction)
+    return weight_and_bias(unet.get_submodule(instruction.parameter))
 
 
 def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Places]:
@@ -74,8 +83,8 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
         return start
 
     for number, (weight, bias) in zip(numbers, layers, strict=True):
-        norm = plan.instructions[number].op == "norm"
-        count = weight.numel() if norm else _packed_size(plan.instructions[number], weight)
+        norm, conv = (plan.instructions[number].op == op for op in ("norm", "conv"))
+        count = _packed_size(plan.instructions[number], weight) if conv else weight.numel()
         places[number] = (take(count), take(bias.numel()), take(1) if norm else -1)
     packed = memory.empty(length).zero_()
     for number, (weight, bias) in zip(numbers, layers, strict=True):
@@ -83,8 +92,9 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
         at_weight, at_bias, at_epsilon = places[number]
         packed[at_bias : at_bias + bias.numel()] = bias.detach()
         if instruction.op == "norm":
-            packed[at_weight : at_weight + weight.numel()] = weight.detach()
             packed[at_epsilon] = instruction.eps
+        if instruction.op != "conv":
+            packed[at_weight : at_weight + weight.numel()] = weight.detach().flatten()
         else:
             _pack(packed[at_weight : at_weight + _packed_size(instruction, weight)], instruction, weight.detach())
     return packed, places
@@ -134,6 +144,7 @@ def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
             "heads": i.heads,
             "stats": places[i.stats[0]] if i.stats else -1,
             "stats2": places[i.stats[1]] if len(i.stats) > 1 else -1,
+            "memory": i.memory,
         }
         rows.append([values[field] for field in CODE_FIELDS])
     return torch.tensor(rows, dtype=torch.int64, device="cpu")

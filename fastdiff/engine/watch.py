@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fastdiff.engine import lucidrains
 from fastdiff.engine.lower import SETTINGS, hooks_for_all, replaced_methods
-from fastdiff.nets.unet import UNet
 
 __all__ = ["Change", "Watch", "objects_in"]
 
@@ -17,7 +18,6 @@ Change = Literal["nothing", "weights", "structure"]
 # Of each parameter, about so many values are compared at every look, and twice as many at most. What changes weights
 # changes nearly all of them.
 WATCHED = 4
-_SETTINGS = {kind: operator.attrgetter(*names) for kind, names in SETTINGS.items() if names}
 
 
 class Watch:
@@ -40,7 +40,7 @@ class Watch:
         self._values = torch.empty(0, dtype=torch.int32, device="cpu")
         self._sums: list[int] = []
 
-    def look(self, unet: UNet, *, thorough: bool = False) -> Change:
+    def look(self, unet: torch.nn.Module, *, thorough: bool = False) -> Change:
         """What changed since `remember`: "structure" is everything but the values of the parameters."""
         # Most looks find the same objects, which need not be asked for their shapes.
         if objects_in(unet) != self._objects or _versions(self._parameters) != self._versions:
@@ -50,7 +50,7 @@ class Watch:
             return "weights"
         return "weights" if thorough and self._sums != [_sum(p) for p in self._flat] else "nothing"
 
-    def remember(self, unet: UNet) -> None:
+    def remember(self, unet: torch.nn.Module) -> None:
         """Take the network as it is, all float32 and on the CPU, as known."""
         self._structure, parameters = _contents(unet)
         self._objects, self._parameters = objects_in(unet), parameters
@@ -65,7 +65,7 @@ class Watch:
         self._structure, self._objects = [], []
 
 
-def objects_in(unet: UNet) -> list[Any]:
+def objects_in(unet: torch.nn.Module) -> list[Any]:
     """The same as `_contents` in less time: which objects there are, and the settings of the modules."""
     found: list[Any] = [hooks_for_all()]
     waiting: list[torch.nn.Module] = [unet]
@@ -75,8 +75,9 @@ def objects_in(unet: UNet) -> list[Any]:
         found.append(kind)
         found.append(bool(module._forward_hooks or module._forward_pre_hooks))
         found.append(replaced_methods(module))
-        if kind in _SETTINGS:
-            found.append(_SETTINGS[kind](module))
+        getter = _getter(kind)
+        if getter is not None:
+            found.append(getter(module))
         found.extend(map(id, module._parameters.values()))
         children = module._modules.values()
         found.extend(map(id, children))
@@ -84,7 +85,21 @@ def objects_in(unet: UNet) -> list[Any]:
     return found
 
 
-def _contents(unet: UNet) -> tuple[list[Any], list[Tensor]]:
+def _settings(kind: type[torch.nn.Module]) -> tuple[str, ...]:
+    return SETTINGS.get(kind) or lucidrains.SETTINGS.get(kind, ())
+
+
+_GETTERS: dict[type[torch.nn.Module], Callable[[Any], Any] | None] = {}
+
+
+def _getter(kind: type[torch.nn.Module]) -> Callable[[Any], Any] | None:
+    if kind not in _GETTERS:
+        names = _settings(kind)
+        _GETTERS[kind] = operator.attrgetter(*names) if names else None
+    return _GETTERS[kind]
+
+
+def _contents(unet: torch.nn.Module) -> tuple[list[Any], list[Tensor]]:
     """All that a plan depends on, in the order of the modules, and the parameters."""
     structure: list[Any] = [hooks_for_all()]
     parameters: list[Tensor] = []
@@ -92,7 +107,7 @@ def _contents(unet: UNet) -> tuple[list[Any], list[Tensor]]:
     def visit(module: torch.nn.Module) -> None:
         kind = type(module)
         structure.append((kind, bool(module._forward_hooks or module._forward_pre_hooks), replaced_methods(module)))
-        structure.extend(getattr(module, name) for name in SETTINGS.get(kind, ()))
+        structure.extend(getattr(module, name) for name in _settings(kind))
         for name, parameter in module._parameters.items():
             structure.append(name)
             if parameter is not None:

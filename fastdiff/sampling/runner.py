@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.engine.choose import RUNNERS, Runner, native_network
+from fastdiff.engine.choose import RUNNERS, Runner, compiled_or_not, native_network
 from fastdiff.engine.loop import run_table
 from fastdiff.engine.native import NativeNetwork
 from fastdiff.engine.threads import check_threads
@@ -153,7 +153,9 @@ def sample(
         with _bar(table.name, len(run.rows), progress) as advance:
             if network is None:
                 if not _run_recorded(run, model, runner, kwargs, threshold, advance):
-                    _run_eager(run, model, kwargs, threshold, advance)
+                    # Row by row, in the engine where it runs the network.
+                    fits = runner == "auto" and place.type == "cpu" and x.dtype == torch.float32 and x.ndim == 4
+                    _run_eager(run, compiled_or_not(model) if fits else model, kwargs, threshold, advance)
             elif seeds.are_many and table.is_stochastic:
                 # The engine's loop draws the noise of one seed.
                 _run_eager(run, network, kwargs, threshold, advance)

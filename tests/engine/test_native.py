@@ -7,11 +7,11 @@ import torch.nn.functional as F
 
 import fastdiff as fd
 from fastdiff import convert
-from fastdiff.engine import Buffer, Instruction, Plan, place
-from fastdiff.engine.pack import encode, pack_layers
+from fastdiff.engine import Buffer, Instruction
 from support.diffusers_networks import CASES as DIFFUSERS_CASES
 from support.diffusers_networks import diffusers_model
 from support.engine_networks import CONFIGS, double, inputs, network, relative
+from support.engine_runs import run_one
 from support.networks import redrawn
 from support.tolerances import (
     ENGINE_INSTRUCTION,
@@ -66,35 +66,6 @@ def test_native_executor_is_the_published_network():
     with torch.no_grad():
         expected = double(net)(x.double(), t)
     assert relative(fd.compile(net)(x, t), expected) < FLOAT32_DEEP
-
-
-def run_one(instruction, buffers, layers, x, others=()):
-    """The C++ executor's result of a plan of one instruction; `others` fills further buffers."""
-    plan = Plan(buffers, (instruction,), 0, instruction.target, (), 0)
-    placement = place(plan, len(x))
-    weights, places = pack_layers(plan, layers)
-    code = encode(plan, placement, places)
-    arena = torch.full((placement.length // 4,), torch.nan)
-    for number, values in others:
-        start = placement.places[number] // 4
-        arena[start : start + values.numel()] = values.permute(0, 2, 3, 1).reshape(-1)
-    out_buffer = buffers[instruction.target]
-    shape = (len(x), out_buffer.channels, out_buffer.height, out_buffer.width)
-    out = torch.full(shape, torch.nan).contiguous(memory_format=torch.channels_last)
-    torch.ops.fastdiff.plan_forward(
-        x.contiguous(memory_format=torch.channels_last),
-        code,
-        weights,
-        torch.zeros(1, 0),
-        placement.places[0] // 4,
-        placement.places[instruction.target] // 4,
-        arena,
-        torch.full((torch.ops.fastdiff.plan_scratch(code, len(x), 0, 0),), torch.nan),
-        0,
-        0,
-        out,
-    )
-    return out
 
 
 CONVOLUTIONS = [
