@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,17 +15,19 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from fastdiff import ops
-from fastdiff.engine import memory
+from fastdiff.engine import memory as memory_of
 from fastdiff.engine import schemas as _plan  # noqa: F401
 from fastdiff.engine.families import family_of
 from fastdiff.engine.lower import Unsupported
 from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weight_and_bias
+from fastdiff.engine.packed_cache import chosen_folder
 from fastdiff.engine.plan import Buffer, Instruction, Plan, place
 from fastdiff.engine.watch import Watch
 
-__all__ = ["NativeNetwork", "Precision", "Prepared", "cached_network"]
+__all__ = ["Memory", "NativeNetwork", "Precision", "Prepared", "cached_network"]
 
 Precision = Literal["fast", "strict"]
+Memory = Literal["normal", "low"]
 # Plans kept at a time, one per batch and size; the oldest goes.
 MAX_PLANS = 4
 # Of a network that threads evaluate side by side, each with samples of its own: packed weights that the last cache
@@ -100,8 +104,8 @@ def prepared_for(plan: Plan, batch: int, places: Places, part: int = 0) -> Prepa
     lanes = min(torch.get_num_threads(), -(-batch // part)) if part else 0
     placement = place(plan, part or batch)
     code = encode(plan, placement, places)
-    scratch = memory.empty(torch.ops.fastdiff.plan_scratch(code, batch, part, lanes))
-    arena = memory.empty(max(1, lanes) * placement.length // 4)
+    scratch = memory_of.empty(torch.ops.fastdiff.plan_scratch(code, batch, part, lanes))
+    arena = memory_of.empty(max(1, lanes) * placement.length // 4)
     input, output = (placement.places[number] // 4 for number in (plan.input, plan.output))
     return Prepared(plan, code, input, output, arena, scratch, part, lanes)
 
@@ -132,6 +136,10 @@ class NativeNetwork:
             these take beside images, times and labels (`low_res`, `x_self_cond`), a call takes by name.
         precision: "fast" computes 3x3 convolutions by Winograd's method where that is faster, with errors of about
             1e-6 relative to float64; "strict" computes all of them directly.
+        memory: "low" takes 2x2 tiles for Winograd's method, whose weights are 16/9 of the network's own and not 4
+            times as large; it is slower (docs/performance.md), and a little more exact.
+        cache: Folder in which packed weights are kept for other processes, found by the network's weights and this
+            version; the environment's FASTDIFF_PACKED_CACHE when None. A damaged file is made again.
         hold: Keep the network alive.
 
     Raises:
@@ -141,13 +149,23 @@ class NativeNetwork:
         RuntimeError: the C++ extension is not built.
     """
 
-    def __init__(self, unet: nn.Module, precision: Precision = "fast", *, hold: bool = True) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        precision: Precision = "fast",
+        *,
+        memory: Memory = "normal",
+        cache: str | Path | None = None,
+        hold: bool = True,
+    ) -> None:
         self.family = family_of(unet)
         if precision not in ("fast", "strict"):
             raise ValueError(f"precision must be 'fast' or 'strict', got {precision!r}")
+        if memory not in ("normal", "low"):
+            raise ValueError(f"memory must be 'normal' or 'low', got {memory!r}")
         if not ops.has_extension():
             raise RuntimeError(f"the engine needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
-        self.precision = precision
+        self.precision, self.memory, self.cache = precision, memory, chosen_folder(cache)
         self.generation = 0
         """How often the network was found to have changed."""
         # Held while memory that calls share is in use.
@@ -166,10 +184,11 @@ class NativeNetwork:
         if unet is None:
             return "NativeNetwork(a network that is gone)"
         size = sum(parameter.numel() for parameter in unet.parameters())
-        return f"NativeNetwork({type(unet).__name__} of {size:,} parameters, {self.precision!r})"
+        held = f"{self.packed_bytes / 1e6:.1f} MB packed" if self._packed else "not packed yet"
+        return f"NativeNetwork({type(unet).__name__} of {size:,} parameters, {self.precision!r}, {held})"
 
-    def __reduce__(self) -> tuple[type[NativeNetwork], tuple[nn.Module, Precision]]:
-        return NativeNetwork, (self.unet, self.precision)
+    def __reduce__(self) -> tuple[Callable[..., NativeNetwork], tuple[nn.Module, Precision, Memory, Path | None]]:
+        return _made_again, (self.unet, self.precision, self.memory, self.cache)
 
     @property
     def unet(self) -> nn.Module:
@@ -178,6 +197,11 @@ class NativeNetwork:
         if unet is None:
             raise RuntimeError("the network that was compiled is gone")
         return unet
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weights that are held; 0 before the first call."""
+        return sum(4 * packed.numel() for packed, _ in self._packed.values())
 
     @property
     def self_condition(self) -> bool:
@@ -192,6 +216,8 @@ class NativeNetwork:
     def plan(self, height: int, width: int) -> Plan:
         """The plan for images of height x width pixels."""
         plan = self.family.lower(self.unet, height, width)
+        if self.memory == "low":
+            plan = plan.small()
         return plan.strict() if self.precision == "strict" else plan
 
     def check(self, *, thorough: bool = False) -> None:
@@ -300,7 +326,7 @@ class NativeNetwork:
         key = tuple(instruction.algorithm for instruction in plan.instructions)
         if key not in self._packed:
             self._packed.clear()
-            self._packed[key] = pack_weights(plan, self.unet)
+            self._packed[key] = pack_weights(plan, self.unet, self.cache)
         return self._packed[key]
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, **extras: Tensor | None) -> Tensor:
@@ -345,6 +371,10 @@ class NativeNetwork:
                 out,
             )
         return out
+
+
+def _made_again(unet: nn.Module, precision: Precision, memory: Memory, cache: Path | None) -> NativeNetwork:
+    return NativeNetwork(unet, precision, memory=memory, cache=cache)
 
 
 _cache: weakref.WeakKeyDictionary[nn.Module, NativeNetwork] = weakref.WeakKeyDictionary()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.engine import memory
+from fastdiff.engine import memory, packed_cache
 from fastdiff.engine.lucidrains import layer_parameters as lucidrains_parameters
 from fastdiff.engine.plan import VECTOR, Instruction, Placement, Plan
 from fastdiff.nets import lucidrains
@@ -54,9 +55,24 @@ Places = dict[int, tuple[int, int, int]]
 """For each instruction that has parameters where they begin among the weights: (weight, bias, epsilon)."""
 
 
-def pack_weights(plan: Plan, unet: nn.Module) -> tuple[Tensor, Places]:
-    """All weights of a network in one float32 tensor, and their places."""
-    return pack_layers(plan, [layer_parameters(unet, i) for i in plan.instructions if i.parameter])
+def pack_weights(plan: Plan, unet: nn.Module, folder: Path | None = None) -> tuple[Tensor, Places]:
+    """All weights of a network in one float32 tensor, and their places.
+
+    Args:
+        plan: What they are packed for.
+        unet: The network.
+        folder: Where packed weights are kept, if anywhere: those of the same network are read, else written.
+    """
+    layers = [layer_parameters(unet, i) for i in plan.instructions if i.parameter]
+    if folder is None:
+        return pack_layers(plan, layers)
+    path = folder / packed_cache.name_of(plan, layers)
+    places, length = _places(plan, layers)
+    if (found := packed_cache.load(path, length)) is not None:
+        return found, places
+    packed, places = pack_layers(plan, layers)
+    packed_cache.save(path, packed)
+    return packed, places
 
 
 def layer_parameters(unet: nn.Module, instruction: Instruction) -> tuple[Tensor, Tensor]:
@@ -71,6 +87,22 @@ def layer_parameters(unet: nn.Module, instruction: Instruction) -> tuple[Tensor,
 
 def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Places]:
     """The same for weights and biases that are given, in the order of the instructions that have some."""
+    places, length = _places(plan, layers)
+    packed = memory.zeros(length)
+    for (number, (at_weight, at_bias, at_epsilon)), (weight, bias) in zip(places.items(), layers, strict=True):
+        instruction = plan.instructions[number]
+        packed[at_bias : at_bias + bias.numel()] = bias.detach()
+        if instruction.op == "norm":
+            packed[at_epsilon] = instruction.eps
+        if instruction.op != "conv":
+            packed[at_weight : at_weight + weight.numel()] = weight.detach().flatten()
+        else:
+            _pack(packed[at_weight : at_weight + _packed_size(instruction, weight)], instruction, weight.detach())
+    return packed, places
+
+
+def _places(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Places, int]:
+    """Where the packed weights and biases lie, in the order of the instructions, and how many numbers there are."""
     numbers = [number for number, instruction in enumerate(plan.instructions) if instruction.parameter]
     places: Places = {}
     length = 0
@@ -86,18 +118,7 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
         norm, conv = (plan.instructions[number].op == op for op in ("norm", "conv"))
         count = _packed_size(plan.instructions[number], weight) if conv else weight.numel()
         places[number] = (take(count), take(bias.numel()), take(1) if norm else -1)
-    packed = memory.empty(length).zero_()
-    for number, (weight, bias) in zip(numbers, layers, strict=True):
-        instruction = plan.instructions[number]
-        at_weight, at_bias, at_epsilon = places[number]
-        packed[at_bias : at_bias + bias.numel()] = bias.detach()
-        if instruction.op == "norm":
-            packed[at_epsilon] = instruction.eps
-        if instruction.op != "conv":
-            packed[at_weight : at_weight + weight.numel()] = weight.detach().flatten()
-        else:
-            _pack(packed[at_weight : at_weight + _packed_size(instruction, weight)], instruction, weight.detach())
-    return packed, places
+    return places, length
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:

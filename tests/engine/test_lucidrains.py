@@ -10,6 +10,7 @@ from torch import nn
 import fastdiff as fd
 from fastdiff.engine import Buffer, Instruction, NativeNetwork, Unsupported, run_plan
 from fastdiff.engine.lucidrains import lower_lucidrains
+from fastdiff.engine.pack import CODE_FIELDS, OPS
 from fastdiff.nets.lucidrains import Unet
 from support.engine_networks import relative
 from support.engine_runs import run_one
@@ -220,3 +221,22 @@ def test_call_refuses():
         compiled(x, t, low_res=x)
     with pytest.raises(ValueError, match="multiples of 2"):
         lower_lucidrains(net, 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [("memory", 1 << 19), ("memory", -1), ("groups", 0), ("heads", 3), ("weight", 1 << 40), ("weight", -1)],
+)
+def test_a_plan_that_reaches_out_of_its_memory_is_refused(field, number):
+    net = network("plain")
+    x, t, _ = inputs(net)
+    compiled = NativeNetwork(net)
+    prepared = compiled.prepare(len(x), *x.shape[2:])
+    code = prepared.code.clone()
+    attends = torch.isin(code[:, 0], torch.tensor([OPS.index("memory_attention"), OPS.index("linear_attention")]))
+    code[attends, CODE_FIELDS.index(field)] = number
+    with pytest.raises(RuntimeError, match=r"outside of the arena|do not fit together"):
+        torch.ops.fastdiff.plan_forward(
+            x.contiguous(memory_format=torch.channels_last), code, compiled.weights(*x.shape[2:]), compiled.times(t),
+            *prepared.memory, torch.empty_like(x).contiguous(memory_format=torch.channels_last),
+        )  # fmt: skip
