@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.convert.diffusers_unet import build_unet, to_unet
@@ -41,11 +42,21 @@ class Foreign:
 
     Attributes:
         to_own: The network as one that the engine runs, with copies of its weights. Raises ValueError.
+        takes_low_res: Half of the channels are a small image's, which a call is given as `low_res`.
         call: From (module, positional, keyword arguments) to the call; None for one that is not known.
     """
 
     to_own: Callable[[Any], nn.Module]
     call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Call | None]
+    takes_low_res: bool = False
+
+    def example(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a call that gives a network of its own these images, times and labels."""
+        labels = () if y is None else (y,)
+        if not self.takes_low_res:
+            return (x, t, *labels), {}
+        image, small = x.chunk(2, dim=1)
+        return (image, t), {"low_res": F.avg_pool2d(small, 2)} | ({} if y is None else {"y": y})
 
 
 def foreign_of(module: nn.Module) -> Foreign | None:
@@ -54,8 +65,11 @@ def foreign_of(module: nn.Module) -> Foreign | None:
     if kind.__name__ == "UNet2DModel" and kind.__module__.startswith("diffusers."):
         return Foreign(to_unet, _diffusers_call)
     parts = set(module._modules)
-    if kind.__name__ == "UNetModel" and {"time_embed", "input_blocks", "middle_block", "output_blocks", "out"} <= parts:
-        return Foreign(_from_openai, _openai_call)
+    if {"time_embed", "input_blocks", "middle_block", "output_blocks", "out"} <= parts:
+        if kind.__name__ == "UNetModel":
+            return Foreign(_from_openai, _openai_call)
+        if kind.__name__ == "SuperResModel":
+            return Foreign(_from_openai, _super_res_call, takes_low_res=True)
     if kind.__name__ == "Unet" and {"init_conv", "time_mlp", "downs", "mid_attn", "final_conv"} <= parts:
         return Foreign(_from_lucidrains, _lucidrains_call)
     return None
@@ -100,6 +114,17 @@ def _diffusers_call(module: Any, args: tuple[Any, ...], options: dict[str, Any])
 def _openai_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
     given = _bound(("x", "timesteps", "y"), args, options)
     return None if given is None else _call(given.get("x"), given.get("timesteps"), given.get("y"), {})
+
+
+def _super_res_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
+    given = _bound(("x", "timesteps", "low_res", "y"), args, options)
+    if given is None or not isinstance(given.get("low_res"), Tensor):
+        return None
+    call = _call(given.get("x"), given.get("timesteps"), given.get("y"), {"low_res": given["low_res"]})
+    if call is None:
+        return None
+    large = F.interpolate(call.extras["low_res"], call.x.shape[2:], mode="bilinear")
+    return replace(call, x=torch.cat([call.x, large], dim=1), extras={})
 
 
 def _lucidrains_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:

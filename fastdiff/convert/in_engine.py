@@ -104,14 +104,14 @@ def _difference(module: nn.Module, network: NativeNetwork, own: Any) -> float:
     divisor = int(getattr(own, "downsample_factor", 0) or own.config.size_divisor)
     x = torch.randn(2, family.channels(own)[0], 2 * divisor, 2 * divisor, generator=generator)
     classes = getattr(getattr(own, "config", None), "num_classes", None)
-    times, labels = torch.tensor([1, 500]), () if classes is None else (torch.tensor([0, classes - 1]),)
-    given = (x, times, *labels)
     foreign = foreign_of(module)
     assert foreign is not None
-    call = foreign.call(module, given, {})
+    labels = None if classes is None else torch.tensor([0, classes - 1])
+    given, options = foreign.example(x, torch.tensor([1, 500]), labels)
+    call = foreign.call(module, given, options)
     assert call is not None
     with torch.no_grad():
-        expected = own_class(module).forward(module, *given)
+        expected = own_class(module).forward(module, *given, **options)
         expected = expected if isinstance(expected, Tensor) else expected[0]
         found = network(call.x, call.t, call.y, **call.extras)
     if found.shape != expected.shape:

@@ -97,8 +97,9 @@ def sample(
             those of `renoise` and `ddim_encode` (`init_scale` is 0), need it.
         start_row: Row to start at; above 0 only with `x_init`, and only where the row needs nothing from earlier ones.
         runner: "eager" is a Python loop over rows, for any model. "native" is the C++ engine, for a float32 `UNet` on
-            the CPU. "graph" records a row on a GPU and runs all rows as one launch, for any model that can be recorded.
-            "auto" takes the fastest that fits, and warns where a part of the model keeps it from that.
+            the CPU, or another network that it knows (docs/migration.md). "graph" records a row on a GPU and runs all
+            rows as one launch, for any model that can be recorded. "auto" takes the fastest that fits, with the engine
+            row by row where its loop does not, and warns where a part of the model keeps it from that.
         device: Where to run; the model's own device, else that of `x_init`, else the CPU.
         dtype: Of the result; float32 when None. The state is float32 (float64 for float64).
         progress: Show a progress bar on the terminal.

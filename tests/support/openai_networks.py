@@ -198,8 +198,13 @@ def whole(attention=QKVAttention, num_classes=None, use_scale_shift_norm=True, c
     return Whole(attention, num_classes, use_scale_shift_norm, channels)
 
 
+def super_res():
+    """Their SuperResModel, likewise."""
+    return SuperRes(QKVAttention, None, True, 16, 6)
+
+
 class Whole(nn.Module):
-    def __init__(self, attention, num_classes, use_scale_shift_norm, channels):
+    def __init__(self, attention, num_classes, use_scale_shift_norm, channels, channels_in=3):
         super().__init__()
         emb, wide, options = 4 * channels, 2 * channels, {"use_scale_shift_norm": use_scale_shift_norm}
         self.model_channels, self.num_classes, self.image_size = channels, num_classes, 16
@@ -214,7 +219,7 @@ class Whole(nn.Module):
             return ResBlock(before, emb, after, **options)
 
         blocks = (
-            [nn.Conv2d(3, channels, 3, padding=1)], [res(channels, channels)], [Down(channels)],
+            [nn.Conv2d(channels_in, channels, 3, padding=1)], [res(channels, channels)], [Down(channels)],
             [res(channels, wide), attend()],
         )  # fmt: skip
         self.input_blocks = nn.ModuleList(TimestepEmbedSequential(*layers) for layers in blocks)
@@ -242,7 +247,13 @@ class Whole(nn.Module):
         return self.out(h)
 
 
-Whole.__name__ = "UNetModel"
+class SuperRes(Whole):
+    def forward(self, x, timesteps, low_res=None, **kwargs):
+        upsampled = F.interpolate(low_res, x.shape[2:], mode="bilinear")
+        return super().forward(torch.cat([x, upsampled], dim=1), timesteps, **kwargs)
+
+
+Whole.__name__, SuperRes.__name__ = "UNetModel", "SuperResModel"
 
 
 def openai_names(config):
