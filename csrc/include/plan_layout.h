@@ -40,6 +40,7 @@ struct Instruction {
                             // numbers of a head that are no padding
   int64_t heads;
   int64_t stats, stats2;  // [2, C]: mean and sum of squares about it, of each source
+  int64_t pairs;          // products are those of bfloat16 numbers, two of which are a word where a float would be
   int64_t memory;         // learned keys and values of an attention, in front of those of the pixels
 };
 

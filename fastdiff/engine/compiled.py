@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +14,7 @@ from fastdiff.engine.native import Memory, NativeNetwork, Precision
 from fastdiff.nets.unet import UNet
 from fastdiff.process.checks import whole_number
 
-__all__ = ["compile"]
+__all__ = ["checked_size", "compile"]
 
 
 def compile(
@@ -46,7 +47,7 @@ def compile(
         RuntimeError: on the CPU, the C++ extension is not built.
     """
     network = _compiled(unet, precision, memory, cache)
-    height, width = _checked_size(size, family_of(unet).size(unet))
+    height, width = checked_size(size, family_of(unet).size(unet))
     if batch is None:
         network.plan(height, width)
         return network
@@ -72,8 +73,11 @@ def _on_gpu(unet: UNet) -> bool:
     return unet.conv_out.weight.is_cuda
 
 
-def _checked_size(size: object, default: tuple[int, int]) -> tuple[int, int]:
-    values = tuple(size) if isinstance(size, tuple | list) else default if size is None else (size, size)
+def checked_size(size: object, default: Sequence[int]) -> tuple[int, int]:
+    """Height and width of images, from one number, two, or None for the default. Raises ValueError for others."""
+    if size is None:
+        size = tuple(default)
+    values = tuple(size) if isinstance(size, tuple | list) else (size,) * 2
     whole = [number for number in map(_whole, values) if number is not None]
     if len(values) != 2 or len(whole) != 2:
         raise ValueError(f"size must be one whole number, or two: height and width; got {size!r}")

@@ -11,11 +11,12 @@ norm that reads its result.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Algorithm", "AttentionLayer", "Buffer", "Instruction", "Op", "Placement", "Plan", "place"]
+__all__ = ["Algorithm", "AttentionLayer", "Buffer", "Instruction", "Number", "Op", "Placement", "Plan", "place"]
 
 Op = Literal[
     "stats", "norm", "conv", "attention", "pool", "repeat", "pixel_norm", "memory_attention", "linear_attention",
@@ -90,6 +91,8 @@ class Instruction:
             well; `fastdiff.engine.pack` says how. "plain": as "packed", without the zeros. "heads" and "joined": as
             "packed" and "projection", of lucidrains' layers.
         algorithm: Of a convolution.
+        products: Type that a convolution's or attention's factors are rounded to before they are multiplied; sums are
+            float32. On the CPU weights are stored in it. Not "float16".
     """
 
     op: Op
@@ -110,6 +113,7 @@ class Instruction:
     heads: int = 1
     qkv: AttentionLayer = ""
     algorithm: Algorithm = "direct"
+    products: Number = "float32"
     bias: bool = True
     added: str = ""
     added_time: int | None = None
@@ -173,6 +177,11 @@ class Plan:
         instructions = (replace(i, algorithm="winograd2" if i.algorithm == "winograd4" else i.algorithm)
                         for i in self.instructions)  # fmt: skip
         return replace(self, instructions=tuple(instructions))
+
+    @functools.cached_property
+    def algorithms(self) -> tuple[str, ...]:
+        """How all instructions are computed: what packed weights depend on."""
+        return tuple(f"{instruction.algorithm} {instruction.products}" for instruction in self.instructions)
 
     def strict(self) -> Plan:
         """The same with direct convolutions alone."""

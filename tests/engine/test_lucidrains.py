@@ -12,8 +12,8 @@ from fastdiff.engine import Buffer, Instruction, NativeNetwork, Unsupported, run
 from fastdiff.engine.lucidrains import lower_lucidrains
 from fastdiff.engine.pack import CODE_FIELDS, OPS
 from fastdiff.nets.lucidrains import Unet
+from support.engine_instructions import run_one
 from support.engine_networks import relative
-from support.engine_runs import run_one
 from support.lucidrains_networks import NETWORKS
 from support.networks import shaken
 from support.tolerances import ENGINE_INSTRUCTION, ENGINE_NETWORK, FLOAT32_RUN, FLOAT64
