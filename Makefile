@@ -83,7 +83,8 @@ bench-gpu:  ## Test and time everything on a GPU, in eight minutes at most, by P
 asan: setup-dev  ## Run the ops' and the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	FASTDIFF_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan
 	$(SANITIZED) -c "import torch, fastdiff._C as c; assert 'build/asan' in c.__file__, c.__file__"
-	$(SANITIZED) -m pytest -q -n 0 tests/ops tests/engine/test_native.py tests/engine/test_native_limits.py
+	$(SANITIZED) -m pytest -q -n 0 tests/ops tests/engine/test_native.py tests/engine/test_native_limits.py \
+		tests/engine/test_lucidrains.py
 
 clean:  ## Remove .venv, build products and caches
 	rm -rf $(VENV) build dist *.egg-info fastdiff/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
