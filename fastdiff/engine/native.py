@@ -46,6 +46,7 @@ LANE_WEIGHT_BYTES = 16 << 20
 LANE_ARENA_BYTES = 1 << 20
 LANE_FLOPS = 100_000_000
 FEW_ROWS = 4
+CACHED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +94,9 @@ class _Linear:
         rows = len(x)
         if self._prepared is None or self._key != (rows, torch.get_num_threads()):
             self._key = (rows, torch.get_num_threads())
-            # For few rows one thread is as fast as all.
-            self._prepared = prepared_for(self.plan, rows, self.places, rows if rows <= FEW_ROWS else 0)
+            # For few rows one thread is as fast as all, where its weights come from a cache.
+            alone = rows <= FEW_ROWS and 4 * self.weights.numel() <= CACHED_BYTES
+            self._prepared = prepared_for(self.plan, rows, self.places, rows if alone else 0)
         p = self._prepared
         out = torch.empty(rows, self.plan.buffers[1].channels, 1, 1, dtype=torch.float32, device="cpu")
         torch.ops.fastdiff.plan_forward(

@@ -70,7 +70,7 @@ def test_attention_with_keys_of_its_own_in_bfloat16_is_near_float64(tokens, widt
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-@pytest.mark.parametrize("size", [(16, 16), (8, 24), (4, 4), (20, 12)], ids=str)
+@pytest.mark.parametrize("size", [(8, 24), (20, 12)], ids=str)
 def test_bfloat16_is_as_near_to_float64_as_pytorchs(case, size):
     net = network(case)
     x, t, y = inputs(net, 3, *size)
