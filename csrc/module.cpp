@@ -6,7 +6,7 @@
 #include <string>
 
 #include "kernels.h"
-#include "step.h"
+#include "row.h"
 
 static PyObject* cpu_isa(PyObject*, PyObject*) {
   try {

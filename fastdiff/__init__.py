@@ -37,6 +37,7 @@ _PLACES = {
     "data": "data",
     "editing": "sampling.editing",
     "estimate": "likelihood.estimate",
+    "evaluation": "evaluation",
     "figures": "files.figures",
     "guidance": "sampling.guidance",
     "langevin": "sampling.langevin",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     # What a type checker reads in the table's place; a test holds the two together.
     from fastdiff import convert as convert
     from fastdiff import data as data
+    from fastdiff import evaluation as evaluation
     from fastdiff import likelihood as likelihood
     from fastdiff import ops as ops
     from fastdiff.engine import compile as compile

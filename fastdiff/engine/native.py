@@ -27,12 +27,14 @@ from fastdiff.process.arguments import spelt
 
 __all__ = [
     "PRECISIONS",
+    "Linear",
     "NativeNetwork",
     "Precision",
     "Prepared",
     "cached_network",
     "check_precision",
     "has_bfloat16_products",
+    "lanes_of",
 ]
 
 Precision = Literal["fast", "strict", "bfloat16"]
@@ -77,8 +79,13 @@ class Prepared:
         return self.input, self.output, self.arena, self.scratch, self.part, self.lanes
 
 
-class _Linear:
-    """A linear layer of the engine, whose rows do not depend on each other, not even by their number."""
+class Linear:
+    """A linear layer of the engine, whose rows do not depend on each other, not even by their number.
+
+    Attributes:
+        plan: Its one instruction, which takes its input from buffer 0 and leaves the result in buffer 1.
+        weights, places: See `fastdiff.engine.pack.pack_layers`.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, act: bool) -> None:
         out_features, in_features = weight.shape
@@ -123,13 +130,19 @@ def prepared_for(plan: Plan, batch: int, places: Places, part: int = 0) -> Prepa
 
 def samples_to_a_lane(plan: Plan, batch: int, weight_bytes: int) -> int:
     """How many samples one thread takes through the whole plan at a time, or 0: all threads share every instruction."""
+    most, few = lanes_of(plan, weight_bytes)
+    threads = torch.get_num_threads()
+    if most == 0 or (batch < threads and not few):
+        return 0
+    return max(1, min(most, -(-batch // threads)))
+
+
+def lanes_of(plan: Plan, weight_bytes: int) -> tuple[int, bool]:
+    """How many samples may be one thread's at a time, at most, and whether it pays for fewer samples than threads."""
     sample_bytes = place(plan, 1).length
     if weight_bytes > LANE_WEIGHT_BYTES or sample_bytes > LANE_ARENA_BYTES:
-        return 0
-    threads = torch.get_num_threads()
-    if batch < threads and sum(plan.flops(i) for i in plan.instructions) > LANE_FLOPS:
-        return 0
-    return max(1, min(LANE_ARENA_BYTES // sample_bytes, -(-batch // threads)))
+        return 0, False
+    return LANE_ARENA_BYTES // sample_bytes, sum(plan.flops(i) for i in plan.instructions) <= LANE_FLOPS
 
 
 class NativeNetwork:
@@ -177,7 +190,7 @@ class NativeNetwork:
         self._prepared: OrderedDict[tuple[int, int, int, int], Prepared] = OrderedDict()
         self._packed: dict[tuple[str, ...], tuple[Tensor, Places]] = {}
         self._projections: tuple[str, ...] = ()
-        self._time_layers: tuple[_Linear, ...] = ()
+        self._time_layers: tuple[Linear, ...] = ()
         # Whatever the engine cannot run is found here, not in the middle of sampling.
         self.check()
 
@@ -265,8 +278,12 @@ class NativeNetwork:
 
     def packed(self, plan: Plan) -> Tensor:
         """The packed weights for a plan of this network, as they were at the last `check`."""
+        return self.packed_and_places(plan)[0]
+
+    def packed_and_places(self, plan: Plan) -> tuple[Tensor, Places]:
+        """The same, and where each instruction's begin."""
         with self.lock:
-            return self._packed_for(plan)[0]
+            return self._packed_for(plan)
 
     def times(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """What depends on times and labels alone, [N, time_width] float32, with the weights of the last `check`.
@@ -274,25 +291,30 @@ class NativeNetwork:
         A row does not depend on the others.
         """
         with self.lock:
+            embedded, projection = self.embedded(t)
+            if self.unet.label_emb is not None:
+                with torch.no_grad():
+                    embedded = embedded + self.unet.label_emb(y)
+            return projection(embedded)
+
+    def embedded(self, t: Tensor) -> tuple[Tensor, Linear]:
+        """Embedded times [N, 4 channels], before a label's vector is added, and the layer from them to `times`."""
+        with self.lock:
             unet, config = self.unet, self.unet.config
             if not self._time_layers:
                 layers = [weight_and_bias(unet.get_submodule(name)) for name in self._projections]
                 weights, biases = (torch.cat(parts) for parts in zip(*layers, strict=True))
                 self._time_layers = (
-                    _Linear(*weight_and_bias(unet.time_embed[0]), act=False),
-                    _Linear(*weight_and_bias(unet.time_embed[2]), act=True),
-                    _Linear(weights, biases, act=True),
+                    Linear(*weight_and_bias(unet.time_embed[0]), act=False),
+                    Linear(*weight_and_bias(unet.time_embed[2]), act=True),
+                    Linear(weights, biases, act=True),
                 )
             first_layer, last_layer, projection = self._time_layers
-            embedded = last_layer(first_layer(timestep_embedding(t, config.channels, config.time_embedding)))
-            if unet.label_emb is not None:
-                with torch.no_grad():
-                    embedded = embedded + unet.label_emb(y)
-            return projection(embedded)
+            return last_layer(first_layer(timestep_embedding(t, config.channels, config.time_embedding))), projection
 
     def _times_of_batch(self, t: Tensor, y: Tensor | None) -> Tensor:
         """The same, [1 or N, time_width], with the work done once for equal times."""
-        if y is not None:
+        if y is not None or len(t) == 1:
             return self.times(t, y)
         distinct, which = torch.unique(t, return_inverse=True)
         rows = self.times(distinct)
@@ -306,7 +328,7 @@ class NativeNetwork:
 
     def _packed_for(self, plan: Plan) -> tuple[Tensor, Places]:
         # Image sizes share their weights where their layers have the same algorithms; else there is room for one.
-        key = tuple(f"{instruction.algorithm} {instruction.products}" for instruction in plan.instructions)
+        key = plan.algorithms
         if key not in self._packed:
             self._packed.clear()
             self._packed[key] = pack_weights(plan, self.unet)

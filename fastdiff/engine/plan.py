@@ -11,6 +11,7 @@ norm that reads its result.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -157,6 +158,11 @@ class Plan:
     def bytes(self, instruction: Instruction) -> int:
         """Bytes of buffers read and written for one sample."""
         return sum(self.buffers[n].bytes for n in (*instruction.reads(), *instruction.writes()))
+
+    @functools.cached_property
+    def algorithms(self) -> tuple[str, ...]:
+        """How all instructions are computed: what packed weights depend on."""
+        return tuple(f"{instruction.algorithm} {instruction.products}" for instruction in self.instructions)
 
     def strict(self) -> Plan:
         """The same with direct convolutions alone."""

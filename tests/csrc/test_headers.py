@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is 
 
 def complaints(source: str, folder: str = "cpu", more=()) -> str:
     """What the compiler says of a file that includes headers of csrc."""
-    ours = [f"-I{CSRC / inside}" for inside in ("include", folder)]
+    ours = [f"-I{CSRC / inside}" for inside in ("include", "standalone", folder)]
     theirs = [f"-isystem{path}" for path in [*more, *include_paths(), sysconfig.get_paths()["include"]]]
     command = ["g++", "-std=c++20", "-fsyntax-only", "-Wno-psabi", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     command += [*ours, *theirs, "-x", "c++", "-"]
