@@ -162,7 +162,7 @@ class NativeNetwork:
             1e-6 relative to float64; "strict" computes all of them directly. "bfloat16" stores weights in 16 bits and
             multiplies bfloat16 numbers, by the processor's own instructions where it has them (AVX512-BF16), and sums
             in float32, in which the state, noise, norms and all between layers stay: errors of about 3e-3 to 3e-2 of
-            the largest value, as those of a network in PyTorch's bfloat16, and other bits with another instruction set.
+            the largest value, at most twice those of PyTorch's bfloat16, and other bits with another instruction set.
         hold: Keep the network alive.
 
     Raises:
