@@ -37,6 +37,11 @@ $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
 	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch torch-fidelity
 	@touch $@ $(VENV)/.run
 
+# The engines that the CPU bench races.
+$(VENV)/.peers: $(VENV)/.dev
+	$(PIP) -q --no-build-isolation -e ".[peers]"
+	@touch $@
+
 setup: $(VENV)/.run  ## Create .venv, install the pinned dependencies, build the extension
 
 setup-dev: $(VENV)/.dev  ## The same, with the tools for tests, linting and benchmarks
@@ -62,10 +67,14 @@ format: setup-dev  ## Rewrite the sources in the house style
 bench: setup-dev  ## Time the ops against plain PyTorch and diffusers; writes bench/results/
 	$(BIN)/python bench/run.py
 
-bench-cpu: setup-dev  ## Time the CPU engine against diffusers and torch.compile; writes bench/results/
+bench-cpu: $(VENV)/.peers  ## Time the CPU engine against others (ONNX Runtime, OpenVINO, ncnn, MNN); writes bench/results/
 	$(BIN)/python bench/cpu_unet.py
 	$(BIN)/python bench/cpu_train.py
-	$(BIN)/python bench/train_scaling.py
+	$(BIN)/python bench/train_scaling.py ho-cifar10
+	$(BIN)/python bench/train_scaling.py "ho-cifar10, 32 images"
+	$(BIN)/python bench/train_scaling.py digits
+	$(BIN)/python bench/generation.py speed
+	$(BIN)/python bench/generation.py memory
 
 bench-gpu:  ## Test and time everything on a GPU, in eight minutes at most, by PYTHON; writes bench/results/
 	$(PYTHON) bench/gpu_suite.py

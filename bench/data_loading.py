@@ -7,7 +7,7 @@ the batches of a training are drawn one after the other, with nothing to hide be
 an image. While a network trains, what counts is how long its step waits for its images: the share of a step that passes
 in `Batches.at`, which includes the flips and the copy to the network's memory format. Where threads of a reader and of
 the network share the processors, the processor time of reading is part of a step as well: it is given as the share of
-the processors' time in a step.
+the processors' time in a step. Pictures are decoded by threads, as everywhere, and for comparison by as many processes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from PIL import Image
 
 import fastdiff as fd
 from fastdiff.data.opening import DataOptions, open_images
+from fastdiff.data.pictures import PictureImages
 from fastdiff.data.source import ImageSource
 from fastdiff.training.batches import Batches
 
@@ -87,10 +91,49 @@ def make_files(root: Path, side: int, channels: int) -> dict[str, tuple[str, Dat
     return found
 
 
-def alone(data: ImageSource, batch_size: int, seconds: float = 0.5) -> dict[str, float]:
+_opened: list[ImageSource] = []
+
+
+def _open(source: str, how: DataOptions) -> None:
+    _opened.append(open_images(source, how))
+
+
+def _read(indices: Any, draws: Any) -> Any:
+    return _opened[0].read(indices, draws)
+
+
+class Processes:
+    """In the place of a reader's threads: as many processes, which have opened the source themselves."""
+
+    def __init__(self, source: str, how: DataOptions, num: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.pool = ProcessPoolExecutor(num, context, _open, (source, how))
+
+    def submit(self, run: Any, read: Any, indices: Any, draws: Any) -> Future[Any]:
+        """As a thread pool is called by `ReadAhead`."""
+        return self.pool.submit(_read, indices, draws)
+
+
+@contextmanager
+def reading(batches: Batches, processes: Processes | None) -> Iterator[None]:
+    """Within the block processes read, if there are some."""
+    if processes is not None:
+        batches._reader._pool = processes  # type: ignore[assignment]
+    yield
+    batches._reader.forget(())
+
+
+def alone(
+    data: ImageSource, batch_size: int, processes: Processes | None = None, seconds: float = 0.5
+) -> dict[str, float]:
     """Images/s of batches drawn one after the other, and processor time for an image."""
     config = fd.TrainConfig(steps=1 << 20, batch_size=batch_size)
     batches = Batches(data, config, None, torch.device("cpu"))
+    with reading(batches, processes):
+        return _alone(batches, batch_size, seconds)
+
+
+def _alone(batches: Batches, batch_size: int, seconds: float) -> dict[str, float]:
     places = np.arange(batch_size)
     for step in range(3):
         batches.at(step, places)
@@ -105,7 +148,9 @@ def alone(data: ImageSource, batch_size: int, seconds: float = 0.5) -> dict[str,
     }
 
 
-def training(data: ImageSource, preset: str, batch_size: int, steps: int, folder: str) -> dict[str, float]:
+def training(
+    data: ImageSource, preset: str, batch_size: int, steps: int, folder: str, processes: Processes | None = None
+) -> dict[str, float]:
     """Milliseconds of a training step, and of it, waiting for images."""
     torch.manual_seed(0)
     unet = fd.UNet(dataclasses.replace(fd.UNetConfig.preset(preset), num_classes=None))
@@ -115,12 +160,25 @@ def training(data: ImageSource, preset: str, batch_size: int, steps: int, folder
     waited: list[float] = []
     trainer.batches.at = _timed(trainer.batches.at, waited)  # type: ignore[method-assign]
     taken = []
-    for step in range(steps + 2):
-        started = time.perf_counter()
-        trainer._train_step(step)
-        taken.append(time.perf_counter() - started)
+    with reading(trainer.batches, processes):
+        for step in range(steps + 2):
+            started = time.perf_counter()
+            trainer._train_step(step)
+            taken.append(time.perf_counter() - started)
     # The first steps begin with nothing read ahead.
     return {"step_ms": 1e3 * statistics.median(taken[2:]), "wait_ms": 1e3 * statistics.median(waited[2:])}
+
+
+def by_processes(
+    data: PictureImages, source: str, how: DataOptions, row: dict[str, Any], preset: str | None, steps: int, folder: str
+) -> dict[str, float]:
+    """What processes read instead of threads, alone and while a network trains."""
+    processes = Processes(source, how, data.workers)
+    found = {"images_per_second": alone(data, row["batch_size"], processes)["images_per_second"]}
+    if preset is not None:
+        found |= training(data, preset, row["batch_size"], steps, f"{folder}/{row['source']} apart", processes)
+    processes.pool.shutdown(cancel_futures=True)
+    return {f"processes_{name}": value for name, value in found.items()}
 
 
 def _timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
@@ -155,6 +213,8 @@ def main() -> None:
                     row["wait_share"] = row["wait_ms"] / row["step_ms"]
                     busy = 1e-3 * row["processor_us_per_image"] * batch_size
                     row["processor_share"] = busy / processors / row["step_ms"]
+                if isinstance(data, PictureImages):
+                    row |= by_processes(data, source, how, row, preset if "step_ms" in row else None, steps, folder)
                 rows.append(row)
                 print(row, flush=True)
     _write(options.out, about, rows)
@@ -165,16 +225,20 @@ def _write(out: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None
     text = f"{about['processor']}, {about['threads']} threads, {about['isa']}, load {about['load']}, "
     text += f"commit {about['commit']}; {versions}; {os.cpu_count()} threads read.\n\n"
     text += f"{NUM} images of 8x8 grey (digits' network) or 32x32 RGB (Ho's). The share of a step is the time that it\n"
-    text += "waits for its images; the share of processors is what reading them takes of the processors' time.\n\n"
-    text += "| network, batch | source | alone, images/s | step, ms | waits, ms | share of a step | of processors |\n"
-    text += "|---|---|---|---|---|---|---|\n"
+    text += "waits for its images; the share of processors is what reading them takes of the processors' time. The\n"
+    text += "last two columns are those of processes that decode instead of threads.\n\n"
+    text += "| network, batch | source | alone, images/s | step, ms | waits, ms | share of a step | of processors "
+    text += "| processes: images/s | step, ms |\n"
+    text += "|---|---|---|---|---|---|---|---|---|\n"
     for row in rows:
         text += f"| {row['network']}, {row['batch_size']} | {row['source']} | {row['images_per_second']:,.0f} "
         if "step_ms" in row:
             text += f"| {row['step_ms']:.1f} | {row['wait_ms']:.2f} | {100 * row['wait_share']:.2f}% "
-            text += f"| {100 * row['processor_share']:.2f}% |\n"
+            text += f"| {100 * row['processor_share']:.2f}% "
         else:
-            text += "| | | | |\n"
+            text += "| | | | "
+        text += f"| {row['processes_images_per_second']:,.0f} " if "processes_images_per_second" in row else "| "
+        text += f"| {row['processes_step_ms']:.1f} |\n" if "processes_step_ms" in row else "| |\n"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
     out.with_suffix(".md").write_text(text)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastdiff import likelihood as scoring
 from fastdiff.engine.choose import Runner, compiled_or_not
+from fastdiff.engine.native import Precision
 from fastdiff.files.checkpoint import load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.files.progress import watched
@@ -207,6 +208,7 @@ class Pipeline:
         mask: Tensor | None = None,
         batch_size: int | None = None,
         runner: Runner = "auto",
+        precision: Precision | None = None,
         progress: bool = False,
         callback: Callable[[SamplingStep], None] | None = None,
         callback_rows: Iterable[int] | None = None,
@@ -233,6 +235,7 @@ class Pipeline:
                 broadcasts to [num, 1, H, W].
             batch_size: Images at a time; all when None. It changes nothing but speed and memory.
             runner: See `fastdiff.sample`.
+            precision: See `fastdiff.sample`.
             progress: Show a progress bar per batch.
             callback: Called after each row of each batch.
             callback_rows: Call it after these rows only.
@@ -256,7 +259,7 @@ class Pipeline:
         ids = seeds.ids(sample_ids, num, self.device)
         kwargs = self._kwargs(self._checked_labels(labels, num)) or {}
         kwargs |= self._seen(condition, mask, num)
-        model = self._guided(guidance, null_label, runner)
+        model = self._guided(guidance, null_label, runner, precision)
         rows = None if callback_rows is None else list(callback_rows)
         size = max(1, num if batch_size is None else batch_size)
         parts = [
@@ -268,6 +271,8 @@ class Pipeline:
                 sample_ids=part,
                 model_kwargs={name: value[first : first + size] for name, value in kwargs.items()},
                 runner=runner,
+                # What a wrapper calls has its precision already.
+                precision=precision if model is self.unet else None,
                 progress=progress,
                 callback=callback,
                 callback_rows=rows,
@@ -494,11 +499,13 @@ class Pipeline:
         )  # fmt: skip
         return {} if seen is None else {"condition": seen}
 
-    def _guided(self, guidance: float | None, null_label: int | str | None, runner: object) -> Model:
+    def _guided(
+        self, guidance: float | None, null_label: int | str | None, runner: str, precision: Precision | None = None
+    ) -> Model:
         """The network, or wrappers that guide it and give it its condition."""
         network: Model = self.unet
-        if runner != "eager" and (self.extra_channels or guidance is not None):
-            network = compiled_or_not(self.unet)
+        if self.extra_channels or guidance is not None:
+            network = compiled_or_not(self.unet, runner, precision)
         if self.extra_channels:
             network = Concatenated(network)
         if guidance is None:

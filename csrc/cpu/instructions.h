@@ -23,6 +23,9 @@ struct Work {
 // Panels of so many columns.
 static inline int64_t panels_of(int64_t channels) { return ceil_div(channels, PANEL); }
 
+// Words of a row of numbers that are multiplied: floats, or pairs of bfloat16.
+static inline int64_t words_of(const Instruction& i, int64_t count) { return i.pairs ? (count + 1) / 2 : count; }
+
 // Winograd: tiles of `size` x `size` results, from (size + 2)^2 pixels.
 struct Tiles {
   int64_t size, points, per_row, rows, total;  // rows: rows of tiles in the whole batch
@@ -37,10 +40,10 @@ static inline int64_t point_stride(int64_t tiles, int64_t columns) { return tile
 // A convolution to so few channels that a vector of outputs would be mostly empty: vectors run along the inputs.
 constexpr int64_t FEW_OUTPUTS = 4;
 static inline bool by_dots(const Instruction& i) {
-  return i.kernel == 3 && i.channels_out <= FEW_OUTPUTS && (i.channels + i.channels2) % 16 == 0;
+  return !i.pairs && i.kernel == 3 && i.channels_out <= FEW_OUTPUTS && (i.channels + i.channels2) % 16 == 0;
 }
 
-// Input of a direct convolution: padded and whole, or, where the kernel is one pixel, block by block.
+// Input of a direct convolution: padded and whole, or, where the kernel is one pixel, block by block; in words.
 struct Padded {
   int64_t height, width;
   bool copied;  // else the source itself is read
@@ -54,6 +57,11 @@ constexpr int64_t QUERY_BLOCK = 24;
 // q, k and v are packed, or q and v with keys of the second source. Channels of each, and where v begins.
 static inline int64_t attention_width(const Instruction& i) { return i.source2 < 0 ? i.channels / 3 : i.channels2; }
 static inline int64_t attention_values(const Instruction& i) { return (i.source2 < 0 ? 2 : 1) * attention_width(i); }
+// Floats of w.shared that a head of a sample has: its keys, and in pairs its values as well.
+static inline int64_t attention_shared(const Instruction& i) {
+  const int64_t keys = i.height * i.width, d = attention_width(i) / i.heads;
+  return panels_of(keys) * PANEL * words_of(i, d) + (i.pairs ? words_of(i, keys) * d : 0);
+}
 
 int64_t num_phases(const Instruction& i, int64_t batch, int64_t threads);
 int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t phase);

@@ -17,6 +17,7 @@ struct LossArgs;
 struct NormArgs;
 struct NormGradArgs;
 struct PackArgs;
+struct PixelArgs;
 struct StepArgs;
 struct Work;
 
@@ -29,6 +30,7 @@ struct Kernels {
   void (*attention_backward)(const AttentionGradArgs&, int64_t unit, float* scratch);
   void (*dropout)(const DropoutArgs&, int64_t first_unit, int64_t last_unit);
   void (*losses)(const LossArgs&, int64_t first_unit, int64_t last_unit);
+  void (*pixels)(const PixelArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_pack)(const PackArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit);
   void (*linear_weight_grad)(const LinearGradArgs&, int64_t unit, float* scratch);

@@ -13,7 +13,8 @@ struct LinearGradArgs {
   const float *x, *dy;  // [rows, C_in], [rows, C_out]
   int64_t rows, channels_in, channels_out;
   int64_t block_in, block_out;  // channels of a unit, multiples of 16
-  float* dweight;               // [C_out, C_in]
+  float* dweight;               // [C_out, C_in], rows dweight_stride apart
+  int64_t dweight_stride;
 };
 // Rows that are multiplied at a time.
 constexpr int64_t LINEAR_ROWS = 32;

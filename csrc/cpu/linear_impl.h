@@ -40,7 +40,7 @@ void run_linear_weight_grad(const LinearGradArgs& a, int64_t unit, float* scratc
   }
   for (int64_t o = 0; o < a.block_out && first_out + o < a.channels_out; ++o)
     for (int64_t c = 0; c < a.block_in && first_in + c < a.channels_in; c += 16)
-      store_some(a.dweight + (first_out + o) * a.channels_in + first_in + c, load16(sums + o * a.block_in + c),
+      store_some(a.dweight + (first_out + o) * a.dweight_stride + first_in + c, load16(sums + o * a.block_in + c),
                  a.channels_in - first_in - c);
 }
 

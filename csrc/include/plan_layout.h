@@ -28,6 +28,7 @@ struct Instruction {
   int64_t groups, epsilon;  // epsilon: place of a number among the weights
   int64_t heads;
   int64_t stats, stats2;  // [2, C]: mean and sum of squares about it, of each source
+  int64_t pairs;          // products are those of bfloat16 numbers, two of which are a word where a float would be
 };
 
 constexpr int64_t PLAN_WIDTH = sizeof(Instruction) / sizeof(int64_t);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import shutil
 import zipfile
 import zlib
@@ -106,6 +107,7 @@ class MappedImages:
 
     def read(self, indices: NDArray[np.int64], draws: NDArray[np.uint32] | None = None) -> Tensor:
         """The images of these numbers, [n, C, H, W]; see `ImageSource.read`."""
+        self._check_file()
         channels, height, width = self.shape
         kind: Any = np.float32 if self.scaling.levels is None else self.array.dtype
         pixels = np.empty((len(indices), channels, height, width), kind)
@@ -130,6 +132,22 @@ class MappedImages:
 
     def check(self) -> None:
         """Nothing: values are checked as they are read."""
+
+    def _check_file(self) -> None:
+        """Raise UnreadableImageError where the file has shrunk, of which a page that is gone would kill the process.
+
+        A file that shrinks between this and the read still does.
+        """
+        whole: Any = self.array
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        if isinstance(whole, np.memmap) and isinstance(whole.base, mmap.mmap):
+            end, size = whole.offset + whole.nbytes, whole.base.size()
+            if size < end:
+                raise UnreadableImageError(
+                    f"{self.source}: its images took {end:,} bytes when it was opened, and it has {size:,} now: "
+                    "something has written to it since; restore it and start again, and put new data under another name"
+                )
 
     def _check_values(self, indices: NDArray[np.int64], pixels: NDArray[Any]) -> None:
         levels = self.scaling.levels

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 from fastdiff.engine.cuda.network import CudaNetwork
 from fastdiff.engine.native import NativeNetwork, Precision
 from fastdiff.nets.unet import UNet
 from fastdiff.process.checks import whole_number
 
-__all__ = ["compile"]
+__all__ = ["checked_size", "compile"]
 
 
 def compile(
@@ -32,7 +33,7 @@ def compile(
         RuntimeError: on the CPU, the C++ extension is not built.
     """
     network = _compiled(unet, precision)
-    height, width = _checked_size(size, unet.config.image_size)
+    height, width = checked_size(size, (unet.config.image_size,) * 2)
     if batch is None:
         network.plan(height, width)
         return network
@@ -54,8 +55,11 @@ def _on_gpu(unet: UNet) -> bool:
     return unet.conv_out.weight.is_cuda
 
 
-def _checked_size(size: object, default: int) -> tuple[int, int]:
-    values = tuple(size) if isinstance(size, tuple | list) else (default if size is None else size,) * 2
+def checked_size(size: object, default: Sequence[int]) -> tuple[int, int]:
+    """Height and width of images, from one number, two, or None for the default. Raises ValueError for others."""
+    if size is None:
+        size = tuple(default)
+    values = tuple(size) if isinstance(size, tuple | list) else (size,) * 2
     whole = [number for number in map(_whole, values) if number is not None]
     if len(values) != 2 or len(whole) != 2:
         raise ValueError(f"size must be one whole number, or two: height and width; got {size!r}")

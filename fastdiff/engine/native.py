@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+import warnings
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,15 +17,28 @@ from torch import Tensor
 from fastdiff import ops
 from fastdiff.engine import memory
 from fastdiff.engine import schemas as _plan  # noqa: F401
+from fastdiff.engine.bfloat16 import in_bfloat16
 from fastdiff.engine.lower import Unsupported, lower
 from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weight_and_bias
 from fastdiff.engine.plan import Buffer, Instruction, Plan, place
 from fastdiff.engine.watch import Watch
 from fastdiff.nets.unet import UNet, timestep_embedding
+from fastdiff.process.arguments import spelt
 
-__all__ = ["NativeNetwork", "Precision", "Prepared", "cached_network"]
+__all__ = [
+    "PRECISIONS",
+    "Linear",
+    "NativeNetwork",
+    "Precision",
+    "Prepared",
+    "cached_network",
+    "check_precision",
+    "has_bfloat16_products",
+    "lanes_of",
+]
 
-Precision = Literal["fast", "strict"]
+Precision = Literal["fast", "strict", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # Plans kept at a time, one per batch and size; the oldest goes.
 MAX_PLANS = 4
 # Of a network that threads evaluate side by side, each with samples of its own: packed weights that the last cache
@@ -62,8 +78,13 @@ class Prepared:
         return self.input, self.output, self.arena, self.scratch, self.part, self.lanes
 
 
-class _Linear:
-    """A linear layer of the engine, whose rows do not depend on each other, not even by their number."""
+class Linear:
+    """A linear layer of the engine, whose rows do not depend on each other, not even by their number.
+
+    Attributes:
+        plan: Its one instruction, which takes its input from buffer 0 and leaves the result in buffer 1.
+        weights, places: See `fastdiff.engine.pack.pack_layers`.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, act: bool) -> None:
         out_features, in_features = weight.shape
@@ -107,13 +128,19 @@ def prepared_for(plan: Plan, batch: int, places: Places, part: int = 0) -> Prepa
 
 def samples_to_a_lane(plan: Plan, batch: int, weight_bytes: int) -> int:
     """How many samples one thread takes through the whole plan at a time, or 0: all threads share every instruction."""
+    most, few = lanes_of(plan, weight_bytes)
+    threads = torch.get_num_threads()
+    if most == 0 or (batch < threads and not few):
+        return 0
+    return max(1, min(most, -(-batch // threads)))
+
+
+def lanes_of(plan: Plan, weight_bytes: int) -> tuple[int, bool]:
+    """How many samples may be one thread's at a time, at most, and whether it pays for fewer samples than threads."""
     sample_bytes = place(plan, 1).length
     if weight_bytes > LANE_WEIGHT_BYTES or sample_bytes > LANE_ARENA_BYTES:
-        return 0
-    threads = torch.get_num_threads()
-    if batch < threads and sum(plan.flops(i) for i in plan.instructions) > LANE_FLOPS:
-        return 0
-    return max(1, min(LANE_ARENA_BYTES // sample_bytes, -(-batch // threads)))
+        return 0, False
+    return LANE_ARENA_BYTES // sample_bytes, sum(plan.flops(i) for i in plan.instructions) <= LANE_FLOPS
 
 
 class NativeNetwork:
@@ -123,13 +150,17 @@ class NativeNetwork:
     and packed again where it differs. `repack` is for changes that escape that: single numbers of a large parameter
     written through `p.data`, NumPy or an inference tensor; `sample` sees those as well.
 
-    For inference only: no gradients, no dropout whatever the network's mode, float32 also under autocast. Threads may
-    share it; their calls run one after the other. Copies and pickles hold a copy of the network and pack it anew.
+    For inference only: no gradients, no dropout whatever the network's mode, and its own precision under autocast too.
+    Threads may share it; their calls run one after the other. Copies and pickles hold a copy of the network and pack it
+    anew.
 
     Args:
         unet: The network, float32 on the CPU.
         precision: "fast" computes 3x3 convolutions by Winograd's method where that is faster, with errors of about
-            1e-6 relative to float64; "strict" computes all of them directly.
+            1e-6 relative to float64; "strict" computes all of them directly. "bfloat16" stores weights in 16 bits and
+            multiplies bfloat16 numbers, by the processor's own instructions where it has them (AVX512-BF16), and sums
+            in float32, in which the state, noise, norms and all between layers stay: errors of about 3e-3 to 3e-2 of
+            the largest value, as those of a network in PyTorch's bfloat16, and other bits with another instruction set.
         hold: Keep the network alive.
 
     Raises:
@@ -142,10 +173,11 @@ class NativeNetwork:
         if type(unet) is not UNet:
             hint = "" if isinstance(unet, UNet) else "; fastdiff.convert.to_unet makes one of diffusers' networks"
             raise Unsupported(f"the engine takes a fastdiff.UNet, got {type(unet).__name__}{hint}")
-        if precision not in ("fast", "strict"):
-            raise ValueError(f"precision must be 'fast' or 'strict', got {precision!r}")
+        check_precision(precision)
         if not ops.has_extension():
             raise RuntimeError(f"the engine needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
+        if precision == "bfloat16" and not has_bfloat16_products():
+            _say_that_bfloat16_is_widened()
         self.precision = precision
         self.generation = 0
         """How often the network was found to have changed."""
@@ -156,7 +188,7 @@ class NativeNetwork:
         self._prepared: OrderedDict[tuple[int, int, int, int], Prepared] = OrderedDict()
         self._packed: dict[tuple[str, ...], tuple[Tensor, Places]] = {}
         self._projections: tuple[str, ...] = ()
-        self._time_layers: tuple[_Linear, ...] = ()
+        self._time_layers: tuple[Linear, ...] = ()
         # Whatever the engine cannot run is found here, not in the middle of sampling.
         self.check()
 
@@ -181,6 +213,8 @@ class NativeNetwork:
     def plan(self, height: int, width: int) -> Plan:
         """The plan for images of height x width pixels."""
         plan = lower(self.unet, height, width)
+        if self.precision == "bfloat16":
+            return in_bfloat16(plan)
         return plan.strict() if self.precision == "strict" else plan
 
     def check(self, *, thorough: bool = False) -> None:
@@ -242,8 +276,12 @@ class NativeNetwork:
 
     def packed(self, plan: Plan) -> Tensor:
         """The packed weights for a plan of this network, as they were at the last `check`."""
+        return self.packed_and_places(plan)[0]
+
+    def packed_and_places(self, plan: Plan) -> tuple[Tensor, Places]:
+        """The same, and where each instruction's begin."""
         with self.lock:
-            return self._packed_for(plan)[0]
+            return self._packed_for(plan)
 
     def times(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """What depends on times and labels alone, [N, time_width] float32, with the weights of the last `check`.
@@ -251,25 +289,30 @@ class NativeNetwork:
         A row does not depend on the others.
         """
         with self.lock:
+            embedded, projection = self.embedded(t)
+            if self.unet.label_emb is not None:
+                with torch.no_grad():
+                    embedded = embedded + self.unet.label_emb(y)
+            return projection(embedded)
+
+    def embedded(self, t: Tensor) -> tuple[Tensor, Linear]:
+        """Embedded times [N, 4 channels], before a label's vector is added, and the layer from them to `times`."""
+        with self.lock:
             unet, config = self.unet, self.unet.config
             if not self._time_layers:
                 layers = [weight_and_bias(unet.get_submodule(name)) for name in self._projections]
                 weights, biases = (torch.cat(parts) for parts in zip(*layers, strict=True))
                 self._time_layers = (
-                    _Linear(*weight_and_bias(unet.time_embed[0]), act=False),
-                    _Linear(*weight_and_bias(unet.time_embed[2]), act=True),
-                    _Linear(weights, biases, act=True),
+                    Linear(*weight_and_bias(unet.time_embed[0]), act=False),
+                    Linear(*weight_and_bias(unet.time_embed[2]), act=True),
+                    Linear(weights, biases, act=True),
                 )
             first_layer, last_layer, projection = self._time_layers
-            embedded = last_layer(first_layer(timestep_embedding(t, config.channels, config.time_embedding)))
-            if unet.label_emb is not None:
-                with torch.no_grad():
-                    embedded = embedded + unet.label_emb(y)
-            return projection(embedded)
+            return last_layer(first_layer(timestep_embedding(t, config.channels, config.time_embedding))), projection
 
     def _times_of_batch(self, t: Tensor, y: Tensor | None) -> Tensor:
         """The same, [1 or N, time_width], with the work done once for equal times."""
-        if y is not None:
+        if y is not None or len(t) == 1:
             return self.times(t, y)
         distinct, which = torch.unique(t, return_inverse=True)
         rows = self.times(distinct)
@@ -283,7 +326,7 @@ class NativeNetwork:
 
     def _packed_for(self, plan: Plan) -> tuple[Tensor, Places]:
         # Image sizes share their weights where their layers have the same algorithms; else there is room for one.
-        key = tuple(instruction.algorithm for instruction in plan.instructions)
+        key = plan.algorithms
         if key not in self._packed:
             self._packed.clear()
             self._packed[key] = pack_weights(plan, self.unet)
@@ -329,14 +372,37 @@ class NativeNetwork:
         return out
 
 
-_cache: weakref.WeakKeyDictionary[UNet, NativeNetwork] = weakref.WeakKeyDictionary()
+def check_precision(precision: object) -> None:
+    """A precision of the engine, or a ValueError that names those there are."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"{spelt('precision')} must be 'fast', 'strict' or 'bfloat16', got {precision!r}")
+
+
+def has_bfloat16_products() -> bool:
+    """Whether the instruction set in use multiplies bfloat16 numbers, or widens them to float32 first."""
+    name: str = import_module("fastdiff._C").cpu_isa()
+    return name.endswith("bf16")
+
+
+@functools.cache
+def _say_that_bfloat16_is_widened() -> None:
+    warnings.warn(
+        "this processor has no products of bfloat16 numbers (AVX512-BF16): weights are stored in 16 bits and widened "
+        "to float32 for each product, which halves their memory and not the time that precision 'fast' takes",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+_cache: weakref.WeakKeyDictionary[UNet, dict[Precision, NativeNetwork]] = weakref.WeakKeyDictionary()
 _cache_lock = threading.Lock()
 
 
-def cached_network(unet: UNet) -> NativeNetwork:
+def cached_network(unet: UNet, precision: Precision = "fast") -> NativeNetwork:
     """The network compiled, kept as long as the network itself. Raises as `NativeNetwork`, at every call."""
     with _cache_lock:
-        network = _cache.get(unet)
-        if network is None:
-            network = _cache[unet] = NativeNetwork(unet, hold=False)
-    return network
+        networks = _cache.get(unet, {})
+        if precision not in networks:
+            networks[precision] = NativeNetwork(unet, precision, hold=False)
+            _cache[unet] = networks
+    return networks[precision]

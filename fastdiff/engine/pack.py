@@ -28,7 +28,7 @@ ALGORITHMS = ("direct", "winograd4", "winograd2")
 CODE_FIELDS = (
     "op", "algorithm", "kernel", "stride", "pad", "upsample", "act", "source", "channels", "source2", "channels2",
     "height_in", "width_in", "height", "width", "channels_out", "target", "residual", "norm", "weight", "bias", "time",
-    "groups", "epsilon", "heads", "stats", "stats2",
+    "groups", "epsilon", "heads", "stats", "stats2", "pairs",
 )  # fmt: skip
 PANEL = 64
 # Numbers that the packing of a layer holds at a time.
@@ -40,6 +40,15 @@ _G4 = [
     [-1 / 6, 1 / 6, -1 / 6],
     [1 / 24, 1 / 12, 1 / 6],
     [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
+# F(4x4, 3x3) with the points 0, 2/3, -2/3, 3/2, -3/2 and infinity, for products in bfloat16: see winograd_impl.h.
+_G4_BALANCED = [
+    [1, 0, 0],
+    [-81 / 130, -27 / 65, -18 / 65],
+    [-81 / 130, 27 / 65, -18 / 65],
+    [8 / 65, 12 / 65, 18 / 65],
+    [8 / 65, -12 / 65, 18 / 65],
     [0, 0, 1],
 ]
 _G2 = [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]
@@ -134,6 +143,7 @@ def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
             "heads": i.heads,
             "stats": places[i.stats[0]] if i.stats else -1,
             "stats2": places[i.stats[1]] if len(i.stats) > 1 else -1,
+            "pairs": int(i.products == "bfloat16"),
         }
         rows.append([values[field] for field in CODE_FIELDS])
     return torch.tensor(rows, dtype=torch.int64, device="cpu")
@@ -144,27 +154,42 @@ def _points(instruction: Instruction) -> int:
     return {"winograd4": 36, "winograd2": 16}.get(instruction.algorithm, instruction.kernel**2)
 
 
+def _words(instruction: Instruction, rows: int) -> int:
+    """Words of 32 bits that a column of so many rows has."""
+    return -(-rows // 2) if instruction.products == "bfloat16" else rows
+
+
 def _packed_size(instruction: Instruction, weight: Tensor) -> int:
-    return _points(instruction) * weight.shape[1] * -(-weight.shape[0] // PANEL) * PANEL
+    return _points(instruction) * _words(instruction, weight.shape[1]) * -(-weight.shape[0] // PANEL) * PANEL
 
 
 def _pack(packed: Tensor, instruction: Instruction, weight: Tensor) -> None:
-    """[C_out, C_in, k, k] or [C_out, C_in] in panels of columns, with zeros behind the last column.
+    """[C_out, C_in, k, k] or [C_out, C_in] in panels of columns, with zeros behind the last column and an odd last row.
 
-    Direct: [panels, taps, C_in, PANEL]; Winograd: [points, panels, C_in, PANEL], transformed in float64.
+    Direct: [panels, taps, C_in, PANEL]; Winograd: [points, panels, C_in, PANEL], transformed in float64. In bfloat16
+    two rows are one, of pairs.
     """
     points, columns, rows = _points(instruction), weight.shape[0], weight.shape[1]
-    panels = packed.view(*((-1, points) if instruction.algorithm == "direct" else (points, -1)), rows, PANEL)
-    if instruction.algorithm != "direct":
+    direct = instruction.algorithm == "direct"
+    # One row of a pair or two: [..., rows or pairs, PANEL, 1 or 2].
+    paired = 2 if instruction.products == "bfloat16" else 1
+    panels = (packed.view(torch.bfloat16) if paired == 2 else packed).view(
+        *((-1, points) if direct else (points, -1)), _words(instruction, rows), PANEL, paired
+    )
+    if not direct:
         panels = panels.transpose(0, 1)
     whole = columns // PANEL * PANEL
     # [C_in, taps, C_out], and so many rows at a time that what is made on the way stays in the caches.
     values = weight.reshape(columns, rows, -1).permute(1, 2, 0)
-    step = max(1, CHUNK // (points * columns))
+    step = max(2, CHUNK // (points * columns) // 2 * 2)
     for first in range(0, rows, step):
         matrix = _transformed(instruction, values[first : first + step].to(torch.float64)).transpose(0, 1)
-        some = slice(first, first + matrix.shape[1])
-        panels[: whole // PANEL, :, some] = matrix[:, :, :whole].unflatten(2, (-1, PANEL)).permute(2, 0, 1, 3)
+        if matrix.shape[1] % paired:
+            matrix = nn.functional.pad(matrix, (0, 0, 0, 1))
+        # [points, rows or pairs, C_out, 1 or 2]
+        matrix = matrix.unflatten(1, (-1, paired)).transpose(2, 3)
+        some = slice(first // paired, first // paired + matrix.shape[1])
+        panels[: whole // PANEL, :, some] = matrix[:, :, :whole].unflatten(2, (-1, PANEL)).permute(2, 0, 1, 3, 4)
         if whole < columns:
             panels[-1, :, some, : columns - whole] = matrix[:, :, whole:]
 
@@ -173,7 +198,8 @@ def _transformed(instruction: Instruction, taps: Tensor) -> Tensor:
     """[C_in, taps, C_out] to [C_in, points, C_out]: G g G^T of every kernel g."""
     if instruction.algorithm == "direct":
         return taps
-    g = torch.tensor(_G4 if instruction.algorithm == "winograd4" else _G2, dtype=torch.float64, device=taps.device)
+    of_four = _G4_BALANCED if instruction.products == "bfloat16" else _G4
+    g = torch.tensor(of_four if instruction.algorithm == "winograd4" else _G2, dtype=torch.float64, device=taps.device)
     kernels = taps.unflatten(1, (3, 3)).permute(3, 0, 1, 2)
     return torch.einsum("ay,oiyx,bx->iabo", g, kernels, g).flatten(1, 2)
 

@@ -11,11 +11,12 @@ norm that reads its result.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Algorithm", "AttentionLayer", "Buffer", "Instruction", "Op", "Placement", "Plan", "place"]
+__all__ = ["Algorithm", "AttentionLayer", "Buffer", "Instruction", "Number", "Op", "Placement", "Plan", "place"]
 
 Op = Literal["stats", "norm", "conv", "attention", "pool", "repeat", "norm_act", "add"]
 Algorithm = Literal["direct", "winograd4", "winograd2"]
@@ -82,6 +83,8 @@ class Instruction:
             one head, it makes q and v so that the normalised input itself serves as k, and v holds the projection as
             well; `fastdiff.engine.pack` says how. "plain": as "packed", without the zeros.
         algorithm: Of a convolution.
+        products: Type that a convolution's or attention's factors are rounded to before they are multiplied; sums are
+            float32. On the CPU weights are stored in it. Not "float16".
     """
 
     op: Op
@@ -102,6 +105,7 @@ class Instruction:
     heads: int = 1
     qkv: AttentionLayer = ""
     algorithm: Algorithm = "direct"
+    products: Number = "float32"
     bias: bool = True
     added: str = ""
     added_time: int | None = None
@@ -154,6 +158,11 @@ class Plan:
     def bytes(self, instruction: Instruction) -> int:
         """Bytes of buffers read and written for one sample."""
         return sum(self.buffers[n].bytes for n in (*instruction.reads(), *instruction.writes()))
+
+    @functools.cached_property
+    def algorithms(self) -> tuple[str, ...]:
+        """How all instructions are computed: what packed weights depend on."""
+        return tuple(f"{instruction.algorithm} {instruction.products}" for instruction in self.instructions)
 
     def strict(self) -> Plan:
         """The same with direct convolutions alone."""

@@ -27,6 +27,8 @@ __all__ = [
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """What file systems without flock say."""
+# What file systems without hard links say.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
 
 _PARTIAL = re.compile(r"\.(?P<name>.+?)\.(?P<process>\d+)(?:\.[0-9a-f]+)?\.partial")
 
@@ -46,7 +48,7 @@ def target_path(path: str | Path, suffix: str) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, sync: bool = False, exclusive: bool = False) -> Iterator[Path]:
     """An empty file beside `path`, under a name that nobody can guess, moved there when the block ends well.
 
     What lies at `path`, a link for example, is replaced and not written to.
@@ -54,6 +56,10 @@ def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
     Args:
         path: Where the file is to appear; its folder is made.
         sync: Have the file on the disk before it appears.
+        exclusive: Replace nothing. Where the file system has no second names for a file, it is replaced all the same.
+
+    Raises:
+        FileExistsError: something lies at `path`, and `exclusive` is set.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +70,8 @@ def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
         yield partial
         if sync:
             _sync(partial)
-        os.replace(partial, target)
+        if not (exclusive and _linked(partial, target)):
+            os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     if sync:
@@ -72,9 +79,9 @@ def atomic_path(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+def atomic_file(path: str | Path, *, sync: bool = False, exclusive: bool = False) -> Iterator[BinaryIO]:
     """A file to write to, which appears at `path` when the block ends without an error; see `atomic_path`."""
-    with atomic_path(path, sync=sync) as partial, partial.open("r+b") as file:
+    with atomic_path(path, sync=sync, exclusive=exclusive) as partial, partial.open("r+b") as file:
         yield file
 
 
@@ -141,6 +148,17 @@ def remove_stale(parent: Path, pattern: str) -> None:
 def _partial_name(path: Path) -> Path:
     """A name beside `path` that says whose it is, and that nobody can have guessed."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(16)}.partial")
+
+
+def _linked(partial: Path, target: Path) -> bool:
+    """Give a file its second name, which nothing may have; False where the file system has none."""
+    try:
+        os.link(partial, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return False
+    return True
 
 
 def _is_running(pid: int) -> bool:

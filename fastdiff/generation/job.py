@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -101,10 +102,12 @@ class Job:
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             strange = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))[:1]
-            if strange:
+            # Another process may begin a job here at this moment.
+            if strange and not path.is_file():
                 raise ValueError(f"{folder} holds {shown(strange[0])} and no {MANIFEST}: give an empty folder")
-            self._write(path)
-            return self
+            with contextlib.suppress(FileExistsError):
+                self._write(path, exclusive=True)
+                return self
         there = type(self).read(folder)
         lines = _differences(there._identity(), self._identity())
         if lines:
@@ -145,10 +148,10 @@ class Job:
     def _identity(self) -> dict[str, Any]:
         return {"kind": self.kind, "part_size": self.part_size, **self.about}
 
-    def _write(self, path: Path) -> None:
+    def _write(self, path: Path, *, exclusive: bool = False) -> None:
         values = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": self.kind, "num": self.num}
         values |= {"part_size": self.part_size, "about": self.about, "versions": self.versions}
-        with atomic_file(path, sync=True) as file:
+        with atomic_file(path, sync=True, exclusive=exclusive) as file:
             file.write((json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdiff import ops
 from fastdiff.engine.choose import RUNNERS, Runner, native_network
 from fastdiff.engine.loop import run_table
-from fastdiff.engine.native import NativeNetwork
+from fastdiff.engine.native import NativeNetwork, Precision
 from fastdiff.engine.threads import check_threads
 from fastdiff.nets.model import InputKeeper, Model, eval_mode, model_device, model_dtype
 from fastdiff.ops.table_state import TableState
@@ -64,6 +64,7 @@ def sample(
     x_init: Tensor | None = None,
     start_row: int = 0,
     runner: Runner = "auto",
+    precision: Precision | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: bool = True,
@@ -99,6 +100,8 @@ def sample(
         runner: "eager" is a Python loop over rows, for any model. "native" is the C++ engine, for a float32 `UNet` on
             the CPU. "graph" records a row on a GPU and runs all rows as one launch, for any model that can be recorded.
             "auto" takes the fastest that fits, and warns where a part of the model keeps it from that.
+        precision: Of the C++ engine: "fast", "strict" or "bfloat16", as `fastdiff.compile` has them; "fast", or that of
+            a compiled network, when None. Where another runner is used, a warning says so, once.
         device: Where to run; the model's own device, else that of `x_init`, else the CPU.
         dtype: Of the result; float32 when None. The state is float32 (float64 for float64).
         progress: Show a progress bar on the terminal.
@@ -145,7 +148,7 @@ def sample(
         x = first_state()
         kwargs = dict(model_kwargs or {})
         network = native_network(
-            model, runner, x, kwargs, None if threshold is None else "it has no dynamic thresholding"
+            model, runner, x, kwargs, None if threshold is None else "it has no dynamic thresholding", precision
         )
         pixels = None if known is None else KnownPixels(known, table, x, ids, seeds)
         rows = range(start_row, len(table))

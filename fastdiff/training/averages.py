@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,15 @@ class Averages:
         self.first = self._emas[config.decays[0]]
         self.since = 0
 
-    def update(self, step: int) -> None:
-        """Take in the parameters as they are after step number `step`, counted from 0."""
+    def update(self, step: int, places: Sequence[int] | None = None) -> None:
+        """Take in the parameters as they are after step number `step`, counted from 0; see `Ema.update`."""
         for average in (*self._emas.values(), *self._powers.values()):
-            average.update(step)
+            average.update(step, places)
+
+    def by_parameter(self) -> Iterator[list[Tensor]]:
+        """The values of each average, the live ones, in the order of the parameters."""
+        for average in (*self._emas.values(), *self._powers.values()):
+            yield list(average.state_dict().values())
 
     def others(self) -> dict[str, Tensor]:
         """All but the first, for `averages.safetensors`: names begin with "ema:DECAY/" or "power:WIDTH/"."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -47,12 +47,18 @@ class Ema:
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the parameters as they are after step number `step`, counted from 0."""
+    def update(self, step: int, places: Sequence[int] | None = None) -> None:
+        """Take in the parameters as they are after step number `step`, counted from 0.
+
+        Args:
+            step: As above.
+            places: Which parameters, in the module's order; all when None.
+        """
         step = whole_number("step", step, low=0)
+        places = range(len(self._shadow)) if places is None else places
         # A parameter that is float32 already is not copied.
-        values = [parameter.detach().to(torch.float32) for parameter in self._parameters]
-        torch._foreach_lerp_(self._shadow, values, 1 - self.decay_at(step))
+        values = [self._parameters[place].detach().to(torch.float32) for place in places]
+        torch._foreach_lerp_([self._shadow[place] for place in places], values, 1 - self.decay_at(step))
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

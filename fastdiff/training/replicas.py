@@ -13,7 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from fastdiff.nets.config import UNetConfig
 from fastdiff.training.world import World
 
-__all__ = ["of_zeros", "replicated", "settled", "unsynced"]
+__all__ = ["is_replicated", "of_zeros", "replicated", "settled", "unsynced"]
+
+
+def is_replicated(network: nn.Module) -> bool:
+    """Whether there is a `DistributedDataParallel` in it."""
+    return _wrapper(network) is not None
 
 
 def replicated(network: nn.Module, world: World) -> nn.Module:

@@ -87,12 +87,20 @@ class Parts:
 
     def live(self) -> Iterator[Tensor]:
         """All that changes, in one order at all processes."""
-        for parameter in self.unet.parameters():
-            state = self.optimizer.state[parameter] = self.optimizer.state.get(parameter) or _fresh_state(parameter)
-            yield from (parameter, *(state[name] for name in sorted(state)))
-        yield from self.averages.first.state_dict().values()
-        yield from self.averages.others().values()
+        yield from self.unet.parameters()
+        for tensors in self.by_parameter():
+            yield from tensors
         yield from self.objective.state_dict().values()
+
+    def by_parameter(self) -> Iterator[list[Tensor]]:
+        """What goes with the parameters, a kind after the other: AdamW's steps and moments, and the averages."""
+        states = []
+        for parameter in self.unet.parameters():
+            self.optimizer.state[parameter] = self.optimizer.state.get(parameter) or _fresh_state(parameter)
+            states.append(self.optimizer.state[parameter])
+        for name in sorted(states[0]):
+            yield [state[name] for state in states]
+        yield from self.averages.by_parameter()
 
     def check_written(self, save_to: Callable[[Path], Path], folder: Path) -> None:
         """Write a checkpoint for a trial, read it again and remove it.

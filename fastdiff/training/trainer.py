@@ -54,6 +54,7 @@ from fastdiff.training.rates import learning_rate
 from fastdiff.training.replicas import of_zeros, replicated, settled, unsynced
 from fastdiff.training.report import write_report
 from fastdiff.training.resume import Parts, Past, compared, identity, machine_notes, processes_notes
+from fastdiff.training.sharing import sharing
 from fastdiff.training.together import check_share, in_common
 from fastdiff.training.world import World
 
@@ -147,7 +148,8 @@ class Trainer:
             if newest is not None:
                 self._restore(newest, override=override)
             self.world.share(self._parts.live())
-            self._network = replicated(network, self.world)
+            self._sharing = sharing(network, self.world)
+            self._network = network if self._sharing is not None else replicated(network, self.world)
 
     @property
     def ema(self) -> Ema:
@@ -209,6 +211,7 @@ class Trainer:
                 if start == 0 and min(stop, self.config.checkpoint_every) >= LONG:
                     self._parts.check_written(self._save_to, self.folder)
 
+            self._gather()
             self.world.first(begin)
             devices = [self._device] if self._device.type == "cuda" else []
             stack.enter_context(torch.random.fork_rng(devices=devices))
@@ -240,6 +243,8 @@ class Trainer:
                 logs = ends or looks or self.step % self.config.log_every == 0
                 saves = ends or self.step % self.config.checkpoint_every == 0
                 stores = self.averages.is_stored_at(self.step)
+                if looks or saves or stores:
+                    self._gather()
                 if logs or saves or stores:
                     self._check_interval(interval)
                     entry = self._summary(interval, stop) if logs else None
@@ -266,7 +271,13 @@ class Trainer:
         Raises:
             RuntimeError: it could not be written; the message names the checkpoint that is left.
         """
+        self._gather()
         return self.world.first(lambda: self._save_to(self.folder))
+
+    def _gather(self) -> None:
+        """Bring the optimizer's state and the averages up to date where processes share them out."""
+        if self._sharing is not None:
+            self._sharing.gather(self._parts.by_parameter())
 
     def _record(self, entry: TrainProgress | None, log: TrainLog, *, stores: bool, saves: bool) -> Path | None:
         """Write what is due after this step, the first process alone; the checkpoint's folder."""
@@ -324,7 +335,10 @@ class Trainer:
         self._optimizer.zero_grad()
         loss = self._gradients(step)
         clip = math.inf if config.clip_norm is None else config.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(list(self.unet.parameters()), clip)
+        if self._sharing is None:
+            norm = torch.nn.utils.clip_grad_norm_(list(self.unet.parameters()), clip)
+        else:
+            norm = self._sharing.clip(clip)
         values = torch.stack([loss, norm])
         if self._device.type == "cpu":
             # Before the weights are spoilt. Elsewhere it would wait for the device, so the interval checks.
@@ -332,13 +346,17 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         self._optimizer.step()
-        self.averages.update(step)
+        self.averages.update(step, None if self._sharing is None else self._sharing.own)
+        if self._sharing is not None:
+            self._sharing.spread()
         return values
 
     def _gradients(self, step: int) -> Tensor:
         """The gradient of the whole batch's mean loss, in the parameters; gives the mean."""
         places = self.world.places(self.config.batch_size)
         size = self.config.micro_batch or len(places)
+        # Shared gradients are summed, those of `DistributedDataParallel` averaged.
+        num = len(places) if self._sharing is None else self.config.batch_size
         found = []
         unread: str | None = None
         for start in range(0, len(places), size):
@@ -355,8 +373,10 @@ class Trainer:
                     nothing = of_zeros(self._network, self.unet.config, len(part), self.data.shape[1:])
                     t, losses, factors = torch.zeros(len(part), dtype=torch.int64), 0 * nothing.flatten(1).sum(1), None
                 weighted = losses if factors is None else losses * factors
-                (weighted.sum() / len(places)).backward()
+                (weighted.sum() / num).backward()
             found.append((t, losses.detach(), weighted.detach()))
+        if self._sharing is not None:
+            self._sharing.send()
         found_here = (torch.cat(parts) for parts in zip(*found, strict=True))
         t, losses, weighted = self.world.whole(*found_here, fails=unread is not None)
         if (said := self.world.failure(unread)) is not None:

@@ -95,6 +95,16 @@ class World:
         split = table[:, :-2].split([len(value) for value in values], dim=1)
         return tuple(part.t().reshape(-1).to(value.dtype) for part, value in zip(split, values, strict=True))
 
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in place; nobody has it before all have come."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def meet(self) -> None:
+        """Wait until all processes have come."""
+        self.total(torch.zeros(1))
+
     def agreed(self) -> int | None:
         """The signal that asked any of the processes to end, or None; after each step the same at all of them.
 

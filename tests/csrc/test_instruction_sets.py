@@ -82,7 +82,16 @@ for case in ("ho", "adm", "grey"):
 for case in engine.CONVOLUTIONS:
     engine.test_convolution_matches_float64(case, True, 2)
 engine.test_attention_matches_float64((5, 13), 3, 48)
-engine.test_native_does_not_depend_on_batch_or_threads("iddpm")
+for precision in ("fast", "bfloat16"):
+    engine.test_native_does_not_depend_on_batch_or_threads("iddpm", precision)
+half = load("engine/test_bfloat16")
+for case in half.CONVOLUTIONS:
+    half.test_convolution_in_bfloat16_is_near_float64(case, True, 2)
+for case in half.DIRECT:
+    half.test_products_of_bfloat16_numbers_are_exact(case, 2)
+half.test_attention_in_bfloat16_is_near_float64((5, 13), 3, 48)
+half.test_attention_with_keys_of_its_own_in_bfloat16_is_near_float64((5, 13), 48)
+half.test_bfloat16_is_as_near_to_float64_as_pytorchs("adm", (8, 24))
 print(fastdiff._C.cpu_isa())
 """
 
@@ -94,7 +103,7 @@ def run(isa, code):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set_passes_the_tests_of_the_kernels(isa):
     import fastdiff._C
 

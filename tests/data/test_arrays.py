@@ -173,3 +173,20 @@ def test_arrays_in_memory_order_of_fortran_are_read(tmp_path: Path) -> None:
     data = map_array(tmp_path / "a.npz")
     assert isinstance(data, MappedImages)
     assert np.array_equal(data.read(ALL).numpy(), stored.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, suffix: str) -> None:
+    """Without the look at its size the process would be killed."""
+    path = tmp_path / f"a.{suffix}"
+    stored = pixels("uint8", (60, 16, 16, 3))
+    np.save(path, stored) if suffix == "npy" else np.savez(path, stored)
+    data = map_array(path, size=8)
+    data.read(ALL)
+    held = path.read_bytes()
+    with path.open("r+b") as file:
+        file.truncate(20_000)
+    with pytest.raises(UnreadableImageError, match=r"took 46,\d{3} bytes when it was opened, and it has 20,000 now"):
+        data.read(ALL + 50)
+    path.write_bytes(held)
+    assert torch.equal(data.read(ALL), torch.from_numpy(stored[:6, 4:12, 4:12].transpose(0, 3, 1, 2).copy()))

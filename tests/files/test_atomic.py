@@ -1,5 +1,7 @@
 """Files and folders that appear whole or not at all, whatever happens while they are written."""
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -107,3 +109,23 @@ def test_a_deleted_folder_is_gone(tmp_path):
         (partial / "a").write_text("x")
     atomic.delete_folder(tmp_path / "one")
     assert os.listdir(tmp_path) == []
+
+
+def test_an_exclusive_file_replaces_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    for text, replaces in (("first", True), ("second", False)):
+        with contextlib.ExitStack() as stack:
+            if not replaces:
+                stack.enter_context(pytest.raises(FileExistsError))
+            with atomic.atomic_file(path, exclusive=True) as file:
+                file.write(text.encode())
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+    def refuses(*_):
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr("os.link", refuses)
+    with atomic.atomic_file(path, exclusive=True) as file:
+        file.write(b"third")
+    assert path.read_text() == "third"

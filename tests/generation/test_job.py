@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -50,6 +52,32 @@ def test_two_jobs_are_not_mixed(tmp_path, change, said):
         dataclasses.replace(JOB, **change).begin(tmp_path)
     assert said in str(error.value)
     assert Job.read(tmp_path) == JOB
+
+
+def test_of_two_jobs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
+    both, write = threading.Barrier(2), Job._write
+
+    def waits(self, path, *, exclusive=False):
+        # Both have found the folder empty.
+        both.wait(30)
+        write(self, path, exclusive=exclusive)
+
+    monkeypatch.setattr(Job, "_write", waits)
+    jobs = [JOB, dataclasses.replace(JOB, about={"seed": 4, "table": {}})]
+
+    def begin(job):
+        try:
+            job.begin(tmp_path)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(begin, jobs))
+    assert sorted(text is None for text in said) == [False, True]
+    refused = next(text for text in said if text is not None)
+    assert "is of another job" in refused
+    assert Job.read(tmp_path) == jobs[said.index(None)]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
