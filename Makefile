@@ -31,10 +31,10 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/.tools
 	@touch $@
 
 # The compiler's warnings are errors here, and in no one else's build.
-# The peer of the live tests comes without its dependencies, of which torchvision would bring another PyTorch.
+# The peers of the live tests come without their dependencies, of which torchvision would bring another PyTorch.
 $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
 	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,test,bench,lint]"
-	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch
+	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch torch-fidelity
 	@touch $@ $(VENV)/.run
 
 # The engines that the CPU bench races.
