@@ -42,6 +42,12 @@ Padded padded_of(const Instruction& i) {
   return p;
 }
 
+int64_t panel_groups(const Instruction& i, const Padded& padded, int64_t batch, int64_t threads) {
+  const int64_t panels = panels_of(i.channels_out), blocks = ceil_div(batch * i.height * i.width, padded.block);
+  // Pointwise a unit takes all panels, so that its pixels are read once, unless threads would have nothing to do.
+  return padded.pointwise ? std::min(panels, threads == 1 ? 1 : ceil_div(2 * threads, blocks)) : panels;
+}
+
 int64_t num_phases(const Instruction& i, int64_t batch, int64_t threads) {
   if (i.op == PLAN_ATTENTION || i.op == PLAN_MEMORY_ATTENTION || i.op == PLAN_LINEAR_ATTENTION) return 2;
   if (i.op != PLAN_CONV) return 1;
@@ -64,7 +70,7 @@ int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t 
   if (i.algorithm == PLAN_DIRECT) {
     const Padded p = padded_of(i);
     if (!p.pointwise && phase == 0) return batch * p.height;
-    return (p.pointwise ? 1 : panels_of(i.channels_out)) * ceil_div(batch * i.height * i.width, p.block);
+    return panel_groups(i, p, batch, threads) * ceil_div(batch * i.height * i.width, p.block);
   }
   const Tiles t = tiles_of(i, batch, threads);
   if (!t.phased) return t.blocks;

@@ -54,6 +54,8 @@ struct Padded {
   int64_t block;  // pixels of a unit
 };
 Padded padded_of(const Instruction& i);
+// Units that the panels of a block of pixels are shared out to.
+int64_t panel_groups(const Instruction& i, const Padded& padded, int64_t batch, int64_t threads);
 
 // Attention: rows of queries of a unit.
 constexpr int64_t QUERY_BLOCK = 24;

@@ -116,7 +116,7 @@ static void convolution(const Work& w, int64_t threads, int64_t unit, float* scr
   if (i.algorithm == PLAN_WINOGRAD2) return winograd<F, 2>(w, threads, unit, scratch);
   const Padded padded = padded_of(i);
   if (padded.copied && !padded.pointwise && w.phase == 0) return direct_read<F>(w, padded, unit, scratch);
-  direct_multiply<F>(w, unit, scratch);
+  direct_multiply<F>(w, threads, unit, scratch);
 }
 
 // scratch: [thread_scratch(...)].

@@ -78,8 +78,8 @@ def write_model(
         plan = network.plan(height, width)
         if (read := plan.buffers[plan.input].channels) != channels:
             raise ValueError(
-                f"the network is given {read} channels, {channels} of them the noisy image, and an exported model gives "
-                "it the noisy image alone: it cannot be exported"
+                f"the network is given {read} channels, {channels} of them the noisy image, and an exported model "
+                "gives it the noisy image alone: it cannot be exported"
             )
         check_output(plan.buffers[plan.output].channels, torch.empty(1, *shape, device="meta"), table.learned_variance)
         sections = _sections(network, plan, table, shape, text, classes_in_turn)
@@ -147,10 +147,7 @@ def _code(plan: Plan, places: Places) -> Tensor:
 
 def _write(file: BinaryIO, sections: Mapping[str, bytes | Tensor]) -> int:
     # Nothing is copied: packed weights may take half of the memory.
-    contents = {
-        name: memoryview(value if isinstance(value, bytes) else np.ascontiguousarray(value.numpy())).cast("B")
-        for name, value in sections.items()
-    }
+    contents = {name: _bytes_of(value) for name, value in sections.items()}
     place = _aligned(HEADER.size + len(contents) * SECTION.size)
     entries, places = b"", []
     for name, content in contents.items():
@@ -165,6 +162,12 @@ def _write(file: BinaryIO, sections: Mapping[str, bytes | Tensor]) -> int:
         written += file.write(bytes(begin - written))
         written += file.write(content)
     return written
+
+
+def _bytes_of(value: bytes | Tensor) -> memoryview:
+    if isinstance(value, bytes):
+        return memoryview(value)
+    return np.ascontiguousarray(value.numpy()).reshape(-1).view(np.uint8).data
 
 
 def _aligned(place: int) -> int:

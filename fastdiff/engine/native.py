@@ -54,6 +54,7 @@ LANE_WEIGHT_BYTES = 16 << 20
 LANE_ARENA_BYTES = 1 << 20
 LANE_FLOPS = 100_000_000
 FEW_ROWS = 4
+CACHED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +107,9 @@ class Linear:
         rows = len(x)
         if self._prepared is None or self._key != (rows, torch.get_num_threads()):
             self._key = (rows, torch.get_num_threads())
-            # For few rows one thread is as fast as all.
-            self._prepared = prepared_for(self.plan, rows, self.places, rows if rows <= FEW_ROWS else 0)
+            # For few rows one thread is as fast as all, where its weights come from a cache.
+            alone = rows <= FEW_ROWS and 4 * self.weights.numel() <= CACHED_BYTES
+            self._prepared = prepared_for(self.plan, rows, self.places, rows if alone else 0)
         p = self._prepared
         out = torch.empty(rows, self.plan.buffers[1].channels, 1, 1, dtype=torch.float32, device="cpu")
         torch.ops.fastdiff.plan_forward(
@@ -167,7 +169,7 @@ class NativeNetwork:
             1e-6 relative to float64; "strict" computes all of them directly. "bfloat16" stores weights in 16 bits and
             multiplies bfloat16 numbers, by the processor's own instructions where it has them (AVX512-BF16), and sums
             in float32, in which the state, noise, norms and all between layers stay: errors of about 3e-3 to 3e-2 of
-            the largest value, as those of a network in PyTorch's bfloat16, and other bits with another instruction set.
+            the largest value, at most twice those of PyTorch's bfloat16, and other bits with another instruction set.
         memory: "low" takes 2x2 tiles for Winograd's method, whose weights are 16/9 of the network's own and not 4
             times as large; it is slower (docs/performance.md), and a little more exact.
         cache: Folder in which packed weights are kept for other processes, found by the network's weights and this
