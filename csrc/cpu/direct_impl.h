@@ -82,7 +82,7 @@ static void direct_multiply(const Work& w, int64_t threads, int64_t unit, float*
       if (F::PAIRED) round_row(pixel, channels, to);
     }
   }
-  int64_t taps[9];
+  int64_t taps[MOST_TAPS];
   for (int64_t ky = 0; ky < i.kernel; ++ky)
     for (int64_t kx = 0; kx < i.kernel; ++kx) taps[ky * i.kernel + kx] = (ky * padded.width + kx) * words;
   if (by_dots(i)) return direct_dots(w, padded, taps, first, last, scratch);
