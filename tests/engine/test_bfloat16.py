@@ -128,6 +128,16 @@ def test_weights_in_bfloat16_take_half_the_room():
     assert sizes["bfloat16"] < 0.6 * sizes["fast"]
 
 
+def test_packed_weights_in_bfloat16_have_a_file_of_their_own(tmp_path):
+    net = network("ho")
+    x, t, _ = inputs(net)
+    expected = {p: fd.compile(net, precision=p)(x, t) for p in ("fast", "bfloat16")}
+    for _ in range(2):
+        for precision, result in expected.items():
+            assert torch.equal(fd.compile(net, precision=precision, cache=tmp_path)(x, t), result)
+        assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_profile_counts_two_bytes_per_weight():
     net = network("ho")
     found = {p: profile(fd.compile(net, precision=p), 1, (16, 16), repeats=1) for p in ("strict", "bfloat16")}
