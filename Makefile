@@ -31,10 +31,10 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/.tools
 	@touch $@
 
 # The compiler's warnings are errors here, and in no one else's build.
-# The peer of the live tests comes without its dependencies, of which torchvision would bring another PyTorch.
+# The peers of the live tests come without their dependencies, of which torchvision would bring another PyTorch.
 $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
 	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,test,bench,lint]"
-	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch
+	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch torch-fidelity
 	@touch $@ $(VENV)/.run
 
 # The engines that the CPU bench races.
@@ -87,7 +87,8 @@ bench-gpu:  ## Test and time everything on a GPU, in eight minutes at most, by P
 asan: setup-dev  ## Run the ops' and the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	FASTDIFF_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan
 	$(SANITIZED) -c "import torch, fastdiff._C as c; assert 'build/asan' in c.__file__, c.__file__"
-	$(SANITIZED) -m pytest -q -n 0 tests/ops tests/engine/test_native.py tests/engine/test_native_limits.py
+	$(SANITIZED) -m pytest -q -n 0 tests/ops tests/engine/test_native.py tests/engine/test_native_limits.py \
+		tests/engine/test_lucidrains.py
 	FASTDIFF_FUZZ_FILES=10000 $(BIN)/python -m pytest -q -n 0 tests/csrc/test_standalone.py -k "sanitizers or valgrind"
 
 clean:  ## Remove .venv, build products and caches
