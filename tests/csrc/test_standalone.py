@@ -32,7 +32,8 @@ pytestmark = [
 
 THOROUGH = "FASTDIFF_FUZZ_FILES" in os.environ
 FILES = int(os.environ.get("FASTDIFF_FUZZ_FILES", "300"))
-MOST_BYTES = 2_000_000
+# Float32 alone takes 1.1 MB; products of bfloat16 have all instructions once more, and a set of their own.
+MOST_BYTES = 3_200_000
 HEADER, SECTION = export.HEADER, export.SECTION
 
 
