@@ -116,7 +116,7 @@ def extension_arguments():
     warnings = [f"-isystem{path}" for path in include_paths()]
     if flag("FASTDIFF_WERROR", "0"):
         warnings += ["-Werror"]
-    built = [path for path in (ROOT / "csrc").rglob("*.cpp") if path.parent.name != "cuda"]
+    built = [path for path in (ROOT / "csrc").rglob("*.cpp") if path.parent.name not in ("cuda", "standalone")]
     sources = sorted(str(path.relative_to(ROOT)) for path in built)
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
     extension = CppExtension(

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cpu_unet import DIFFUSERS_HO
+from gpu_networks import DIFFUSERS_HO
 from harness import machine, race
 from plain_unet import plain_step
 

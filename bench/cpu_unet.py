@@ -1,297 +1,294 @@
-"""The CPU engine against its peers, interleaved in one process: `make bench-cpu`.
+"""The CPU engine against the engines that one could pick instead: `make bench-cpu`.
 
-    python bench/cpu_unet.py [--only ho-cifar10] [--no-compile] [--rounds 9]
+    python bench/cpu_unet.py [--only ho-cifar10] [--engines "engine,openvino bf16"] [--conditions quiet] [--rounds 9]
 
-Writes bench/results/cpu_unet.json and .md. The peer is diffusers' UNet2DModel of the same shape (the tests show that
-they compute the same), eager in both layouts and compiled with frozen weights. diffusers has no equal of the
-ImageNet-64 network, whose heads differ in width: its peer is our own module, in the same three ways.
+Each engine lives in a process of its own, built from the same weights, and is stopped while another has its turn, so
+that threads which spin cannot disturb it. They take turns, call by call; least and median times, and the error relative
+to float64. Conditions: two threads on a quiet machine, one thread, and two threads beside 1, 2 and 4 processes that
+each keep a processor busy. There the median is compared with the fair share: the quiet time, times (threads + busy) /
+processors. Networks that would fill the memory if all engines held them race in pairs.
+
+Writes bench/results/cpu_unet.json and .md. Engines that are not installed are left out and named; `pip install -e
+".[peers]"` brings them.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import contextlib
+import importlib.util
+import itertools
 import json
 import math
+import os
+import signal
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cpu_profile
+import numpy as np
 import torch
-from harness import machine, race
-from torch import Tensor, nn
+from cpu_peers import ENGINES, SIXTEEN_BITS, reference
+from harness import machine
 
 import fastdiff as fd
-from fastdiff.convert import from_unet
-from fastdiff.engine import engine_peak, matrix_peak, products_made, profile
 
 RESULTS = Path(__file__).parent / "results" / "cpu_unet"
+WORKER = Path(__file__).parent / "cpu_worker.py"
 CASES = [("ho-cifar10", 1), ("ho-cifar10", 4), ("ho-cifar10", 8), ("ho-cifar10", 16), ("iddpm-imagenet64", 1)]
-CASES += [("digits", 1), ("digits", 64)]
-# diffusers' name for the network of Ho et al., from the configuration of google/ddpm-cifar10-32.
-DIFFUSERS_HO = {
-    "sample_size": 32,
-    "block_out_channels": (128, 256, 256, 256),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-    "attention_head_dim": None,
+CASES += [("adm-imagenet64", 1), ("digits", 1), ("digits", 64)]
+# Beside others, and with one thread, the cases and engines that say most.
+FEW = [("ho-cifar10", 1), ("ho-cifar10", 8)]
+BUSY = [("ho-cifar10", 1)]
+CONDITIONS = {"quiet": (2, 0), "one thread": (1, 0), "1 busy": (2, 1), "2 busy": (2, 2), "4 busy": (2, 4)}
+BESIDE = ("engine", "engine bf16", "eager nhwc", "openvino", "openvino bf16")
+# Weights beyond which engines race in pairs: parameters.
+LARGE = 200_000_000
+MODULES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "openvino bf16": "openvino",
+    "mnn": "MNN",
+    "ncnn": "pnnx",
 }
 
 
-def peer_of(preset: str) -> nn.Module:
-    """The network that the engine races, with random weights."""
-    torch.manual_seed(0)
-    if preset == "ho-cifar10":
-        import diffusers
+class Worker:
+    """A process with one engine, stopped while it is not asked."""
 
-        return diffusers.UNet2DModel(**DIFFUSERS_HO).eval()
-    unet = fd.UNet(fd.UNetConfig.preset(preset)).eval()
-    return unet if preset == "iddpm-imagenet64" else from_unet(unet).eval()
+    def __init__(self, engine: str, preset: str, threads: int) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, str(WORKER), engine, preset, str(threads)]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
 
+    def ask(self, **command: Any) -> dict[str, Any]:
+        """The answer to a command; the process runs meanwhile and no longer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        self.process.send_signal(signal.SIGSTOP)
+        if not line:
+            return {"failed": f"the process ended with {self.process.wait()}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
-def arms_of(preset: str, batch: int, compiled: bool) -> dict[str, Callable[[], object]]:
-    """Calls that evaluate the network once, by name."""
-    config = fd.UNetConfig.preset(preset)
-    x = torch.randn(batch, config.in_channels, config.image_size, config.image_size)
-    last = x.contiguous(memory_format=torch.channels_last)
-    t = torch.full((batch,), 500)
-    engine = fd.compile(fd.UNet(config).eval(), batch=batch, size=config.image_size)
-    first, second, third = (peer_of(preset) for _ in range(3))
-    second, third = second.to(memory_format=torch.channels_last), third.to(memory_format=torch.channels_last)
-    # Our own module keeps its weights channels_last; as a peer it gets both layouts.
-    first = first.to(memory_format=torch.contiguous_format)
-    arms: dict[str, Callable[[], object]] = {
-        "engine": lambda: engine(last, t),
-        "eager nchw": lambda: first(x, t),
-        "eager nhwc": lambda: second(last, t),
-    }
-    if compiled:
-        fast = torch.compile(third)
-        arms["compiled"] = lambda: fast(last, t)
-    return arms
-
-
-def measure(preset: str, batch: int, compiled: bool, rounds: int) -> dict[str, Any]:
-    """Medians in milliseconds, and the peers' over the engine's."""
-    arms = arms_of(preset, batch, compiled)
-    start = time.perf_counter()
-    if compiled:
-        arms["compiled"]()
-    compile_seconds = time.perf_counter() - start
-    seconds = race(arms, rounds, warmup=2)
-    median = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
-    ours = median["engine"]
-    peers = {name: value for name, value in median.items() if name != "engine"}
-    low, _, high = statistics.quantiles(seconds["engine"], n=4)
-    return {
-        "preset": preset,
-        "batch": batch,
-        "ms": median,
-        "ms_per_image": ours / batch,
-        "quartiles_ms": [1e3 * low, 1e3 * high],
-        "times_faster": {name: value / ours for name, value in peers.items()},
-        "times_faster_than_best": min(peers.values()) / ours,
-        "compile_seconds": compile_seconds,
-    }
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
 
 
-def split_of(preset: str, batch: int) -> dict[str, Any]:
-    """Where the engine's time goes, by kind of instruction, and how much of the machine it uses."""
-    config = fd.UNetConfig.preset(preset)
-    engine = fd.compile(fd.UNet(config).eval())
-    times = profile(engine, batch, (config.image_size, config.image_size))
-    peak, torch_peak = engine_peak(), matrix_peak()
-    kinds: dict[str, list[float]] = {}
-    for found in times:
-        i = found.instruction
-        kind = f"{i.op} {i.kernel}x{i.kernel} {i.algorithm}" if i.op == "conv" else i.op
-        entry = kinds.setdefault(kind, [0, 0.0, 0.0, 0.0])
-        entry[0] += 1
-        entry[1] += found.milliseconds
-        entry[2] += found.flops
-        entry[3] += products_made(found.flops, i)
-    total = sum(entry[1] for entry in kinds.values())
-    return {
-        "preset": preset,
-        "batch": batch,
-        "total_ms": total,
-        "gflops_by_direct_formula": sum(entry[2] for entry in kinds.values()) / total / 1e6,
-        "torch_matmul_gflops": torch_peak / 1e9,
-        "engine_peak_gflops": peak / 1e9,
-        "kinds": {
-            kind: {
-                "count": count,
-                "ms": ms,
-                "share": ms / total,
-                "gflops": flops / max(ms, 1e-6) / 1e6,
-                "of_peak": 1e3 * made / max(ms, 1e-6) / peak,
-            }
-            for kind, (count, ms, flops, made) in sorted(kinds.items(), key=lambda item: -item[1][1])
-        },
-        "instructions": [
-            {
-                "shapes": found.description,
-                "algorithm": found.instruction.algorithm if found.instruction.op == "conv" else found.instruction.op,
-                "ms": found.milliseconds,
-                "predicted_ms": found.predicted_ms,
-                "of_torch_peak": 1e3 * found.flops / max(found.milliseconds, 1e-6) / torch_peak,
-            }
-            for found in times
-        ],
-    }
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Processes that each keep a processor busy."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
 
 
-def peak_memory(arm: str, preset: str, batch: int) -> float:
-    """MiB that three evaluations add to a process of their own."""
-    here = str(Path(__file__).parent)
-    code = f"import sys; sys.path.insert(0, {here!r}); import cpu_unet as c; "
-    code += f"c.report_memory({arm!r}, {preset!r}, {batch})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+def installed(engines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Which of them are here, and which are missing."""
+    here = [name for name in engines if name not in MODULES or importlib.util.find_spec(MODULES[name]) is not None]
+    return here, [name for name in engines if name not in here]
 
 
-def report_memory(arm: str, preset: str, batch: int) -> None:
-    """Print how much the process grew while the arm ran, weights and packing not counted."""
-    config = fd.UNetConfig.preset(preset)
-    shape = (batch, config.in_channels, config.image_size, config.image_size)
-    x, t = torch.randn(shape).contiguous(memory_format=torch.channels_last), torch.full((batch,), 500)
-    call: Callable[[Tensor, Tensor], object]
-    if arm == "engine":
-        network = fd.UNet(config).eval()
-        call = fd.compile(network)
-        call(x[:1], t[:1])
-    else:
-        call = peer_of(preset).to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            call(x[:1], t[:1])
-    gc.collect()
-    # The highest water mark from here on.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status_mib("VmRSS")
-    with torch.no_grad():
-        for _ in range(3):
-            call(x, t)
-    print(_status_mib("VmHWM") - before)
+def measure(preset: str, batch: int, engines: Sequence[str], condition: str, rounds: int) -> dict[str, Any]:
+    """Least and median milliseconds of each engine, in turns, with its error and the seconds it took to build."""
+    threads, others = CONDITIONS[condition]
+    found: dict[str, Any] = {"preset": preset, "batch": batch, "condition": condition, "engines": {}}
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in fd.UNet(fd.UNetConfig.preset(preset)).parameters())
+    rivals = [name for name in engines if name != "engine"]
+    groups = [list(engines)] if size < LARGE or not rivals else [["engine", rival] for rival in rivals]
+    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+        np.save(file, reference(preset, batch))
+        file.flush()
+        for group in groups:
+            _race_group(group, found, file.name, threads, others, rounds)
+    return found
 
 
-def _status_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+def _race_group(
+    group: Sequence[str], found: dict[str, Any], expected: str, threads: int, others: int, rounds: int
+) -> None:
+    workers = {name: Worker(name, found["preset"], threads) for name in group}
+    try:
+        built = {name: worker.ask(prepare=found["batch"], expected=expected) for name, worker in workers.items()}
+        for name, answer in built.items():
+            if "failed" in answer:
+                found["engines"][name] = answer
+        racing = {name: worker for name, worker in workers.items() if "failed" not in built[name]}
+        quick = {name: max(1, min(100, int(0.1 / worker.ask(run=1)["seconds"][0]))) for name, worker in racing.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in racing}
+        with busy(others):
+            for _ in range(rounds):
+                for name, worker in racing.items():
+                    # The first call after a pause finds its caches and threads cold.
+                    seconds[name] += worker.ask(run=quick[name] + 1)["seconds"][1:]
+        for name, values in seconds.items():
+            one = {"ms": 1e3 * statistics.median(values), "least_ms": 1e3 * min(values)}
+            one |= {"error": built[name]["error"], "build_seconds": built[name]["seconds"]}
+            known = found["engines"].setdefault(name, one)
+            if name != "engine" and "engine" in seconds:
+                ours = seconds["engine"]
+                known["times_faster"] = statistics.median(values) / statistics.median(ours)
+                known["least_times_faster"] = min(values) / min(ours)
+    finally:
+        for worker in workers.values():
+            worker.close()
 
 
-def scaling(preset: str, batch: int, rounds: int) -> float:
-    """How many times faster two threads are than one."""
-    config = fd.UNetConfig.preset(preset)
-    engine = fd.compile(fd.UNet(config).eval())
-    x, t = torch.randn(batch, config.in_channels, config.image_size, config.image_size), torch.full((batch,), 500)
-
-    def with_threads(count: int) -> Callable[[], object]:
-        def call() -> object:
-            torch.set_num_threads(count)
-            return engine(x, t)
-
-        return call
-
-    before = torch.get_num_threads()
-    seconds = race({"1": with_threads(1), "2": with_threads(2)}, rounds, warmup=2)
-    torch.set_num_threads(before)
-    return statistics.median(seconds["1"]) / statistics.median(seconds["2"])
+def cases_of(only: str, conditions: Sequence[str]) -> list[tuple[str, int, str]]:
+    """What is measured: network, batch and condition."""
+    chosen = {"quiet": CASES, "one thread": FEW}
+    found = [(*case, condition) for condition in conditions for case in chosen.get(condition, BUSY)]
+    return [case for case in found if only in case[0]]
 
 
 def main() -> None:
     """Run everything and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--only", default="", help="networks whose name has this in it")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--engines", default=",".join(ENGINES), help="names, with commas between them")
+    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="names, with commas between them")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--no-split", action="store_true", help="leave out where the engine's own time goes")
     parser.add_argument("--out", type=Path, default=RESULTS, help="results, without suffix")
     options = parser.parse_args()
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True
+    engines, missing = installed(options.engines.split(","))
     about = machine()
     results = []
-    cases = [(preset, batch) for preset, batch in CASES if options.only in preset]
-    with torch.no_grad():
-        for preset, batch in cases:
-            results.append(measure(preset, batch, not options.no_compile, options.rounds))
-            print(to_line(results[-1]), flush=True)
-            torch._dynamo.reset()
-        splits = [split_of(preset, batch) for preset, batch in cases]
-        speedup = scaling("ho-cifar10", 8, options.rounds)
-    memory = {arm: peak_memory(arm, "ho-cifar10", 16) for arm in ("engine", "diffusers")}
-    text = to_markdown(about, results, splits, speedup, memory)
+    cases = cases_of(options.only, options.conditions.split(","))
+    for preset, batch, condition in cases:
+        taking_part = engines if condition == "quiet" else [name for name in engines if name in BESIDE]
+        results.append(measure(preset, batch, taking_part, condition, options.rounds))
+        print("\n".join(to_lines(results[-1])), flush=True)
+    everything: dict[str, Any] = {"machine": about, "results": results, "missing": missing}
+    if not options.no_split:
+        with torch.no_grad():
+            quiet = [case[:2] for case in cases if case[2] == "quiet"]
+            everything["splits"] = [cpu_profile.split_of(preset, batch) for preset, batch in quiet]
+            everything["two_threads"] = cpu_profile.scaling("ho-cifar10", 8, options.rounds)
+        everything["peak_mib"] = {
+            arm: cpu_profile.peak_memory(arm, "ho-cifar10", 16) for arm in ("engine", "diffusers")
+        }
+    text = to_markdown(everything)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    everything = {"machine": about, "results": results, "splits": splits, "two_threads": speedup, "peak_mib": memory}
     options.out.with_suffix(".json").write_text(json.dumps(everything, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(text)
     print(text)
 
 
-def to_line(result: dict[str, Any]) -> str:
-    """A row of the table."""
-    ratios = result["times_faster"]
-    cells = [result["preset"], result["batch"], f"{result['ms']['engine']:.1f}", f"{result['ms_per_image']:.2f}"]
-    cells += [f"{ratios[name]:.2f}x" if name in ratios else "" for name in ("eager nchw", "eager nhwc", "compiled")]
-    return f"| {' | '.join(map(str, cells))} | {result['times_faster_than_best']:.2f}x |"
+def best_of(result: dict[str, Any], kind: str) -> tuple[str, float] | None:
+    """The fastest peer of 16 or 32 bits, and how many times as fast the engine of that kind is, by medians."""
+    own = "engine bf16" if kind == "16" else "engine"
+    found = result["engines"]
+    peers = {
+        name: one["ms"]
+        for name, one in found.items()
+        if "ms" in one and not name.startswith("engine") and (name in SIXTEEN_BITS) == (kind == "16")
+    }
+    if not peers or "ms" not in found.get(own, {}):
+        return None
+    name = min(peers, key=lambda name: peers[name])
+    return name, peers[name] / found[own]["ms"]
 
 
-def to_markdown(
-    about: dict[str, Any],
-    results: list[dict[str, Any]],
-    splits: list[dict[str, Any]],
-    speedup: float,
-    memory: dict[str, float],
-) -> str:
+def to_lines(result: dict[str, Any]) -> list[str]:
+    """The rows of a case, fastest first."""
+    found = result["engines"]
+    rows = []
+    for name, one in sorted(found.items(), key=lambda item: item[1].get("ms", math.inf)):
+        case = f"| {result['preset']} | {result['batch']} | {name}"
+        if "failed" in one:
+            rows.append(f"{case} | did not run: {one['failed'].splitlines()[0]} | | | |")
+            continue
+        times = [f"{one[key]:.2f}x" if key in one else "" for key in ("times_faster", "least_times_faster")]
+        rows.append(f"{case} | {one['ms']:.3g} | {one['least_ms']:.3g} | {' / '.join(times)} | {one['error']:.1e} |")
+    return rows
+
+
+def to_markdown(everything: dict[str, Any]) -> str:
     """The tables."""
+    about, results = everything["machine"], everything["results"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    headings = ("network", "batch", "engine, ms", "per image", "eager nchw", "eager nhwc", "compiled, frozen", "best")
-    ratios = [result["times_faster_than_best"] for result in results]
-    grown = ", ".join(f"{name} {value:,.0f} MiB" for name, value in memory.items())
     lines = [
-        f"{about['processor']}, {about['threads']} threads, {about['isa']}, load {about['load']}, "
-        f"commit {about['commit']}; {versions}.",
+        f"{about['processor']}, {about['isa']}, load {about['load']}, commit {about['commit']}; {versions}.",
         "",
-        "One evaluation, medians of interleaved calls; times faster than each peer, and than the best of them:",
-        "",
-        f"| {' | '.join(headings)} |",
-        "|" + "---|" * len(headings),
-        *map(to_line, results),
-        "",
-        f"Geometric mean over the best peer: {math.exp(statistics.fmean(map(math.log, ratios))):.2f}x. "
-        f"Two threads are {speedup:.2f} times as fast as one at batch 8. "
-        f"Memory beyond the weights at batch 16: {grown}.",
+        "One evaluation, each engine in a process of its own, in turns; milliseconds; how many times as fast the "
+        "engine is in float32, by medians / by least times; error relative to float64.",
     ]
-    for split in splits:
+    if everything["missing"]:
+        lines += ["", f"Not installed: {', '.join(everything['missing'])}."]
+    for condition, group in itertools.groupby(results, key=lambda result: result["condition"]):
+        lines += ["", f"**{condition}**", ""]
+        lines += [
+            "| network | batch | | median, ms | least, ms | engine faster | error |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [line for result in group for line in to_lines(result)]
+    lines += [
+        "",
+        "Over the best peer of the same kind, by medians:",
+        "",
+        "| network | batch | condition | float32 | 16 bits |",
+    ]
+    lines += ["|---|---|---|---|---|"]
+    for result in results:
+        cells = [result["preset"], result["batch"], result["condition"]]
+        for kind in ("32", "16"):
+            best = best_of(result, kind)
+            cells.append("" if best is None else f"{best[1]:.2f}x ({best[0]})")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += fair_shares(results)
+    if "splits" in everything:
+        grown = ", ".join(f"{name} {value:,.0f} MiB" for name, value in everything["peak_mib"].items())
         lines += [
             "",
-            f"{split['preset']}, batch {split['batch']}: {split['total_ms']:.1f} ms, "
-            f"{split['gflops_by_direct_formula']:.0f} GFLOP/s by the direct formula; PyTorch's matrix product: "
-            f"{split['torch_matmul_gflops']:.0f}, the engine's: {split['engine_peak_gflops']:.0f}. The products that "
-            "are made, over the engine's peak:",
-            "",
-            "| instructions | count | ms | share | GFLOP/s | of peak |",
-            "|---|---|---|---|---|---|",
+            f"Two threads are {everything['two_threads']:.2f} times as fast as one at batch 8. "
+            f"Memory beyond the weights at batch 16: {grown}.",
+            *cpu_profile.to_markdown(everything["splits"]),
         ]
-        for kind, k in split["kinds"].items():
-            cells = (
-                kind,
-                k["count"],
-                f"{k['ms']:.2f}",
-                f"{k['share']:.0%}",
-                f"{k['gflops']:.0f}",
-                f"{k['of_peak']:.0%}",
-            )
-            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def fair_shares(results: list[dict[str, Any]]) -> list[str]:
+    """Medians beside busy processes over what the fair share of the processors would give, in lines."""
+    quiet = {(r["preset"], r["batch"]): r["engines"] for r in results if r["condition"] == "quiet"}
+    rows = []
+    for result in results:
+        threads, others = CONDITIONS[result["condition"]]
+        before = quiet.get((result["preset"], result["batch"]))
+        if not others or before is None:
+            continue
+        cores = os.cpu_count() or threads
+        share = max(1.0, (threads + others) / cores)
+        for name, one in result["engines"].items():
+            if "ms" in one and "ms" in before.get(name, {}):
+                ratio = one["ms"] / (before[name]["ms"] * share)
+                cells = (result["preset"], result["batch"], name, others, f"{one['ms']:.3g}", f"{ratio:.2f}")
+                rows.append(f"| {' | '.join(map(str, cells))} |")
+    head = ["", "Beside busy processes:", "", "| network | batch | | busy | median, ms | over the fair share |"]
+    return [*head, "|---|---|---|---|---|---|", *rows] if rows else []
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "kernels.h"
-#include "step.h"
+#include "row.h"
 
 static PyObject* cpu_isa(PyObject*, PyObject*) {
   try {
@@ -47,7 +47,8 @@ static PyObject* step_dense(PyObject*, PyObject* const* values, Py_ssize_t count
 }
 
 static PyMethodDef methods[] = {
-    {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set of the kernels in use: generic, avx2 or avx512."},
+    {"cpu_isa", cpu_isa, METH_NOARGS,
+     "The instruction set of the kernels in use: generic, avx2, avx512 or avx512bf16."},
     {"step_dense", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step_dense)), METH_FASTCALL,
      "A row without noise, over float32 tensors of one dense layout. Addresses of x, the model's output, out, "
      "pred_out, base and history (0 where absent), the history's depth, the number of elements, the rows' address, "

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from fastdiff import likelihood as scoring
 from fastdiff.engine.choose import Runner, compiled_or_not
+from fastdiff.engine.compiled import checked_size
+from fastdiff.engine.export import write_model
+from fastdiff.engine.native import NativeNetwork, Precision
+from fastdiff.files.atomic import atomic_file
 from fastdiff.files.checkpoint import load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.files.progress import watched
@@ -34,6 +38,7 @@ from fastdiff.sampling.seeds import Seed, checked_seeds
 from fastdiff.sampling.tables import Sampler, default_steps, table_of
 from fastdiff.sampling.thresholding import DynamicThreshold
 from fastdiff.sampling.views import Views
+from fastdiff.version import __version__
 
 __all__ = ["Pipeline", "default_steps"]
 
@@ -207,6 +212,7 @@ class Pipeline:
         mask: Tensor | None = None,
         batch_size: int | None = None,
         runner: Runner = "auto",
+        precision: Precision | None = None,
         progress: bool = False,
         callback: Callable[[SamplingStep], None] | None = None,
         callback_rows: Iterable[int] | None = None,
@@ -233,6 +239,7 @@ class Pipeline:
                 broadcasts to [num, 1, H, W].
             batch_size: Images at a time; all when None. It changes nothing but speed and memory.
             runner: See `fastdiff.sample`.
+            precision: See `fastdiff.sample`.
             progress: Show a progress bar per batch.
             callback: Called after each row of each batch.
             callback_rows: Call it after these rows only.
@@ -256,7 +263,7 @@ class Pipeline:
         ids = seeds.ids(sample_ids, num, self.device)
         kwargs = self._kwargs(self._checked_labels(labels, num)) or {}
         kwargs |= self._seen(condition, mask, num)
-        model = self._guided(guidance, null_label, runner)
+        model = self._guided(guidance, null_label, runner, precision)
         rows = None if callback_rows is None else list(callback_rows)
         size = max(1, num if batch_size is None else batch_size)
         parts = [
@@ -268,6 +275,8 @@ class Pipeline:
                 sample_ids=part,
                 model_kwargs={name: value[first : first + size] for name, value in kwargs.items()},
                 runner=runner,
+                # What a wrapper calls has its precision already.
+                precision=precision if model is self.unet else None,
                 progress=progress,
                 callback=callback,
                 callback_rows=rows,
@@ -276,6 +285,47 @@ class Pipeline:
             for first, part in zip(range(0, max(1, num), size), ids.split(size), strict=True)
         ]
         return torch.cat(parts)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        sampler: Sampler = "ddim",
+        steps: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        precision: Precision = "fast",
+        **options: Any,
+    ) -> Path:
+        """Write the model and a sampler into one file, from which programs without Python sample: docs/standalone.md.
+
+        Their images are those of `sample` for the same seed, ids and labels, without guidance, known pixels,
+        thresholding or a condition.
+
+        Args:
+            path: The file.
+            sampler: See `sample`.
+            steps: See `sample`.
+            size: Height and width of the images, one number or two; those the model was trained on when None.
+            precision: See `fastdiff.compile`.
+            **options: Of the sampler, such as eta=0.5.
+
+        Returns:
+            `path`.
+
+        Raises:
+            ValueError: arguments that do not fit; a sampler that starts from an image; a network that is given more
+                than the noisy image and a label, or has a part that the engine cannot run (named).
+            RuntimeError: the C++ extension is not built.
+        """
+        table = table_of(sampler, self.diffusion, steps, options)
+        channels, *trained = self.image_shape
+        height, width = checked_size(size, trained)
+        text = f"sampler: {table!r}\nprocess: {self.diffusion!r}\nprecision: {precision}\nfastdiff {__version__}"
+        network = NativeNetwork(self.unet, precision)
+        turn = self.classes.num_real if self.classes.num else None
+        with atomic_file(path) as file:
+            write_model(file, network, table, (channels, height, width), text=text, classes_in_turn=turn)
+        return Path(path)
 
     def likelihood(
         self,
@@ -494,11 +544,13 @@ class Pipeline:
         )  # fmt: skip
         return {} if seen is None else {"condition": seen}
 
-    def _guided(self, guidance: float | None, null_label: int | str | None, runner: object) -> Model:
+    def _guided(
+        self, guidance: float | None, null_label: int | str | None, runner: str, precision: Precision | None = None
+    ) -> Model:
         """The network, or wrappers that guide it and give it its condition."""
         network: Model = self.unet
-        if runner != "eager" and (self.extra_channels or guidance is not None):
-            network = compiled_or_not(self.unet)
+        if self.extra_channels or guidance is not None:
+            network = compiled_or_not(self.unet, runner, precision)
         if self.extra_channels:
             network = Concatenated(network)
         if guidance is None:

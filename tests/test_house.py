@@ -17,7 +17,7 @@ TESTED_ELSEWHERE = {
 }
 # What stands on one floor: fastdiff/ holds folders, and these few files beside them.
 MAX_FILES_BESIDE_FOLDERS = 6
-EMPTY_PACKAGES = ("process", "nets", "files", "sampling", "training", "evaluation", "ops/reference", "cli/demo")
+EMPTY_PACKAGES = ("process", "nets", "files", "sampling", "training", "ops/reference", "cli/demo")
 MAX_LINES = 600
 # Longer files, each with its reason.
 LONG_FILES: dict[str, str] = {}

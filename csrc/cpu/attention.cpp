@@ -3,6 +3,7 @@
 
 #include "checks.h"
 #include "kernels.h"
+#include "layers.h"
 #include "parallel.h"
 #include "rounding.h"
 #include "tensors.h"
@@ -42,17 +43,30 @@ AttentionArgs arguments(const Tensor& qkv, int64_t num_heads, bool heads_first, 
 
 }  // namespace
 
+void attention(const AttentionArgs& a) {
+  const int64_t threads = torch::stable::get_num_threads(), per_thread = round_up(attention_scratch(a), 16);
+  float* memory = workspace(threads * per_thread);
+  const Kernels& variant = kernels();
+  run_units(a.batch * a.heads, threads,
+            [&](int64_t unit, int64_t worker) { variant.attention(a, unit, memory + worker * per_thread); });
+}
+
+void attention_backward(const AttentionGradArgs& g) {
+  const AttentionArgs& a = g.forward;
+  const int64_t threads = torch::stable::get_num_threads(), per_thread = round_up(attention_backward_scratch(a), 16);
+  float* memory = workspace(threads * per_thread);
+  const Kernels& variant = kernels();
+  run_units(a.batch * a.heads, threads,
+            [&](int64_t unit, int64_t worker) { variant.attention_backward(g, unit, memory + worker * per_thread); });
+}
+
 void attention_out_cpu(Tensor qkv, int64_t num_heads, bool heads_first, double scale, Tensor out, Tensor lse) {
   const AttentionArgs a = arguments(qkv, num_heads, heads_first, scale, out, lse);
   check_apart(extent_of("out", out), extent_of("qkv", qkv));
   check_apart(extent_of("lse", lse), extent_of("qkv", qkv));
   check_apart(extent_of("lse", lse), extent_of("out", out));
   if (qkv.numel() == 0) return;
-  const int64_t threads = torch::stable::get_num_threads(), per_thread = round_up(attention_scratch(a), 16);
-  float* memory = workspace(threads * per_thread);
-  const Kernels& variant = kernels();
-  run_units(a.batch * a.heads, threads,
-            [&](int64_t unit, int64_t worker) { variant.attention(a, unit, memory + worker * per_thread); });
+  attention(a);
 }
 
 void attention_backward_out_cpu(Tensor grad, Tensor qkv, Tensor out, Tensor lse, int64_t num_heads, bool heads_first,
@@ -68,11 +82,7 @@ void attention_backward_out_cpu(Tensor grad, Tensor qkv, Tensor out, Tensor lse,
   check_apart(written, extent_of("out", out));
   check_apart(written, extent_of("lse", lse));
   if (qkv.numel() == 0) return;
-  const int64_t threads = torch::stable::get_num_threads(), per_thread = round_up(attention_backward_scratch(a), 16);
-  float* memory = workspace(threads * per_thread);
-  const Kernels& variant = kernels();
-  run_units(a.batch * a.heads, threads,
-            [&](int64_t unit, int64_t worker) { variant.attention_backward(g, unit, memory + worker * per_thread); });
+  attention_backward(g);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

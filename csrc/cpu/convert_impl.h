@@ -1,4 +1,5 @@
-// Runs of values, converted to and from the type of the arithmetic.
+// Runs of values, converted to and from the type of the arithmetic. With FASTDIFF_FLOAT32_ONLY there is no other type,
+// as in the library without Python, whose size this halves.
 #pragma once
 
 #include <cstdint>
@@ -63,6 +64,9 @@ FD_INLINE void load_run(A* __restrict to, const Matrix& m, int64_t offset, int64
       for (int64_t i = 0; i < n; ++i) to[i] = (A)from[i];
       break;
     }
+#ifdef FASTDIFF_FLOAT32_ONLY
+    default: break;
+#else
     case Dtype::F64: {
       const double* from = (const double*)m.data + offset;
       for (int64_t i = 0; i < n; ++i) to[i] = (A)from[i];
@@ -89,6 +93,7 @@ FD_INLINE void load_run(A* __restrict to, const Matrix& m, int64_t offset, int64
       for (int64_t i = 0; i < n; ++i) to[i] = (A)from[i];
       break;
     }
+#endif
   }
 }
 
@@ -101,6 +106,9 @@ FD_INLINE void store_run(const A* __restrict from, const Matrix& m, int64_t offs
       for (int64_t i = 0; i < n; ++i) to[i] = (float)from[i];
       break;
     }
+#ifdef FASTDIFF_FLOAT32_ONLY
+    default: break;
+#else
     case Dtype::F64: {
       double* to = (double*)m.data + offset;
       for (int64_t i = 0; i < n; ++i) to[i] = (double)from[i];
@@ -117,6 +125,7 @@ FD_INLINE void store_run(const A* __restrict from, const Matrix& m, int64_t offs
       break;
     }
     case Dtype::U8: break;  // no op writes uint8
+#endif
   }
 }
 

@@ -7,10 +7,18 @@
 
 #include "checks.h"
 #include "kernels.h"
+#include "layers.h"
 #include "noise_layout.h"
 #include "tensors.h"
 
 namespace fastdiff {
+
+void dropout(const DropoutArgs& args, int64_t batch) {
+  const Kernels& variant = kernels();
+  const int64_t grain = 4 * DROPOUT_UNIT / std::min(args.numel, DROPOUT_UNIT);
+  torch::stable::parallel_for(0, batch * dropout_units_of_sample(args), grain,
+                              [&](int64_t first, int64_t last) { variant.dropout(args, first, last); });
+}
 
 // y = x * scale where an element's word is at most last_kept, else 0. x and y are dense alike, [B, ...]; a sample's
 // elements count in memory order. sample_ids: [B], or none for 0..B-1.
@@ -41,10 +49,7 @@ void dropout_out_cpu(Tensor x, Tensor seed, std::optional<Tensor> sample_ids, in
   args.last_kept = static_cast<uint32_t>(last_kept);
   args.scale = scale;
   if (x.numel() == 0) return;
-  const Kernels& variant = kernels();
-  const int64_t grain = 4 * DROPOUT_UNIT / std::min(args.numel, DROPOUT_UNIT);
-  torch::stable::parallel_for(0, x.size(0) * dropout_units_of_sample(args), grain,
-                              [&](int64_t first, int64_t last) { variant.dropout(args, first, last); });
+  dropout(args, x.size(0));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) { m.impl("dropout_out", TORCH_BOX(&dropout_out_cpu)); }

@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "kernels.h"
+#include "layers.h"
 #include "matrix.h"
 #include "parallel.h"
 #include "rounding.h"
@@ -94,9 +95,7 @@ NormArgs arguments(const Layout& layout, const Tensor& x, const std::optional<Te
   check_sizes("shift", shift, {a.batch, a.channels});
   STD_TORCH_CHECK(scale.has_value() == shift.has_value(), "scale and shift go together: give both, or neither");
   a.planar = layout.planar;
-  // Whole groups, and whole cache lines, or enough values, where groups are small.
-  const int64_t size = a.channels / a.groups, enough = a.planar ? ceil_div(NORM_TILE, a.pixels) : 64;
-  a.block = size * (size >= enough ? 1 : enough / size);
+  a.block = norm_block(a);
   a.eps = 0;
   a.act = act;
   a.x = image(layout, x, kept);
@@ -107,6 +106,7 @@ NormArgs arguments(const Layout& layout, const Tensor& x, const std::optional<Te
   a.bias = floats(bias, kept);
   a.scale = floats(scale, kept);
   a.shift = floats(shift, kept);
+  a.scale_stride = a.channels;
   a.mean = results(mean);
   a.rstd = results(rstd);
   return a;
@@ -120,6 +120,16 @@ void run(const NormArgs& a, const F& unit_of) {
 }
 
 }  // namespace
+
+void group_norm_act(const NormArgs& a) {
+  const Kernels& variant = kernels();
+  run(a, [&](int64_t unit, float* memory) { variant.group_norm_act(a, unit, memory); });
+}
+
+void group_norm_act_backward(const NormGradArgs& grad) {
+  const Kernels& variant = kernels();
+  run(grad.forward, [&](int64_t unit, float* memory) { variant.group_norm_act_backward(grad, unit, memory); });
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act_cpu(
     Tensor x, std::optional<Tensor> x2, std::optional<Tensor> residual, std::optional<Tensor> added_bias,
@@ -141,8 +151,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_act_cpu(
     a.total = layout.matrix(total);
   }
   a.y = layout.matrix(y);
-  const Kernels& variant = kernels();
-  run(a, [&](int64_t unit, float* memory) { variant.group_norm_act(a, unit, memory); });
+  group_norm_act(a);
   return {y, total, mean, rstd};
 }
 
@@ -176,8 +185,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backward_cpu(
   grad.du_sum = results(du_sum);
   grad.du_xhat_sum = results(du_xhat_sum);
   grad.dh_sum = want_added ? results(dh_sum) : nullptr;
-  const Kernels& variant = kernels();
-  run(grad.forward, [&](int64_t unit, float* memory) { variant.group_norm_act_backward(grad, unit, memory); });
+  group_norm_act_backward(grad);
   return {dx, dx2, du_sum, du_xhat_sum, dh_sum};
 }
 

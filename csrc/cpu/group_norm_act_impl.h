@@ -91,10 +91,10 @@ FD_INLINE void norm_coefficients(const NormArgs& a, const NormUnit& u, bool comp
   for (int64_t first = 0; first < u.channels; first += size, ++group)
     for (int64_t c = first; c < first + size; ++c) {
       const int64_t channel = u.first + c;
-      const float scale = a.scale == nullptr ? 1.0f : 1.0f + a.scale[u.sample * a.channels + channel];
+      const float scale = a.scale == nullptr ? 1.0f : 1.0f + a.scale[u.sample * a.scale_stride + channel];
       mean[c] = a.mean[group] - (complete ? 0.0f : added_to(a, u.sample, channel));
       factor[c] = a.rstd[group] * a.weight[channel] * scale;
-      offset[c] = a.bias[channel] * scale + (a.shift == nullptr ? 0.0f : a.shift[u.sample * a.channels + channel]);
+      offset[c] = a.bias[channel] * scale + (a.shift == nullptr ? 0.0f : a.shift[u.sample * a.scale_stride + channel]);
     }
 }
 
@@ -159,7 +159,7 @@ static void norm_forward_of(const NormArgs& a, int64_t unit, float* scratch) {
   const NormUnit u = norm_unit(a, unit);
   const NormTiles tiles = norm_tiles<PLANAR>(a, u);
   const int64_t size = a.channels / a.groups;
-  float *h_buffer = scratch, *second_buffer = h_buffer + norm_tile(a), *vectors = second_buffer + 2 * norm_tile(a);
+  float *h_buffer = scratch, *second_buffer = h_buffer + norm_tile(a), *vectors = second_buffer + 3 * norm_tile(a);
   float *mean = vectors, *factor = mean + u.width, *offset = factor + u.width, *mean_rounding = offset + u.width;
   const Moments m = {mean_rounding + u.width, mean_rounding + 2 * u.width, mean_rounding + 3 * u.width};
   for (int64_t k = 0; k < NORM_VECTORS * u.width; ++k) vectors[k] = 0.0f;
@@ -242,7 +242,8 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
   const NormTiles tiles = norm_tiles<PLANAR>(a, u);
   const int64_t size = a.channels / a.groups;
   float *h_buffer = scratch, *dy_buffer = h_buffer + norm_tile(a), *second_buffer = dy_buffer + norm_tile(a);
-  float *vectors = second_buffer + norm_tile(a), *mean = vectors, *factor = mean + u.width, *offset = factor + u.width;
+  float *third_buffer = second_buffer + norm_tile(a), *vectors = third_buffer + norm_tile(a), *mean = vectors,
+        *factor = mean + u.width, *offset = factor + u.width;
   float *du_sum = offset + u.width, *du_h_sum = du_sum + u.width, *constant = du_h_sum + u.width;
   float *slope = constant + u.width, *total = slope + u.width;
   for (int64_t k = 0; k < NORM_VECTORS * u.width; ++k) vectors[k] = 0.0f;
@@ -299,6 +300,8 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
                dy = rows_of(grad.dy, u.sample, t, dy_buffer);
     const bool has_total = grad.dtotal.data != nullptr;
     const Rows dtotal = has_total ? rows_of(grad.dtotal, u.sample, t, second_buffer) : Rows{};
+    const bool has_more = grad.dmore.data != nullptr;
+    const Rows dmore = has_more ? rows_of(grad.dmore, u.sample, t, third_buffer) : Rows{};
     // A result may take the place of what was read for it, vector by vector.
     const Rows dx = gradient_rows<PLANAR>(grad, u, t, dy_buffer);
     const auto strip = [&]<int U>(int64_t place, int64_t count, int64_t first) __attribute__((always_inline)) {
@@ -313,6 +316,7 @@ static void norm_backward_of(const NormGradArgs& grad, int64_t unit, float* scra
           const f32x16 du = s.du(j, about, load16(dy.at + i * step_of<PLANAR, U>(dy) + along));
           f32x16 dh = du * s.factor[j] - less[j] - about * by[j];
           if (has_total) dh += load16(dtotal.at + i * step_of<PLANAR, U>(dtotal) + along);
+          if (has_more) dh += load16(dmore.at + i * step_of<PLANAR, U>(dmore) + along);
           store16(dx.at + i * step_of<PLANAR, U>(dx) + along, dh);
           sum[j] += U == 1 ? zero_behind_end<PLANAR>(dh, place + 16 * i, t) : dh;
         }

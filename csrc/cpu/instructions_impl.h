@@ -5,8 +5,11 @@
 
 #include "attention_impl.h"
 #include "direct_impl.h"
+#include "factors_impl.h"
 #include "images_impl.h"
 #include "instructions.h"
+#include "memory_attention_impl.h"
+#include "pixel_norm_impl.h"
 #include "plan_layout.h"
 #include "vec_impl.h"
 #include "winograd_impl.h"
@@ -106,6 +109,16 @@ static void resample_row(const Work& w, int64_t unit, bool down) {
   }
 }
 
+template <typename F>
+static void convolution(const Work& w, int64_t threads, int64_t unit, float* scratch) {
+  const Instruction& i = w.i;
+  if (i.algorithm == PLAN_WINOGRAD4) return winograd<F, 4>(w, threads, unit, scratch);
+  if (i.algorithm == PLAN_WINOGRAD2) return winograd<F, 2>(w, threads, unit, scratch);
+  const Padded padded = padded_of(i);
+  if (padded.copied && !padded.pointwise && w.phase == 0) return direct_read<F>(w, padded, unit, scratch);
+  direct_multiply<F>(w, threads, unit, scratch);
+}
+
 // scratch: [thread_scratch(...)].
 void run_instruction_unit(const Work& w, int64_t threads, int64_t unit, float* scratch) {
   const Instruction& i = w.i;
@@ -114,16 +127,16 @@ void run_instruction_unit(const Work& w, int64_t threads, int64_t unit, float* s
     case PLAN_NORM: return norm_factors(w, unit);
     case PLAN_POOL: return resample_row(w, unit, true);
     case PLAN_REPEAT: return resample_row(w, unit, false);
-    case PLAN_ATTENTION: return w.phase == 0 ? attention_keys(w, unit) : attention_queries(w, unit, scratch);
+    case PLAN_ATTENTION:
+      if (w.phase == 0) return i.pairs ? attention_pairs(w, unit) : attention_keys(w, unit);
+      return i.pairs ? attention_queries<Pairs>(w, unit, scratch) : attention_queries<Floats>(w, unit, scratch);
+    case PLAN_PIXEL_NORM: return pixel_norm_row(w, unit, scratch);
+    case PLAN_MEMORY_ATTENTION: return w.phase == 0 ? memory_keys(w, unit) : memory_queries(w, unit, scratch);
+    case PLAN_LINEAR_ATTENTION:
+      return w.phase == 0 ? linear_context(w, unit, scratch) : linear_queries(w, unit, scratch);
     default: break;
   }
-  if (i.algorithm == PLAN_WINOGRAD4) return winograd<4>(w, threads, unit, scratch);
-  if (i.algorithm == PLAN_WINOGRAD2) return winograd<2>(w, threads, unit, scratch);
-  const Padded padded = padded_of(i);
-  if (padded.copied && !padded.pointwise && w.phase == 0)
-    return read_row(w, unit / padded.height, unit % padded.height - i.pad, padded.width,
-                    w.shared + unit * padded.width * (i.channels + i.channels2));
-  direct_multiply(w, unit, scratch);
+  i.pairs ? convolution<Pairs>(w, threads, unit, scratch) : convolution<Floats>(w, threads, unit, scratch);
 }
 
 }  // namespace fastdiff::FD_VARIANT

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "checks.h"
 #include "instructions.h"
 #include "kernels.h"
+#include "layers.h"
 #include "parallel.h"
 #include "plan_layout.h"
 #include "rounding.h"
@@ -46,11 +46,60 @@ void pack(const float* weight, int64_t rows, int64_t columns, int64_t row_stride
 
 }  // namespace
 
+void linear(const LinearLayer& layer) {
+  const int64_t threads = torch::stable::get_num_threads(), columns = layer.channels_out;
+  const int64_t channels = layer.channels_in + layer.channels2;
+  Instruction i;
+  std::memset(&i, 0, sizeof(i));
+  i.op = PLAN_CONV;
+  i.algorithm = PLAN_DIRECT;
+  i.kernel = i.stride = 1;
+  i.channels = layer.channels_in;
+  i.channels2 = layer.channels2;
+  i.channels_out = columns;
+  i.height = i.height_in = layer.rows;
+  i.width = i.width_in = 1;
+  i.source2 = i.residual = i.norm = i.time = i.stats = i.stats2 = -1;
+  // Places count from the first of what is read.
+  const float* base = layer.x;
+  if (layer.x2 != nullptr) base = std::min(base, layer.x2);
+  if (layer.residual != nullptr) base = std::min(base, layer.residual);
+  i.source = layer.x - base;
+  i.target = layer.out - base;
+  if (layer.x2 != nullptr) i.source2 = layer.x2 - base;
+  if (layer.residual != nullptr) i.residual = layer.residual - base;
+  i.bias = panels_of(columns) * channels * PANEL;
+  const int64_t packed = i.bias + round_up(columns + 16, 16);
+  const int64_t per_thread = round_up(thread_scratch(i, 1, threads), 16);
+  float* memory = workspace(packed + threads * per_thread + 16);
+  pack(layer.weight, channels, columns, layer.in_stride, layer.out_stride, memory);
+  std::fill(memory + i.bias, memory + packed, 0.0f);
+  if (layer.bias != nullptr) std::copy(layer.bias, layer.bias + columns, memory + i.bias);
+  const Work work{i, 1, const_cast<float*>(base), memory, nullptr, 0, nullptr, 0};
+  run_instruction(work, threads, memory + packed, per_thread);
+}
+
+void linear_weight_grad(LinearGradArgs a) {
+  const int64_t threads = torch::stable::get_num_threads();
+  // As in conv3x3: the sums of an element are the same whatever the blocks.
+  a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
+  // The largest that leaves no part, since parts are copied.
+  a.block_out = std::min<int64_t>(64, round_up(a.channels_out, 16));
+  for (const int64_t block : {128, 192})
+    if (a.channels_out % block == 0) a.block_out = block;
+  while (linear_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2, 16);
+  const int64_t per_thread = round_up(linear_scratch(a), 16);
+  float* memory = workspace(threads * per_thread);
+  const Kernels& variant = kernels();
+  run_units(linear_units(a), threads,
+            [&](int64_t unit, int64_t worker) { variant.linear_weight_grad(a, unit, memory + worker * per_thread); });
+}
+
 // y = x weight^T + bias + residual; `transposed`: x is the gradient of the result, and y = x weight that of the input.
 void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
                     bool transposed, Tensor out) {
   const float *from = rows_data("x", x), *to = rows_data("out", out);
-  const int64_t rows = x.size(1), columns = out.size(1), threads = torch::stable::get_num_threads();
+  const int64_t rows = x.size(1), columns = out.size(1);
   STD_TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == ScalarType::Float &&
                       weight.size(transposed ? 0 : 1) == rows && weight.size(transposed ? 1 : 0) == columns,
                   "weight must be float32 [C_out, C_in] with the channels of x and out, got ", described(weight));
@@ -71,36 +120,21 @@ void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::op
     check_apart(written, extent_of("residual", *residual));
   }
   if (x.numel() == 0) return;
-
-  Instruction i;
-  std::memset(&i, 0, sizeof(i));
-  i.op = PLAN_CONV;
-  i.algorithm = PLAN_DIRECT;
-  i.kernel = i.stride = 1;
-  i.channels = rows;
-  i.channels_out = columns;
-  i.height = i.height_in = x.size(0);
-  i.width = i.width_in = 1;
-  i.source2 = i.residual = i.norm = i.time = i.stats = i.stats2 = -1;
-  // Places count from the first of what is read.
-  const float* base = added == nullptr ? from : std::min(from, added);
-  i.source = from - base;
-  i.target = to - base;
-  if (added != nullptr) i.residual = added - base;
-  i.bias = panels_of(columns) * rows * PANEL;
-  const int64_t packed = i.bias + round_up(columns + 16, 16);
-  const int64_t per_thread = round_up(thread_scratch(i, 1, threads), 16);
-  float* memory = workspace(packed + threads * per_thread + 16);
-  pack(static_cast<const float*>(weight.data_ptr()), rows, columns, weight.stride(transposed ? 0 : 1),
-       weight.stride(transposed ? 1 : 0), memory);
-  std::fill(memory + i.bias, memory + packed, 0.0f);
-  if (bias) std::memcpy(memory + i.bias, bias->data_ptr(), sizeof(float) * static_cast<size_t>(columns));
-  const Work work{i, 1, const_cast<float*>(base), memory, nullptr, 0, nullptr, 0};
-  run_instruction(work, threads, memory + packed, per_thread);
+  LinearLayer layer;
+  layer.x = from;
+  layer.rows = x.size(0);
+  layer.channels_in = rows;
+  layer.channels_out = columns;
+  layer.weight = static_cast<const float*>(weight.data_ptr());
+  layer.in_stride = weight.stride(transposed ? 0 : 1);
+  layer.out_stride = weight.stride(transposed ? 1 : 0);
+  layer.bias = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
+  layer.residual = added;
+  layer.out = const_cast<float*>(to);
+  linear(layer);
 }
 
 void linear_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
-  const int64_t threads = torch::stable::get_num_threads();
   LinearGradArgs a;
   a.x = rows_data("x", x);
   a.dy = rows_data("grad", grad);
@@ -116,41 +150,32 @@ void linear_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
                   described(out));
   check_apart(extent_of("out", out), extent_of("x", x));
   check_apart(extent_of("out", out), extent_of("grad", grad));
-  // As in conv3x3: the sums of an element are the same whatever the blocks.
-  a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
-  // The largest that leaves no part, since parts are copied.
-  a.block_out = std::min<int64_t>(64, round_up(a.channels_out, 16));
-  for (const int64_t block : {128, 192})
-    if (a.channels_out % block == 0) a.block_out = block;
-  while (linear_units(a) < 2 * threads && a.block_out > 16) a.block_out = round_up(a.block_out / 2, 16);
-  const int64_t per_thread = round_up(linear_scratch(a), 16);
-  float* memory = workspace(threads * per_thread);
-  const Kernels& variant = kernels();
-  run_units(linear_units(a), threads,
-            [&](int64_t unit, int64_t worker) { variant.linear_weight_grad(a, unit, memory + worker * per_thread); });
+  a.dweight_stride = a.channels_in;
+  linear_weight_grad(a);
 }
 
-// Sums over the rows of x [N, C]: those of so many rows each, and then of these, in their order.
+void column_sums(const float* x, int64_t rows, int64_t columns, float* out) {
+  const int64_t parts = ceil_div(rows, SUM_ROWS);
+  const ColumnSumsArgs a = {x, rows, columns, workspace(parts * columns)};
+  const Kernels& variant = kernels();
+  // About 16,000 values for each thread at least.
+  torch::stable::parallel_for(0, parts, std::max<int64_t>(1, 16384 / (SUM_ROWS * columns)),
+                              [&](int64_t first, int64_t last) {
+                                for (int64_t part = first; part < last; ++part) variant.column_sums(a, part);
+                              });
+  std::fill(out, out + columns, 0.0f);
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t c = 0; c < columns; ++c) out[c] += a.sums[part * columns + c];
+}
+
 void column_sums_out_cpu(Tensor x, Tensor out) {
-  constexpr int64_t ROWS = 256;
   const float* from = rows_data("x", x);
-  const int64_t rows = x.size(0), columns = x.size(1), parts = ceil_div(rows, ROWS);
+  const int64_t columns = x.size(1);
   STD_TORCH_CHECK(
       out.dim() == 1 && out.size(0) == columns && out.scalar_type() == ScalarType::Float && out.is_contiguous(),
       "out must be contiguous float32 [", columns, "], got ", described(out));
   check_apart(extent_of("out", out), extent_of("x", x));
-  std::vector<float> sums(static_cast<size_t>(parts * columns), 0.0f);
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) {
-      float* to = sums.data() + part * columns;
-      for (int64_t row = part * ROWS; row < std::min(rows, (part + 1) * ROWS); ++row)
-        for (int64_t c = 0; c < columns; ++c) to[c] += from[row * columns + c];
-    }
-  });
-  float* total = static_cast<float*>(out.data_ptr());
-  std::fill(total, total + columns, 0.0f);
-  for (int64_t part = 0; part < parts; ++part)
-    for (int64_t c = 0; c < columns; ++c) total[c] += sums[static_cast<size_t>(part * columns + c)];
+  column_sums(from, x.size(0), columns, static_cast<float*>(out.data_ptr()));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) {

@@ -1,4 +1,4 @@
-// Work over all threads. Launchers only, as tensors.h.
+// Work over all threads. Launchers only, as threads.h.
 #pragma once
 
 #include <atomic>
@@ -6,7 +6,7 @@
 
 #include "instructions.h"
 #include "kernels.h"
-#include "tensors.h"
+#include "threads.h"
 
 namespace fastdiff {
 
@@ -15,7 +15,7 @@ template <typename F>
 void run_units(int64_t units, int64_t threads, const F& work) {
   const int64_t workers = units < threads ? units : threads;
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
     for (int64_t worker = first; worker < last; ++worker)
       for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, worker);
   });

@@ -1,14 +1,15 @@
-// The op `step`, and its rows over plain addresses.
+// The op `step`.
 #include "step.h"
 
 #include <cstdint>
 #include <optional>
 
 #include "checks.h"
-#include "kernels.h"
 #include "matrix.h"
 #include "noise_layout.h"
+#include "row.h"
 #include "row_layout.h"
+#include "step_call.h"
 #include "tensors.h"
 #include "tiling.h"
 
@@ -34,32 +35,12 @@ void check_history(const Tensor& history, const Tensor& x, bool channels_last) {
                   described(history));
 }
 
-// What a row uses must be there. k: [ROW_WIDTH].
-template <typename A>
-void check_row(const A* k, int64_t number, bool has_output, bool has_base, int64_t depth) {
-  const bool saves = k[ROW_SAVE_BASE] != A(0), pushes = k[ROW_PUSH] != A(0);
-  const auto reads = [&](int coefficient, int saved) { return k[coefficient] != A(0) || (saves && k[saved] != A(0)); };
-  STD_TORCH_CHECK(has_output || k[ROW_EVALUATE] == A(0) || (k[ROW_PM] == A(0) && !reads(ROW_CM, ROW_BM)), "row ",
-                  number, " reads the model's output, and none was given");
-  STD_TORCH_CHECK(has_base || !(saves || reads(ROW_CB, ROW_BB)), "row ", number,
-                  " uses the saved state, and no base was given: give all rows the same one");
-  int64_t needed = pushes ? 1 : 0;
-  for (int age = 1; age <= 3; ++age)
-    if (reads(ROW_C1 + age - 1, ROW_B1 + age - 1)) needed = age;
-  // A row that was made by hand may not say how many slots there are.
-  const double told = needed > 0 ? static_cast<double>(k[ROW_DEPTH]) : 0;
-  STD_TORCH_CHECK(needed <= depth && (told == 0 || told == static_cast<double>(depth)), "row ", number,
-                  " uses a history of ", told == 0 ? static_cast<double>(needed) : told, " slots, got ", depth,
-                  ": make it with new_history, and give all rows the same one");
-  STD_TORCH_CHECK(depth == 0 || (k[ROW_SLOT] >= A(0) && k[ROW_SLOT] < static_cast<A>(depth)), "row ", number,
-                  " uses slot ", static_cast<double>(k[ROW_SLOT]), " of a history of ", depth, " slots");
-}
-
 }  // namespace
 
-void step_cpu(Tensor x, std::optional<Tensor> model_output, Tensor rows, Tensor row, std::optional<Tensor> noise,
-              Tensor sample_ids, int64_t seed, bool learned_variance, std::optional<Tensor> base,
-              std::optional<Tensor> history, std::optional<Tensor> pred_out, Tensor out) {
+StepCall step_call(const Tensor& x, const std::optional<Tensor>& model_output, const Tensor& rows, const Tensor& row,
+                   const std::optional<Tensor>& noise, const Tensor& sample_ids, int64_t seed, bool learned_variance,
+                   const std::optional<Tensor>& base, const std::optional<Tensor>& history,
+                   const std::optional<Tensor>& pred_out, const Tensor& out) {
   STD_TORCH_CHECK(x.dim() >= 2, "x must be [B, C, ...], got ", described(x));
   check_floating("x", x);
   const int64_t batch = x.size(0), channels = x.size(1);
@@ -70,7 +51,8 @@ void step_cpu(Tensor x, std::optional<Tensor> model_output, Tensor rows, Tensor 
   check_index("row", row, rows.size(0));
   const bool channels_last = is_channels_last(x);
   const Tensor state = in_layout(x, channels_last);
-  StepArgs args;
+  StepCall call;
+  StepArgs& args = call.args;
   args.shape = shape_of(state, channels_last);
   args.x = matrix_of(state, channels_last);
   check_slot("out", out, x, channels_last);
@@ -129,31 +111,16 @@ void step_cpu(Tensor x, std::optional<Tensor> model_output, Tensor rows, Tensor 
   args.row = static_cast<const int64_t*>(row.data_ptr());
   args.row_stride = stride_of(row);
   args.rows = rows.data_ptr();
-  const Kernels& variant = kernels();
-  torch::stable::parallel_for(0, num_units(args.shape), GRAIN,
-                              [&](int64_t first, int64_t last) { variant.step(args, first, last); });
+  call.copies = {state, output, given};
+  return call;
 }
 
-void step_dense(const DenseStep& call) {
-  STD_TORCH_CHECK(call.rows[ROW_WIDTH * call.row + ROW_S] == 0, "a row that draws noise is not for step_dense");
-  int64_t one_row = call.row;
-  StepArgs args;
-  args.shape = {1, 1, call.numel, false};
-  const auto place = [&](void* data) { return Matrix{data, Dtype::F32, call.numel, 0}; };
-  args.x = place(call.x);
-  args.out = place(call.out);
-  args.model_output = place(call.model_output);
-  args.base = place(call.base);
-  args.pred_out = place(call.pred_out);
-  args.history_depth = call.history == nullptr ? 0 : call.history_depth;
-  for (int i = 0; i < args.history_depth; ++i) args.history[i] = place(call.history + i * call.numel);
-  args.noise = {};
-  args.row = &one_row;
-  args.row_stride = 0;
-  args.rows = call.rows;
-  const Kernels& variant = kernels();
-  torch::stable::parallel_for(0, num_units(args.shape), GRAIN,
-                              [&](int64_t first, int64_t last) { variant.step(args, first, last); });
+void step_cpu(Tensor x, std::optional<Tensor> model_output, Tensor rows, Tensor row, std::optional<Tensor> noise,
+              Tensor sample_ids, int64_t seed, bool learned_variance, std::optional<Tensor> base,
+              std::optional<Tensor> history, std::optional<Tensor> pred_out, Tensor out) {
+  launch_step(
+      step_call(x, model_output, rows, row, noise, sample_ids, seed, learned_variance, base, history, pred_out, out)
+          .args);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) { m.impl("step", TORCH_BOX(&step_cpu)); }

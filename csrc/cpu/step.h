@@ -22,15 +22,4 @@ struct StepArgs {
   const void* rows;    // [R, ROW_WIDTH], float, or double when x is
 };
 
-// One row that draws no noise, over float32 tensors that are all dense and of one layout; nullptr where absent.
-struct DenseStep {
-  float *x, *model_output, *out, *pred_out, *base;  // [numel] each
-  float* history;                                   // [history_depth, numel]
-  int history_depth;
-  int64_t numel;
-  const float* rows;  // [R, ROW_WIDTH]
-  int64_t row;
-};
-void step_dense(const DenseStep& call);
-
 }  // namespace fastdiff

@@ -238,10 +238,10 @@ static void step_units(const StepArgs& args, int64_t first_unit, int64_t last_un
 }
 
 void run_step(const StepArgs& args, int64_t first_unit, int64_t last_unit) {
-  if (args.x.dtype == Dtype::F64)
-    step_units<double>(args, first_unit, last_unit);
-  else
-    step_units<float>(args, first_unit, last_unit);
+#ifndef FASTDIFF_FLOAT32_ONLY
+  if (args.x.dtype == Dtype::F64) return step_units<double>(args, first_unit, last_unit);
+#endif
+  step_units<float>(args, first_unit, last_unit);
 }
 
 }  // namespace fastdiff::FD_VARIANT

@@ -115,7 +115,4 @@ inline Noise noise_of(const std::optional<Tensor>& given, const Tensor& sample_i
   return noise;
 }
 
-// Units per chunk of work: about 16,000 elements, some 10 us.
-constexpr int64_t GRAIN = 16;
-
 }  // namespace fastdiff

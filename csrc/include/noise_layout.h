@@ -10,5 +10,6 @@ constexpr uint32_t PHILOX_W0 = 0x9E3779B9u, PHILOX_W1 = 0xBB67AE85u;
 constexpr int PHILOX_ROUNDS = 10;
 constexpr int STREAM_SHIFT = 28;
 constexpr int STREAM_SAMPLING = 0;
+constexpr int STREAM_INITIAL = 1;
 
 }  // namespace fastdiff

@@ -223,7 +223,7 @@ def _samples(model: str, device: str, weights: Any, request: Request) -> Any:
 
 
 def _say(folder: Any) -> None:
-    done, job = folder.done(), folder.job
+    done, job = folder.listed(), folder.job
     images = sum(part.num for part in done)
     typer.echo(f"{images:,} of {job.num:,} images in {len(done):,} of {len(job):,} parts: {folder.path}")
     if len(done) == len(job):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdiff.cli.options import Command
-from fastdiff.process.arguments import spelt
+from fastdiff.process.arguments import advised, spelt
 
 if TYPE_CHECKING:
     from fastdiff.nets.unet import UNet
@@ -198,7 +198,8 @@ def plan(
     network: Annotated[str, typer.Argument(help="A preset, or whatever `sample` reads.")],
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
     size: Annotated[int | None, typer.Option(min=1, help="Height and width; the network's own if left out.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Direct convolutions alone.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="As --precision strict: direct convolutions alone.")] = False,
+    precision: Annotated[str | None, typer.Option(help="fast, strict or bfloat16; fast, if left out.")] = None,
     device: Annotated[
         str | None, typer.Option(help="A GPU, sm_90 or sm_80: its plan, and what it costs by paper arithmetic.")
     ] = None,
@@ -213,17 +214,23 @@ def plan(
     if dtype is not None:
         raise ValueError(f"{spelt('dtype')} {dtype!r} is a GPU's: expected --device sm_90 or sm_80 beside it")
     from fastdiff.engine import NativeNetwork, engine_peak, matrix_peak, profile
+    from fastdiff.engine.native import check_precision
 
+    if strict and precision not in (None, "strict"):
+        raise ValueError(f"--strict is {advised('precision', 'strict')}, got {precision!r} beside it: leave one out")
+    chosen = precision or ("strict" if strict else "fast")
+    check_precision(chosen)
     unet = _named_network(network)
     side = size or unet.config.image_size
-    compiled = NativeNetwork(unet, precision="strict" if strict else "fast")
+    compiled = NativeNetwork(unet, precision=chosen)  # type: ignore[arg-type]
     times = profile(compiled, batch, (side, side))
-    table = _table("", "instruction", "algorithm", "shapes", "GFLOP", "MB", "predicted, ms", "measured, ms")
+    table = _table("", "instruction", "algorithm", "products", "shapes", "GFLOP", "MB", "predicted, ms", "measured, ms")
     for found in times:
         table.add_row(
             str(found.number),
             found.instruction.op,
             found.instruction.algorithm if found.instruction.op == "conv" else "",
+            found.instruction.products if found.instruction.op in ("conv", "attention") else "",
             found.description,
             f"{found.flops / 1e9:,.4f}" if found.flops else "",
             f"{found.bytes_moved / 1e6:,.2f}",
@@ -232,14 +239,16 @@ def plan(
         )
     _print(table)
     prepared = compiled.prepare(batch, side, side)
+    peaks = [f"{engine_peak() / 1e9:,.0f} GFLOP/s"]
+    if chosen == "bfloat16":
+        peaks.append(f"{engine_peak(products='bfloat16') / 1e9:,.0f} in bfloat16")
     total, flops = sum(found.milliseconds for found in times), sum(found.flops for found in times)
     predicted = sum(found.predicted_ms for found in times)
     memory = [4 * part.numel() / 2**20 for part in (prepared.arena, prepared.scratch, compiled.weights(side, side))]
     typer.echo(
         f"{len(times)} instructions, {flops / 1e9:,.2f} GFLOP, {total:,.1f} ms for {batch} images of {side}x{side} "
         f"({predicted:,.1f} predicted); arena {memory[0]:,.1f} MiB, scratch {memory[1]:,.1f} MiB, weights "
-        f"{memory[2]:,.1f} MiB; products reach {engine_peak() / 1e9:,.0f} GFLOP/s here, and PyTorch's "
-        f"{matrix_peak() / 1e9:,.0f}"
+        f"{memory[2]:,.1f} MiB; products reach {' and '.join(peaks)} here, and PyTorch's {matrix_peak() / 1e9:,.0f}"
     )
 
 

@@ -80,6 +80,10 @@ def sample(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes nothing but speed and memory.")
     ] = 64,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of the engine on a CPU: fast, strict or bfloat16; fast, if left out."),
+    ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -113,7 +117,12 @@ def sample(
         guidance=guidance,
         null_label=null_label,
         batch_size=batch_size,
+        precision=precision,
     )
+    if precision is not None:
+        from fastdiff.engine.native import check_precision
+
+        check_precision(precision)
     if guidance is not None:
         # Said before, not after, the first evaluation.
         pipe.classes.null_of(null_label)
@@ -146,6 +155,7 @@ class Work:
     guidance: float | None
     null_label: str | None
     batch_size: int
+    precision: str | None
 
     def part(self, places: Sequence[int]) -> Work:
         """The samples at some places of `ids`."""
@@ -193,6 +203,9 @@ def _about(work: Work, turn: list[int] | None, start_id: int) -> dict[str, Any]:
         "table": work.table.to_dict(),
         "seed": work.seed,
     }
+    # Folders of before do not say it.
+    if work.precision is not None:
+        about["precision"] = work.precision
     if turn is not None:
         # By number: a command that starts elsewhere takes its labels in turn from there.
         about["labels"] = [turn[(number - start_id) % len(turn)] for number in range(len(turn))]
@@ -253,6 +266,7 @@ def _sampled(work: Work, keep: Callable[[Tensor, Sequence[int]], None]) -> Itera
                 callback=advance,
                 guidance=work.guidance,
                 null_label=work.null_label,
+                precision=work.precision,  # type: ignore[arg-type]
             ).cpu()
             done += len(places)
             keep(images, batch.ids)

@@ -111,7 +111,7 @@ def _say(folder: JobFolder, method: str) -> None:
     from fastdiff.generation.score import read_scores
     from fastdiff.likelihood import merge
 
-    done, job = folder.done(), folder.job
+    done, job = folder.listed(), folder.job
     images = sum(part.num for part in done)
     typer.echo(f"{images:,} of {job.num:,} images in {len(done):,} of {len(job):,} parts: {folder.path}")
     if done and method != "encode":

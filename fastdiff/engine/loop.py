@@ -13,7 +13,7 @@ from fastdiff.engine.plan import place
 from fastdiff.ops._arguments import signed
 from fastdiff.ops.table_state import TableState
 
-__all__ = ["run_table"]
+__all__ = ["check_output", "run_table"]
 
 # Between two looks at signals and the progress bar, where rows are short.
 STRETCH_SECONDS = 0.1
@@ -56,14 +56,14 @@ def run_table(
     """
     table, batch, size = state.table, x.shape[0], (x.shape[2], x.shape[3])
     plan = network.plan(*size)
-    _check_output(plan.buffers[plan.output].channels, x, table.learned_variance)
+    check_output(plan.buffers[plan.output].channels, x, table.learned_variance)
     part = max(1, min(MAX_PART, batch, ARENA_BYTES // place(plan, 1).length))
     state.make_room(x)
     base, history, coefficients = state.base, state.history, state.rows(x)
     numbers = torch.arange(len(table), device="cpu")
     pred = torch.empty_like(x) if stops else None
     output = torch.empty(
-        (min(part, batch), network.unet.config.out_channels, *size),
+        (min(part, batch), network.channels[1], *size),
         dtype=x.dtype,
         device=x.device,
         memory_format=torch.channels_last,
@@ -114,7 +114,8 @@ def run_table(
             on_stop(row - 1, pred if state.evaluates[row - 1] else None)
 
 
-def _check_output(channels: int, x: Tensor, learned_variance: bool) -> None:
+def check_output(channels: int, x: Tensor, learned_variance: bool) -> None:
+    """Raise ValueError unless so many channels of the network's output fit a state like x [B, C, H, W] and a table."""
     allowed = (2 * x.shape[1],) if learned_variance else (x.shape[1], 2 * x.shape[1])
     if channels not in allowed:
         expected = " or ".join(str([x.shape[0], count, *x.shape[2:]]) for count in allowed)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.engine import memory
+from fastdiff.engine import memory, packed_cache
+from fastdiff.engine.lucidrains import layer_parameters as lucidrains_parameters
 from fastdiff.engine.plan import VECTOR, Instruction, Placement, Plan
+from fastdiff.nets import lucidrains
 from fastdiff.nets.unet import AttentionBlock, UNet
 
 __all__ = [
@@ -18,17 +21,20 @@ __all__ = [
     "Places",
     "attention_weights",
     "encode",
+    "layer_parameters",
     "pack_layers",
     "pack_weights",
     "weight_and_bias",
 ]
 
-OPS = ("stats", "norm", "conv", "attention", "pool", "repeat")
+OPS = (
+    "stats", "norm", "conv", "attention", "pool", "repeat", "pixel_norm", "memory_attention", "linear_attention",
+)  # fmt: skip
 ALGORITHMS = ("direct", "winograd4", "winograd2")
 CODE_FIELDS = (
     "op", "algorithm", "kernel", "stride", "pad", "upsample", "act", "source", "channels", "source2", "channels2",
     "height_in", "width_in", "height", "width", "channels_out", "target", "residual", "norm", "weight", "bias", "time",
-    "groups", "epsilon", "heads", "stats", "stats2",
+    "groups", "epsilon", "heads", "stats", "stats2", "pairs", "memory",
 )  # fmt: skip
 PANEL = 64
 # Numbers that the packing of a layer holds at a time.
@@ -42,6 +48,15 @@ _G4 = [
     [1 / 24, -1 / 12, 1 / 6],
     [0, 0, 1],
 ]
+# F(4x4, 3x3) with the points 0, 2/3, -2/3, 3/2, -3/2 and infinity, for products in bfloat16: see winograd_impl.h.
+_G4_BALANCED = [
+    [1, 0, 0],
+    [-81 / 130, -27 / 65, -18 / 65],
+    [-81 / 130, 27 / 65, -18 / 65],
+    [8 / 65, 12 / 65, 18 / 65],
+    [8 / 65, -12 / 65, 18 / 65],
+    [0, 0, 1],
+]
 _G2 = [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]
 
 
@@ -49,19 +64,54 @@ Places = dict[int, tuple[int, int, int]]
 """For each instruction that has parameters where they begin among the weights: (weight, bias, epsilon)."""
 
 
-def pack_weights(plan: Plan, unet: UNet) -> tuple[Tensor, Places]:
-    """All weights of a network in one float32 tensor, and their places."""
-    layers: list[tuple[Tensor, Tensor]] = []
-    for instruction in plan.instructions:
-        if not instruction.parameter:
-            continue
-        module = unet.get_submodule(instruction.parameter)
-        layers.append(attention_weights(unet, instruction) if instruction.qkv else weight_and_bias(module))
-    return pack_layers(plan, layers)
+def pack_weights(plan: Plan, unet: nn.Module, folder: Path | None = None) -> tuple[Tensor, Places]:
+    """All weights of a network in one float32 tensor, and their places.
+
+    Args:
+        plan: What they are packed for.
+        unet: The network.
+        folder: Where packed weights are kept, if anywhere: those of the same network are read, else written.
+    """
+    layers = [layer_parameters(unet, i) for i in plan.instructions if i.parameter]
+    if folder is None:
+        return pack_layers(plan, layers)
+    path = folder / packed_cache.name_of(plan, layers)
+    places, length = _places(plan, layers)
+    if (found := packed_cache.load(path, length)) is not None:
+        return found, places
+    packed, places = pack_layers(plan, layers)
+    packed_cache.save(path, packed)
+    return packed, places
+
+
+def layer_parameters(unet: nn.Module, instruction: Instruction) -> tuple[Tensor, Tensor]:
+    """Weight and bias of an instruction."""
+    if isinstance(unet, lucidrains.Unet):
+        return lucidrains_parameters(unet, instruction)
+    assert isinstance(unet, UNet)
+    if instruction.qkv:
+        return attention_weights(unet, instruction)
+    return weight_and_bias(unet.get_submodule(instruction.parameter))
 
 
 def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Places]:
     """The same for weights and biases that are given, in the order of the instructions that have some."""
+    places, length = _places(plan, layers)
+    packed = memory.zeros(length)
+    for (number, (at_weight, at_bias, at_epsilon)), (weight, bias) in zip(places.items(), layers, strict=True):
+        instruction = plan.instructions[number]
+        packed[at_bias : at_bias + bias.numel()] = bias.detach()
+        if instruction.op == "norm":
+            packed[at_epsilon] = instruction.eps
+        if instruction.op != "conv":
+            packed[at_weight : at_weight + weight.numel()] = weight.detach().flatten()
+        else:
+            _pack(packed[at_weight : at_weight + _packed_size(instruction, weight)], instruction, weight.detach())
+    return packed, places
+
+
+def _places(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Places, int]:
+    """Where the packed weights and biases lie, in the order of the instructions, and how many numbers there are."""
     numbers = [number for number, instruction in enumerate(plan.instructions) if instruction.parameter]
     places: Places = {}
     length = 0
@@ -74,20 +124,10 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
         return start
 
     for number, (weight, bias) in zip(numbers, layers, strict=True):
-        norm = plan.instructions[number].op == "norm"
-        count = weight.numel() if norm else _packed_size(plan.instructions[number], weight)
+        norm, conv = (plan.instructions[number].op == op for op in ("norm", "conv"))
+        count = _packed_size(plan.instructions[number], weight) if conv else weight.numel()
         places[number] = (take(count), take(bias.numel()), take(1) if norm else -1)
-    packed = memory.empty(length).zero_()
-    for number, (weight, bias) in zip(numbers, layers, strict=True):
-        instruction = plan.instructions[number]
-        at_weight, at_bias, at_epsilon = places[number]
-        packed[at_bias : at_bias + bias.numel()] = bias.detach()
-        if instruction.op == "norm":
-            packed[at_weight : at_weight + weight.numel()] = weight.detach()
-            packed[at_epsilon] = instruction.eps
-        else:
-            _pack(packed[at_weight : at_weight + _packed_size(instruction, weight)], instruction, weight.detach())
-    return packed, places
+    return places, length
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -134,6 +174,8 @@ def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
             "heads": i.heads,
             "stats": places[i.stats[0]] if i.stats else -1,
             "stats2": places[i.stats[1]] if len(i.stats) > 1 else -1,
+            "pairs": int(i.products == "bfloat16"),
+            "memory": i.memory,
         }
         rows.append([values[field] for field in CODE_FIELDS])
     return torch.tensor(rows, dtype=torch.int64, device="cpu")
@@ -144,27 +186,42 @@ def _points(instruction: Instruction) -> int:
     return {"winograd4": 36, "winograd2": 16}.get(instruction.algorithm, instruction.kernel**2)
 
 
+def _words(instruction: Instruction, rows: int) -> int:
+    """Words of 32 bits that a column of so many rows has."""
+    return -(-rows // 2) if instruction.products == "bfloat16" else rows
+
+
 def _packed_size(instruction: Instruction, weight: Tensor) -> int:
-    return _points(instruction) * weight.shape[1] * -(-weight.shape[0] // PANEL) * PANEL
+    return _points(instruction) * _words(instruction, weight.shape[1]) * -(-weight.shape[0] // PANEL) * PANEL
 
 
 def _pack(packed: Tensor, instruction: Instruction, weight: Tensor) -> None:
-    """[C_out, C_in, k, k] or [C_out, C_in] in panels of columns, with zeros behind the last column.
+    """[C_out, C_in, k, k] or [C_out, C_in] in panels of columns, with zeros behind the last column and an odd last row.
 
-    Direct: [panels, taps, C_in, PANEL]; Winograd: [points, panels, C_in, PANEL], transformed in float64.
+    Direct: [panels, taps, C_in, PANEL]; Winograd: [points, panels, C_in, PANEL], transformed in float64. In bfloat16
+    two rows are one, of pairs.
     """
     points, columns, rows = _points(instruction), weight.shape[0], weight.shape[1]
-    panels = packed.view(*((-1, points) if instruction.algorithm == "direct" else (points, -1)), rows, PANEL)
-    if instruction.algorithm != "direct":
+    direct = instruction.algorithm == "direct"
+    # One row of a pair or two: [..., rows or pairs, PANEL, 1 or 2].
+    paired = 2 if instruction.products == "bfloat16" else 1
+    panels = (packed.view(torch.bfloat16) if paired == 2 else packed).view(
+        *((-1, points) if direct else (points, -1)), _words(instruction, rows), PANEL, paired
+    )
+    if not direct:
         panels = panels.transpose(0, 1)
     whole = columns // PANEL * PANEL
     # [C_in, taps, C_out], and so many rows at a time that what is made on the way stays in the caches.
     values = weight.reshape(columns, rows, -1).permute(1, 2, 0)
-    step = max(1, CHUNK // (points * columns))
+    step = max(2, CHUNK // (points * columns) // 2 * 2)
     for first in range(0, rows, step):
         matrix = _transformed(instruction, values[first : first + step].to(torch.float64)).transpose(0, 1)
-        some = slice(first, first + matrix.shape[1])
-        panels[: whole // PANEL, :, some] = matrix[:, :, :whole].unflatten(2, (-1, PANEL)).permute(2, 0, 1, 3)
+        if matrix.shape[1] % paired:
+            matrix = nn.functional.pad(matrix, (0, 0, 0, 1))
+        # [points, rows or pairs, C_out, 1 or 2]
+        matrix = matrix.unflatten(1, (-1, paired)).transpose(2, 3)
+        some = slice(first // paired, first // paired + matrix.shape[1])
+        panels[: whole // PANEL, :, some] = matrix[:, :, :whole].unflatten(2, (-1, PANEL)).permute(2, 0, 1, 3, 4)
         if whole < columns:
             panels[-1, :, some, : columns - whole] = matrix[:, :, whole:]
 
@@ -173,7 +230,8 @@ def _transformed(instruction: Instruction, taps: Tensor) -> Tensor:
     """[C_in, taps, C_out] to [C_in, points, C_out]: G g G^T of every kernel g."""
     if instruction.algorithm == "direct":
         return taps
-    g = torch.tensor(_G4 if instruction.algorithm == "winograd4" else _G2, dtype=torch.float64, device=taps.device)
+    of_four = _G4_BALANCED if instruction.products == "bfloat16" else _G4
+    g = torch.tensor(of_four if instruction.algorithm == "winograd4" else _G2, dtype=torch.float64, device=taps.device)
     kernels = taps.unflatten(1, (3, 3)).permute(3, 0, 1, 2)
     return torch.einsum("ay,oiyx,bx->iabo", g, kernels, g).flatten(1, 2)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff.engine.native import NativeNetwork, prepared_for
 from fastdiff.engine.pack import pack_layers
-from fastdiff.engine.plan import Buffer, Instruction, Plan
+from fastdiff.engine.plan import ITEM_BYTES, Buffer, Instruction, Number, Plan
 
 __all__ = ["InstructionTime", "copy_speed", "engine_peak", "matrix_peak", "products_made", "profile"]
 
@@ -52,10 +52,15 @@ def matrix_peak(seconds: float = 0.3) -> float:
     return 2 * _PEAK_SIZE**3 / _least_seconds(lambda: torch.mm(a, b), seconds)
 
 
-def engine_peak(seconds: float = 0.3) -> float:
-    """Operations per second of the engine's own products, with the threads in use: a direct convolution's."""
+def engine_peak(seconds: float = 0.3, products: Number = "float32") -> float:
+    """Operations per second of the engine's own products, with the threads in use: a direct convolution's.
+
+    Args:
+        seconds: How long to measure.
+        products: Type of what is multiplied, "float32" or "bfloat16".
+    """
     buffer, batch = Buffer(16, 16, 256), 4
-    conv = Instruction("conv", (0,), 1, kernel=3, pad=1, parameter="conv")
+    conv = Instruction("conv", (0,), 1, kernel=3, pad=1, parameter="conv", products=products)
     plan = Plan((buffer, buffer), (conv,), 0, 1, (), 0)
     layer = (
         torch.zeros(buffer.channels, buffer.channels, 3, 3, device="cpu"),
@@ -102,22 +107,25 @@ def profile(network: NativeNetwork, batch: int, size: tuple[int, int], repeats: 
         repeats: Runs of each, of which the median is taken.
     """
     height, width = size
-    config = network.unet.config
     with network.lock:
         network.check()
         prepared = network.prepare(batch, height, width)
-        weights = network.packed(prepared.plan)
-        shapes = [(batch, channels, height, width) for channels in (config.in_channels, config.out_channels)]
+        plan = prepared.plan
+        weights = network.packed(plan)
+        shapes = [
+            (batch, channels, height, width) for channels in (plan.buffers[plan.input].channels, network.channels[1])
+        ]
         x, out = (
             torch.zeros(shape, dtype=torch.float32, device="cpu").contiguous(memory_format=torch.channels_last)
             for shape in shapes
         )
         zero = torch.zeros(1, dtype=torch.int64, device="cpu")
-        times = network.times(zero, None if config.num_classes is None else zero)
+        times = network.times(zero, None if getattr(network.unet, "label_emb", None) is None else zero)
         # A run of the whole, so that no buffer holds NaN.
         places = (*prepared.memory, out)
         torch.ops.fastdiff.plan_forward(x, prepared.code, weights, times, *places)
-        peak, speed = engine_peak(), copy_speed()
+        types = {instruction.products for instruction in prepared.plan.instructions}
+        peaks, speed = {products: engine_peak(products=products) for products in types}, copy_speed()
         nothing = _median(x, prepared.code[:0].contiguous(), weights, times, places, repeats)
         found = []
         for number, instruction in enumerate(prepared.plan.instructions):
@@ -125,7 +133,7 @@ def profile(network: NativeNetwork, batch: int, size: tuple[int, int], repeats: 
             seconds = max(0.0, _median(x, code, weights, times, places, repeats) - nothing)
             flops = batch * prepared.plan.flops(instruction)
             moved = batch * prepared.plan.bytes(instruction) + _weight_bytes(network, instruction)
-            predicted = max(products_made(flops, instruction) / peak, moved / speed)
+            predicted = max(products_made(flops, instruction) / peaks[instruction.products], moved / speed)
             described = _describe(prepared.plan.buffers, instruction)
             found.append(InstructionTime(number, instruction, described, 1e3 * seconds, flops, moved, 1e3 * predicted))
     return found
@@ -146,8 +154,8 @@ def _weight_bytes(network: NativeNetwork, instruction: Instruction) -> int:
     if not instruction.parameter:
         return 0
     larger = {"winograd4": 36 / 9, "winograd2": 16 / 9}.get(instruction.algorithm, 1.0)
-    count = network.unet.get_parameter(f"{instruction.parameter}.weight").numel()
-    return int(4 * count * larger)
+    weight = next(network.unet.get_submodule(instruction.parameter).parameters(recurse=False))
+    return int(ITEM_BYTES[instruction.products] * weight.numel() * larger)
 
 
 def _describe(buffers: Sequence[Buffer], instruction: Instruction) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
+from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.engine import lucidrains
 from fastdiff.engine.lower import SETTINGS, hooks_for_all, replaced_methods
-from fastdiff.nets.unet import UNet
 
 __all__ = ["Change", "Watch", "objects_in"]
 
@@ -17,7 +21,7 @@ Change = Literal["nothing", "weights", "structure"]
 # Of each parameter, about so many values are compared at every look, and twice as many at most. What changes weights
 # changes nearly all of them.
 WATCHED = 4
-_SETTINGS = {kind: operator.attrgetter(*names) for kind, names in SETTINGS.items() if names}
+_FORWARD = operator.attrgetter("forward")
 
 
 class Watch:
@@ -31,41 +35,86 @@ class Watch:
     def __init__(self) -> None:
         self._structure: list[Any] = []
         self._objects: list[Any] = []
+        self._modules = _Modules([])
         # Kept, so that no other object is given their ids.
         self._parameters: list[Tensor] = []
-        self._versions: list[tuple[int, int]] = []
+        self._counting: list[Tensor] = []
+        self._versions: list[int] = []
         # Views of the parameters. They also keep the memory from being given to other parameters.
         self._flat: list[Tensor] = []
-        self._some: list[Tensor] = []
-        self._values = torch.empty(0, dtype=torch.int32, device="cpu")
+        self._some: list[NDArray[np.int32]] = []
+        self._values = np.empty(0, np.int32)
         self._sums: list[int] = []
 
-    def look(self, unet: UNet, *, thorough: bool = False) -> Change:
+    def look(self, unet: torch.nn.Module, *, thorough: bool = False) -> Change:
         """What changed since `remember`: "structure" is everything but the values of the parameters."""
         # Most looks find the same objects, which need not be asked for their shapes.
-        if objects_in(unet) != self._objects or _versions(self._parameters) != self._versions:
+        if not self._same_objects(unet) or self._seen_versions() != self._versions:
             structure, _ = _contents(unet)
             return "structure" if structure != self._structure else "weights"
-        if not torch.equal(_joined(self._some), self._values):
+        if not np.array_equal(_joined(self._some), self._values):
             return "weights"
         return "weights" if thorough and self._sums != [_sum(p) for p in self._flat] else "nothing"
 
-    def remember(self, unet: UNet) -> None:
+    def remember(self, unet: torch.nn.Module) -> None:
         """Take the network as it is, all float32 and on the CPU, as known."""
         self._structure, parameters = _contents(unet)
         self._objects, self._parameters = objects_in(unet), parameters
-        self._versions = _versions(parameters)
+        self._modules = _Modules(list(unet.modules()))
+        # Inference tensors count nothing.
+        self._counting = [p for p in parameters if not p.is_inference()]
+        self._versions = self._seen_versions()
         self._flat = [_flat(p) for p in parameters]
-        self._some = [p[:: max(1, p.numel() // WATCHED)] for p in self._flat]
+        self._some = [p[:: max(1, p.numel() // WATCHED)].numpy() for p in self._flat]
         self._values = _joined(self._some)
         self._sums = [_sum(p) for p in self._flat]
 
     def forget(self) -> None:
         """The next look finds that everything changed."""
-        self._structure, self._objects = [], []
+        self._structure, self._objects, self._modules = [], [], _Modules([])
+
+    def _same_objects(self, unet: torch.nn.Module) -> bool:
+        if self._modules.are_those_of(unet):
+            return True
+        if objects_in(unet) != self._objects:
+            return False
+        self._modules = _Modules(list(unet.modules()))
+        return True
+
+    def _seen_versions(self) -> list[int]:
+        return [p.data_ptr() for p in self._parameters] + [p._version for p in self._counting]
 
 
-def objects_in(unet: UNet) -> list[Any]:
+class _Modules:
+    """The modules of a network, in a form that is compared in a third of the time that a walk through them takes."""
+
+    def __init__(self, modules: list[torch.nn.Module]) -> None:
+        self._modules = modules
+        found = ((_getter(type(module)), module) for module in modules)
+        self._settings = [(getter, module) for getter, module in found if getter is not None]
+        self._seen = self._look()
+
+    def are_those_of(self, unet: torch.nn.Module) -> bool:
+        """Whether `objects_in` would find what it found; False, too, where a module got another attribute."""
+        return bool(self._modules) and self._modules[0] is unet and self._look() == self._seen
+
+    def _look(self) -> list[Any]:
+        own = list(map(vars, self._modules))
+        held = [d[kind].values() for d in own for kind in ("_parameters", "_modules")]
+        kinds = list(map(type, self._modules))
+        return [
+            # A method that someone put on a module is one more attribute of it.
+            *map(len, own),
+            *map(id, itertools.chain.from_iterable(held)),
+            *(setting(module) for setting, module in self._settings),
+            kinds,
+            list(map(_FORWARD, dict.fromkeys(kinds))),
+            any(d["_forward_hooks"] or d["_forward_pre_hooks"] for d in own),
+            hooks_for_all(),
+        ]
+
+
+def objects_in(unet: torch.nn.Module) -> list[Any]:
     """The same as `_contents` in less time: which objects there are, and the settings of the modules."""
     found: list[Any] = [hooks_for_all()]
     waiting: list[torch.nn.Module] = [unet]
@@ -75,8 +124,9 @@ def objects_in(unet: UNet) -> list[Any]:
         found.append(kind)
         found.append(bool(module._forward_hooks or module._forward_pre_hooks))
         found.append(replaced_methods(module))
-        if kind in _SETTINGS:
-            found.append(_SETTINGS[kind](module))
+        getter = _getter(kind)
+        if getter is not None:
+            found.append(getter(module))
         found.extend(map(id, module._parameters.values()))
         children = module._modules.values()
         found.extend(map(id, children))
@@ -84,7 +134,21 @@ def objects_in(unet: UNet) -> list[Any]:
     return found
 
 
-def _contents(unet: UNet) -> tuple[list[Any], list[Tensor]]:
+def _settings(kind: type[torch.nn.Module]) -> tuple[str, ...]:
+    return SETTINGS.get(kind) or lucidrains.SETTINGS.get(kind, ())
+
+
+_GETTERS: dict[type[torch.nn.Module], Callable[[Any], Any] | None] = {}
+
+
+def _getter(kind: type[torch.nn.Module]) -> Callable[[Any], Any] | None:
+    if kind not in _GETTERS:
+        names = _settings(kind)
+        _GETTERS[kind] = operator.attrgetter(*names) if names else None
+    return _GETTERS[kind]
+
+
+def _contents(unet: torch.nn.Module) -> tuple[list[Any], list[Tensor]]:
     """All that a plan depends on, in the order of the modules, and the parameters."""
     structure: list[Any] = [hooks_for_all()]
     parameters: list[Tensor] = []
@@ -92,7 +156,7 @@ def _contents(unet: UNet) -> tuple[list[Any], list[Tensor]]:
     def visit(module: torch.nn.Module) -> None:
         kind = type(module)
         structure.append((kind, bool(module._forward_hooks or module._forward_pre_hooks), replaced_methods(module)))
-        structure.extend(getattr(module, name) for name in SETTINGS.get(kind, ()))
+        structure.extend(getattr(module, name) for name in _settings(kind))
         for name, parameter in module._parameters.items():
             structure.append(name)
             if parameter is not None:
@@ -107,10 +171,6 @@ def _contents(unet: UNet) -> tuple[list[Any], list[Tensor]]:
     return structure, parameters
 
 
-def _versions(parameters: list[Tensor]) -> list[tuple[int, int]]:
-    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-
-
 def _flat(parameter: Tensor) -> Tensor:
     """A view of all numbers, as whole numbers, in the order of the memory; a copy where there is no such view."""
     strides = parameter.stride()
@@ -118,8 +178,8 @@ def _flat(parameter: Tensor) -> Tensor:
     return parameter.detach().permute(order).reshape(-1).view(torch.int32)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32, device="cpu")
+def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
 def _sum(flat: Tensor) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastdiff.evaluation.moments import Array, Gaussian, frechet_between
 from fastdiff.process.checks import whole_number
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "scrambled",
 ]
 
-Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 # Rows compared at a time: the distances of 1,000 to 1,500 images of 8x8 fit in one block.
@@ -64,9 +64,8 @@ def dct_features(images: npt.ArrayLike, size: int = 8) -> Array:
 def frechet_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Fréchet distance between the normal distributions fitted to two sets of features.
 
-    |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2), with unbiased covariances S. The roots are taken
-    from eigenvalues of symmetric matrices, so singular covariances do no harm and the result is real. It is biased
-    upwards where sets are small: compare only sets of similar sizes.
+    `fastdiff.evaluation.moments.frechet_between` with unbiased covariances. It is biased upwards where sets are small:
+    compare only sets of similar sizes.
 
     Args:
         a: Features [N, D], N at least 2.
@@ -81,17 +80,9 @@ def frechet_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     Source: Dowson and Landau (1982); Heusel et al. (2017), arXiv:1706.08500, eq. 6.
     """
     first, second = _as_features(a, "a"), _as_features(b, "b")
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"a and b must have the same features, got {first.shape[1]} and {second.shape[1]} of them")
-    shift = first.mean(axis=0) - second.mean(axis=0)
-    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (first, second))
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    product = root @ cov_b @ root
-    # Rounding leaves the product a little asymmetric.
-    cross = np.linalg.eigvalsh(0.5 * (product + product.T))
-    distance = shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.maximum(cross, 0.0)).sum()
-    return float(max(distance, 0.0))
+    return frechet_between(
+        *(Gaussian(x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False)), len(x)) for x in (first, second))
+    )
 
 
 def nearest_neighbours(queries: npt.ArrayLike, references: npt.ArrayLike, count: int = 1) -> tuple[Array, Indices]:

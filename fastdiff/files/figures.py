@@ -23,6 +23,7 @@ from fastdiff.files.images import to_uint8
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from fastdiff.process.table import CoefficientTable
@@ -222,7 +223,7 @@ def plot_loss(path: str | Path, steps: npt.ArrayLike, losses: npt.ArrayLike, *, 
             ax.plot(x, smooth, color=BLUE, linewidth=2, label="running median")
             ax.legend(frameon=False)
         ax.set_yscale("log")
-        _plain_log_ticks(ax, y)
+        plain_log_ticks(ax.yaxis, y)
         ax.set_xlabel("training step")
         ax.set_ylabel("loss")
         _tidy(ax)
@@ -424,15 +425,15 @@ def _tidy(ax: Axes) -> None:
     ax.spines["right"].set_visible(False)
 
 
-def _plain_log_ticks(ax: Axes, values: Array) -> None:
+def plain_log_ticks(axis: Axis, values: npt.ArrayLike) -> None:
     """Ticks at 1, 2 and 5 times powers of ten, in plain numbers, where the values span little."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    low, high = float(values.min()), float(values.max())
+    low, high = float(np.min(values)), float(np.max(values))
     subs = (1.0, 2.0, 5.0) if high / max(low, 1e-12) < 1e3 else (1.0,)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _pictures(images: Tensor) -> npt.NDArray[np.uint8]:

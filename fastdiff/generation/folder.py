@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,18 @@ class JobFolder:
     def done(self) -> list[Part]:
         """The parts that have a record of all of their ids; their bytes are not read."""
         return [part for part in self.job.parts() if self._said(part).get("num") == part.num]
+
+    def listed(self) -> list[Part]:
+        """The parts that lie there with a record, by one listing: of a job that grew, perhaps one that is not whole.
+
+        `done` reads a record for each part of the job. Thousands of processes that do so at their end would take longer
+        than the job.
+        """
+        try:
+            names = set(os.listdir(self.path / PARTS))
+        except FileNotFoundError:
+            return []
+        return [p for p in self.job.parts() if f"{p.name}.json" in names and f"{p.name}{self.suffix}" in names]
 
     def keep(self, part: Part, write: Callable[[Path], None], about: dict[str, Any]) -> None:
         """Write a part and then its record.

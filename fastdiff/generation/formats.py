@@ -26,7 +26,17 @@ from fastdiff.files.atomic import atomic_folder, atomic_path
 from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name
 
-__all__ = ["SUFFIXES", "Format", "Pixels", "check_format", "gather", "read", "write"]
+__all__ = [
+    "SUFFIXES",
+    "Format",
+    "Pixels",
+    "check_format",
+    "count_parquet",
+    "gather",
+    "parquet_batches",
+    "read",
+    "write",
+]
 
 Format = Literal["npz", "png", "zip", "parquet"]
 Pixels = npt.NDArray[np.uint8]
@@ -99,6 +109,43 @@ def gather(path: Path, parts: Iterable[Batch], num: int) -> None:
     _WRITERS[kind](path, iter(parts), num)
 
 
+def count_parquet(path: Path) -> int:
+    """The rows of a Parquet file.
+
+    Raises:
+        ValueError: it is missing or damaged.
+        RuntimeError: pyarrow is missing.
+    """
+    with _opened_parquet(path) as file:
+        num: int = file.metadata.num_rows
+    return num
+
+
+def parquet_batches(path: Path, size: int) -> Iterator[Pixels]:
+    """The images of a Parquet file, uint8 [n, H, W, C], at most `size` at a time.
+
+    Raises:
+        ValueError: it is missing or damaged, or has no such column.
+        RuntimeError: pyarrow is missing.
+    """
+    with _opened_parquet(path) as file:
+        if "image" not in file.schema_arrow.names:
+            raise ValueError(f"{path} has no column 'image', but {', '.join(file.schema_arrow.names)}")
+        try:
+            for batch in file.iter_batches(size, columns=["image"]):
+                yield np.stack([_pixels(image["bytes"]) for image in batch.column(0).to_pylist()])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _opened_parquet(path: Path) -> Any:
+    arrow, parquet = _parquet()
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, arrow.ArrowException) as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+
+
 def _write_npz(path: Path, parts: Iterator[Batch], num: int) -> None:
     first = next(parts)
     labels: list[npt.NDArray[np.int64]] = []
@@ -161,15 +208,17 @@ def _read_npz(path: Path) -> tuple[Pixels, npt.NDArray[np.int64] | None]:
 
 
 def _read_png(path: Path) -> tuple[Pixels, None]:
-    return np.stack([_pixels(file.read_bytes()) for file in sorted(path.iterdir())]), None
+    files = sorted(path.iterdir(), key=lambda file: _by_number(file.name))
+    return np.stack([_pixels(file.read_bytes()) for file in files]), None
 
 
 def _read_zip(path: Path) -> tuple[Pixels, npt.NDArray[np.int64] | None]:
     with zipfile.ZipFile(path) as archive:
-        names = sorted(name for name in archive.namelist() if name.endswith(".png"))
+        names = sorted((name for name in archive.namelist() if name.endswith(".png")), key=_by_number)
         images = np.stack([_pixels(archive.read(name)) for name in names])
         said = json.loads(archive.read("dataset.json"))["labels"]
-    return images, None if said is None else np.array([label for _, label in sorted(said)], dtype=np.int64)
+    labels = None if said is None else dict(said)
+    return images, None if labels is None else np.array([labels[name] for name in names], dtype=np.int64)
 
 
 def _read_parquet(path: Path) -> tuple[Pixels, npt.NDArray[np.int64] | None]:
@@ -197,6 +246,11 @@ _READERS: dict[str, Callable[[Path], tuple[Pixels, npt.NDArray[np.int64] | None]
 def _chained(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
     yield first
     yield from rest
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """Names of numbers in their order, also where the numbers outgrow their zeros."""
+    return len(name), name
 
 
 def _png(image: Pixels) -> bytes:

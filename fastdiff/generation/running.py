@@ -52,7 +52,8 @@ def run(work: Work, out: Path, shard: Shard | None, batch_size: int, progress: P
             progress(min(done, total), total)
 
     for part in folder.missing(shard):
-        done = sum(work.job.part(number).num for number in range(shard.index, part.number, shard.count))
+        # Those of the shard that come before are whole: the last of a job has what is left.
+        done = (part.number - shard.index) // shard.count * work.job.part_size
         work.make(folder, part, batch_size, tell)
     if progress is not None:
         progress(total, total)

@@ -44,6 +44,7 @@ from fastdiff.nets.blocks import (
     timestep_embedding,
 )
 from fastdiff.nets.config import PRESETS, UNetConfig
+from fastdiff.nets.training_pass import forget_activations, train_as_one
 
 __all__ = [
     "PRESETS",
@@ -170,6 +171,11 @@ class UNet(nn.Module):
                 CPU, out of range. (On CUDA the embedding's own device-side check reports them: no synchronisation.)
         """
         self._check_inputs(x, t, y)
+        if self.training and type(self) is UNet:
+            label_emb = self.label_emb
+            whole = train_as_one(self, x, t, None if label_emb is None else lambda: label_emb(y))
+            if whole is not None:
+                return whole
         emb = self.embed(t, y)
         inner, outer = cast(nn.Conv2d, cast(Block, self.input_blocks[0])[0]).weight.dtype, self.conv_out.weight.dtype
         h = x.to(inner).contiguous(memory_format=torch.channels_last)
@@ -184,6 +190,12 @@ class UNet(nn.Module):
             h = h.to(outer)
         out: Tensor = self.conv_out(self.norm_out(h))
         return out.contiguous(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> UNet:
+        """As PyTorch's; in evaluation the memory that training keeps between its steps is given back."""
+        if not mode:
+            forget_activations(self)
+        return super().train(mode)
 
     def _check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
         config = self.config

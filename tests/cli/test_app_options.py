@@ -17,9 +17,12 @@ COMMANDS = {
     "sample": ["{model}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "generate": ["{model}", "{new}/job", "--num", "1", "--steps", "2"],
     "gather": ["{new}/job", "{new}/all.npz"],
+    "evaluate": ["{archive}", "{archive}", "--metrics", "fid"],
+    "compare": ["{model}", "{new}/cmp", "--num", "2", "--steps", "2", "--long-run", "2"],
     "score": ["{plain}", "{archive}", "{new}/job"],
     "likelihood": ["{plain}", "{archive}", "--num", "1"],
     "convert": ["{model}", "{new}/to"],
+    "export": ["{model}", "{new}/model.fd", "--steps", "2"],
     "edit encode": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit decode": ["{model}", "{latent}", "--steps", "2", "--out", "{new}/x.npy"],
     "edit vary": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
@@ -44,6 +47,7 @@ WRONG = {
     "engine": ["spark"],
     "ema_decay": ["1.5", "-1"],
     "format": ["jpeg"],
+    "features": ["buildin", "inception:{new}/missing.pth"],
     "figure": ["x.jpg"],
     "flags": ["--image_size"],
     "guidance": ["nan"],
@@ -59,6 +63,7 @@ WRONG = {
     "loss": ["mse", "hybrid"],
     "mask": ["{new}/missing.png"],
     "method": ["bond"],
+    "metrics": ["fiid", "fid,,kid", "is"],
     "mode": ["cubic"],
     "null_label": ["nobody", "99"],
     "option": ["eta", "eta=abc", "=3", "etaa=1", "eta=[", "probes=abc", "probes=0"],
@@ -67,12 +72,16 @@ WRONG = {
     "precision": ["float16"],
     "prediction": ["epsilon"],
     "preset": ["ho-cifar"],
+    "reference": ["{new}/missing"],
     "sampler": ["dimm"],
+    "samplers": ["dimm", "ddim,,unipc", "ddim,ddim"],
+    "save_statistics": ["{new}/x.jpg", "{archive}"],
     "schedule": ["cosin"],
     "seed": ["-1", "99999999999999999999999"],
     "setting": ["unet.channels", "channels=64", "unet.chanels=64", "unet.channels=[", "train.keep=0", "train.betas=3"],
     "size": ["8x8x8", "x8", "small"],
     "shard": ["2", "2/2", "a/b"],
+    "steps": ["2,x", ""],
     "split": ["validation", "train"],
     "strength": ["a", "2", "0.5,-1", ""],
     "table": ["{new}/missing.json", "{archive}"],
@@ -86,7 +95,7 @@ WRONG = {
     "weights": ["mean"],
 }
 # Of these, what is right for a command: a folder may have any name.
-FITTING = {(command, "out", "{new}/x.jpg") for command in ("demo", "train")}
+FITTING = {(command, "out", "{new}/x.jpg") for command in ("demo", "train", "evaluate")}
 # Files that are written after the table was printed.
 LEFT = {("info table", "figure"), ("info table", "json_file")}
 

@@ -63,6 +63,10 @@ def test_info_prints_a_plan(model):
     # Every instruction has both times.
     assert all(re.search(r" \d+\.\d{3} +\d+\.\d{3} *$", row) for row in rows)
     assert "winograd" not in works("info", "plan", "digits", "--strict")
+    half = works("info", "plan", "digits", "--precision", "bfloat16")
+    assert "bfloat16" in half
+    assert "in bfloat16 here" in half
+    assert "--strict is --precision strict" in fails("info", "plan", "digits", "--strict", "--precision", "bfloat16")
     assert "instructions" in works("info", "plan", model)
     assert "for 1 images of 16x16" in works("info", "plan", "digits", "--size", 16)
     assert "positive multiples of 2, got 7 x 7" in fails("info", "plan", "digits", "--size", 7)

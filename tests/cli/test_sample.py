@@ -51,6 +51,18 @@ def test_sample_depends_on_seed_and_id_alone(model, tmp_path):
     assert np.abs(whole - other).max() > 10
 
 
+def test_sample_takes_a_precision(model, tmp_path):
+    pipe = Pipeline.from_pretrained(model)
+    torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.1)
+    options = ("sample", pipe.save_pretrained(tmp_path / "model"), "--num", 2, "--sampler", "ddpm", "--steps", 4)
+    found = {}
+    for precision in ("fast", "bfloat16"):
+        works(*options, "--precision", precision, "--out", tmp_path / f"{precision}.npy")
+        found[precision] = np.load(tmp_path / f"{precision}.npy")
+    assert 0 < np.abs(found["fast"] - found["bfloat16"]).max() < 0.5
+    assert "--precision must be 'fast', 'strict' or 'bfloat16', got 'int8'" in fails(*options, "--precision", "int8")
+
+
 # An untrained network's samples run away where nothing clips them.
 @pytest.mark.filterwarnings("ignore:samples of 'ddim':RuntimeWarning")
 def test_sample_takes_sampler_options(model, tmp_path):

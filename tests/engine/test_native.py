@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import fastdiff as fd
 from fastdiff import convert
-from fastdiff.engine import Buffer, Instruction, Plan, place
-from fastdiff.engine.pack import encode, pack_layers
+from fastdiff.engine import Buffer, Instruction
 from support.diffusers_networks import CASES as DIFFUSERS_CASES
 from support.diffusers_networks import diffusers_model
+from support.engine_instructions import CONVOLUTIONS, convolution, run_one
 from support.engine_networks import CONFIGS, double, inputs, network, relative
 from support.networks import redrawn
 from support.tolerances import (
@@ -68,81 +67,11 @@ def test_native_executor_is_the_published_network():
     assert relative(fd.compile(net)(x, t), expected) < FLOAT32_DEEP
 
 
-def run_one(instruction, buffers, layers, x, others=()):
-    """The C++ executor's result of a plan of one instruction; `others` fills further buffers."""
-    plan = Plan(buffers, (instruction,), 0, instruction.target, (), 0)
-    placement = place(plan, len(x))
-    weights, places = pack_layers(plan, layers)
-    code = encode(plan, placement, places)
-    arena = torch.full((placement.length // 4,), torch.nan)
-    for number, values in others:
-        start = placement.places[number] // 4
-        arena[start : start + values.numel()] = values.permute(0, 2, 3, 1).reshape(-1)
-    out_buffer = buffers[instruction.target]
-    shape = (len(x), out_buffer.channels, out_buffer.height, out_buffer.width)
-    out = torch.full(shape, torch.nan).contiguous(memory_format=torch.channels_last)
-    torch.ops.fastdiff.plan_forward(
-        x.contiguous(memory_format=torch.channels_last),
-        code,
-        weights,
-        torch.zeros(1, 0),
-        placement.places[0] // 4,
-        placement.places[instruction.target] // 4,
-        arena,
-        torch.full((torch.ops.fastdiff.plan_scratch(code, len(x), 0, 0),), torch.nan),
-        0,
-        0,
-        out,
-    )
-    return out
-
-
-CONVOLUTIONS = [
-    # channels in, out, height, width, kernel, stride, pad, upsample, algorithm
-    (32, 48, 8, 8, 3, 1, 1, False, "winograd4"),
-    (32, 48, 9, 7, 3, 1, 1, False, "winograd4"),
-    (32, 16, 1, 1, 3, 1, 1, False, "winograd4"),
-    (48, 80, 6, 10, 3, 1, 1, True, "winograd4"),
-    (32, 48, 4, 4, 3, 1, 1, False, "winograd2"),
-    (48, 144, 5, 3, 3, 1, 1, True, "winograd2"),
-    (3, 40, 7, 5, 3, 1, 1, False, "direct"),
-    (40, 3, 7, 5, 3, 1, 1, False, "direct"),
-    (32, 1, 7, 5, 3, 1, 1, False, "direct"),
-    (48, 2, 8, 6, 3, 1, 1, False, "direct"),
-    (16, 3, 8, 6, 3, 2, 0, False, "direct"),
-    (64, 4, 6, 4, 3, 1, 1, True, "direct"),
-    (32, 70, 8, 6, 3, 2, 1, False, "direct"),
-    (32, 64, 8, 6, 3, 2, 0, False, "direct"),
-    (17, 33, 4, 4, 1, 1, 0, False, "direct"),
-    (128, 128, 3, 3, 1, 1, 0, False, "direct"),
-    (20, 24, 3, 5, 3, 1, 1, True, "direct"),
-]
-
-
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_convolution_matches_float64(case, residual, batch):
-    channels, channels_out, height, width, kernel, stride, pad, upsample, algorithm = case
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, channels, height, width, generator=generator)
-    weight = torch.randn(channels_out, channels, kernel, kernel, generator=generator) / (channels * kernel**2) ** 0.5
-    bias = torch.randn(channels_out, generator=generator)
-    scale = 2 if upsample else 1
-    out = Buffer(height * scale // stride, width * scale // stride, channels_out)
-    added = torch.randn(batch, channels_out, out.height, out.width, generator=generator)
-    instruction = Instruction(
-        "conv", (0,), 1, kernel=kernel, stride=stride, pad=pad, upsample=upsample, act=True, parameter="c",
-        algorithm=algorithm, residual=2 if residual else None,
-    )  # fmt: skip
-    buffers = (Buffer(height, width, channels), out, out)
-    actual = run_one(instruction, buffers, [(weight, bias)], x, [(2, added)] if residual else [])
-    source = F.interpolate(x, scale_factor=float(scale)) if upsample else x
-    read = F.silu(source.double())
-    if stride == 2 and pad == 0:
-        read = F.pad(read, (0, 1, 0, 1))
-    expected = F.conv2d(read, weight.double(), bias.double(), stride=stride, padding=pad)
-    expected = expected + added.double() if residual else expected
+    actual, expected = convolution(case, residual, batch)
     assert relative(actual, expected) < ENGINE_INSTRUCTION
 
 
@@ -190,12 +119,13 @@ def test_statistics_match_float64(shape, offset):
     np.testing.assert_allclose(actual[:, :, 1, 0], squares, rtol=FLOAT32_SUM, atol=FLOAT64_DIFFERENCE)
 
 
+@pytest.mark.parametrize("precision", ["fast", "bfloat16"])
 @pytest.mark.parametrize("case", ["ho", "iddpm", "adm", "grey"])
-def test_native_does_not_depend_on_batch_or_threads(case):
+def test_native_does_not_depend_on_batch_or_threads(case, precision):
     """To the bit: a sample's arithmetic is the same wherever it runs."""
     net = network(case)
     x, t, y = inputs(net, 7)
-    compiled = fd.compile(net)
+    compiled = fd.compile(net, precision=precision)
     whole = compiled(x, t, y)
     assert torch.equal(whole, compiled(x, t, y))
     for first, last in ((0, 1), (1, 4), (4, 7)):

@@ -54,7 +54,7 @@ REFUSED = {
     "one number in a tuple": ({"size": (8,)}, "one whole number, or two: height and width; got (8,)"),
     "size in words": ({"size": "8x8"}, "one whole number, or two: height and width; got '8x8'"),
     "fractional size": ({"size": 8.0}, "one whole number, or two: height and width; got 8.0"),
-    "precision": ({"precision": "half"}, "precision must be 'fast' or 'strict', got 'half'"),
+    "precision": ({"precision": "half"}, "precision must be 'fast', 'strict' or 'bfloat16', got 'half'"),
 }
 
 
@@ -312,7 +312,7 @@ def test_a_network_that_was_sampled_is_like_any_other():
 def test_memory_goes_with_the_network():
     net = network("ho")
     fd.sample(net, TABLE, shape=(2, 3, 8, 8), runner="native", progress=False)
-    packed = weakref.ref(engine_native._cache[net].weights(8, 8))
+    packed = weakref.ref(engine_native._cache[net]["fast"].weights(8, 8))
     compiled = fd.compile(net)
     gc.disable()
     try:

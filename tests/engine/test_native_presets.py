@@ -9,9 +9,9 @@ import torch
 import fastdiff as fd
 from fastdiff.engine import lower, run_plan
 from fastdiff.nets.config import PRESETS
-from support.engine_networks import double, inputs, relative
+from support.engine_networks import double, in_bfloat16, inputs, relative
 from support.networks import redrawn
-from support.tolerances import ENGINE_NETWORK, FLOAT32_RUN, FLOAT64
+from support.tolerances import BFLOAT16_FACTOR, ENGINE_NETWORK, FLOAT32_RUN, FLOAT64
 
 CHANNELS = 32
 HEAD_CHANNELS = 16
@@ -72,6 +72,17 @@ def test_native_executor_is_every_preset(name, precision):
     for height, width in ((size, size), (size, 2 * size)):
         compiled = fd.compile(net, precision=precision)
         assert relative(compiled(*inputs(net, 2, height, width)), exact(name, height, width)) < ENGINE_NETWORK
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_bfloat16_is_as_near_to_every_preset_as_pytorchs(name):
+    net = preset(shrunken(name))
+    size = net.config.image_size
+    for height, width in ((size, size), (size, 2 * size)):
+        x, t, y = inputs(net, 2, height, width)
+        expected = exact(name, height, width)
+        error = relative(fd.compile(net, precision="bfloat16")(x, t, y), expected)
+        assert error < BFLOAT16_FACTOR * relative(in_bfloat16(net)(x.bfloat16(), t, y), expected)
 
 
 @pytest.mark.parametrize("name", PRESETS)

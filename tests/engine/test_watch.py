@@ -134,6 +134,17 @@ def test_native_keeps_what_did_not_change():
     assert compiled.generation == generation
 
 
+def test_native_keeps_its_weights_when_an_attribute_is_added():
+    net = network("ho")
+    x, t, _ = inputs(net)
+    compiled = fd.compile(net)
+    compiled(x, t)
+    packed = compiled.weights(16, 16)
+    net.middle_block[0].note = "an attribute that no instruction reads"
+    compiled(x, t)
+    assert compiled.weights(16, 16) is packed
+
+
 def test_sample_sees_single_numbers_that_no_version_counts():
     net = network("ho")
     table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(100)), 2)

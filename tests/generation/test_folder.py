@@ -37,6 +37,15 @@ def test_what_is_there_is_not_made_again(pipe, tmp_path, monkeypatch):
     assert made == [5, 6, 7, 8, 9]
 
 
+def test_listed_parts_are_those_that_are_done(pipe, tmp_path):
+    folder = generate(pipe, tmp_path, REQUEST, shard=Shard(1, 2))
+    assert folder.listed() == folder.done() == [folder.job.part(1), folder.job.part(3)]
+    folder.file(folder.job.part(1)).unlink()
+    assert folder.listed() == [folder.job.part(3)]
+    folder.record(folder.job.part(3)).unlink()
+    assert folder.listed() == folder.done() == []
+
+
 @pytest.mark.parametrize("harm", ["bit", "short", "gone", "record", "empty record"])
 def test_a_damaged_part_is_made_again(pipe, tmp_path, whole, harm, caplog):
     folder = generate(pipe, tmp_path, REQUEST, shard=ALL)

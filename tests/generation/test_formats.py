@@ -109,3 +109,14 @@ def test_formats_that_do_not_fit_are_refused(tmp_path):
         formats.check_format("png", 2)
     with pytest.raises(ValueError, match=r"must end in \.npz"):
         formats.gather(tmp_path / "a.tar", [batch()], 5)
+
+
+@pytest.mark.parametrize(("kind", "first"), [("png", 999_998), ("zip", 99_999_998), ("parquet", 999_998)])
+def test_ids_that_outgrow_their_zeros_keep_their_order(tmp_path, kind, first):
+    path = tmp_path / f"part{formats.SUFFIXES[kind]}"
+    given = batch(first)
+    formats.write(path, kind, given)
+    images, classes = formats.read(path, kind)
+    np.testing.assert_array_equal(images, given[1])
+    if classes is not None:
+        np.testing.assert_array_equal(classes, given[2])

@@ -55,6 +55,13 @@ def double(net):
     return copy
 
 
+def in_bfloat16(net):
+    """PyTorch's own network of that type, as one runs it on a CPU; without gradients."""
+    copy = fd.UNet(net.config).eval()
+    copy.load_state_dict(net.state_dict())
+    return copy.to(torch.bfloat16).to(memory_format=torch.channels_last).requires_grad_(False)
+
+
 def inputs(net, batch=3, height=16, width=16, seed=1):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, net.config.in_channels, height, width, generator=generator)

@@ -32,9 +32,17 @@ STORAGE = {"float32": FLOAT32, "bfloat16": 2**-8, "float16": 2**-10, "float64": 
 ENGINE_INSTRUCTION = 1e-5
 # A whole small network of the engine against float64, likewise.
 ENGINE_NETWORK = 2e-5
+# The same with products of bfloat16 numbers, whose roundings are 2^-9 each: directly the errors of the sum are those of
+# its terms, F(2x2, 3x3) has up to twice and F(4x4, 3x3) up to six times as much.
+BFLOAT16_INSTRUCTION = {"direct": 1e-2, "winograd2": 1.5e-2, "winograd4": 4e-2}
+# Of a whole network, times the error of PyTorch's own in bfloat16, which rounds between its layers as well.
+BFLOAT16_FACTOR = 2.0
 # A 3x3 convolution of training and its gradients against float64, over the largest value; the same digit of Winograd's,
 # and sums over up to 2,300 products.
 WINOGRAD = 3e-5
+# Gradients of a whole small network in training against float64, over the largest value of each: twenty convolutions
+# and as many norms one behind the other, forth and back.
+TRAINING_NETWORK = 1e-4
 # A whole small float32 network against a peer's of the same weights: the convolutions and norms sum in other orders.
 PEER_NETWORK = 1e-5
 # A fitted order of convergence: how far the slope may be from theory.

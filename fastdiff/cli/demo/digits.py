@@ -18,16 +18,26 @@ from fastdiff import likelihood, samplers
 from fastdiff.cli import environment
 from fastdiff.cli.demo.digits_report import Outcome, draw, report
 from fastdiff.cli.progress import Bars
-from fastdiff.evaluation import metrics
-from fastdiff.files.atomic import write_text
-from fastdiff.files.checkpoint import load_model
-from fastdiff.files.data import ImageData, digits
-from fastdiff.files.images import write_npz
+from fastdiff.evaluation import (
+    EvaluationReport,
+    EvaluationSettings,
+    ImageSet,
+    Measured,
+    evaluate,
+    metrics,
+    open_features,
+)
+from fastdiff.files.atomic import delete_folder, write_text
+from fastdiff.files.data import DataScaling, ImageData, digits
+from fastdiff.files.images import to_uint8, write_npz
+from fastdiff.generation.generate import Request, generate
+from fastdiff.generation.reading import stored_images
+from fastdiff.generation.shards import Shard
 from fastdiff.nets.recipes import RECIPES, build_diffusion
 from fastdiff.nets.unet import UNet, UNetConfig
+from fastdiff.pipeline import Pipeline
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
-from fastdiff.sampling.runner import SamplingStep, sample
 from fastdiff.training.config import TrainConfig
 from fastdiff.training.log import METRICS_FILE, PICTURES_FOLDER, read_metrics
 from fastdiff.training.report import REPORT_FILE
@@ -36,8 +46,10 @@ from fastdiff.training.trainer import Trainer
 
 __all__ = ["DemoConfig", "delete_run", "digits_diffusion", "digits_training", "digits_unet", "run_demo"]
 
-FEATURES = "2-D DCT-II of the pixels in [-1, 1], orthonormal, all 8x8 coefficients; squared distance"
+FEATURES = "the 8x8 pixels in [-1, 1]; squared distance"
 SAMPLING_BATCH = 200
+GENERATED = "generated"
+"""The folder of the samples, as `fastdiff generate` writes them."""
 # Samples in a picture of the training, and images that are evaluated in it, at most.
 PICTURED, EVALUATED = 64, 256
 
@@ -124,9 +136,9 @@ def run_demo(
     )
     with Bars(console) as bars:
         training = _train(out, train, held_out, config, device, bars, console)
-        model = load_model(out, device=device)
+        model = Pipeline.from_pretrained(out, device=device)
         table = samplers.ddpm(model.diffusion)
-        samples, sampling = _sample(model.unet, table, train, config, bars)
+        samples, sampling = _generate(model, table, out, train, config, bars)
         bound, scoring = _score(model.unet, model.diffusion, scored, config, bars)
         done = bars.working("classifying")
         judges = _judges(train, config)
@@ -140,10 +152,11 @@ def run_demo(
             Outcome(model.unet, table, config.seed, train, shown, names, bound, _history(out), training),
         )
         write_npz(out / "samples.npz", shown)
+        evaluated = _evaluate(out, shown, train, held_out)
         done()
     result = {
         "likelihood": {**bound.summary(), **_yardsticks(train, scored), **scoring},
-        "frechet_distance": _frechet(shown, train, held_out),
+        **evaluated,
         **judged,
         "copies": _copies(shown, train, held_out),
         "training": training,
@@ -214,31 +227,23 @@ def _history(out: Path) -> list[dict[str, float]]:
     return [entry for entry in read_metrics(out) if "loss" in entry]
 
 
-def _sample(
-    unet: UNet, table: CoefficientTable, data: ImageData, config: DemoConfig, bars: Bars
+def _generate(
+    pipe: Pipeline, table: CoefficientTable, out: Path, data: ImageData, config: DemoConfig, bars: Bars
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Samples 0, 1, 2, ... of the seed, rounded to the data's values."""
-    update = bars.counting("sampling", config.num_samples)
-    parts, started = [], time.monotonic()
-    for first in range(0, config.num_samples, SAMPLING_BATCH):
-        count = min(SAMPLING_BATCH, config.num_samples - first)
-
-        def advance(step: SamplingStep, first: int = first, count: int = count) -> None:
-            update(first + count * (step.row + 1) / step.num_rows)
-
-        parts.append(
-            sample(
-                unet,
-                table,
-                shape=(count, *data.shape),
-                seed=config.seed,
-                sample_ids=list(range(first, first + count)),
-                progress=False,
-                callback=advance,
-            )
-        )
+    """Samples 0, 1, 2, ... of the seed, as `fastdiff generate` makes them, rounded to the data's values."""
+    update, started = bars.counting("sampling", config.num_samples), time.monotonic()
+    folder = out / GENERATED
+    if folder.is_dir():
+        # Made anew, so that the time is that of all of them.
+        delete_folder(folder)
+    request = Request(config.num_samples, sampler=table, seed=config.seed, part_size=SAMPLING_BATCH)
+    job = generate(
+        pipe, folder, request, shard=Shard(), batch_size=SAMPLING_BATCH, progress=lambda done, total: update(done)
+    )
     seconds = time.monotonic() - started
-    return data.scaling.to_values(torch.cat(parts)).cpu(), {
+    pixels = np.concatenate(list(stored_images(job.path).batches(SAMPLING_BATCH)))
+    x = DataScaling(256).to_model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    return data.scaling.to_values(x), {
         "seconds": seconds,
         "images_per_second": config.num_samples / seconds,
         "evaluations_per_second": config.num_samples * table.num_evaluations / seconds,
@@ -306,18 +311,28 @@ def _label(judge: metrics.DigitClassifier, samples: Tensor) -> list[tuple[int, f
     return [(int(row.argmax()), float(row.max())) for row in probabilities]
 
 
-def _frechet(samples: Tensor, train: ImageData, held_out: ImageData) -> dict[str, Any]:
-    of_train, of_held_out = (metrics.dct_features(part.to_model(part.images).numpy()) for part in (train, held_out))
-    of_samples = metrics.dct_features(samples.numpy())
+def _evaluate(out: Path, samples: Tensor, train: ImageData, held_out: ImageData) -> dict[str, Any]:
+    """As `fastdiff evaluate` does: samples and held-out images against the training images; writes its report."""
+    pixels = np.ascontiguousarray(to_uint8(samples).permute(0, 2, 3, 1).numpy())
+    features, settings = open_features("pixels", train.shape[0]), EvaluationSettings()
+    of_held_out = ImageSet.of_source(held_out)
+    # The distance is biased upwards for small sets: as many samples are the ones to compare with the held-out images.
+    sets = [ImageSet.of_array(pixels, "samples"), of_held_out, ImageSet.of_array(pixels[: len(held_out)], "samples")]
+    scores, reference = evaluate(sets, ImageSet.of_source(train), features, settings)
+    assert isinstance(reference, Measured)
+    EvaluationReport(scores[:1], reference, "the training images", reference.sha256, features, settings).write(out)
+    ours, theirs, as_many = (one.values for one in scores)
     return {
-        "features": FEATURES,
-        "reference": "the training images",
-        "samples": metrics.frechet_distance(of_samples, of_train),
-        "held_out": metrics.frechet_distance(of_held_out, of_train),
-        # The distance is biased upwards for small sets, so this is the one to compare with the held-out images'.
-        "as_many_samples_as_held_out": metrics.frechet_distance(of_samples[: len(of_held_out)], of_train),
-        "num_samples": len(of_samples),
-        "num_held_out": len(of_held_out),
+        "frechet_distance": {
+            "features": FEATURES,
+            "reference": "the training images",
+            "samples": ours["fid"],
+            "held_out": theirs["fid"],
+            "as_many_samples_as_held_out": as_many["fid"],
+            "num_samples": len(pixels),
+            "num_held_out": len(held_out),
+        },
+        "evaluation": {"samples": ours, "held_out": theirs, "as_many_samples_as_held_out": as_many},
     }
 
 

@@ -38,7 +38,9 @@ WRITTEN = (
     ("pictures", "samples while it trained"),
     ("bound.png", "where the bits go, by timestep"),
     ("metrics.json", "all numbers"),
-    ("samples.npz", "all samples, arr_0 uint8"),
+    ("evaluation.png", "samples against the training images; evaluation.json and .csv have its numbers"),
+    ("samples.npz", "all samples, arr_0 uint8, rounded to the 17 values"),
+    ("generated", "the same as they were sampled, for fastdiff generate, gather and evaluate"),
     ("checkpoints", "the model, for fastdiff sample and likelihood"),
 )
 """Name and contents of everything that the demonstration writes for its reader."""
@@ -213,6 +215,8 @@ def report(console: Console, out: Path, result: dict[str, Any]) -> None:
         f"{frechet['held_out']:.3f}",
         f"as many samples {frechet['as_many_samples_as_held_out']:.3f}",
     )
+    for name in ("precision", "coverage"):
+        table.add_row(name, *(f"{result['evaluation'][of][name]:.1%}" for of in ("samples", "held_out")), "")
     table.add_row(
         "nearest in training",
         f"{copies['median_samples']:.2f}, least {copies['closest_sample']:.2f}",
@@ -234,6 +238,7 @@ def report(console: Console, out: Path, result: dict[str, Any]) -> None:
     for command in (
         f"fastdiff sample {out} --num 64 --sampler ddim --steps 25 --out grid.png",
         f"fastdiff likelihood {out} digits",
+        f"fastdiff compare {out} {out / 'compared'}",
         f"fastdiff info model {out}",
     ):
         console.print(f"  {command}", soft_wrap=True, highlight=False)

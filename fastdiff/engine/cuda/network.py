@@ -57,7 +57,8 @@ class CudaNetwork:
             hint = "" if isinstance(unet, UNet) else "; fastdiff.convert.to_unet makes one of diffusers' networks"
             raise Unsupported(f"the engine takes a fastdiff.UNet, got {type(unet).__name__}{hint}")
         if precision not in ("fast", "strict"):
-            raise ValueError(f"precision must be 'fast' or 'strict', got {precision!r}")
+            hint = "; for products of bfloat16 numbers give unet.to(torch.bfloat16)" if precision == "bfloat16" else ""
+            raise ValueError(f"precision must be 'fast' or 'strict' on a GPU, got {precision!r}{hint}")
         self.precision = precision
         self.lock = threading.RLock()
         self.generation = 0

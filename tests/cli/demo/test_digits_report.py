@@ -34,6 +34,9 @@ def result():
         "classifier": shares,
         "strict_classifier": shares,
         "frechet_distance": {"samples": 0.5, "held_out": 0.25, "as_many_samples_as_held_out": 0.75},
+        "evaluation": {
+            "samples": {"precision": 0.815, "coverage": 0.915}, "held_out": {"precision": 0.925, "coverage": 0.545},
+        },
         "copies": {
             "median_samples": 3.0, "closest_sample": 1.5, "median_held_out": 3.2, "closest_held_out": 1.25,
             "exact_copies": 0,
@@ -53,6 +56,7 @@ def test_report_prints_every_number_and_every_file(tmp_path):
         "1.234 ± 0.011", "independent pixels 2.500", "uniform guess 4.087", "0.234, 1.0e-04", "90.0%", "99.0%",
         "scrambled digits 1.0%", "5.0% to 20.0%", "8.0% to 12.0%", "as many samples 0.750", "3.00, least 1.50",
         "copies 0", "12,346 images/s", "1:01", "50 steps each", "1:02:03", "512 MiB of memory", "98.7%",
+        "81.5%", "91.5%", "92.5%", "54.5%",
     ):  # fmt: skip
         assert expected in text, expected
     for name, what in digits_report.WRITTEN:

@@ -1,0 +1,6 @@
+// `pixels` for any CPU.
+#include "pixels.h"
+
+#include "generic.h"
+
+#include "pixels_impl.h"

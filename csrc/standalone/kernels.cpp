@@ -1,0 +1,51 @@
+// The kernels that a plan and its table need, of each instruction set.
+#include "kernels.h"
+
+#include "isa.h"
+
+namespace fastdiff {
+
+#define FD_KERNELS(VARIANT)                                                         \
+  namespace VARIANT {                                                               \
+  void run_step(const StepArgs&, int64_t first_unit, int64_t last_unit);            \
+  void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch); \
+  static Kernels make() {                                                           \
+    Kernels table = {};                                                             \
+    table.name = #VARIANT;                                                          \
+    table.step = run_step;                                                          \
+    table.instruction = run_instruction_unit;                                       \
+    return table;                                                                   \
+  }                                                                                 \
+  }
+
+FD_KERNELS(generic)
+#if defined(__x86_64__)
+FD_KERNELS(avx2)
+FD_KERNELS(avx512)
+// Of AVX-512 with BF16 the plan's instructions alone are other ones.
+namespace avx512bf16 {
+void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch);
+static Kernels make() {
+  Kernels table = avx512::make();
+  table.name = "avx512bf16";
+  table.instruction = run_instruction_unit;
+  return table;
+}
+}  // namespace avx512bf16
+#endif
+
+static Kernels choose() {
+#if defined(__x86_64__)
+  if (chosen_isa() == Isa::AVX512BF16) return avx512bf16::make();
+  if (chosen_isa() == Isa::AVX512) return avx512::make();
+  if (chosen_isa() == Isa::AVX2) return avx2::make();
+#endif
+  return generic::make();
+}
+
+const Kernels& kernels() {
+  static const Kernels chosen = choose();
+  return chosen;
+}
+
+}  // namespace fastdiff
