@@ -6,14 +6,14 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 BUILT_FILES := $(sort $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu))
-CXX_FILES := $(BUILT_FILES) $(sort $(wildcard tests/csrc/*/*.cpp tests/csrc/*/*.h))
+CXX_FILES := $(BUILT_FILES) $(sort $(wildcard tests/csrc/*/*.cpp tests/csrc/*/*.c tests/csrc/*/*.h))
 SANITIZED = PYTHONSAFEPATH=1 PYTHONPATH=build/asan FASTDIFF_FUZZ_CALLS=500 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python
-SOURCES := setup.py pyproject.toml constraints.txt $(BUILT_FILES) $(wildcard csrc/cuda/*.py csrc/cuda/*.map)
+SOURCES := setup.py pyproject.toml constraints.txt $(filter-out csrc/standalone/%,$(BUILT_FILES)) $(wildcard csrc/cuda/*.py csrc/cuda/*.map)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint format bench bench-cpu bench-gpu asan clean
+.PHONY: help setup setup-dev demo standalone test lint format bench bench-cpu bench-gpu asan clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ setup-dev: $(VENV)/.dev  ## The same, with the tools for tests, linting and benc
 demo: setup  ## Train on handwritten digits, sample and score them; writes out/demo/
 	$(BIN)/fastdiff demo --overwrite
 
+standalone:  ## Build the library and the program that sample without Python into build/standalone/ (needs CMake)
+	cmake -S csrc/standalone -B build/standalone -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/standalone --parallel
+
 test: setup-dev  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto tests
 
@@ -83,7 +87,9 @@ bench-gpu:  ## Test and time everything on a GPU, in eight minutes at most, by P
 asan: setup-dev  ## Run the ops' and the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	FASTDIFF_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan
 	$(SANITIZED) -c "import torch, fastdiff._C as c; assert 'build/asan' in c.__file__, c.__file__"
-	$(SANITIZED) -m pytest -q -n 0 tests/ops tests/engine/test_native.py tests/engine/test_native_limits.py
+	$(SANITIZED) -m pytest -q -n 0 tests/ops tests/engine/test_native.py tests/engine/test_native_limits.py \
+		tests/engine/test_lucidrains.py
+	FASTDIFF_FUZZ_FILES=10000 $(BIN)/python -m pytest -q -n 0 tests/csrc/test_standalone.py -k "sanitizers or valgrind"
 
 clean:  ## Remove .venv, build products and caches
 	rm -rf $(VENV) build dist *.egg-info fastdiff/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

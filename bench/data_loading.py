@@ -1,8 +1,9 @@
 """What reading images costs, for each kind of source, alone and while a network trains.
 
-    python bench/data_loading.py [--ho-steps 2] [--digits-steps 8]
+    python bench/data_loading.py digits|Ho [--steps 8]
 
-Makes small files in a temporary folder and writes bench/results/data_loading.json and .md, in about a minute. Alone,
+Makes small files in a temporary folder and writes the network into bench/results/data_loading.json and .md, beside the
+other that is there; a call takes a minute. Alone,
 the batches of a training are drawn one after the other, with nothing to hide behind: images/s, and processor time for
 an image. While a network trains, what counts is how long its step waits for its images: the share of a step that passes
 in `Batches.at`, which includes the flips and the copy to the network's memory format. Where threads of a reader and of
@@ -41,6 +42,8 @@ from fastdiff.training.batches import Batches
 
 RESULTS = Path(__file__).parent / "results" / "data_loading"
 NUM = 256
+# Preset, side and channels of the images, images of a step, and steps that are measured.
+NETWORKS = {"digits": ("digits", 8, 1, 64, 8), "Ho": ("ho-cifar10", 32, 3, 16, 1)}
 # A step of the Ho network takes seconds: it is trained on these alone.
 HEAVY = ("memory", "folder of PNG", "the same, random crops")
 
@@ -194,44 +197,48 @@ def _timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., 
 def main() -> None:
     """Measure all of it and write what came out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--ho-steps", type=int, default=2, help="steps of the Ho network for each source; 0 for none")
-    parser.add_argument("--digits-steps", type=int, default=8, help="steps of the digits' network for each source")
+    parser.add_argument("network", choices=list(NETWORKS))
+    parser.add_argument("--steps", type=int, help="for each source; 8 of the digits' network, 1 of Ho's")
     parser.add_argument("--out", type=Path, default=RESULTS, help="results, without suffix")
     options = parser.parse_args()
-    runs = [("digits", "digits", 8, 1, 64, options.digits_steps), ("Ho", "ho-cifar10", 32, 3, 16, options.ho_steps)]
     about = machine()
+    network = options.network
+    preset, side, channels, batch_size, steps = NETWORKS[network]
+    steps = steps if options.steps is None else options.steps
     rows: list[dict[str, Any]] = []
-    for network, preset, side, channels, batch_size, steps in runs:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, (source, how) in make_files(Path(folder), side, channels).items():
-                data = open_images(source, how)
-                row: dict[str, Any] = {"network": network, "source": name, "batch_size": batch_size}
-                row |= alone(data, batch_size)
-                if steps and (network == "digits" or name in HEAVY):
-                    row |= training(data, preset, batch_size, steps, f"{folder}/run {name}")
-                    processors = torch.get_num_threads()
-                    row["wait_share"] = row["wait_ms"] / row["step_ms"]
-                    busy = 1e-3 * row["processor_us_per_image"] * batch_size
-                    row["processor_share"] = busy / processors / row["step_ms"]
-                if isinstance(data, PictureImages):
-                    row |= by_processes(data, source, how, row, preset if "step_ms" in row else None, steps, folder)
-                rows.append(row)
-                print(row, flush=True)
-    _write(options.out, about, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (source, how) in make_files(Path(folder), side, channels).items():
+            data = open_images(source, how)
+            row: dict[str, Any] = {"source": name, "batch_size": batch_size}
+            row |= alone(data, batch_size)
+            trains = network == "digits" or name in HEAVY
+            if trains:
+                row |= training(data, preset, batch_size, steps, f"{folder}/run {name}")
+                processors = torch.get_num_threads()
+                row["wait_share"] = row["wait_ms"] / row["step_ms"]
+                busy = 1e-3 * row["processor_us_per_image"] * batch_size
+                row["processor_share"] = busy / processors / row["step_ms"]
+            if isinstance(data, PictureImages):
+                # Of the slow network a step with processes says no more.
+                slow = preset if trains and network == "digits" else None
+                row |= by_processes(data, source, how, row, slow, steps, folder)
+            rows.append(row)
+            print(row, flush=True)
+    path = options.out.with_suffix(".json")
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    found = {name: kept[name] for name in NETWORKS if name in kept} | {network: {"machine": about, "rows": rows}}
+    _write(options.out, found)
 
 
-def _write(out: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    text = f"{about['processor']}, {about['threads']} threads, {about['isa']}, load {about['load']}, "
-    text += f"commit {about['commit']}; {versions}; {os.cpu_count()} threads read.\n\n"
-    text += f"{NUM} images of 8x8 grey (digits' network) or 32x32 RGB (Ho's). The share of a step is the time that it\n"
+def _write(out: Path, found: dict[str, Any]) -> None:
+    text = f"{NUM} images of 8x8 grey (digits' network) or 32x32 RGB (Ho's). The share of a step is the time that it\n"
     text += "waits for its images; the share of processors is what reading them takes of the processors' time. The\n"
     text += "last two columns are those of processes that decode instead of threads.\n\n"
     text += "| network, batch | source | alone, images/s | step, ms | waits, ms | share of a step | of processors "
     text += "| processes: images/s | step, ms |\n"
     text += "|---|---|---|---|---|---|---|---|---|\n"
-    for row in rows:
-        text += f"| {row['network']}, {row['batch_size']} | {row['source']} | {row['images_per_second']:,.0f} "
+    for network, row in ((network, row) for network, told in found.items() for row in told["rows"]):
+        text += f"| {network}, {row['batch_size']} | {row['source']} | {row['images_per_second']:,.0f} "
         if "step_ms" in row:
             text += f"| {row['step_ms']:.1f} | {row['wait_ms']:.2f} | {100 * row['wait_share']:.2f}% "
             text += f"| {100 * row['processor_share']:.2f}% "
@@ -239,8 +246,13 @@ def _write(out: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None
             text += "| | | | "
         text += f"| {row['processes_images_per_second']:,.0f} " if "processes_images_per_second" in row else "| "
         text += f"| {row['processes_step_ms']:.1f} |\n" if "processes_step_ms" in row else "| |\n"
+    for network, told in found.items():
+        about = told["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        text += f"\n{network}: {about['processor']}, {about['threads']} threads, {about['isa']}, load {about['load']}, "
+        text += f"commit {about['commit']}; {versions}; {os.cpu_count()} threads or processes read.\n"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     out.with_suffix(".md").write_text(text)
     print(text)
 

@@ -5,8 +5,8 @@
 Writes the part into bench/results/generation.json and .md, beside the others that are there; a call ends in under 150
 seconds. The network is the digits' with random weights, whose time is that of trained ones; a process has one thread.
 
-speed: 2,000 digits by DDIM-50 in parts of 125, by one process and by two that share the job. They are there all the
-time and take turns, 500 images each; the figures are medians. The share of files is what is not sampling: parts,
+speed: 2,000 digits by DDIM-50 in parts of 100, by one process and by two that share the job. They are there all the
+time and take turns, 200 images each; the figures are medians. The share of files is what is not sampling: parts,
 manifest, records, checksums and waiting for the disk.
 memory: the largest resident memory of a process that makes 1,000 and 20,000 digits by DDIM-2.
 ray: 1,000 digits by DDIM-50, from nothing to the last part, by two actors of Ray and by two processes.
@@ -30,7 +30,7 @@ from typing import Any
 from harness import machine
 
 RESULTS = Path(__file__).parent / "results" / "generation"
-TURNS, IMAGES = 4, 500
+TURNS, IMAGES = 10, 200
 
 
 def make_model(folder: Path) -> str:
@@ -83,7 +83,7 @@ def serve(pipe: Connection, model: str, out: str, index: int, count: int) -> Non
     while num := pipe.recv():
         taken.clear()
         began = time.perf_counter()
-        generate(network, out, Request(num, steps=50, part_size=125), shard=Shard(index, count))
+        generate(network, out, Request(num, steps=50, part_size=100), shard=Shard(index, count))
         pipe.send((time.perf_counter() - began, sum(taken)))
 
 

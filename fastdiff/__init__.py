@@ -31,7 +31,7 @@ _PLACES = {
     "UNet": "nets.unet:UNet",
     "UNetConfig": "nets.config:UNetConfig",
     "Views": "sampling.views:Views",
-    "accelerate": "nets.acceleration:accelerate",
+    "accelerate": "convert.acceleration:accelerate",
     "compile": "engine:compile",
     "convert": "convert",
     "data": "data",
@@ -58,13 +58,13 @@ if TYPE_CHECKING:
     from fastdiff import evaluation as evaluation
     from fastdiff import likelihood as likelihood
     from fastdiff import ops as ops
+    from fastdiff.convert.acceleration import accelerate as accelerate
     from fastdiff.engine import compile as compile
     from fastdiff.evaluation import metrics as metrics
     from fastdiff.files import figures as figures
     from fastdiff.files.checkpoint import load_model as load_model
     from fastdiff.files.checkpoint import save_model as save_model
     from fastdiff.likelihood import estimate as estimate
-    from fastdiff.nets.acceleration import accelerate as accelerate
     from fastdiff.nets.acceleration import restore as restore
     from fastdiff.nets.config import UNetConfig as UNetConfig
     from fastdiff.nets.unet import UNet as UNet

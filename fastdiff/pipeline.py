@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from fastdiff import likelihood as scoring
 from fastdiff.engine.choose import Runner, compiled_or_not
-from fastdiff.engine.native import Precision
+from fastdiff.engine.compiled import checked_size
+from fastdiff.engine.export import write_model
+from fastdiff.engine.native import NativeNetwork, Precision
+from fastdiff.files.atomic import atomic_file
 from fastdiff.files.checkpoint import load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.files.progress import watched
@@ -35,6 +38,7 @@ from fastdiff.sampling.seeds import Seed, checked_seeds
 from fastdiff.sampling.tables import Sampler, default_steps, table_of
 from fastdiff.sampling.thresholding import DynamicThreshold
 from fastdiff.sampling.views import Views
+from fastdiff.version import __version__
 
 __all__ = ["Pipeline", "default_steps"]
 
@@ -281,6 +285,47 @@ class Pipeline:
             for first, part in zip(range(0, max(1, num), size), ids.split(size), strict=True)
         ]
         return torch.cat(parts)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        sampler: Sampler = "ddim",
+        steps: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        precision: Precision = "fast",
+        **options: Any,
+    ) -> Path:
+        """Write the model and a sampler into one file, from which programs without Python sample: docs/standalone.md.
+
+        Their images are those of `sample` for the same seed, ids and labels, without guidance, known pixels,
+        thresholding or a condition.
+
+        Args:
+            path: The file.
+            sampler: See `sample`.
+            steps: See `sample`.
+            size: Height and width of the images, one number or two; those the model was trained on when None.
+            precision: See `fastdiff.compile`.
+            **options: Of the sampler, such as eta=0.5.
+
+        Returns:
+            `path`.
+
+        Raises:
+            ValueError: arguments that do not fit; a sampler that starts from an image; a network that is given more
+                than the noisy image and a label, or has a part that the engine cannot run (named).
+            RuntimeError: the C++ extension is not built.
+        """
+        table = table_of(sampler, self.diffusion, steps, options)
+        channels, *trained = self.image_shape
+        height, width = checked_size(size, trained)
+        text = f"sampler: {table!r}\nprocess: {self.diffusion!r}\nprecision: {precision}\nfastdiff {__version__}"
+        network = NativeNetwork(self.unet, precision)
+        turn = self.classes.num_real if self.classes.num else None
+        with atomic_file(path) as file:
+            write_model(file, network, table, (channels, height, width), text=text, classes_in_turn=turn)
+        return Path(path)
 
     def likelihood(
         self,

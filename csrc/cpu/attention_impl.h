@@ -87,7 +87,6 @@ static void attention_pairs(const Work& w, int64_t unit) {
 // residual: [keys, width].
 template <typename F>
 static void attention_queries(const Work& w, int64_t unit, float* scores) {
-  constexpr bool PAIRS = F::words(2) == 1;
   const Instruction& i = w.i;
   const int64_t keys = i.height * i.width, width = attention_width(i), d = width / i.heads;
   const int64_t blocks = ceil_div(keys, QUERY_BLOCK), panels = panels_of(keys), stride = panels * PANEL, none = 0;
@@ -96,8 +95,8 @@ static void attention_queries(const Work& w, int64_t unit, float* scores) {
   const float* qkv = at(w, i.source, sample, keys * i.channels);
   const int64_t words = F::words(d);
   const float* packed = w.shared + pair * attention_shared(i);
-  const float* values = PAIRS ? packed + panels * PANEL * words : qkv + attention_values(i) + head * d;
-  const int64_t values_stride = PAIRS ? d : i.channels;
+  const float* values = F::PAIRED ? packed + panels * PANEL * words : qkv + attention_values(i) + head * d;
+  const int64_t values_stride = F::PAIRED ? d : i.channels;
   float* rounded = scores + QUERY_BLOCK * stride;
   float* to = at(w, i.target, sample, keys * width) + first * width + head * d;
   const float* residual = i.residual < 0 ? nullptr : at(w, i.residual, sample, keys * width) + first * width + head * d;
@@ -106,7 +105,7 @@ static void attention_queries(const Work& w, int64_t unit, float* scores) {
     const int64_t rows = count - q < GEMM_ROWS ? count - q : GEMM_ROWS;
     for (int64_t m = 0; m < rows; ++m) {
       a[m] = qkv + (first + q + m) * i.channels + head * d;
-      if (!PAIRS) continue;
+      if (!F::PAIRED) continue;
       round_row(a[m], d, rounded + m * words);
       a[m] = rounded + m * words;
     }
@@ -118,7 +117,7 @@ static void attention_queries(const Work& w, int64_t unit, float* scores) {
       float* row = scores + (q + m) * stride;
       softmax(row, keys);
       // In place: words are written behind what is read.
-      if (PAIRS) round_row(row, keys, row);
+      if (F::PAIRED) round_row(row, keys, row);
       a[m] = row;
     }
     for (int64_t c = 0; c < d; c += PANEL)

@@ -55,23 +55,22 @@ template <typename F>
 static void direct_read(const Work& w, const Padded& padded, int64_t unit, float* scratch) {
   const int64_t channels = w.i.channels + w.i.channels2, words = F::words(channels);
   float* to = w.shared + unit * padded.width * words;
-  float* numbers = words == channels ? to : scratch;
+  float* numbers = F::PAIRED ? scratch : to;
   read_row(w, unit / padded.height, unit % padded.height - w.i.pad, padded.width, numbers);
-  for (int64_t x = 0; words != channels && x < padded.width; ++x)
-    round_row(numbers + x * channels, channels, to + x * words);
+  for (int64_t x = 0; F::PAIRED && x < padded.width; ++x) round_row(numbers + x * channels, channels, to + x * words);
 }
 
 // A block of pixels. Weights: [panels, num_taps, words of C, PANEL]. Input: [B, padded.height, padded.width, words of
 // C] in w.shared, the source itself, or a block [pixels, words of C] that is copied to scratch, before a pixel [C].
 template <typename F>
-static void direct_multiply(const Work& w, int64_t unit, float* scratch) {
+static void direct_multiply(const Work& w, int64_t threads, int64_t unit, float* scratch) {
   const Instruction& i = w.i;
   const Padded padded = padded_of(i);
   const int64_t channels = i.channels + i.channels2, words = F::words(channels);
   const int64_t pixels = i.height * i.width, all = w.batch * pixels;
   const int64_t blocks = ceil_div(all, padded.block), panels = panels_of(i.channels_out);
-  // Pointwise: all panels of a block of pixels, which is read once. Else one panel, whose weights are read once.
-  const int64_t block = padded.pointwise ? unit : unit % blocks, first = block * padded.block;
+  const int64_t groups = panel_groups(i, padded, w.batch, threads);
+  const int64_t block = unit % blocks, group = unit / blocks, first = block * padded.block;
   const int64_t last = first + padded.block < all ? first + padded.block : all;
   const float* input = w.shared;
   if (padded.pointwise) {
@@ -79,17 +78,15 @@ static void direct_multiply(const Work& w, int64_t unit, float* scratch) {
     float* pixel = scratch + padded.block * words;
     for (int64_t p = first; padded.copied && p < last; ++p) {
       float* to = scratch + (p - first) * words;
-      read_pixel(w, p / pixels, p % pixels / i.width, p % i.width, words == channels ? to : pixel);
-      if (words != channels) round_row(pixel, channels, to);
+      read_pixel(w, p / pixels, p % pixels / i.width, p % i.width, F::PAIRED ? pixel : to);
+      if (F::PAIRED) round_row(pixel, channels, to);
     }
   }
-  int64_t taps[9];
+  int64_t taps[MOST_TAPS];
   for (int64_t ky = 0; ky < i.kernel; ++ky)
     for (int64_t kx = 0; kx < i.kernel; ++kx) taps[ky * i.kernel + kx] = (ky * padded.width + kx) * words;
   if (by_dots(i)) return direct_dots(w, padded, taps, first, last, scratch);
-  const int64_t first_panel = padded.pointwise ? 0 : unit / blocks,
-                last_panel = padded.pointwise ? panels : first_panel + 1;
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+  for (int64_t panel = group * panels / groups; panel < (group + 1) * panels / groups; ++panel) {
     const float* packed = w.weights + i.weight + panel * i.kernel * i.kernel * words * PANEL;
     const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
     for (int64_t p = first; p < last; p += GEMM_ROWS) {

@@ -17,6 +17,7 @@ typedef uint32_t word __attribute__((may_alias));
 // Each kind says how a sum is taken: in STEPS parts, with what a part takes of sixteen columns and of a row's number.
 // `words`: so many that a row of `count` numbers has.
 struct Floats {
+  static constexpr bool PAIRED = false;
   static constexpr int STEPS = 1;
   static constexpr int64_t words(int64_t count) { return count; }
   static inline __attribute__((always_inline)) f32x16 columns(const float* p, int) { return load16(p); }
@@ -27,6 +28,7 @@ struct Floats {
 };
 
 struct Pairs {
+  static constexpr bool PAIRED = true;
   static constexpr int64_t words(int64_t count) { return (count + 1) / 2; }
 #if defined(FD_AVX512BF16)
   // Both products of a pair at once, added in float32; the sum is rounded once for each, to nearest.
@@ -70,10 +72,10 @@ FD_INLINE u16x16 rounded_to_bfloat(f32x16 v) {
 // Sixteen numbers of a row, to sixteen floats or eight words.
 template <typename F>
 FD_INLINE void store_factors(float* to, f32x16 v) {
-  if constexpr (F::words(2) == 2)
-    store16(to, v);
-  else
+  if constexpr (F::PAIRED)
     *(u16x16u*)to = rounded_to_bfloat(v);
+  else
+    store16(to, v);
 }
 
 // A row of numbers to words, with a zero behind an odd one. from: [count]; to: [Pairs::words(count)].

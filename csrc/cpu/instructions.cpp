@@ -42,8 +42,14 @@ Padded padded_of(const Instruction& i) {
   return p;
 }
 
+int64_t panel_groups(const Instruction& i, const Padded& padded, int64_t batch, int64_t threads) {
+  const int64_t panels = panels_of(i.channels_out), blocks = ceil_div(batch * i.height * i.width, padded.block);
+  // Pointwise a unit takes all panels, so that its pixels are read once, unless threads would have nothing to do.
+  return padded.pointwise ? std::min(panels, threads == 1 ? 1 : ceil_div(2 * threads, blocks)) : panels;
+}
+
 int64_t num_phases(const Instruction& i, int64_t batch, int64_t threads) {
-  if (i.op == PLAN_ATTENTION) return 2;
+  if (i.op == PLAN_ATTENTION || i.op == PLAN_MEMORY_ATTENTION || i.op == PLAN_LINEAR_ATTENTION) return 2;
   if (i.op != PLAN_CONV) return 1;
   if (i.algorithm == PLAN_DIRECT) return padded_of(i).pointwise ? 1 : 2;
   return tiles_of(i, batch, threads).phased ? 3 : 1;
@@ -54,14 +60,17 @@ int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t 
     case PLAN_STATS: return batch * panels_of(i.channels);
     case PLAN_NORM: return batch;
     case PLAN_POOL:
-    case PLAN_REPEAT: return batch * i.height;
+    case PLAN_REPEAT:
+    case PLAN_PIXEL_NORM: return batch * i.height;
+    case PLAN_LINEAR_ATTENTION: return batch * (phase == 0 ? i.heads : ceil_div(i.height * i.width, LINEAR_BLOCK));
+    case PLAN_MEMORY_ATTENTION:
     case PLAN_ATTENTION: return batch * i.heads * (phase == 0 ? 1 : ceil_div(i.height * i.width, QUERY_BLOCK));
     default: break;
   }
   if (i.algorithm == PLAN_DIRECT) {
     const Padded p = padded_of(i);
     if (!p.pointwise && phase == 0) return batch * p.height;
-    return (p.pointwise ? 1 : panels_of(i.channels_out)) * ceil_div(batch * i.height * i.width, p.block);
+    return panel_groups(i, p, batch, threads) * ceil_div(batch * i.height * i.width, p.block);
   }
   const Tiles t = tiles_of(i, batch, threads);
   if (!t.phased) return t.blocks;
@@ -70,6 +79,8 @@ int64_t num_units(const Instruction& i, int64_t batch, int64_t threads, int64_t 
 
 int64_t shared_scratch(const Instruction& i, int64_t batch, int64_t threads) {
   if (i.op == PLAN_ATTENTION) return batch * i.heads * attention_shared(i);
+  if (i.op == PLAN_MEMORY_ATTENTION) return batch * i.heads * memory_head(i);
+  if (i.op == PLAN_LINEAR_ATTENTION) return batch * attention_width(i) * (attention_width(i) / i.heads);
   if (i.op != PLAN_CONV) return 0;
   if (i.algorithm == PLAN_DIRECT) {
     const Padded p = padded_of(i);
@@ -82,6 +93,9 @@ int64_t shared_scratch(const Instruction& i, int64_t batch, int64_t threads) {
 int64_t thread_scratch(const Instruction& i, int64_t batch, int64_t threads) {
   if (i.op == PLAN_ATTENTION)
     return QUERY_BLOCK * (panels_of(i.height * i.width) * PANEL + (i.pairs ? attention_width(i) / i.heads : 0));
+  if (i.op == PLAN_MEMORY_ATTENTION) return QUERY_BLOCK * panels_of(attention_keys_of(i)) * PANEL;
+  if (i.op == PLAN_LINEAR_ATTENTION) return (2 + LINEAR_BLOCK) * (attention_width(i) / i.heads);
+  if (i.op == PLAN_PIXEL_NORM) return i.channels;
   if (i.op != PLAN_CONV) return 0;
   if (i.algorithm == PLAN_DIRECT) {
     const Padded p = padded_of(i);

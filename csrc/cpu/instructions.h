@@ -37,6 +37,9 @@ Tiles tiles_of(const Instruction& i, int64_t batch, int64_t threads);
 // touch the same place in all of them, which otherwise would compete for one set of the first-level cache.
 static inline int64_t point_stride(int64_t tiles, int64_t columns) { return tiles * columns + 16; }
 
+// The largest kernel of a direct convolution is 7 x 7.
+constexpr int64_t MOST_KERNEL = 7, MOST_TAPS = MOST_KERNEL * MOST_KERNEL;
+
 // A convolution to so few channels that a vector of outputs would be mostly empty: vectors run along the inputs.
 constexpr int64_t FEW_OUTPUTS = 4;
 static inline bool by_dots(const Instruction& i) {
@@ -51,6 +54,8 @@ struct Padded {
   int64_t block;  // pixels of a unit
 };
 Padded padded_of(const Instruction& i);
+// Units that the panels of a block of pixels are shared out to.
+int64_t panel_groups(const Instruction& i, const Padded& padded, int64_t batch, int64_t threads);
 
 // Attention: rows of queries of a unit.
 constexpr int64_t QUERY_BLOCK = 24;
@@ -61,6 +66,13 @@ static inline int64_t attention_values(const Instruction& i) { return (i.source2
 static inline int64_t attention_shared(const Instruction& i) {
   const int64_t keys = i.height * i.width, d = attention_width(i) / i.heads;
   return panels_of(keys) * PANEL * words_of(i, d) + (i.pairs ? words_of(i, keys) * d : 0);
+}
+
+// Attention with a memory: pixels of a unit of the linear one; keys of a head, and floats that are kept of them.
+constexpr int64_t LINEAR_BLOCK = 48;
+static inline int64_t attention_keys_of(const Instruction& i) { return i.memory + i.height * i.width; }
+static inline int64_t memory_head(const Instruction& i) {
+  return (panels_of(attention_keys_of(i)) * PANEL + attention_keys_of(i)) * (attention_width(i) / i.heads);
 }
 
 int64_t num_phases(const Instruction& i, int64_t batch, int64_t threads);

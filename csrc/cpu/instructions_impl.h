@@ -8,6 +8,8 @@
 #include "factors_impl.h"
 #include "images_impl.h"
 #include "instructions.h"
+#include "memory_attention_impl.h"
+#include "pixel_norm_impl.h"
 #include "plan_layout.h"
 #include "vec_impl.h"
 #include "winograd_impl.h"
@@ -114,7 +116,7 @@ static void convolution(const Work& w, int64_t threads, int64_t unit, float* scr
   if (i.algorithm == PLAN_WINOGRAD2) return winograd<F, 2>(w, threads, unit, scratch);
   const Padded padded = padded_of(i);
   if (padded.copied && !padded.pointwise && w.phase == 0) return direct_read<F>(w, padded, unit, scratch);
-  direct_multiply<F>(w, unit, scratch);
+  direct_multiply<F>(w, threads, unit, scratch);
 }
 
 // scratch: [thread_scratch(...)].
@@ -128,6 +130,10 @@ void run_instruction_unit(const Work& w, int64_t threads, int64_t unit, float* s
     case PLAN_ATTENTION:
       if (w.phase == 0) return i.pairs ? attention_pairs(w, unit) : attention_keys(w, unit);
       return i.pairs ? attention_queries<Pairs>(w, unit, scratch) : attention_queries<Floats>(w, unit, scratch);
+    case PLAN_PIXEL_NORM: return pixel_norm_row(w, unit, scratch);
+    case PLAN_MEMORY_ATTENTION: return w.phase == 0 ? memory_keys(w, unit) : memory_queries(w, unit, scratch);
+    case PLAN_LINEAR_ATTENTION:
+      return w.phase == 0 ? linear_context(w, unit, scratch) : linear_queries(w, unit, scratch);
     default: break;
   }
   i.pairs ? convolution<Pairs>(w, threads, unit, scratch) : convolution<Floats>(w, threads, unit, scratch);

@@ -18,6 +18,7 @@ namespace fastdiff {
   void run_conv3x3_pack(const PackArgs&, int64_t first_unit, int64_t last_unit);    \
   void run_conv3x3_weight_grad(const ConvGradArgs&, int64_t unit);                  \
   void run_linear_weight_grad(const LinearGradArgs&, int64_t, float* scratch);      \
+  void run_column_sums(const ColumnSumsArgs&, int64_t part);                        \
   void run_group_norm_act(const NormArgs&, int64_t unit, float* scratch);           \
   void run_group_norm_act_backward(const NormGradArgs&, int64_t, float* scratch);   \
   void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch); \
@@ -33,6 +34,7 @@ namespace fastdiff {
       .conv3x3_pack = run_conv3x3_pack,                                             \
       .conv3x3_weight_grad = run_conv3x3_weight_grad,                               \
       .linear_weight_grad = run_linear_weight_grad,                                 \
+      .column_sums = run_column_sums,                                               \
       .group_norm_act = run_group_norm_act,                                         \
       .group_norm_act_backward = run_group_norm_act_backward,                       \
       .instruction = run_instruction_unit,                                          \

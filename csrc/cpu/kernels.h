@@ -9,6 +9,7 @@ namespace fastdiff {
 
 struct AttentionArgs;
 struct AttentionGradArgs;
+struct ColumnSumsArgs;
 struct ConvGradArgs;
 struct DiffuseArgs;
 struct DropoutArgs;
@@ -34,6 +35,7 @@ struct Kernels {
   void (*conv3x3_pack)(const PackArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit);
   void (*linear_weight_grad)(const LinearGradArgs&, int64_t unit, float* scratch);
+  void (*column_sums)(const ColumnSumsArgs&, int64_t part);
   void (*group_norm_act)(const NormArgs&, int64_t unit, float* scratch);
   void (*group_norm_act_backward)(const NormGradArgs&, int64_t unit, float* scratch);
   void (*instruction)(const Work&, int64_t threads, int64_t unit, float* scratch);

@@ -155,20 +155,17 @@ void linear_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
 }
 
 void column_sums(const float* x, int64_t rows, int64_t columns, float* out) {
-  constexpr int64_t ROWS = 256;
-  const int64_t parts = ceil_div(rows, ROWS);
-  float* sums = workspace(parts * columns);
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) {
-      float* to = sums + part * columns;
-      std::fill(to, to + columns, 0.0f);
-      for (int64_t row = part * ROWS; row < std::min(rows, (part + 1) * ROWS); ++row)
-        for (int64_t c = 0; c < columns; ++c) to[c] += x[row * columns + c];
-    }
-  });
+  const int64_t parts = ceil_div(rows, SUM_ROWS);
+  const ColumnSumsArgs a = {x, rows, columns, workspace(parts * columns)};
+  const Kernels& variant = kernels();
+  // About 16,000 values for each thread at least.
+  torch::stable::parallel_for(0, parts, std::max<int64_t>(1, 16384 / (SUM_ROWS * columns)),
+                              [&](int64_t first, int64_t last) {
+                                for (int64_t part = first; part < last; ++part) variant.column_sums(a, part);
+                              });
   std::fill(out, out + columns, 0.0f);
   for (int64_t part = 0; part < parts; ++part)
-    for (int64_t c = 0; c < columns; ++c) out[c] += sums[part * columns + c];
+    for (int64_t c = 0; c < columns; ++c) out[c] += a.sums[part * columns + c];
 }
 
 void column_sums_out_cpu(Tensor x, Tensor out) {

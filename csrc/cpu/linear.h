@@ -28,4 +28,12 @@ static inline int64_t linear_scratch(const LinearGradArgs& a) {
   return LINEAR_ROWS * (a.block_in + a.block_out) + a.block_in * a.block_out;
 }
 
+// Sums over the rows of x, of so many rows at a time: sums[part][c].
+struct ColumnSumsArgs {
+  const float* x;  // [rows, columns]
+  int64_t rows, columns;
+  float* sums;  // [parts, columns]
+};
+constexpr int64_t SUM_ROWS = 256;
+
 }  // namespace fastdiff

@@ -44,4 +44,30 @@ void run_linear_weight_grad(const LinearGradArgs& a, int64_t unit, float* scratc
                  a.channels_in - first_in - c);
 }
 
+// Sums of VECTORS neighbouring vectors of columns over rows [first, last), in registers.
+template <int VECTORS>
+FD_INLINE void sum_columns(const ColumnSumsArgs& a, int64_t first, int64_t last, int64_t column, float* to) {
+  f32x16 sums[VECTORS] = {};
+  const float* from = a.x + first * a.columns + column;
+  for (int64_t row = first; row < last; ++row, from += a.columns)
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) sums[v] += load16(from + 16 * v);
+  for (int v = 0; v < VECTORS; ++v) store16(to + column + 16 * v, sums[v]);
+}
+
+// Rows in their order.
+void run_column_sums(const ColumnSumsArgs& a, int64_t part) {
+  const int64_t first = part * SUM_ROWS, last = first + SUM_ROWS < a.rows ? first + SUM_ROWS : a.rows;
+  float* to = a.sums + part * a.columns;
+  int64_t column = 0;
+  for (; column + 128 <= a.columns; column += 128) sum_columns<8>(a, first, last, column, to);
+  for (; column + 32 <= a.columns; column += 32) sum_columns<2>(a, first, last, column, to);
+  for (; column + 16 <= a.columns; column += 16) sum_columns<1>(a, first, last, column, to);
+  for (; column < a.columns; ++column) {
+    float sum = 0.0f;
+    for (int64_t row = first; row < last; ++row) sum += a.x[row * a.columns + column];
+    to[column] = sum;
+  }
+}
+
 }  // namespace fastdiff::FD_VARIANT

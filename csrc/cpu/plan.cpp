@@ -46,7 +46,8 @@ void check_numbers(const Instruction* code, int64_t length, int64_t batch) {
   constexpr int64_t MOST = int64_t{1} << 48;
   const auto between = [](int64_t low, int64_t number, int64_t high) { return low <= number && number <= high; };
   const auto name = [](int64_t op) {
-    constexpr const char* NAMES[] = {"stats", "norm", "conv", "attention", "pool", "repeat"};
+    constexpr const char* NAMES[] = {
+        "stats", "norm", "conv", "attention", "pool", "repeat", "pixel norm", "memory attention", "linear attention"};
     return 0 <= op && op < PLAN_OPS ? NAMES[op] : "no instruction";
   };
   for (int64_t n = 0; n < length; ++n) {
@@ -64,16 +65,25 @@ void check_numbers(const Instruction* code, int64_t length, int64_t batch) {
     if (right && i.op == PLAN_NORM)
       right = between(1, i.groups, total) && total % i.groups == 0 && (i.stats2 < 0) == (i.channels2 == 0);
     if (right && i.op == PLAN_CONV) {
-      right = between(1, i.kernel, 3) && between(1, i.stride, 2) && between(0, i.pad, i.kernel - 1) &&
+      right = between(1, i.kernel, MOST_KERNEL) && between(1, i.stride, 2) && between(0, i.pad, i.kernel - 1) &&
               (i.source2 < 0) == (i.channels2 == 0) && (i.kernel != 1 || i.stride != 1 || i.upsample || same) &&
               (i.algorithm == PLAN_DIRECT || (i.kernel == 3 && i.stride == 1)) &&
-              product({panels_of(i.channels_out) * PANEL, total, 36}) <= MOST;
+              product({panels_of(i.channels_out) * PANEL, total, MOST_TAPS}) <= MOST;
     }
     if (right && i.op == PLAN_ATTENTION) {
       const int64_t width = attention_width(i);
       right = same && i.heads >= 1 && width % i.heads == 0 && width / i.heads % 16 == 0 && width >= 16 &&
               (i.source2 < 0 ? i.channels == 3 * width && i.channels2 == 0 : i.channels == 2 * width) &&
               product({batch, width, i.height * i.width + PANEL}) <= MOST && i.channels_out == width;
+    }
+    if (right && i.op == PLAN_PIXEL_NORM) right = one && same && i.channels_out == i.channels;
+    if (right && (i.op == PLAN_MEMORY_ATTENTION || i.op == PLAN_LINEAR_ATTENTION)) {
+      const int64_t width = i.channels / 3;
+      right = one && same && i.channels == 3 * width && between(1, i.heads, width) && width % i.heads == 0 &&
+              width / i.heads % 16 == 0 && i.channels_out == width && between(1, i.groups, width / i.heads) &&
+              between(0, i.memory, 1 << 20) &&
+              product({batch, width, i.height * i.width + i.memory + 2 * PANEL}) <= MOST &&
+              product({batch, width, width}) <= MOST;
     }
     if (right && i.op == PLAN_POOL)
       right = one && i.channels_out == i.channels && i.height <= i.height_in / 2 && i.width <= i.width_in / 2;
@@ -94,26 +104,35 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
   for (int64_t n = 0; n < length; ++n) {
     const Instruction& i = code[n];
     const int64_t read = i.height_in * i.width_in, total = i.channels + i.channels2;
+    const bool memory = i.op == PLAN_MEMORY_ATTENTION || i.op == PLAN_LINEAR_ATTENTION;
     const int64_t width = i.op == PLAN_ATTENTION ? attention_width(i) : i.channels_out;
     const int64_t written = i.op == PLAN_STATS  ? 2 * i.channels
                             : i.op == PLAN_NORM ? 2 * total
                                                 : i.height * i.width * width;
-    const bool conv = i.op == PLAN_CONV, norm = i.op == PLAN_NORM;
+    const bool conv = i.op == PLAN_CONV, norm = i.op == PLAN_NORM, pixels = i.op == PLAN_PIXEL_NORM;
     // Numbers that an instruction does not have were not looked at.
     const int64_t taps = !conv                           ? 0
                          : i.algorithm == PLAN_DIRECT    ? i.kernel * i.kernel
                          : i.algorithm == PLAN_WINOGRAD4 ? 36
                                                          : 16;
-    const int64_t packed = conv ? panels_of(i.channels_out) * taps * words_of(i, total) * PANEL : norm ? total : 0;
+    const int64_t packed = conv             ? panels_of(i.channels_out) * taps * words_of(i, total) * PANEL
+                           : norm || pixels ? total
+                           : memory         ? 2 * i.memory * width
+                                            : 0;
     const bool fits =
         inside(i.source, norm ? 0 : product({part, read, i.channels}), arena, norm) &&
         inside(i.source2, norm ? 0 : product({part, read, i.channels2}), arena, true) &&
         inside(i.target, part * written, arena, false) && inside(i.residual, part * written, arena, true) &&
         inside(i.norm, part * 2 * (i.op == PLAN_ATTENTION ? width : total), arena, true) &&
         inside(i.stats, part * 2 * i.channels, arena, !norm) && inside(i.stats2, part * 2 * i.channels2, arena, true) &&
-        inside(i.weight, packed, weights, !conv && !norm) &&
-        inside(i.bias, conv ? i.channels_out : packed, weights, !conv && !norm) &&
-        inside(i.epsilon, 1, weights, !norm) && inside(i.time, norm ? 2 * total : i.channels_out, times, true);
+        inside(i.weight, packed, weights, !conv && !norm && !pixels && i.memory == 0) &&
+        inside(i.bias,
+               conv   ? i.channels_out
+               : norm ? total
+                      : 0,
+               weights, !conv && !norm) &&
+        inside(i.epsilon, 1, weights, !norm) &&
+        inside(i.time, norm || pixels ? 2 * total : i.channels_out, times, true);
     FD_CHECK(fits, "instruction ", n, " of the plan reaches outside of the arena, the weights or the times");
   }
 }

@@ -6,9 +6,11 @@
 #include "checks.h"
 #include "plan.h"
 #include "plan_layout.h"
+#include "pool.h"
 #include "row_layout.h"
 #include "step_call.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace fastdiff {
 
@@ -74,6 +76,7 @@ void plan_forward_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64
   check_ends(p, ends);
   check_memory({extent_of("arena", arena), extent_of("scratch", scratch), extent_of("the result", out)},
                {extent_of("x", x), extent_of("weights", weights), extent_of("times", times), extent_of("code", code)});
+  const Pool::Use use(pool_of_this_thread(num_threads()));
   evaluate(p, ends, from, 1.0f, floats("times", times), times_stride_of(times, 0, x.size(0)), to);
 }
 
@@ -108,6 +111,7 @@ void plan_sample_cpu(Tensor x, Tensor code, Tensor weights, Tensor times, int64_
   // What each row is given besides its coefficients is the same for all.
   step_call(x, model_output, rows, torch::stable::narrow(row_numbers, 0, first_row, 1), std::nullopt, sample_ids, seed,
             learned_variance, base, history, pred_out, x);
+  const Pool::Use use(pool_of_this_thread(num_threads()));
   run_rows(p, ends,
            {.x = floats_of(x),
             .model_output = floats_of(model_output),

@@ -1,5 +1,5 @@
-// Loops over all threads: PyTorch's in the Python extension (threads.cpp), a pool's in the library without Python
-// (csrc/standalone/pool.cpp). Launchers only.
+// Loops over all threads: those of the pool that the calling thread uses, or else PyTorch's in the Python extension
+// (threads.cpp) and the caller alone in the library without Python (csrc/standalone/threads.cpp). Launchers only.
 #pragma once
 
 #include <cstdint>
@@ -10,5 +10,10 @@ namespace fastdiff {
 // Calls body(first, last) for ranges that make up [begin, end) side by side; all but the last are of `grain` numbers at
 // least.
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
+
+class Pool;
+
+// In the Python extension: a pool of so many threads, kept until the calling thread ends or asks for another number.
+Pool& pool_of_this_thread(int64_t threads);
 
 }  // namespace fastdiff

@@ -1,4 +1,6 @@
 // A network's training as a list of instructions over one arena: its forward pass, or its backward pass.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstdint>
@@ -341,6 +343,14 @@ void check_all_apart(const Tensor& arena, const std::vector<Tensor>& gradients, 
     if (all[k - 1].second || all[k].second) check_apart(all[k - 1].first, all[k].first);
 }
 
+// Large pages for the arena, which is gone through in strides; it counts before the first touch.
+void want_large_pages(const Tensor& arena) {
+  constexpr uintptr_t PAGE = uintptr_t{2} << 20;
+  const Extent extent = extent_of("arena", arena);
+  const uintptr_t first = (extent.first + PAGE - 1) / PAGE * PAGE, last = extent.last / PAGE * PAGE;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
 }  // namespace
 
 // code: [instructions, TRAIN_WIDTH]; gradients: one for each parameter, or none where the code writes none.
@@ -356,6 +366,7 @@ void training_run_cpu(Tensor code, std::vector<Tensor> parameters, std::vector<T
   STD_TORCH_CHECK(0 < batch && batch < (int64_t{1} << 24), "batch must be at least 1, got ", batch);
   STD_TORCH_CHECK(0 <= stream && stream < 16, "stream must have 4 bits, got ", stream);
   check_all_apart(arena, gradients, parameters);
+  want_large_pages(arena);
   const int64_t* ids = sample_ids ? index_data("sample_ids", *sample_ids, batch, false) : nullptr;
   const Network network = {batch,     static_cast<float*>(arena.data_ptr()),         arena.numel(), parameters,
                            gradients, static_cast<const int64_t*>(seeds.data_ptr()), ids,           seeds.numel(),

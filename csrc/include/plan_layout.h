@@ -6,7 +6,18 @@
 
 namespace fastdiff {
 
-enum PlanOp : int64_t { PLAN_STATS, PLAN_NORM, PLAN_CONV, PLAN_ATTENTION, PLAN_POOL, PLAN_REPEAT, PLAN_OPS };
+enum PlanOp : int64_t {
+  PLAN_STATS,
+  PLAN_NORM,
+  PLAN_CONV,
+  PLAN_ATTENTION,
+  PLAN_POOL,
+  PLAN_REPEAT,
+  PLAN_PIXEL_NORM,
+  PLAN_MEMORY_ATTENTION,
+  PLAN_LINEAR_ATTENTION,
+  PLAN_OPS
+};
 enum PlanAlgorithm : int64_t { PLAN_DIRECT, PLAN_WINOGRAD4, PLAN_WINOGRAD2, PLAN_ALGORITHMS };
 
 // Places are counted in floats from the start of the arena or of the weights; -1 is none. A place in the arena is that
@@ -23,12 +34,14 @@ struct Instruction {
   int64_t target;
   int64_t residual;         // added to the result, of its shape
   int64_t norm;             // [2, C]: factor and offset of each channel
-  int64_t weight, bias;     // norm: [C] each
+  int64_t weight, bias;     // norm: [C] each; attention with a memory: [2, heads, memory, d]
   int64_t time;             // place in the time's vector: [C] to add, or of a norm the scale [C] and shift [C]
-  int64_t groups, epsilon;  // epsilon: place of a number among the weights
+  int64_t groups, epsilon;  // epsilon: place of a number among the weights; groups of an attention with a memory:
+                            // numbers of a head that are no padding
   int64_t heads;
   int64_t stats, stats2;  // [2, C]: mean and sum of squares about it, of each source
   int64_t pairs;          // products are those of bfloat16 numbers, two of which are a word where a float would be
+  int64_t memory;         // learned keys and values of an attention, in front of those of the pixels
 };
 
 constexpr int64_t PLAN_WIDTH = sizeof(Instruction) / sizeof(int64_t);

@@ -22,11 +22,22 @@ FD_KERNELS(generic)
 #if defined(__x86_64__)
 FD_KERNELS(avx2)
 FD_KERNELS(avx512)
+// Of AVX-512 with BF16 the plan's instructions alone are other ones.
+namespace avx512bf16 {
+void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch);
+static Kernels make() {
+  Kernels table = avx512::make();
+  table.name = "avx512bf16";
+  table.instruction = run_instruction_unit;
+  return table;
+}
+}  // namespace avx512bf16
 #endif
 
 static Kernels choose() {
 #if defined(__x86_64__)
-  if (chosen_isa() == Isa::AVX512 || chosen_isa() == Isa::AVX512BF16) return avx512::make();
+  if (chosen_isa() == Isa::AVX512BF16) return avx512bf16::make();
+  if (chosen_isa() == Isa::AVX512) return avx512::make();
   if (chosen_isa() == Isa::AVX2) return avx2::make();
 #endif
   return generic::make();

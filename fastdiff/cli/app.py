@@ -1,5 +1,5 @@
 """The command `fastdiff`: demo, train, sample, generate, gather, evaluate, compare, score, likelihood, edit,
-convert, ema, info.
+convert, export, ema, info.
 
 Nothing heavy is imported before a command needs it, so that `fastdiff --help` answers at once.
 """
@@ -23,6 +23,7 @@ from fastdiff.cli.demo.command import demo
 from fastdiff.cli.edit import edit_app
 from fastdiff.cli.ema import ema
 from fastdiff.cli.evaluate import evaluate
+from fastdiff.cli.export import export
 from fastdiff.cli.generate import gather, generate
 from fastdiff.cli.info import info_app
 from fastdiff.cli.likelihood import likelihood
@@ -114,7 +115,7 @@ def _options(
     """Read the options that stand before the command; `Commands` looks at "debug"."""
 
 
-for command in (demo, train, sample, generate, gather, evaluate, compare, score, likelihood, convert, ema):
+for command in (demo, train, sample, generate, gather, evaluate, compare, score, likelihood, convert, export, ema):
     app.command(cls=Command)(command)
 app.add_typer(edit_app, name="edit")
 app.add_typer(info_app, name="info")

@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from fastdiff.generation.shards import Shard
     from fastdiff.pipeline import Pipeline
 
-__all__ = ["PartSizeOption", "ShardOption", "counted", "gather", "generate", "shard_of"]
+__all__ = [
+    "EngineOption",
+    "PartSizeOption",
+    "ShardOption",
+    "WorkersOption",
+    "check_engine",
+    "counted",
+    "gather",
+    "generate",
+    "shard_of",
+]
 
 ENGINES = ("local", "ray")
 
@@ -39,6 +49,8 @@ ShardOption = Annotated[
         "if left out."
     ),
 ]
+EngineOption = Annotated[str, typer.Option(help="local: this process. ray: actors of Ray Data, here or on a cluster.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="With --engine ray: actors; one a core or GPU.")]
 
 
 def generate(
@@ -71,10 +83,8 @@ def generate(
     format: Annotated[str, typer.Option(help="Of the parts: npz, png, zip (EDM's) or parquet.")] = "npz",
     part_size: PartSizeOption = 512,
     shard: ShardOption = None,
-    engine: Annotated[str, typer.Option(help="local: this process. ray: actors of Ray Data, here or on a cluster.")] = (
-        "local"
-    ),
-    workers: Annotated[int | None, typer.Option(min=1, help="With --engine ray: actors; one a core or GPU.")] = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
     check: Annotated[
         int | None,
         typer.Option("--verify", min=1, help="Sample so many images again and compare, in place of generating."),
@@ -88,12 +98,7 @@ def generate(
 ) -> None:
     """Sample many images in parts, in any number of processes; a command that was stopped goes on where it was."""
     options = key_values(option or [])
-    if engine not in ENGINES:
-        raise ValueError(f"unknown --engine {shown(engine)}: {nearest_name(engine, ENGINES)}")
-    if engine == "ray" and shard is not None:
-        raise ValueError("--shard is for processes of their own: Ray shares the parts out itself")
-    if workers is not None and engine != "ray":
-        raise ValueError("--workers are Ray's: give --engine ray")
+    check_engine(engine, shard, workers)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a folder")
 
@@ -155,6 +160,16 @@ def _here(pipe: Pipeline, out: Path, request: Request, shard: Any, batch_size: i
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"parts that were done are in {out}") from interrupt
     _say(folder)
+
+
+def check_engine(engine: str, shard: str | None, workers: int | None) -> None:
+    """Raise ValueError for an unknown engine, or options that are another engine's."""
+    if engine not in ENGINES:
+        raise ValueError(f"unknown --engine {shown(engine)}: {nearest_name(engine, ENGINES)}")
+    if engine == "ray" and shard is not None:
+        raise ValueError("--shard is for processes of their own: Ray shares the parts out itself")
+    if workers is not None and engine != "ray":
+        raise ValueError("--workers are Ray's: give --engine ray")
 
 
 def shard_of(text: str | None) -> Shard | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,10 @@ def _set_threads(threads: int | None) -> int | None:
         import torch
 
         torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        from fastdiff.engine.threads import stay_within_quota
+
+        stay_within_quota()
     return threads
 
 
@@ -97,7 +102,9 @@ DeviceOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(min=1, callback=_set_threads, help="Of the CPU; as many as there are cores, if left out."),
+    typer.Option(
+        min=1, callback=_set_threads, help="Of the CPU; all of them, or what a container grants, if left out."
+    ),
 ]
 ModelArgument = Annotated[Path, typer.Argument(help="A model folder, or the folder of a training run.")]
 WeightsOption = Annotated[

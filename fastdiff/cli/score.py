@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.generate import PartSizeOption, ShardOption, counted, shard_of
+from fastdiff.cli.generate import (
+    EngineOption,
+    PartSizeOption,
+    ShardOption,
+    WorkersOption,
+    check_engine,
+    counted,
+    shard_of,
+)
 from fastdiff.cli.options import (
     DeviceOption,
     ModelArgument,
@@ -20,7 +29,9 @@ from fastdiff.cli.options import (
 from fastdiff.cli.output import check_writable
 
 if TYPE_CHECKING:
+    from fastdiff.data.opening import DataOptions
     from fastdiff.generation.folder import JobFolder
+    from fastdiff.generation.score import ScoreRequest, Scores
 
 __all__ = ["score"]
 
@@ -43,6 +54,8 @@ def score(
     layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
     part_size: PartSizeOption = 512,
     shard: ShardOption = None,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
@@ -53,6 +66,7 @@ def score(
     from fastdiff.generation import score as scoring
 
     options = key_values(option or [])
+    check_engine(engine, shard, workers)
     own = shard_of(shard)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a folder")
@@ -63,13 +77,34 @@ def score(
     pixels: Any = channels
     arrangement: Any = layout
     part = "test" if data == "digits" and split is None else split
-    images = open_images(data, DataOptions(split=part, size=size, channels=pixels, layout=arrangement))
+    how = DataOptions(split=part, size=size, channels=pixels, layout=arrangement)
+    images = open_images(data, how)
     try:
         with blaming("--option", option), counted("scoring") as tell:
-            folder = scoring.score(pipe, images, out, request, shard=own, batch_size=batch_size, progress=tell)
+            if engine == "ray":
+                from fastdiff.generation.ray_engine import run_by_ray
+
+                source = str(Path(data).absolute()) if Path(data).exists() else data
+                load = partial(_scores, str(model.absolute()), str(pipe.device), weights, source, how, request)
+                folder = run_by_ray(
+                    scoring.Scores.of(pipe, images, request), load, out, workers=workers, batch_size=batch_size,
+                    on_gpu=pipe.device.type == "cuda", progress=tell,
+                )  # fmt: skip
+            else:
+                folder = scoring.score(pipe, images, out, request, shard=own, batch_size=batch_size, progress=tell)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"parts that were done are in {out}") from interrupt
     _say(folder, method)
+
+
+def _scores(model: str, device: str, weights: Any, data: str, how: DataOptions, request: ScoreRequest) -> Scores:
+    """The work of an actor."""
+    from fastdiff.data.opening import open_images
+    from fastdiff.generation.score import Scores
+    from fastdiff.pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(model, device=device, weights=weights)
+    return Scores.of(pipe, open_images(data, how), request)
 
 
 def _say(folder: JobFolder, method: str) -> None:

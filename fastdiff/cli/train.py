@@ -6,10 +6,11 @@ from the data unless it is given.
 
 from __future__ import annotations
 
+import os
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -226,7 +227,7 @@ def train(
         raise ValueError(f"--out {out} is a file: give a folder")
     before = _settings_before(given) if config is None else _read("--config", read_config_file, config)
     given = _merged(before, given)
-    with spelling_also(DATA_SETTINGS), blaming("--set", setting):
+    with _telling(), spelling_also(DATA_SETTINGS), blaming("--set", setting):
         plan = plan_training(_with_preset(given, device))
     if print_config:
         typer.echo(plan.to_yaml(), nl=False)
@@ -325,6 +326,15 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     return TrainingPlan(
         unet, diffusion, images, held_out, settings, None if out is None else Path(str(out)), init_from, plain
     )
+
+
+def _telling() -> AbstractContextManager[None]:
+    """Within the block, other processes of this training hear of what is wrong at this one alone, such as its data."""
+    if "WORLD_SIZE" not in os.environ:
+        return nullcontext()
+    from fastdiff.training.launch import telling
+
+    return telling()
 
 
 def _join_and_run(plan: TrainingPlan, out: Path, device_name: str, threads: int | None, *, override: bool) -> None:

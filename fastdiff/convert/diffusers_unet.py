@@ -15,6 +15,7 @@ from fastdiff.convert.diffusers_config import (
 )
 from fastdiff.convert.layouts import Layout, from_layout, to_layout
 from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.fused_modules import own_class
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
 
@@ -42,7 +43,7 @@ def to_unet(model: torch.nn.Module, *, image_size: int | None = None) -> UNet:
     settings: Any = getattr(model, "config", None)
     if not isinstance(settings, Mapping):
         raise ValueError(f"expected a diffusers UNet2DModel with its configuration, got {type(model).__name__}")
-    settings = {"_class_name": type(model).__name__, **settings}
+    settings = {"_class_name": own_class(model).__name__, **settings}
     config = unet_config_from_diffusers(settings, image_size=image_size)
     unet = build_unet(config, tensors_from_diffusers(model.state_dict(), config, settings))
     return unet.train(model.training)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import ops
+from fastdiff.engine.families import is_known
 from fastdiff.engine.lower import Unsupported
 from fastdiff.engine.native import NativeNetwork, Precision, cached_network, check_precision
 from fastdiff.nets.model import Model, is_float32
@@ -53,34 +54,43 @@ def native_network(
     compiled = model if isinstance(model, NativeNetwork) else None
     unet = model if compiled is None else compiled.unet
     reason = None
-    if not isinstance(unet, UNet):
+    # Subclasses of a UNet are looked at, to be told what is in the way.
+    if not isinstance(unet, nn.Module) or not (is_known(unet) or isinstance(unet, UNet)):
         reason = f"it runs a fastdiff.UNet, got {type(model).__name__}"
     elif x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 4:
         reason = f"it runs float32 images [B, C, H, W] on the CPU, got {x.dtype} {list(x.shape)} on {x.device}"
     elif not is_float32(unet) or torch.is_autocast_enabled("cpu"):
         reason = "it computes in float32: no other type of weights, and no autocast"
-    elif obstacle is not None:
-        reason = obstacle
-    elif surplus := set(model_kwargs) - {"y"}:
-        reason = f"it passes y to the model and nothing else, got {sorted(surplus)}"
     elif not ops.has_extension():
         if runner == "native":
             raise RuntimeError(f"runner 'native' needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
         _say_what_is_used(precision, "the C++ extension is not built")
         return None
     if reason is None:
-        assert isinstance(unet, UNet)
-        UNet._check_inputs(unet, x, torch.zeros(len(x), dtype=torch.int64, device=x.device), model_kwargs.get("y"))
+        assert isinstance(unet, nn.Module)
         try:
             network = cached_network(unet, precision or "fast") if compiled is None else compiled
             # Once for a run there is time to look at every weight.
             network.check(thorough=True)
-            return network
         except Unsupported as error:
             if runner == "auto":
                 warnings.warn(f"the slower eager runner is used: {error}", RuntimeWarning, stacklevel=3)
                 return None
             reason = str(error)
+        else:
+            if obstacle is not None:
+                reason = obstacle
+            elif not network.family.takes_state_alone(unet):
+                reason = f"a {type(unet).__name__} is given more than the state, for which its loop has no part"
+            elif surplus := set(model_kwargs) - {"y"}:
+                reason = f"it passes y to the model and nothing else, got {sorted(surplus)}"
+            else:
+                times = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+                network.family.check(unet, x, times, model_kwargs.get("y"))
+                return network
+            if runner == "auto":
+                # Its rows run one by one in the engine: `compiled_or_not`.
+                return None
     if runner == "native":
         raise ValueError(f"runner 'native' cannot run this: {reason}; use 'auto' or 'eager'")
     _say_what_is_used(precision, reason)
@@ -118,13 +128,13 @@ def _say_what_is_used(precision: Precision | None, reason: str) -> None:
         )
 
 
-def compiled_or_not(unet: nn.Module, runner: str = "auto", precision: Precision | None = None) -> Model:
-    """The network compiled for the CPU, to stand in a wrapper; itself where the engine cannot run it, or is not to."""
+def compiled_or_not(unet: Model, runner: str = "auto", precision: Precision | None = None) -> Model:
+    """The network compiled for the CPU, to be called in its place; itself where the engine cannot run it."""
     _check_precision(unet, runner, precision)
-    if runner == "eager":
+    if runner == "eager" or isinstance(unet, NativeNetwork):
         return unet
     reason = None
-    if not isinstance(unet, UNet):
+    if not isinstance(unet, nn.Module) or not is_known(unet):
         reason = f"it runs a fastdiff.UNet, got {type(unet).__name__}"
     elif not ops.has_extension():
         reason = "the C++ extension is not built"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
 
 from fastdiff.engine.cuda.network import CudaNetwork
-from fastdiff.engine.native import NativeNetwork, Precision
+from fastdiff.engine.families import family_of
+from fastdiff.engine.native import Memory, NativeNetwork, Precision
 from fastdiff.nets.unet import UNet
 from fastdiff.process.checks import whole_number
 
@@ -14,26 +18,36 @@ __all__ = ["checked_size", "compile"]
 
 
 def compile(
-    unet: UNet, *, batch: int | None = None, size: int | tuple[int, int] | None = None, precision: Precision = "fast"
+    unet: nn.Module,
+    *,
+    batch: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    precision: Precision = "fast",
+    memory: Memory = "normal",
+    cache: str | Path | None = None,
 ) -> NativeNetwork | CudaNetwork:
     """Compile a network for the CPU, or for the GPU on which it is.
 
     Args:
-        unet: The network: float32 on the CPU; float32, bfloat16 or float16 on a GPU.
+        unet: The network: float32 on the CPU, where lucidrains' `Unet` and the drop-ins that are a `UNet` are taken as
+            well; float32, bfloat16 or float16 on a GPU.
         batch: Images at a time to prepare for; other batches are planned when they come.
         size: Height and width of the images, one number or two; the configuration's when None. Other sizes are planned
             when they come.
         precision: See `NativeNetwork`, and `CudaNetwork` in `fastdiff.engine.cuda.network`.
+        memory: On the CPU: "low" for smaller packed weights; see `NativeNetwork`.
+        cache: On the CPU: a folder in which packed weights are kept for other processes; see `NativeNetwork`.
 
     Returns:
         A callable (x, t, y=None) -> output, for inference.
 
     Raises:
-        ValueError: the network has a part that the engine cannot run (named), or a batch or size does not fit.
+        ValueError: the network has a part that the engine cannot run (named), a batch or size does not fit, or memory
+            or cache is given for a network on a GPU.
         RuntimeError: on the CPU, the C++ extension is not built.
     """
-    network = _compiled(unet, precision)
-    height, width = checked_size(size, (unet.config.image_size,) * 2)
+    network = _compiled(unet, precision, memory, cache)
+    height, width = checked_size(size, family_of(unet).size(unet))
     if batch is None:
         network.plan(height, width)
         return network
@@ -45,10 +59,14 @@ def compile(
     return network
 
 
-def _compiled(unet: UNet, precision: Precision) -> NativeNetwork | CudaNetwork:
+def _compiled(
+    unet: nn.Module, precision: Precision, memory: Memory, cache: str | Path | None
+) -> NativeNetwork | CudaNetwork:
     if isinstance(unet, UNet) and _on_gpu(unet):
+        if memory != "normal" or cache is not None:
+            raise ValueError("memory and cache are for networks on the CPU: leave them out")
         return CudaNetwork(unet, precision)
-    return NativeNetwork(unet, precision)
+    return NativeNetwork(unet, precision, memory=memory, cache=cache)
 
 
 def _on_gpu(unet: UNet) -> bool:

@@ -68,20 +68,19 @@ def write_model(
             image, or images of another size.
         Unsupported: the network has become one that the engine cannot run.
     """
-    config = network.unet.config
     channels, height, width = shape
     if table.init_scale == 0:
         raise ValueError(
             f"the table of {table.name!r} starts from an image, and an exported model from noise: take another sampler"
         )
-    if config.in_channels != channels:
-        raise ValueError(
-            f"the network is given {config.in_channels} channels, {channels} of them the noisy image, and an exported "
-            "model gives it the noisy image alone: it cannot be exported"
-        )
     with network.lock:
         network.check(thorough=True)
         plan = network.plan(height, width)
+        if (read := plan.buffers[plan.input].channels) != channels:
+            raise ValueError(
+                f"the network is given {read} channels, {channels} of them the noisy image, and an exported model "
+                "gives it the noisy image alone: it cannot be exported"
+            )
         check_output(plan.buffers[plan.output].channels, torch.empty(1, *shape, device="meta"), table.learned_variance)
         sections = _sections(network, plan, table, shape, text, classes_in_turn)
         return _write(file, sections)
@@ -100,8 +99,8 @@ def _sections(
     embedded, projection = network.embedded(state.times(cpu))
     weights, places = network.packed_and_places(plan)
     placement, time_placement = place(plan, 1), place(projection.plan, 1)
-    labels = network.unet.label_emb
-    classes = 0 if labels is None else labels.weight.shape[0]
+    labels = getattr(network.unet, "label_emb", None)
+    classes = 0 if labels is None else int(labels.weight.shape[0])
     lane_samples, lane_few = lanes_of(plan, 4 * weights.numel())
     numbers: Mapping[str, float] = {
         "plan_width": len(CODE_FIELDS),
@@ -148,10 +147,7 @@ def _code(plan: Plan, places: Places) -> Tensor:
 
 def _write(file: BinaryIO, sections: Mapping[str, bytes | Tensor]) -> int:
     # Nothing is copied: packed weights may take half of the memory.
-    contents = {
-        name: memoryview(value if isinstance(value, bytes) else np.ascontiguousarray(value.numpy())).cast("B")
-        for name, value in sections.items()
-    }
+    contents = {name: _bytes_of(value) for name, value in sections.items()}
     place = _aligned(HEADER.size + len(contents) * SECTION.size)
     entries, places = b"", []
     for name, content in contents.items():
@@ -166,6 +162,12 @@ def _write(file: BinaryIO, sections: Mapping[str, bytes | Tensor]) -> int:
         written += file.write(bytes(begin - written))
         written += file.write(content)
     return written
+
+
+def _bytes_of(value: bytes | Tensor) -> memoryview:
+    if isinstance(value, bytes):
+        return memoryview(value)
+    return np.ascontiguousarray(value.numpy()).reshape(-1).view(np.uint8).data
 
 
 def _aligned(place: int) -> int:

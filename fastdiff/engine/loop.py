@@ -63,7 +63,7 @@ def run_table(
     numbers = torch.arange(len(table), device="cpu")
     pred = torch.empty_like(x) if stops else None
     output = torch.empty(
-        (min(part, batch), network.unet.config.out_channels, *size),
+        (min(part, batch), network.channels[1], *size),
         dtype=x.dtype,
         device=x.device,
         memory_format=torch.channels_last,

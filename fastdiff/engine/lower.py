@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
@@ -24,9 +25,12 @@ from fastdiff.nets.blocks import (
 )
 from fastdiff.nets.unet import UNet
 
-__all__ = ["SETTINGS", "Unsupported", "hooks_for_all", "lower", "replaced_methods"]
+__all__ = [
+    "CONVOLUTION", "KINDS", "SETTINGS", "Unsupported", "check_modules", "choose_algorithm", "computes_as",
+    "hooks_for_all", "lower", "remember_forwards", "replaced_methods", "told",
+]  # fmt: skip
 
-_CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 # What a plan takes from modules besides their parameters.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     UNet: ("config",),
@@ -34,16 +38,18 @@ SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     AttentionBlock: ("num_heads", "layout"),
     Downsample: ("padding",),
     GroupNormAct: ("groups", "eps", "act"),
-    nn.Conv2d: _CONVOLUTION,
-    Conv1x1: _CONVOLUTION,
-    Conv3x3: _CONVOLUTION,
+    nn.Conv2d: CONVOLUTION,
+    Conv1x1: CONVOLUTION,
+    Conv3x3: CONVOLUTION,
     nn.Embedding: ("max_norm",),
 }
 _METHODS = ("forward", "embed", "split_heads")
-_KNOWN: tuple[type[nn.Module], ...] = (
+KINDS: tuple[type[nn.Module], ...] = (
     *SETTINGS, Block, Upsample, Dropout, Linear, nn.Linear, SiLU, nn.SiLU, nn.Identity, nn.ModuleList, nn.Sequential,
 )  # fmt: skip
-_FORWARDS = {kind: kind.forward for kind in _KNOWN}
+_FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in KINDS}
+# Classes that compute what one of `KINDS` does, by that kind.
+_ALIKE: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 # Input times output channels of a layer whose transformed weights, 144 bytes each, come from a cache.
@@ -70,17 +76,35 @@ def lower(unet: UNet, height: int, width: int, target: Literal["cpu", "cuda"] = 
     divisor = unet.config.size_divisor
     if height < divisor or width < divisor or height % divisor or width % divisor:
         raise ValueError(f"height and width must be positive multiples of {divisor}, got {height} x {width}")
+    check_modules(unet, KINDS)
+    return _Lowering(unet, target).run(height, width)
+
+
+def computes_as(kind: type[nn.Module], known: type[nn.Module]) -> None:
+    """Tell the engine that a class computes, in the place of a known one, what that does: its subclasses may not."""
+    remember_forwards((kind,))
+    _ALIKE[kind] = known
+    if known in SETTINGS:
+        SETTINGS[kind] = SETTINGS[known]
+
+
+def remember_forwards(kinds: Sequence[type[nn.Module]]) -> None:
+    """Keep what classes are called by, so that it shows when someone puts another forward in its place."""
+    _FORWARDS.update({kind: kind.forward for kind in kinds})
+
+
+def check_modules(network: nn.Module, kinds: Sequence[type[nn.Module]]) -> None:
+    """Raise Unsupported where a module is of none of these kinds, or is not called as its kind is."""
     if hooks_for_all():
         raise Unsupported("the engine does not call hooks, and there is one for all modules")
-    for name, module in unet.named_modules():
+    for name, module in network.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise Unsupported(f"the engine does not call hooks, and {name or 'the network'} has one")
         # A subclass, a parametrised layer or another forward may compute anything.
-        if type(module) not in _FORWARDS:
-            raise Unsupported(f"the engine has no instruction for {_called(name, module)}")
+        if _ALIKE.get(type(module), type(module)) not in kinds:
+            raise Unsupported(f"the engine has no instruction for {told(name, module)}")
         if methods := replaced_methods(module):
-            raise Unsupported(f"the engine has no instruction for {_called(name, module)} with another {methods[0]}")
-    return _Lowering(unet, target).run(height, width)
+            raise Unsupported(f"the engine has no instruction for {told(name, module)} with another {methods[0]}")
 
 
 def hooks_for_all() -> bool:
@@ -98,7 +122,8 @@ def replaced_methods(module: nn.Module) -> list[str]:
     return names
 
 
-def _called(name: str, module: nn.Module) -> str:
+def told(name: str, module: nn.Module) -> str:
+    """A module for messages."""
     return f"{name or 'the network'} ({type(module).__name__})"
 
 
@@ -157,7 +182,7 @@ class _Lowering:
 
     def block(self, layers: nn.Module, sources: tuple[int, ...]) -> int:
         if not isinstance(layers, Block):
-            raise Unsupported(f"the engine has no instruction for {_called(self.names[layers], layers)}")
+            raise Unsupported(f"the engine has no instruction for {told(self.names[layers], layers)}")
         for layer in layers:
             if isinstance(layer, ResBlock):
                 sources = (self.res_block(layer, sources),)
@@ -173,7 +198,7 @@ class _Lowering:
             elif isinstance(layer, nn.Conv2d):
                 x = self.conv(layer, (x,))
             else:
-                raise Unsupported(f"the engine has no instruction for {_called(self.names[layer], layer)}")
+                raise Unsupported(f"the engine has no instruction for {told(self.names[layer], layer)}")
             sources = (x,)
         (x,) = self.single(layers, sources)
         return x
@@ -185,7 +210,7 @@ class _Lowering:
 
     def res_block(self, block: ResBlock, sources: tuple[int, ...]) -> int:
         if not isinstance(block.dropout, Dropout | nn.Identity):
-            raise Unsupported(f"the engine has no instruction for {_called(self.names[block.dropout], block.dropout)}")
+            raise Unsupported(f"the engine has no instruction for {told(self.names[block.dropout], block.dropout)}")
         norm = self.norm(block.norm1, sources)
         channels = block.conv1.weight.shape[0]
         time = self.time(block.emb_proj, 2 * channels if block.scale_shift else channels)
@@ -277,7 +302,7 @@ class _Lowering:
             width = module.weight.shape[0]
             self.check(module, nn.Conv2d, (width, channels_in, kernel, kernel))
             assert isinstance(module, nn.Conv2d)
-            found = [getattr(module, name) for name in _CONVOLUTION]
+            found = [getattr(module, name) for name in CONVOLUTION]
             if kernel not in (1, 3) or found != [(kernel,) * 2, (stride,) * 2, (pad,) * 2, (1, 1), 1, "zeros"]:
                 raise Unsupported(f"the engine has no instruction for {self.names[module]}: {module}")
         first = self.buffers[sources[0]]
@@ -341,7 +366,7 @@ class _Lowering:
         name = self.names[module]
         if not isinstance(module, kind):
             raise Unsupported(
-                f"the engine has no instruction for {_called(name, module)} in the place of a {kind.__name__}"
+                f"the engine has no instruction for {told(name, module)} in the place of a {kind.__name__}"
             )
         shapes = {"weight": weight, "bias": weight[:1] if bias is None else bias}
         for part, shape in shapes.items():

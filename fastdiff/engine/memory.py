@@ -8,7 +8,7 @@ import mmap
 import torch
 from torch import Tensor
 
-__all__ = ["empty"]
+__all__ = ["empty", "zeros"]
 
 # Below this, pages of the usual size.
 LARGE_BYTES = 4 << 20
@@ -23,9 +23,25 @@ def empty(count: int) -> Tensor:
     Raises:
         RuntimeError: out of memory.
     """
+    large = _large(count)
+    return torch.empty(count, dtype=torch.float32, device="cpu") if large is None else large
+
+
+def zeros(count: int) -> Tensor:
+    """The same, all 0. Large blocks come so from the system, and are not touched.
+
+    Raises:
+        RuntimeError: out of memory.
+    """
+    large = _large(count)
+    return torch.zeros(count, dtype=torch.float32, device="cpu") if large is None else large
+
+
+def _large(count: int) -> Tensor | None:
+    """Fresh pages of the system, all 0; None for few numbers, or a system without large pages."""
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if 4 * count < LARGE_BYTES or advice is None:
-        return torch.empty(count, dtype=torch.float32, device="cpu")
+        return None
     try:
         block = mmap.mmap(-1, 4 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:

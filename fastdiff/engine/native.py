@@ -7,27 +7,32 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from fastdiff import ops
-from fastdiff.engine import memory
+from fastdiff.engine import memory as memory_of
 from fastdiff.engine import schemas as _plan  # noqa: F401
 from fastdiff.engine.bfloat16 import in_bfloat16
-from fastdiff.engine.lower import Unsupported, lower
+from fastdiff.engine.families import family_of
+from fastdiff.engine.lower import Unsupported
 from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weight_and_bias
+from fastdiff.engine.packed_cache import chosen_folder
 from fastdiff.engine.plan import Buffer, Instruction, Plan, place
 from fastdiff.engine.watch import Watch
-from fastdiff.nets.unet import UNet, timestep_embedding
 from fastdiff.process.arguments import spelt
 
 __all__ = [
     "PRECISIONS",
     "Linear",
+    "Memory",
     "NativeNetwork",
     "Precision",
     "Prepared",
@@ -39,6 +44,7 @@ __all__ = [
 
 Precision = Literal["fast", "strict", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Memory = Literal["normal", "low"]
 # Plans kept at a time, one per batch and size; the oldest goes.
 MAX_PLANS = 4
 # Of a network that threads evaluate side by side, each with samples of its own: packed weights that the last cache
@@ -48,6 +54,7 @@ LANE_WEIGHT_BYTES = 16 << 20
 LANE_ARENA_BYTES = 1 << 20
 LANE_FLOPS = 100_000_000
 FEW_ROWS = 4
+CACHED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +107,9 @@ class Linear:
         rows = len(x)
         if self._prepared is None or self._key != (rows, torch.get_num_threads()):
             self._key = (rows, torch.get_num_threads())
-            # For few rows one thread is as fast as all.
-            self._prepared = prepared_for(self.plan, rows, self.places, rows if rows <= FEW_ROWS else 0)
+            # For few rows one thread is as fast as all, where its weights come from a cache.
+            alone = rows <= FEW_ROWS and 4 * self.weights.numel() <= CACHED_BYTES
+            self._prepared = prepared_for(self.plan, rows, self.places, rows if alone else 0)
         p = self._prepared
         out = torch.empty(rows, self.plan.buffers[1].channels, 1, 1, dtype=torch.float32, device="cpu")
         torch.ops.fastdiff.plan_forward(
@@ -120,8 +128,8 @@ def prepared_for(plan: Plan, batch: int, places: Places, part: int = 0) -> Prepa
     lanes = min(torch.get_num_threads(), -(-batch // part)) if part else 0
     placement = place(plan, part or batch)
     code = encode(plan, placement, places)
-    scratch = memory.empty(torch.ops.fastdiff.plan_scratch(code, batch, part, lanes))
-    arena = memory.empty(max(1, lanes) * placement.length // 4)
+    scratch = memory_of.empty(torch.ops.fastdiff.plan_scratch(code, batch, part, lanes))
+    arena = memory_of.empty(max(1, lanes) * placement.length // 4)
     input, output = (placement.places[number] // 4 for number in (plan.input, plan.output))
     return Prepared(plan, code, input, output, arena, scratch, part, lanes)
 
@@ -144,7 +152,7 @@ def lanes_of(plan: Plan, weight_bytes: int) -> tuple[int, bool]:
 
 
 class NativeNetwork:
-    """A `UNet` compiled for the CPU: a callable (x [B, C, H, W], t [B], y [B] or None) -> [B, C_out, H, W].
+    """A network compiled for the CPU: a callable (x [B, C, H, W], t [B], y [B] or None) -> [B, C_out, H, W].
 
     The network may change: before each call it is compared with what was packed (`fastdiff.engine.watch` says how),
     and packed again where it differs. `repack` is for changes that escape that: single numbers of a large parameter
@@ -155,30 +163,44 @@ class NativeNetwork:
     anew.
 
     Args:
-        unet: The network, float32 on the CPU.
+        unet: The network, float32 on the CPU: a `UNet`, one of the drop-ins that are one, or lucidrains' `Unet`. What
+            these take beside images, times and labels (`low_res`, `x_self_cond`), a call takes by name.
         precision: "fast" computes 3x3 convolutions by Winograd's method where that is faster, with errors of about
             1e-6 relative to float64; "strict" computes all of them directly. "bfloat16" stores weights in 16 bits and
             multiplies bfloat16 numbers, by the processor's own instructions where it has them (AVX512-BF16), and sums
             in float32, in which the state, noise, norms and all between layers stay: errors of about 3e-3 to 3e-2 of
-            the largest value, as those of a network in PyTorch's bfloat16, and other bits with another instruction set.
+            the largest value, at most twice those of PyTorch's bfloat16, and other bits with another instruction set.
+        memory: "low" takes 2x2 tiles for Winograd's method, whose weights are 16/9 of the network's own and not 4
+            times as large; it is slower (docs/performance.md), and a little more exact.
+        cache: Folder in which packed weights are kept for other processes, found by the network's weights and this
+            version; the environment's FASTDIFF_PACKED_CACHE when None. A damaged file is made again.
         hold: Keep the network alive.
 
     Raises:
-        Unsupported: the network is not a float32 `UNet` on the CPU, or has a part that the engine cannot run (named).
-            It is a ValueError. A call raises it as well where the network has become such.
+        Unsupported: the network is not of a class that the engine knows, not float32 or not on the CPU, or has a part
+            that the engine cannot run (named). It is a ValueError. A call raises it as well where the network has
+            become such.
         RuntimeError: the C++ extension is not built.
     """
 
-    def __init__(self, unet: UNet, precision: Precision = "fast", *, hold: bool = True) -> None:
-        if type(unet) is not UNet:
-            hint = "" if isinstance(unet, UNet) else "; fastdiff.convert.to_unet makes one of diffusers' networks"
-            raise Unsupported(f"the engine takes a fastdiff.UNet, got {type(unet).__name__}{hint}")
+    def __init__(
+        self,
+        unet: nn.Module,
+        precision: Precision = "fast",
+        *,
+        memory: Memory = "normal",
+        cache: str | Path | None = None,
+        hold: bool = True,
+    ) -> None:
+        self.family = family_of(unet)
         check_precision(precision)
+        if memory not in ("normal", "low"):
+            raise ValueError(f"memory must be 'normal' or 'low', got {memory!r}")
         if not ops.has_extension():
             raise RuntimeError(f"the engine needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
         if precision == "bfloat16" and not has_bfloat16_products():
             _say_that_bfloat16_is_widened()
-        self.precision = precision
+        self.precision, self.memory, self.cache = precision, memory, chosen_folder(cache)
         self.generation = 0
         """How often the network was found to have changed."""
         # Held while memory that calls share is in use.
@@ -197,25 +219,42 @@ class NativeNetwork:
         if unet is None:
             return "NativeNetwork(a network that is gone)"
         size = sum(parameter.numel() for parameter in unet.parameters())
-        return f"NativeNetwork(UNet of {size:,} parameters, {self.precision!r})"
+        held = f"{self.packed_bytes / 1e6:.1f} MB packed" if self._packed else "not packed yet"
+        return f"NativeNetwork({type(unet).__name__} of {size:,} parameters, {self.precision!r}, {held})"
 
-    def __reduce__(self) -> tuple[type[NativeNetwork], tuple[UNet, Precision]]:
-        return NativeNetwork, (self.unet, self.precision)
+    def __reduce__(self) -> tuple[Callable[..., NativeNetwork], tuple[nn.Module, Precision, Memory, Path | None]]:
+        return _made_again, (self.unet, self.precision, self.memory, self.cache)
 
     @property
-    def unet(self) -> UNet:
+    def unet(self) -> nn.Module:
         """The network."""
         unet = self._network()
         if unet is None:
             raise RuntimeError("the network that was compiled is gone")
         return unet
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weights that are held; 0 before the first call."""
+        return sum(4 * packed.numel() for packed, _ in self._packed.values())
+
+    @property
+    def self_condition(self) -> bool:
+        """Whether the network is to be given its last prediction of the image."""
+        return getattr(self.unet, "self_condition", False) is True
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of the state and of the output."""
+        return self.family.channels(self.unet)
+
     def plan(self, height: int, width: int) -> Plan:
         """The plan for images of height x width pixels."""
-        plan = lower(self.unet, height, width)
-        if self.precision == "bfloat16":
-            return in_bfloat16(plan)
-        return plan.strict() if self.precision == "strict" else plan
+        plan = self.family.lower(self.unet, height, width)
+        if self.precision == "strict":
+            return plan.strict()
+        plan = in_bfloat16(plan) if self.precision == "bfloat16" else plan
+        return plan.small() if self.memory == "low" else plan
 
     def check(self, *, thorough: bool = False) -> None:
         """Compare the network with what was packed, and drop that where it differs.
@@ -236,7 +275,7 @@ class NativeNetwork:
                             f"the engine runs float32 networks on the CPU, and {name} is {parameter.dtype} on "
                             f"{parameter.device}"
                         )
-                self._projections = self.plan(*(self.unet.config.image_size,) * 2).projections
+                self._projections = self.plan(*self.family.size(self.unet)).projections
             if change != "nothing":
                 self._packed.clear()
                 self._time_layers = ()
@@ -290,25 +329,30 @@ class NativeNetwork:
         """
         with self.lock:
             embedded, projection = self.embedded(t)
-            if self.unet.label_emb is not None:
+            labels = getattr(self.unet, "label_emb", None)
+            if labels is not None:
                 with torch.no_grad():
-                    embedded = embedded + self.unet.label_emb(y)
+                    embedded = embedded + labels(y)
             return projection(embedded)
 
     def embedded(self, t: Tensor) -> tuple[Tensor, Linear]:
         """Embedded times [N, 4 channels], before a label's vector is added, and the layer from them to `times`."""
         with self.lock:
-            unet, config = self.unet, self.unet.config
+            unet, family = self.unet, self.family
             if not self._time_layers:
                 layers = [weight_and_bias(unet.get_submodule(name)) for name in self._projections]
                 weights, biases = (torch.cat(parts) for parts in zip(*layers, strict=True))
                 self._time_layers = (
-                    Linear(*weight_and_bias(unet.time_embed[0]), act=False),
-                    Linear(*weight_and_bias(unet.time_embed[2]), act=True),
+                    Linear(*weight_and_bias(unet.get_submodule(family.layers[0])), act=False),
+                    Linear(*weight_and_bias(unet.get_submodule(family.layers[1])), act=family.act == "silu"),
                     Linear(weights, biases, act=True),
                 )
             first_layer, last_layer, projection = self._time_layers
-            return last_layer(first_layer(timestep_embedding(t, config.channels, config.time_embedding))), projection
+            with torch.no_grad():
+                hidden = first_layer(family.waves(unet, t))
+                # In float64, since PyTorch's GELU may round otherwise at the end of a tensor.
+                hidden = gelu(hidden.double()).float() if family.act == "gelu" else hidden
+            return last_layer(hidden), projection
 
     def _times_of_batch(self, t: Tensor, y: Tensor | None) -> Tensor:
         """The same, [1 or N, time_width], with the work done once for equal times."""
@@ -329,31 +373,35 @@ class NativeNetwork:
         key = plan.algorithms
         if key not in self._packed:
             self._packed.clear()
-            self._packed[key] = pack_weights(plan, self.unet)
+            self._packed[key] = pack_weights(plan, self.unet, self.cache)
         return self._packed[key]
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Evaluate the network; arguments, result and errors as those of `UNet.forward`.
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None, **extras: Tensor | None) -> Tensor:
+        """Evaluate the network; arguments, result and errors as those of its `forward`.
 
         Raises:
             RuntimeError: x requires a gradient.
         """
         with self.lock:
             self.check()
-            return self.evaluate(x, t, y)
+            return self.evaluate(x, t, y, **extras)
 
-    def evaluate(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def evaluate(self, x: Tensor, t: Tensor, y: Tensor | None = None, **extras: Tensor | None) -> Tensor:
         """The same with the network as it was at the last `check`, for loops in which nobody changes it."""
-        unet = self.unet
-        unet._check_inputs(x, t, y)
+        unet, family = self.unet, self.family
+        if surplus := set(extras) - set(family.extras):
+            raise TypeError(f"a {type(unet).__name__} takes no {', '.join(sorted(surplus))}")
+        given = (x, *extras.values())
+        x = family.image(unet, x, extras) if family.extras else x
+        family.check(unet, x, t, y)
         if x.device.type != "cpu":
             raise ValueError(f"x must be on the CPU, got {x.device}; move it, or call the network itself")
-        if torch.is_grad_enabled() and x.requires_grad:
+        if torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in given):
             raise RuntimeError("the engine has no gradients, and x requires one: detach it, or call the network itself")
         batch, _, height, width = x.shape
         with self.lock:
             out = torch.empty(
-                (batch, unet.config.out_channels, height, width),
+                (batch, self.channels[1], height, width),
                 dtype=torch.float32,
                 device="cpu",
                 memory_format=torch.channels_last,
@@ -370,6 +418,10 @@ class NativeNetwork:
                 out,
             )
         return out
+
+
+def _made_again(unet: nn.Module, precision: Precision, memory: Memory, cache: Path | None) -> NativeNetwork:
+    return NativeNetwork(unet, precision, memory=memory, cache=cache)
 
 
 def check_precision(precision: object) -> None:
@@ -394,11 +446,11 @@ def _say_that_bfloat16_is_widened() -> None:
     )
 
 
-_cache: weakref.WeakKeyDictionary[UNet, dict[Precision, NativeNetwork]] = weakref.WeakKeyDictionary()
+_cache: weakref.WeakKeyDictionary[nn.Module, dict[Precision, NativeNetwork]] = weakref.WeakKeyDictionary()
 _cache_lock = threading.Lock()
 
 
-def cached_network(unet: UNet, precision: Precision = "fast") -> NativeNetwork:
+def cached_network(unet: nn.Module, precision: Precision = "fast") -> NativeNetwork:
     """The network compiled, kept as long as the network itself. Raises as `NativeNetwork`, at every call."""
     with _cache_lock:
         networks = _cache.get(unet, {})

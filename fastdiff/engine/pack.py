@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.engine import memory
+from fastdiff.engine import memory, packed_cache
+from fastdiff.engine.lucidrains import layer_parameters as lucidrains_parameters
 from fastdiff.engine.plan import VECTOR, Instruction, Placement, Plan
+from fastdiff.nets import lucidrains
 from fastdiff.nets.unet import AttentionBlock, UNet
 
 __all__ = [
@@ -18,17 +21,20 @@ __all__ = [
     "Places",
     "attention_weights",
     "encode",
+    "layer_parameters",
     "pack_layers",
     "pack_weights",
     "weight_and_bias",
 ]
 
-OPS = ("stats", "norm", "conv", "attention", "pool", "repeat")
+OPS = (
+    "stats", "norm", "conv", "attention", "pool", "repeat", "pixel_norm", "memory_attention", "linear_attention",
+)  # fmt: skip
 ALGORITHMS = ("direct", "winograd4", "winograd2")
 CODE_FIELDS = (
     "op", "algorithm", "kernel", "stride", "pad", "upsample", "act", "source", "channels", "source2", "channels2",
     "height_in", "width_in", "height", "width", "channels_out", "target", "residual", "norm", "weight", "bias", "time",
-    "groups", "epsilon", "heads", "stats", "stats2", "pairs",
+    "groups", "epsilon", "heads", "stats", "stats2", "pairs", "memory",
 )  # fmt: skip
 PANEL = 64
 # Numbers that the packing of a layer holds at a time.
@@ -58,19 +64,54 @@ Places = dict[int, tuple[int, int, int]]
 """For each instruction that has parameters where they begin among the weights: (weight, bias, epsilon)."""
 
 
-def pack_weights(plan: Plan, unet: UNet) -> tuple[Tensor, Places]:
-    """All weights of a network in one float32 tensor, and their places."""
-    layers: list[tuple[Tensor, Tensor]] = []
-    for instruction in plan.instructions:
-        if not instruction.parameter:
-            continue
-        module = unet.get_submodule(instruction.parameter)
-        layers.append(attention_weights(unet, instruction) if instruction.qkv else weight_and_bias(module))
-    return pack_layers(plan, layers)
+def pack_weights(plan: Plan, unet: nn.Module, folder: Path | None = None) -> tuple[Tensor, Places]:
+    """All weights of a network in one float32 tensor, and their places.
+
+    Args:
+        plan: What they are packed for.
+        unet: The network.
+        folder: Where packed weights are kept, if anywhere: those of the same network are read, else written.
+    """
+    layers = [layer_parameters(unet, i) for i in plan.instructions if i.parameter]
+    if folder is None:
+        return pack_layers(plan, layers)
+    path = folder / packed_cache.name_of(plan, layers)
+    places, length = _places(plan, layers)
+    if (found := packed_cache.load(path, length)) is not None:
+        return found, places
+    packed, places = pack_layers(plan, layers)
+    packed_cache.save(path, packed)
+    return packed, places
+
+
+def layer_parameters(unet: nn.Module, instruction: Instruction) -> tuple[Tensor, Tensor]:
+    """Weight and bias of an instruction."""
+    if isinstance(unet, lucidrains.Unet):
+        return lucidrains_parameters(unet, instruction)
+    assert isinstance(unet, UNet)
+    if instruction.qkv:
+        return attention_weights(unet, instruction)
+    return weight_and_bias(unet.get_submodule(instruction.parameter))
 
 
 def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Places]:
     """The same for weights and biases that are given, in the order of the instructions that have some."""
+    places, length = _places(plan, layers)
+    packed = memory.zeros(length)
+    for (number, (at_weight, at_bias, at_epsilon)), (weight, bias) in zip(places.items(), layers, strict=True):
+        instruction = plan.instructions[number]
+        packed[at_bias : at_bias + bias.numel()] = bias.detach()
+        if instruction.op == "norm":
+            packed[at_epsilon] = instruction.eps
+        if instruction.op != "conv":
+            packed[at_weight : at_weight + weight.numel()] = weight.detach().flatten()
+        else:
+            _pack(packed[at_weight : at_weight + _packed_size(instruction, weight)], instruction, weight.detach())
+    return packed, places
+
+
+def _places(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Places, int]:
+    """Where the packed weights and biases lie, in the order of the instructions, and how many numbers there are."""
     numbers = [number for number, instruction in enumerate(plan.instructions) if instruction.parameter]
     places: Places = {}
     length = 0
@@ -83,20 +124,10 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
         return start
 
     for number, (weight, bias) in zip(numbers, layers, strict=True):
-        norm = plan.instructions[number].op == "norm"
-        count = weight.numel() if norm else _packed_size(plan.instructions[number], weight)
+        norm, conv = (plan.instructions[number].op == op for op in ("norm", "conv"))
+        count = _packed_size(plan.instructions[number], weight) if conv else weight.numel()
         places[number] = (take(count), take(bias.numel()), take(1) if norm else -1)
-    packed = memory.empty(length).zero_()
-    for number, (weight, bias) in zip(numbers, layers, strict=True):
-        instruction = plan.instructions[number]
-        at_weight, at_bias, at_epsilon = places[number]
-        packed[at_bias : at_bias + bias.numel()] = bias.detach()
-        if instruction.op == "norm":
-            packed[at_weight : at_weight + weight.numel()] = weight.detach()
-            packed[at_epsilon] = instruction.eps
-        else:
-            _pack(packed[at_weight : at_weight + _packed_size(instruction, weight)], instruction, weight.detach())
-    return packed, places
+    return places, length
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -144,6 +175,7 @@ def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
             "stats": places[i.stats[0]] if i.stats else -1,
             "stats2": places[i.stats[1]] if len(i.stats) > 1 else -1,
             "pairs": int(i.products == "bfloat16"),
+            "memory": i.memory,
         }
         rows.append([values[field] for field in CODE_FIELDS])
     return torch.tensor(rows, dtype=torch.int64, device="cpu")

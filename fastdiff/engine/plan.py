@@ -18,9 +18,12 @@ from typing import Literal
 
 __all__ = ["Algorithm", "AttentionLayer", "Buffer", "Instruction", "Number", "Op", "Placement", "Plan", "place"]
 
-Op = Literal["stats", "norm", "conv", "attention", "pool", "repeat", "norm_act", "add"]
+Op = Literal[
+    "stats", "norm", "conv", "attention", "pool", "repeat", "pixel_norm", "memory_attention", "linear_attention",
+    "norm_act", "add",
+]  # fmt: skip
 Algorithm = Literal["direct", "winograd4", "winograd2"]
-AttentionLayer = Literal["", "packed", "projection", "folded", "plain"]
+AttentionLayer = Literal["", "packed", "projection", "folded", "plain", "heads", "joined"]
 Number = Literal["float32", "bfloat16", "float16"]
 ITEM_BYTES: dict[Number, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes; a cache line, and what a GPU's allocator gives.
@@ -60,7 +63,10 @@ class Instruction:
             of the packed q and v and of keys that are factor * x + offset; plus residual. "pool": mean of 2x2 pixels of
             act(factor * x + offset). "repeat": each pixel twice in both directions. "norm_act": act of the group norm,
             scaled and shifted by the time, of its sources, to the first of which bias, time and residual are added
-            first. "add": the first source with bias, time and residual added.
+            first. "add": the first source with bias, time and residual added. "pixel_norm": act of each pixel over its
+            length times a gain per channel, scaled and shifted by the time, plus residual. "memory_attention":
+            softmax(q k^T) v of the packed q, k, v, with learned keys and values in front. "linear_attention": the
+            same with softmax(q) (softmax(k)^T v), over the channels of q and the tokens of k, times d^(-1/2).
         sources: What is read; of a convolution's or norm's two sources, the channels follow each other.
         target: What is written.
         kernel, stride, pad: Of a convolution; `pad` rows above and columns to the left, zeros outside of the image.
@@ -72,8 +78,9 @@ class Instruction:
         stats: Buffers of statistics that a norm reads, one per source.
         parameter: Name of the module whose weight and bias it uses.
         time: Where the instruction's slice of the time vector begins: [C] to add, or [2C], scale and shift.
-        groups, eps: Of a norm.
-        heads: Of an attention.
+        groups, eps: Of a norm; groups of an attention with a memory: the numbers d of a head, without zeros.
+        memory: Learned keys and values of an attention.
+        heads: Of an attention, or the layers around it.
         bias: A convolution adds its bias.
         added: Of a "norm_act" or "add", the module whose bias is added to the first source.
         added_time: Of these, where the slice of the time vector begins that is added to it.
@@ -81,7 +88,8 @@ class Instruction:
         qkv: What a convolution is to an attention. "packed": it makes q, k and v, its rows in the order q, k, v, and q
             scaled, each head with zeros behind it up to whole vectors. "projection": it reads such heads. "folded": for
             one head, it makes q and v so that the normalised input itself serves as k, and v holds the projection as
-            well; `fastdiff.engine.pack` says how. "plain": as "packed", without the zeros.
+            well; `fastdiff.engine.pack` says how. "plain": as "packed", without the zeros. "heads" and "joined": as
+            "packed" and "projection", of lucidrains' layers.
         algorithm: Of a convolution.
         products: Type that a convolution's or attention's factors are rounded to before they are multiplied; sums are
             float32. On the CPU weights are stored in it. Not "float16".
@@ -110,6 +118,7 @@ class Instruction:
     added: str = ""
     added_time: int | None = None
     total: int | None = None
+    memory: int = 0
 
     def reads(self) -> tuple[int, ...]:
         """All buffers that it reads."""
@@ -153,11 +162,21 @@ class Plan:
             return 2 * pixels * out.channels * self.channels_in(instruction) * instruction.kernel**2
         if instruction.op == "attention":
             return 4 * pixels * pixels * out.channels
+        if instruction.op == "memory_attention":
+            return 4 * pixels * (pixels + instruction.memory) * out.channels
+        if instruction.op == "linear_attention":
+            return 2 * (2 * pixels + instruction.memory) * out.channels * (out.channels // instruction.heads)
         return 0
 
     def bytes(self, instruction: Instruction) -> int:
         """Bytes of buffers read and written for one sample."""
         return sum(self.buffers[n].bytes for n in (*instruction.reads(), *instruction.writes()))
+
+    def small(self) -> Plan:
+        """The same with the transform of 2x2 tiles where there is that of 4x4: weights 2.25 times smaller."""
+        instructions = (replace(i, algorithm="winograd2" if i.algorithm == "winograd4" else i.algorithm)
+                        for i in self.instructions)  # fmt: skip
+        return replace(self, instructions=tuple(instructions))
 
     @functools.cached_property
     def algorithms(self) -> tuple[str, ...]:

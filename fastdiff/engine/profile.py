@@ -107,18 +107,20 @@ def profile(network: NativeNetwork, batch: int, size: tuple[int, int], repeats: 
         repeats: Runs of each, of which the median is taken.
     """
     height, width = size
-    config = network.unet.config
     with network.lock:
         network.check()
         prepared = network.prepare(batch, height, width)
-        weights = network.packed(prepared.plan)
-        shapes = [(batch, channels, height, width) for channels in (config.in_channels, config.out_channels)]
+        plan = prepared.plan
+        weights = network.packed(plan)
+        shapes = [
+            (batch, channels, height, width) for channels in (plan.buffers[plan.input].channels, network.channels[1])
+        ]
         x, out = (
             torch.zeros(shape, dtype=torch.float32, device="cpu").contiguous(memory_format=torch.channels_last)
             for shape in shapes
         )
         zero = torch.zeros(1, dtype=torch.int64, device="cpu")
-        times = network.times(zero, None if config.num_classes is None else zero)
+        times = network.times(zero, None if getattr(network.unet, "label_emb", None) is None else zero)
         # A run of the whole, so that no buffer holds NaN.
         places = (*prepared.memory, out)
         torch.ops.fastdiff.plan_forward(x, prepared.code, weights, times, *places)
@@ -152,8 +154,8 @@ def _weight_bytes(network: NativeNetwork, instruction: Instruction) -> int:
     if not instruction.parameter:
         return 0
     larger = {"winograd4": 36 / 9, "winograd2": 16 / 9}.get(instruction.algorithm, 1.0)
-    count = network.unet.get_parameter(f"{instruction.parameter}.weight").numel()
-    return int(ITEM_BYTES[instruction.products] * count * larger)
+    weight = next(network.unet.get_submodule(instruction.parameter).parameters(recurse=False))
+    return int(ITEM_BYTES[instruction.products] * weight.numel() * larger)
 
 
 def _describe(buffers: Sequence[Buffer], instruction: Instruction) -> str:

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastdiff.engine.pack import attention_weights
+from fastdiff.engine.pack import layer_parameters
 from fastdiff.engine.plan import Instruction, Plan
+from fastdiff.nets import lucidrains
 from fastdiff.nets.unet import UNet
 
 __all__ = ["run_plan", "run_steps", "time_vectors"]
 
 
-def time_vectors(plan: Plan, unet: UNet, t: Tensor, y: Tensor | None = None) -> Tensor:
+def time_vectors(plan: Plan, unet: nn.Module, t: Tensor, y: Tensor | None = None) -> Tensor:
     """What depends on the time and the label alone, [N, time_width], for N times (and labels)."""
-    embedded = unet.embed(t, y)
+    if isinstance(unet, UNet):
+        embedded = unet.embed(t, y)
+    else:
+        assert isinstance(unet, lucidrains.Unet)
+        embedded = F.silu(unet.time_mlp(t))
     if not plan.projections:
         return embedded.new_zeros(len(t), 0)
     return torch.cat([unet.get_submodule(name)(embedded) for name in plan.projections], dim=1)
 
 
-def run_plan(plan: Plan, unet: UNet, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-    """The network's output for x [B, C, H, W], in the type of its weights; arguments as in `UNet.forward`."""
+def run_plan(plan: Plan, unet: nn.Module, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    """The network's output for x [B, C, H, W], in the type of its weights; arguments as in `UNet.forward`.
+
+    x is what the plan reads: with lucidrains' self-conditioning, the last prediction and the image.
+    """
     values = run_steps(plan, unet, x, time_vectors(plan, unet, t, y))
-    return values[plan.output].permute(0, 3, 1, 2)[:, : unet.config.out_channels]
+    channels = unet.config.out_channels if isinstance(unet, UNet) else plan.buffers[plan.output].channels
+    return values[plan.output].permute(0, 3, 1, 2)[:, :channels]
 
 
-def run_steps(plan: Plan, unet: UNet, x: Tensor, times: Tensor) -> dict[int, Tensor]:
+def run_steps(plan: Plan, unet: nn.Module, x: Tensor, times: Tensor) -> dict[int, Tensor]:
     """All buffers after a run, [B, height, width, channels] each; times is [B, time_width]."""
     # A GPU's plan has channels behind the image's.
     values = {plan.input: F.pad(x.permute(0, 2, 3, 1), (0, plan.buffers[plan.input].channels - x.shape[1]))}
@@ -39,16 +48,20 @@ def run_steps(plan: Plan, unet: UNet, x: Tensor, times: Tensor) -> dict[int, Ten
     return values
 
 
-def _run(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor) -> Tensor:
+def _run(plan: Plan, unet: nn.Module, i: Instruction, values: dict[int, Tensor], times: Tensor) -> Tensor:
     if i.op == "norm":
         return _norm(plan, unet, i, values, times)
     if i.op == "attention":
         return _attention(i, values)
+    if i.op in ("memory_attention", "linear_attention"):
+        return _attention_with_memory(unet, i, values)
     x = torch.cat([values[n] for n in i.sources], dim=3)
     if i.op == "stats":
         mean = x.mean(dim=(1, 2), keepdim=True)
         squares = (x - mean).square().sum(dim=(1, 2), keepdim=True)
         return torch.cat([mean, squares], dim=1)
+    if i.op == "pixel_norm":
+        return _pixel_norm(unet, i, x, values, times)
     if i.norm is not None:
         factor, offset = values[i.norm].unbind(dim=1)
         x = x * factor[:, None] + offset[:, None]
@@ -64,18 +77,13 @@ def _run(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], time
     return _conv(plan, unet, i, x, values, times)
 
 
-def _conv(plan: Plan, unet: UNet, i: Instruction, x: Tensor, values: dict[int, Tensor], times: Tensor) -> Tensor:
-    module = unet.get_submodule(i.parameter)
-    weight, bias = module.weight, module.bias
-    assert isinstance(weight, Tensor)
-    assert bias is None or isinstance(bias, Tensor)
-    if i.qkv:
-        weight, bias = (part.to(x.dtype) for part in attention_weights(unet, i))
+def _conv(plan: Plan, unet: nn.Module, i: Instruction, x: Tensor, values: dict[int, Tensor], times: Tensor) -> Tensor:
+    weight, bias = (part.to(x.dtype) for part in layer_parameters(unet, i))
     weight = weight if weight.ndim == 4 else weight[:, :, None, None]
     out = plan.buffers[i.target]
     more = (out.channels - weight.shape[0], x.shape[1] - weight.shape[1])
     weight = F.pad(weight, (0, 0, 0, 0, 0, more[1], 0, more[0]))
-    added = F.pad(bias, (0, more[0])) if bias is not None and i.bias else None
+    added = F.pad(bias, (0, more[0])) if i.bias else None
     # Zeros on the far sides as far as the last window reaches.
     reach = ((out.height - 1) * i.stride + i.kernel - i.pad, (out.width - 1) * i.stride + i.kernel - i.pad)
     x = F.pad(x, (i.pad, max(0, reach[1] - x.shape[3]), i.pad, max(0, reach[0] - x.shape[2])))
@@ -87,7 +95,9 @@ def _conv(plan: Plan, unet: UNet, i: Instruction, x: Tensor, values: dict[int, T
     return y
 
 
-def _norm_act(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor) -> dict[int, Tensor]:
+def _norm_act(
+    plan: Plan, unet: nn.Module, i: Instruction, values: dict[int, Tensor], times: Tensor
+) -> dict[int, Tensor]:
     """What a "norm_act" or "add" writes."""
     total, channels = values[i.sources[0]], plan.buffers[i.sources[0]].channels
     if i.added:
@@ -113,7 +123,7 @@ def _norm_act(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor],
     return {i.target: y} if i.total is None else {i.target: y, i.total: total}
 
 
-def _norm(plan: Plan, unet: UNet, i: Instruction, values: dict[int, Tensor], times: Tensor) -> Tensor:
+def _norm(plan: Plan, unet: nn.Module, i: Instruction, values: dict[int, Tensor], times: Tensor) -> Tensor:
     module = unet.get_submodule(i.parameter)
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
@@ -147,3 +157,28 @@ def _attention(i: Instruction, values: dict[int, Tensor]) -> Tensor:
     y: Tensor = torch.softmax(q @ k[0].transpose(2, 3), dim=3) @ v
     y = y.transpose(1, 2).reshape(batch, height, width, -1)
     return y if i.residual is None else y + values[i.residual]
+
+
+def _pixel_norm(unet: nn.Module, i: Instruction, x: Tensor, values: dict[int, Tensor], times: Tensor) -> Tensor:
+    gain = layer_parameters(unet, i)[0].to(x.dtype)
+    y = F.normalize(x, dim=3) * gain
+    if i.time is not None:
+        scale, shift = times[:, None, None, i.time : i.time + 2 * len(gain)].chunk(2, dim=3)
+        y = y * (1 + scale) + shift
+    y = F.silu(y) if i.act else y
+    return y if i.residual is None else y + values[i.residual]
+
+
+def _attention_with_memory(unet: nn.Module, i: Instruction, values: dict[int, Tensor]) -> Tensor:
+    packed = values[i.sources[0]]
+    batch, height, width, _ = packed.shape
+    q, k, v = packed.reshape(batch, height * width, 3, i.heads, -1).permute(2, 0, 3, 1, 4)
+    learned = layer_parameters(unet, i)[0].to(packed.dtype)[:, None].expand(-1, batch, -1, -1, -1)
+    k, v = torch.cat([learned[0], k], dim=2), torch.cat([learned[1], v], dim=2)
+    if i.op == "memory_attention":
+        y = torch.softmax(q @ k.transpose(2, 3), dim=3) @ v
+    else:
+        context = torch.softmax(k, dim=2).transpose(2, 3) @ v
+        softened = F.pad(torch.softmax(q[..., : i.groups], dim=3), (0, q.shape[3] - i.groups))
+        y = softened @ context * i.groups**-0.5
+    return y.transpose(1, 2).reshape(batch, height, width, -1)

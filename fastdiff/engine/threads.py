@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_cpus", "check_threads", "cpu_quota"]
+__all__ = ["available_cpus", "check_threads", "cpu_quota", "stay_within_quota"]
 
 _LOG = logging.getLogger("fastdiff")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -62,6 +62,13 @@ def available_cpus() -> int:
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota()
     return bound if quota is None else max(1, min(bound, math.ceil(quota)))
+
+
+def stay_within_quota() -> None:
+    """Take no more threads than the control groups grant processors, where they set a limit."""
+    quota = cpu_quota()
+    if quota is not None and math.ceil(quota) < torch.get_num_threads():
+        torch.set_num_threads(max(1, math.ceil(quota)))
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.engine import lucidrains
 from fastdiff.engine.lower import SETTINGS, hooks_for_all, replaced_methods
-from fastdiff.nets.unet import UNet
 
 __all__ = ["Change", "Watch", "objects_in"]
 
@@ -21,7 +22,6 @@ Change = Literal["nothing", "weights", "structure"]
 # changes nearly all of them.
 WATCHED = 4
 _FORWARD = operator.attrgetter("forward")
-_SETTINGS = {kind: operator.attrgetter(*names) for kind, names in SETTINGS.items() if names}
 
 
 class Watch:
@@ -46,7 +46,7 @@ class Watch:
         self._values = np.empty(0, np.int32)
         self._sums: list[int] = []
 
-    def look(self, unet: UNet, *, thorough: bool = False) -> Change:
+    def look(self, unet: torch.nn.Module, *, thorough: bool = False) -> Change:
         """What changed since `remember`: "structure" is everything but the values of the parameters."""
         # Most looks find the same objects, which need not be asked for their shapes.
         if not self._same_objects(unet) or self._seen_versions() != self._versions:
@@ -56,7 +56,7 @@ class Watch:
             return "weights"
         return "weights" if thorough and self._sums != [_sum(p) for p in self._flat] else "nothing"
 
-    def remember(self, unet: UNet) -> None:
+    def remember(self, unet: torch.nn.Module) -> None:
         """Take the network as it is, all float32 and on the CPU, as known."""
         self._structure, parameters = _contents(unet)
         self._objects, self._parameters = objects_in(unet), parameters
@@ -73,7 +73,7 @@ class Watch:
         """The next look finds that everything changed."""
         self._structure, self._objects, self._modules = [], [], _Modules([])
 
-    def _same_objects(self, unet: UNet) -> bool:
+    def _same_objects(self, unet: torch.nn.Module) -> bool:
         if self._modules.are_those_of(unet):
             return True
         if objects_in(unet) != self._objects:
@@ -90,10 +90,11 @@ class _Modules:
 
     def __init__(self, modules: list[torch.nn.Module]) -> None:
         self._modules = modules
-        self._settings = [(_SETTINGS[type(module)], module) for module in modules if type(module) in _SETTINGS]
+        found = ((_getter(type(module)), module) for module in modules)
+        self._settings = [(getter, module) for getter, module in found if getter is not None]
         self._seen = self._look()
 
-    def are_those_of(self, unet: UNet) -> bool:
+    def are_those_of(self, unet: torch.nn.Module) -> bool:
         """Whether `objects_in` would find what it found; False, too, where a module got another attribute."""
         return bool(self._modules) and self._modules[0] is unet and self._look() == self._seen
 
@@ -113,7 +114,7 @@ class _Modules:
         ]
 
 
-def objects_in(unet: UNet) -> list[Any]:
+def objects_in(unet: torch.nn.Module) -> list[Any]:
     """The same as `_contents` in less time: which objects there are, and the settings of the modules."""
     found: list[Any] = [hooks_for_all()]
     waiting: list[torch.nn.Module] = [unet]
@@ -123,8 +124,9 @@ def objects_in(unet: UNet) -> list[Any]:
         found.append(kind)
         found.append(bool(module._forward_hooks or module._forward_pre_hooks))
         found.append(replaced_methods(module))
-        if kind in _SETTINGS:
-            found.append(_SETTINGS[kind](module))
+        getter = _getter(kind)
+        if getter is not None:
+            found.append(getter(module))
         found.extend(map(id, module._parameters.values()))
         children = module._modules.values()
         found.extend(map(id, children))
@@ -132,7 +134,21 @@ def objects_in(unet: UNet) -> list[Any]:
     return found
 
 
-def _contents(unet: UNet) -> tuple[list[Any], list[Tensor]]:
+def _settings(kind: type[torch.nn.Module]) -> tuple[str, ...]:
+    return SETTINGS.get(kind) or lucidrains.SETTINGS.get(kind, ())
+
+
+_GETTERS: dict[type[torch.nn.Module], Callable[[Any], Any] | None] = {}
+
+
+def _getter(kind: type[torch.nn.Module]) -> Callable[[Any], Any] | None:
+    if kind not in _GETTERS:
+        names = _settings(kind)
+        _GETTERS[kind] = operator.attrgetter(*names) if names else None
+    return _GETTERS[kind]
+
+
+def _contents(unet: torch.nn.Module) -> tuple[list[Any], list[Tensor]]:
     """All that a plan depends on, in the order of the modules, and the parameters."""
     structure: list[Any] = [hooks_for_all()]
     parameters: list[Tensor] = []
@@ -140,7 +156,7 @@ def _contents(unet: UNet) -> tuple[list[Any], list[Tensor]]:
     def visit(module: torch.nn.Module) -> None:
         kind = type(module)
         structure.append((kind, bool(module._forward_hooks or module._forward_pre_hooks), replaced_methods(module)))
-        structure.extend(getattr(module, name) for name in SETTINGS.get(kind, ()))
+        structure.extend(getattr(module, name) for name in _settings(kind))
         for name, parameter in module._parameters.items():
             structure.append(name)
             if parameter is not None:

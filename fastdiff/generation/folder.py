@@ -105,8 +105,14 @@ class JobFolder:
     @contextmanager
     def _claimed(self, part: Part, *, wait: bool) -> Iterator[bool]:
         """Whether no other process has the part; where files cannot be locked, none is known to."""
-        lock = self.path / LOCK
-        with lock.open("a") as file:
+        try:
+            opened = (self.path / LOCK).open("a")
+        except OSError as error:
+            raise RuntimeError(
+                f"{self.path} cannot be written to: {error.strerror or error}; {len(self.done()):,} of "
+                f"{len(self.job):,} parts are done"
+            ) from error
+        with opened as file:
             try:
                 # A byte of the file for each part; the lock goes with the process, however that ends.
                 fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, part.number)

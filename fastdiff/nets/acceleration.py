@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.nets import fused_modules as fused
+from fastdiff.nets.acceleration_check import MODULE_TOLERANCE, compare_modules, difference, evaluate, judge, quiet
+from fastdiff.nets.acceleration_timing import time_modules, unfuse
 from fastdiff.nets.fused_modules import (
     Fused,
     fused_class,
@@ -27,15 +28,14 @@ from fastdiff.nets.fused_modules import (
 )
 from fastdiff.nets.unet import AttentionBlock, GroupNormAct
 from fastdiff.ops import attention
+from fastdiff.tensors import QkvLayout
 
-__all__ = ["AccelerationReport", "Left", "Replaced", "accelerate", "restore"]
+__all__ = ["AccelerationReport", "Left", "Replaced", "accelerate", "qkv_layout_of", "restore"]
 
 # From a module, and what was proven so far, to its class, the reason why it has none, or None for what is no candidate.
 _Choose = Callable[[nn.Module, dict[tuple[Any, ...], bool]], type[Fused] | str | None]
-# Largest difference over largest value, by the coarsest type that the network computes in. Each module alone rounds a
-# few times; a whole network carries such differences, and those of TensorFloat-32, through some hundred layers.
-_MODULE_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-_NETWORK_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+# Fused modules stand in each other three deep at most; what differs by less than this is the clock's.
+_ROUNDS, _SLOWER = 3, 1.03
 # The kernels' limit of channels per group.
 _MAX_GROUP_SIZE = 4096
 
@@ -103,31 +103,7 @@ class AccelerationReport:
 
 
 def accelerate(model: nn.Module, check: Any = None, *, tolerance: float | None = None) -> AccelerationReport:
-    """Make a network compute its group norms, with their SiLU, and its attention by fused ops.
-
-    Known are diffusers' `ResnetBlock2D`, `Attention` and `UNet2DModel`, OpenAI's `ResBlock` and `QKVAttention`,
-    lucidrains' `Block` (with group norm) and `Attend`, and in any network each `nn.GroupNorm`, with the SiLU behind it
-    in an `nn.Sequential`. Everything else stays. Parameters, names of the state dict, buffers, mode and hooks stay what
-    and where they are; the modules stay instances of their classes; copies, pickles and `torch.compile` work. Modules
-    with a hook on what would be fused away are left alone, at the time of the call or of the evaluation. The norms'
-    arithmetic is in float32 (float64 for float64); their result has the type of their input, under autocast as well.
-    There is no second derivative. Calling it again changes nothing.
-
-    Args:
-        model: The network, changed in place.
-        check: Arguments for one evaluation, to compare before and after: a tensor, a tuple of positional arguments or a
-            dict of keyword arguments. The network is evaluated three times, without gradients and in eval mode.
-        tolerance: Largest difference of the outputs allowed by the check, over the largest value; by default 1e-3 in
-            float32, 3e-2 in float16 and 1e-1 in bfloat16, where each module by itself has to be closer.
-
-    Returns:
-        What was replaced and what was left, and why.
-
-    Raises:
-        TypeError: model is no nn.Module.
-        ValueError: tolerance below 0, or given without check.
-        RuntimeError: the check found a difference; the network is then as before the call, without any fused module.
-    """
+    """Give the modules of a network that fused ops compute another class; see `fastdiff.accelerate`."""
     given: object = model
     if not isinstance(given, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{_instead_of(given)}")
@@ -137,18 +113,38 @@ def accelerate(model: nn.Module, check: Any = None, *, tolerance: float | None =
         left = _replace(model)
         return AccelerationReport(_list_replaced(model, {}), left)
     restore(model)
-    with _quiet(model):
-        before = _evaluate(model, check)
+    with quiet(model):
+        before = evaluate(model, check)
         try:
             left = _replace(model)
-            module_errors = _compare_modules(model, check)
-            error = _difference(before, _evaluate(model, check))
-            _judge(model, before, error, module_errors, tolerance)
+            module_errors = compare_modules(model, check)
+            error = difference(before, evaluate(model, check))
+            judge(model, before, error, module_errors, tolerance)
+            slower = _unfuse_slower(model, check) if _is_on_cpu(model) else ()
         # Whatever it is, Ctrl-C included: the network must not be left half replaced.
         except BaseException:
             restore(model)
             raise
-    return AccelerationReport(_list_replaced(model, module_errors), left, error)
+    return AccelerationReport(_list_replaced(model, module_errors), (*left, *slower), error)
+
+
+def _is_on_cpu(model: nn.Module) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def _unfuse_slower(model: nn.Module, check: Any) -> tuple[Left, ...]:
+    """Give fused modules that are slower than their own class, on what the example gives them, that class again."""
+    left: list[Left] = []
+    # What a block fused shows once the block has its own class again.
+    for _ in range(_ROUNDS):
+        times = time_modules(lambda: evaluate(model, check), model)
+        slow = {name: (before, after) for name, (before, after) in times.items() if after > _SLOWER * before}
+        for name, (before, after) in slow.items():
+            kind = unfuse(model, name)
+            left.append(Left(name, kind, f"slower by a fused op: {1e6 * after:.0f} us against {1e6 * before:.0f} us"))
+        if not slow:
+            break
+    return tuple(left)
 
 
 def _instead_of(given: object) -> str:
@@ -348,6 +344,12 @@ def _qkv_layout(m: Any) -> type[Fused] | None:
     return None
 
 
+def qkv_layout_of(module: nn.Module) -> QkvLayout | None:
+    """How q, k and v lie in what an OpenAI attention is given, by what it computes; None for no known way."""
+    found = _qkv_layout(module)
+    return None if found is None else cast(type[fused.FusedQkvLegacy], found).layout
+
+
 def _proves(proven: dict[tuple[Any, ...], bool], module: nn.Module, mixin: type[Fused], example: Any) -> bool:
     """Whether the mixin computes what the module's own class does, on a copy with random weights, float32 on the CPU.
 
@@ -418,109 +420,4 @@ def _random(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and _difference([a], [b]) <= _MODULE_TOLERANCE[torch.float32]
-
-
-@contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
-    """In eval mode, without gradients, and with the random state put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _evaluate(model: nn.Module, check: Any) -> list[Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return list(_tensors(_call(model, check)))
-
-
-def _call(model: nn.Module, check: Any) -> Any:
-    if isinstance(check, Mapping):
-        return model(**check)
-    return model(*check) if isinstance(check, tuple | list) else model(check)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
-
-
-def _compare_modules(model: nn.Module, check: Any) -> dict[str, float]:
-    """By name, the difference of each fused module from its own class, on what it is given in one evaluation."""
-    errors: dict[str, float] = {}
-
-    def observe(name: str) -> Any:
-        def hook(module: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-            own = list(_tensors(type(module).own.forward(module, *arguments, **options)))
-            errors[name] = max(errors.get(name, 0.0), _difference(own, list(_tensors(output))))
-
-        return hook
-
-    handles = []
-    for name, module in model.named_modules():
-        # A norm that took the SiLU along is compared by the network's output.
-        if isinstance(module, Fused) and not isinstance(module, fused.FusedNormSiLU | fused.PassedSiLU):
-            if type(module).forward is type(module).own.forward or is_observed(module):
-                continue
-            handles.append(module.register_forward_hook(observe(name), with_kwargs=True))
-    try:
-        _call(model, check)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return errors
-
-
-def _difference(before: list[Tensor], after: list[Tensor]) -> float:
-    """Largest difference over largest value; infinite where shapes, or places of NaN and infinity, differ."""
-    worst = 0.0
-    if [t.shape for t in before] != [t.shape for t in after]:
-        return float("inf")
-    for a, b in zip(before, after, strict=True):
-        a, b = a.detach().double(), b.detach().double()
-        finite = a.isfinite()
-        if not torch.equal(finite, b.isfinite()):
-            return float("inf")
-        if a.numel():
-            largest = float(torch.where(finite, a, 0).abs().max())
-            apart = float(torch.where(finite, a - b, 0).abs().max())
-            worst = max(worst, apart / largest if largest else (float("inf") if apart else 0.0))
-    return worst
-
-
-def _judge(
-    model: nn.Module, outputs: list[Tensor], error: float, modules: Mapping[str, float], tolerance: float | None
-) -> None:
-    types = {t.dtype for t in (*model.parameters(), *outputs) if t.is_floating_point()}
-    types |= {torch.get_autocast_dtype(d) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)}
-    known = [dtype for dtype in _NETWORK_TOLERANCE if dtype in types]
-    coarsest = known[-1] if known else torch.float32
-    limit = _NETWORK_TOLERANCE[coarsest] if tolerance is None else tolerance
-    if tolerance is None:
-        for name, value in modules.items():
-            if not value <= _MODULE_TOLERANCE[coarsest]:
-                raise RuntimeError(
-                    f"the fused {name or 'network'} differs from its own class by {value:.1e} of its largest value, "
-                    f"more than {_MODULE_TOLERANCE[coarsest]:.0e}; the network is as it was. Please report its class"
-                )
-    if not error <= limit:
-        raise RuntimeError(
-            f"the outputs before and after differ by {error:.1e} of the largest value, expected at most {limit:.1e}; "
-            "the network is as it was. Pass a larger tolerance if its own rounding is that large"
-        )
+    return a.shape == b.shape and difference([a], [b]) <= MODULE_TOLERANCE[torch.float32]

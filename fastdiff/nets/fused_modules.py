@@ -53,6 +53,11 @@ def fused_class(mixin: type[Fused], own: type[nn.Module]) -> type[Fused]:
     return _CLASSES[mixin, own]
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module had before it was accelerated."""
+    return type(module).own if isinstance(module, Fused) else type(module)
+
+
 def _blank(mixin: type[Fused], own: type[nn.Module]) -> nn.Module:
     kind = fused_class(mixin, own)
     return kind.__new__(kind)

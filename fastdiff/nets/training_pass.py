@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,14 @@ from fastdiff.nets.blocks import (
     Upsample,
     timestep_embedding,
 )
-from fastdiff.nets.training_plan import TrainingPlan, Unplanned, lower_training, planned_parameters
+from fastdiff.nets.training_lowering import lower_training, planned_parameters
+from fastdiff.nets.training_plan import TrainingPlan, Unplanned
 from fastdiff.ops._arguments import is_unwatched
 from fastdiff.ops._dispatch import LIBRARY
 from fastdiff.process.noise import Stream
+
+if TYPE_CHECKING:
+    from fastdiff.nets.unet import UNet
 
 __all__ = ["forget_activations", "train_as_one"]
 
@@ -52,7 +56,7 @@ _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     Conv1x1: _CONVOLUTION,
     Conv3x3: _CONVOLUTION,
     Dropout: ("p", "training"),
-    Block: ("recompute",),
+    Block: (),
     Upsample: (),
     Linear: (),
     SiLU: (),
@@ -69,7 +73,7 @@ _METHODS = frozenset({"forward", "embed", "_embed_linearly", "split_heads", "bes
 class _Known:
     """What is kept of a network: how it looked, its plans by image size, and arenas that no pass holds."""
 
-    def __init__(self, unet: nn.Module, structure: list[Any]) -> None:
+    def __init__(self, unet: UNet, structure: list[Any]) -> None:
         self.structure = structure
         # Kept, so that no other object is given their ids.
         self.modules = list(unet.modules())[1:]
@@ -78,7 +82,7 @@ class _Known:
         self.plans: dict[tuple[int, int], TrainingPlan | None] = {}
         self.arenas: list[Tensor] = []
 
-    def plan(self, unet: nn.Module, height: int, width: int) -> TrainingPlan | None:
+    def plan(self, unet: UNet, height: int, width: int) -> TrainingPlan | None:
         if (height, width) not in self.plans:
             try:
                 self.plans[height, width] = lower_training(unet, height, width)
@@ -110,10 +114,10 @@ class _Known:
         return seeds, None
 
 
-_known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[UNet, _Known] = weakref.WeakKeyDictionary()
 
 
-def train_as_one(unet: nn.Module, x: Tensor, t: Tensor, embed_label: Callable[[], Tensor] | None) -> Tensor | None:
+def train_as_one(unet: UNet, x: Tensor, t: Tensor, embed_label: Callable[[], Tensor] | None) -> Tensor | None:
     """Evaluate a `UNet` in training as one function, or None where its modules have to.
 
     They have to where a module or hook is not the network's own, a parameter is frozen or not float32 on the CPU, under
@@ -141,14 +145,13 @@ def train_as_one(unet: nn.Module, x: Tensor, t: Tensor, embed_label: Callable[[]
     seeds = None if plan is None else known.seeds()
     if plan is None or seeds is None:
         return None
-    config: Any = unet.config
-    waves = timestep_embedding(t, config.channels, config.time_embedding)
+    waves = timestep_embedding(t, unet.config.channels, unet.config.time_embedding)
     label = None if embed_label is None else embed_label()
     y: Tensor = _Network.apply(known, plan, seeds, x, waves, label, *known.parameters)  # type: ignore[no-untyped-call]
     return y
 
 
-def forget_activations(unet: nn.Module) -> None:
+def forget_activations(unet: UNet) -> None:
     """Give back the memory that a network's training keeps for its next step."""
     if unet in _known:
         _known[unet].arenas.clear()
@@ -170,11 +173,10 @@ def _may_be_one(x: Tensor) -> bool:
     )
 
 
-def _structure(unet: nn.Module) -> list[Any] | None:
+def _structure(unet: UNet) -> list[Any] | None:
     """All that a plan depends on, by the objects that are there; None where a part is not the network's own."""
     found: list[Any] = [unet.config]
     waiting: list[nn.Module] = [unet]
-    parameters = 0
     while waiting:
         module = waiting.pop()
         kind = type(module)
@@ -187,7 +189,7 @@ def _structure(unet: nn.Module) -> list[Any] | None:
         ):
             return None
         if module is not unet:
-            if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind]:
+            if kind not in _FORWARDS or kind.forward is not _FORWARDS[kind] or getattr(module, "recompute", False):
                 return None
             found.append(id(module))
             found += [getattr(module, name) for name in _SETTINGS[kind]]
@@ -202,7 +204,6 @@ def _structure(unet: nn.Module) -> list[Any] | None:
                 or not parameter.is_cpu
             ):
                 return None
-            parameters += 1
             found.append(id(parameter))
             found.append(parameter.stride())
         waiting += [child for child in module._modules.values() if child is not None]

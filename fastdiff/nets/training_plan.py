@@ -1,24 +1,18 @@
-"""A `UNet` in training as two lists of instructions over one arena: its forward pass, and the way back.
+"""A network's training as two lists of instructions over one arena: its forward pass, and the way back.
 
-Every block notes, as it is lowered, how its gradients come about; these notes are read in reverse. Buffers are those of
-one sample, and a batch of B takes B times as much of each. What is needed again on the way back keeps its room until
-then; everything else shares it. csrc/include/training_layout.h says what the fields of an instruction are.
+Buffers are those of one sample, and a batch of B takes B times as much of each. What is needed again on the way back
+keeps its room until then; everything else shares it. csrc/include/training_layout.h says what the fields of an
+instruction are.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastdiff.nets.blocks import AttentionBlock, Block, Conv3x3, Downsample, GroupNormAct, ResBlock, Upsample
-from fastdiff.process.noise import factor_of_kept, last_kept
-
-__all__ = ["FIELDS", "OPS", "TrainingPlan", "Unplanned", "lower_training", "planned_parameters"]
+__all__ = ["FIELDS", "OPS", "Image", "Recorder", "TrainingPlan", "Unplanned"]
 
 OPS = (
     "conv", "conv_grad", "linear", "linear_grad", "sums", "norm", "norm_grad", "scale_grad", "dropout", "attention",
@@ -34,9 +28,7 @@ _READ = ("x", "x2", "dy", "added", "more", "time", "scale")
 _WRITTEN = ("y", "y2", "stats", "sums", "products", "total")
 _NONE = {*_READ, *_WRITTEN, "weight", "bias"}
 _DEFAULTS = {name: -1 if name in _NONE else 1 if name in ("height", "width", "stride") else 0 for name in FIELDS}
-# Channels come in whole vectors; images are as large as the smallest tile at least; floats of a cache line.
-_VECTOR = 16
-_MIN_SIZE = 4
+# Floats of a cache line.
 _LINE = 16
 
 
@@ -72,7 +64,7 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True)
-class _Image:
+class Image:
     """A buffer of one sample, [height, width, channels]."""
 
     buffer: int
@@ -86,88 +78,25 @@ class _Image:
         return {"height": self.height, "width": self.width}
 
 
-def lower_training(unet: nn.Module, height: int, width: int) -> TrainingPlan:
-    """The plan of a `UNet` for images of height x width pixels.
+class Recorder:
+    """Takes down buffers and instructions."""
 
-    Args:
-        unet: The network, of modules as `fastdiff.nets.unet` makes them.
-        height, width: Multiples of its divisor.
-
-    Raises:
-        Unplanned: channels that are no multiples of 16, images below 4 x 4, a layout of heads or a dropout that has no
-            instruction.
-    """
-    return _Lowering(unet).run(height, width)
-
-
-def planned_parameters(unet: nn.Module) -> list[Tensor]:
-    """The parameters of a plan in the order of their numbers: all but the labels' table, which is read outside of it."""
-    labels = unet.label_emb
-    table = None if labels is None else labels.weight
-    return [parameter for parameter in unet.parameters() if parameter is not table]
-
-
-class _Lowering:
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
-        self.numbers = {id(parameter): number for number, parameter in enumerate(planned_parameters(unet))}
+    def __init__(self) -> None:
         self.sizes: list[int] = []
         self.code: list[dict[str, int]] = []
-        self.back: list[Callable[[], None]] = []
-        # Gradient of an image by its buffer, where there is one so far.
-        self.grads: dict[int, _Image] = {}
-        self.num_dropouts = 0
-        # What the blocks see of time and label.
-        self.emb: _Image
-
-    def run(self, height: int, width: int) -> TrainingPlan:
-        unet = self.unet
-        config = unet.config
-        x = self.image(height, width, config.in_channels)
-        waves, label = self.embed(config.channels, config.num_classes is not None)
-        h, skips = self.first(x, unet.input_blocks[0][0]), []
-        skips.append(h)
-        for block in list(unet.input_blocks)[1:]:
-            h = self.block(block, h)
-            skips.append(h)
-        h = self.block(unet.middle_block, h)
-        for block in unet.output_blocks:
-            h = self.block(block, h, skips.pop())
-        output = self.last(h, unet.norm_out, unet.conv_out)
-        forward = len(self.code)
-        slope = self.grads[output.buffer] = self.like(output)
-        while self.back:
-            self.back.pop()()
-        label_grad = None if label is None else self.grads[label.buffer].buffer
-        places, floats = self.place(forward, x, waves, label, output, slope)
-        rows = torch.from_numpy(self.rows(places))
-
-        def placed(image: _Image | None) -> int | None:
-            return None if image is None else places[image.buffer]
-
-        return TrainingPlan(
-            rows[:forward].clone(), rows[forward:].clone(), floats, places[x.buffer], places[waves.buffer],
-            places[output.buffer], places[slope.buffer], placed(label), None if label_grad is None else places[label_grad],
-            output.channels, self.emb.channels,
-        )  # fmt: skip
-
-    # Buffers and instructions.
 
     def buffer(self, size: int) -> int:
         self.sizes.append(size)
         return len(self.sizes) - 1
 
-    def image(self, height: int, width: int, channels: int) -> _Image:
-        return _Image(self.buffer(height * width * channels), height, width, channels)
+    def image(self, height: int, width: int, channels: int) -> Image:
+        return Image(self.buffer(height * width * channels), height, width, channels)
 
-    def like(self, image: _Image) -> _Image:
+    def like(self, image: Image) -> Image:
         return self.image(image.height, image.width, image.channels)
 
-    def vector(self, channels: int) -> _Image:
+    def vector(self, channels: int) -> Image:
         return self.image(1, 1, channels)
-
-    def number(self, parameter: Tensor | None) -> int:
-        return -1 if parameter is None else self.numbers[id(parameter)]
 
     def emit(self, op: str, **fields: int | float) -> None:
         number = fields.pop("number", 0.0)
@@ -184,7 +113,14 @@ class _Lowering:
         return np.array([[row[name] for name in FIELDS] for row in self.code], dtype=np.int64)
 
     def place(
-        self, forward: int, x: _Image, waves: _Image, label: _Image | None, output: _Image, slope: _Image
+        self,
+        forward: int,
+        x: Image,
+        waves: Image,
+        label: Image | None,
+        output: Image,
+        slope: Image,
+        label_grad: int | None,
     ) -> tuple[list[int], int]:
         """Where each buffer begins, those that are not alive together in the same room, and the length of the arena.
 
@@ -206,10 +142,11 @@ class _Lowering:
                 touch(image.buffer, -1)
         touch(output.buffer, forward)
         touch(slope.buffer, forward - 1)
-        if label is not None:
-            touch(self.grads[label.buffer].buffer, len(self.code))
+        if label_grad is not None:
+            touch(label_grad, len(self.code))
         sizes = [-(-size // _LINE) * _LINE for size in self.sizes]
-        places, done, length = [0] * len(sizes), [], 0
+        done: list[int] = []
+        places, length = [0] * len(sizes), 0
         for buffer in sorted(alive, key=lambda n: (-sizes[n], n)):
             first, last = alive[buffer]
             taken = sorted(
@@ -224,376 +161,3 @@ class _Lowering:
             length = max(length, start + sizes[buffer])
             done.append(buffer)
         return places, length
-
-    # Gradients.
-
-    def take(self, image: _Image) -> _Image:
-        return self.grads[image.buffer]
-
-    def so_far(self, image: _Image) -> int:
-        """The buffer of an image's gradient so far, to be added to, or -1."""
-        return self.grads[image.buffer].buffer if image.buffer in self.grads else -1
-
-    # Layers. Each emits its forward pass and gives the result; the way back is the block's.
-
-    def conv(self, x: _Image, conv: nn.Conv2d, added: int = -1) -> _Image:
-        _check(conv, 3, 1, 1)
-        if x.channels % _VECTOR or conv.out_channels % _VECTOR:
-            raise Unplanned(f"a convolution of {x.channels} to {conv.out_channels} channels, no multiples of {_VECTOR}")
-        if min(x.height, x.width) < _MIN_SIZE:
-            raise Unplanned(f"a convolution of {x.height} x {x.width} pixels")
-        y = self.image(x.height, x.width, conv.out_channels)
-        self.emit(
-            "conv", x=x.buffer, channels=x.channels, channels_out=y.channels, y=y.buffer, added=added,
-            weight=self.number(conv.weight), bias=self.number(conv.bias), **x.size,
-        )  # fmt: skip
-        return y
-
-    def conv_back(self, x: _Image, dy: _Image, conv: nn.Conv2d) -> _Image:
-        """Gradients of the parameters, and of x."""
-        weight, dx = self.number(conv.weight), self.like(x)
-        self.emit(
-            "conv_grad",
-            x=x.buffer,
-            channels=x.channels,
-            dy=dy.buffer,
-            channels_out=dy.channels,
-            weight=weight,
-            **x.size,
-        )
-        self.sums(dy, conv.bias)
-        self.emit(
-            "conv", x=dy.buffer, channels=dy.channels, channels_out=x.channels, y=dx.buffer, transposed=1,
-            weight=weight, **x.size,
-        )  # fmt: skip
-        return dx
-
-    def sums(self, dy: _Image, bias: Tensor | None) -> None:
-        """The gradient of a bias."""
-        if bias is not None:
-            self.emit("sums", x=dy.buffer, channels=dy.channels, bias=self.number(bias), **dy.size)
-
-    def linear(
-        self, x: _Image, weight: Tensor, bias: Tensor | None, channels: int, x2: _Image | None = None, added: int = -1
-    ) -> _Image:
-        y = self.image(x.height, x.width, channels)
-        self.emit(
-            "linear", x=x.buffer, channels=x.channels, channels_out=channels, y=y.buffer, added=added,
-            weight=self.number(weight), bias=self.number(bias), **_second(x2), **x.size,
-        )  # fmt: skip
-        return y
-
-    def linear_grad(self, x: _Image, dy: _Image, weight: Tensor, bias: Tensor | None, x2: _Image | None = None) -> None:
-        """Gradients of the parameters."""
-        self.emit(
-            "linear_grad", x=x.buffer, channels=x.channels, dy=dy.buffer, channels_out=dy.channels,
-            weight=self.number(weight), **_second(x2), **x.size,
-        )  # fmt: skip
-        self.sums(dy, bias)
-
-    def linear_back(self, dy: _Image, weight: Tensor, channels: int, added: int = -1) -> _Image:
-        """The gradient of what was read; in the place of `added` where that is given."""
-        dx = _Image(added, dy.height, dy.width, channels) if added >= 0 else self.image(dy.height, dy.width, channels)
-        self.emit(
-            "linear", x=dy.buffer, channels=dy.channels, channels_out=channels, y=dx.buffer, added=added, transposed=1,
-            weight=self.number(weight), **dy.size,
-        )  # fmt: skip
-        return dx
-
-    def norm(
-        self, x: _Image, norm: GroupNormAct, x2: _Image | None = None, time: int = -1, scale: int = -1
-    ) -> tuple[_Image, dict[str, int | float]]:
-        """The result, and what the way back has in common with it."""
-        channels = x.channels + (0 if x2 is None else x2.channels)
-        y = self.image(x.height, x.width, channels)
-        common = {
-            "x": x.buffer, "channels": x.channels, "weight": self.number(norm.weight), "bias": self.number(norm.bias),
-            "act": norm.act, "time": time, "scale": scale, "stats": self.buffer(2 * norm.groups), "groups": norm.groups,
-            "number": norm.eps, **_second(x2), **x.size,
-        }  # fmt: skip
-        self.emit("norm", y=y.buffer, **common)
-        return y, common
-
-    def norm_back(
-        self, common: dict[str, int | float], dy: _Image, y: _Image, *, y2: int = -1, added: int = -1, more: int = -1,
-        total: int = -1, emb: int = -1,
-    ) -> None:  # fmt: skip
-        """Gradients of x, into y, and of the parameters.
-
-        `total`: where the gradient of the time goes that was added; `emb`: where those of scale and shift go.
-        """
-        channels = int(common["channels"]) + int(common.get("channels2", 0))
-        sums, products = self.vector(channels), self.vector(channels)
-        self.emit(
-            "norm_grad", dy=dy.buffer, y=y.buffer, y2=y2, added=added, more=more, sums=sums.buffer,
-            products=products.buffer, total=total, **common,
-        )  # fmt: skip
-        weight, bias = int(common["weight"]), int(common["bias"])
-        if emb >= 0:
-            self.emit(
-                "scale_grad", channels=channels, sums=sums.buffer, products=products.buffer, scale=common["scale"],
-                weight=weight, bias=bias, y=emb,
-            )  # fmt: skip
-        self.emit("sums", x=products.buffer, channels=channels, bias=weight)
-        self.emit("sums", x=sums.buffer, channels=channels, bias=bias)
-
-    def resample(self, x: _Image, up: bool, *, factor: float, added: int = -1) -> _Image:
-        """Each pixel four times, or the sum of four, times the factor."""
-        y = (
-            self.image(2 * x.height, 2 * x.width, x.channels)
-            if up
-            else self.image(x.height // 2, x.width // 2, x.channels)
-        )
-        self.emit(
-            "repeat" if up else "pool", x=x.buffer, channels=x.channels, y=y.buffer, height_out=y.height,
-            width_out=y.width, added=added, number=factor, **x.size,
-        )  # fmt: skip
-        return y
-
-    # Parts of the network.
-
-    def embed(self, channels: int, has_labels: bool) -> tuple[_Image, _Image | None]:
-        """What the blocks see of time and label; gives the embedded time and the embedded label."""
-        first, _, second = self.unet.time_embed
-        waves = self.vector(channels)
-        hidden = self.linear(waves, first.weight, first.bias, first.out_features)
-        active = self.alike("silu", hidden)
-        summed = self.linear(active, second.weight, second.bias, second.out_features)
-        label = self.vector(second.out_features) if has_labels else None
-        total = summed if label is None else self.alike("add", summed, label)
-        self.emb = self.alike("silu", total)
-
-        def back() -> None:
-            dtotal = self.alike("silu_grad", total, self.take(self.emb))
-            if label is not None:
-                self.grads[label.buffer] = dtotal
-            self.linear_grad(active, dtotal, second.weight, second.bias)
-            dactive = self.linear_back(dtotal, second.weight, active.channels)
-            self.linear_grad(waves, self.alike("silu_grad", hidden, dactive), first.weight, first.bias)
-
-        self.back.append(back)
-        return waves, label
-
-    def alike(self, op: str, x: _Image, x2: _Image | None = None) -> _Image:
-        y = self.like(x)
-        self.emit(
-            op, x=x.buffer, channels=x.channels, y=y.buffer, x2=-1 if x2 is None else x2.buffer, height_out=x.height,
-            width_out=x.width, **x.size,
-        )  # fmt: skip
-        return y
-
-    def first(self, x: _Image, conv: Conv3x3) -> _Image:
-        """The first convolution. It has few channels to read: their pixels under the kernel are a linear layer's."""
-        _check(conv, 3, 1, 1)
-        columns = self.unfold(x, 1, 1, x.height, x.width)
-        y = self.linear(columns, conv.weight, conv.bias, conv.out_channels)
-        self.back.append(lambda: self.linear_grad(columns, self.take(y), conv.weight, conv.bias))
-        return y
-
-    def last(self, h: _Image, norm: GroupNormAct, conv: Conv3x3) -> _Image:
-        """Norm and last convolution. It has few channels to write: a linear layer gives each pixel's part in all those
-        around it, which are then summed.
-        """
-        _check(conv, 3, 1, 1)
-        n, common = self.norm(h, norm)
-        columns = self.linear(n, conv.weight, None, 9 * conv.out_channels)
-        y = self.image(h.height, h.width, conv.out_channels)
-        self.emit(
-            "fold", x=columns.buffer, channels=y.channels, y=y.buffer, height_out=y.height, width_out=y.width, pad=1,
-            transposed=1, bias=self.number(conv.bias), **h.size,
-        )  # fmt: skip
-
-        def back() -> None:
-            dy = self.take(y)
-            dcolumns = self.unfold(dy, 1, 1, y.height, y.width, transposed=True)
-            self.sums(dy, conv.bias)
-            self.linear_grad(n, dcolumns, conv.weight, None)
-            dn = self.linear_back(dcolumns, conv.weight, n.channels)
-            self.norm_back(common, dn, dn)
-            self.grads[h.buffer] = dn
-
-        self.back.append(back)
-        return y
-
-    def unfold(self, x: _Image, stride: int, pad: int, height: int, width: int, *, transposed: bool = False) -> _Image:
-        """The 3x3 pixels under a kernel, as channels."""
-        y = self.image(height, width, 9 * x.channels)
-        self.emit(
-            "unfold", x=x.buffer, channels=x.channels, y=y.buffer, height_out=height, width_out=width, stride=stride,
-            pad=pad, transposed=transposed, **x.size,
-        )  # fmt: skip
-        return y
-
-    def block(self, block: Block, x: _Image, x2: _Image | None = None) -> _Image:
-        """Layers one behind the other; the first one reads both images."""
-        for layer in block:
-            if isinstance(layer, ResBlock):
-                x = self.res_block(layer, x, x2)
-            elif x2 is not None:
-                raise Unplanned("a block of two images that does not begin with a residual block")
-            elif isinstance(layer, AttentionBlock):
-                x = self.attention(layer, x)
-            elif isinstance(layer, Downsample):
-                x = self.downsample(layer, x)
-            elif isinstance(layer, Upsample):
-                x = self.upsample(layer, x)
-            else:
-                raise Unplanned(f"a layer of the class {type(layer).__name__}")
-            x2 = None
-        return x
-
-    def res_block(self, block: ResBlock, x: _Image, x2: _Image | None) -> _Image:
-        skips = isinstance(block.skip, nn.Identity)
-        if x2 is not None and (skips or block.resample != "none"):
-            raise Unplanned("a residual block of two images that adds them to its result, or changes their size")
-        n1, common1 = self.norm(x, block.norm1, x2)
-        h, beside = n1, x
-        if block.resample != "none":
-            up, factor = block.resample == "up", 1.0 if block.resample == "up" else 0.25
-            h, beside = (self.resample(image, up, factor=factor) for image in (n1, x))
-        h1 = self.conv(h, block.conv1)
-        emb = self.linear(self.emb, block.emb_proj.weight, block.emb_proj.bias, block.emb_proj.out_features)
-        told = {"scale": emb.buffer} if block.scale_shift else {"time": emb.buffer}
-        n2, common2 = self.norm(h1, block.norm2, **told)
-        h2, masks = self.dropout(n2, block.dropout.p)
-        if skips:
-            shortcut = beside
-        else:
-            _check(block.skip, 1, 1, 0)
-            shortcut = self.linear(beside, block.skip.weight, block.skip.bias, block.skip.out_channels, x2)
-        y = self.conv(h2, block.conv2, shortcut.buffer)
-
-        def back() -> None:
-            dy = self.take(y)
-            d2 = self.conv_back(h2, dy, block.conv2)
-            dbeside = dy
-            if not skips:
-                self.linear_grad(beside, dy, block.skip.weight, block.skip.bias, x2)
-                dbeside = self.linear_back(dy, block.skip.weight, n1.channels)
-            if masks is not None:
-                self.emit("dropout", x=d2.buffer, y=d2.buffer, **masks)
-            demb = self.like(emb)
-            told_back = {"emb": demb.buffer} if block.scale_shift else {"total": demb.buffer}
-            self.norm_back(common2, d2, d2, **told_back)
-            self.linear_grad(self.emb, demb, block.emb_proj.weight, block.emb_proj.bias)
-            self.grads[self.emb.buffer] = self.linear_back(
-                demb, block.emb_proj.weight, self.emb.channels, self.so_far(self.emb)
-            )
-            d1 = self.conv_back(h, d2, block.conv1)
-            if block.resample != "none":
-                back_factor = 0.25 if block.resample == "down" else 1.0
-                d1, dbeside = (
-                    self.resample(image, block.resample == "down", factor=back_factor) for image in (d1, dbeside)
-                )
-            more = self.so_far(x)
-            if x2 is None:
-                # Vector by vector it takes the place of what was read for it.
-                self.norm_back(common1, d1, d1, added=dbeside.buffer, more=more)
-                self.grads[x.buffer] = d1
-            else:
-                assert more < 0 and x2.buffer not in self.grads
-                dx, dx2 = self.grads[x.buffer], self.grads[x2.buffer] = self.like(x), self.like(x2)
-                self.norm_back(common1, d1, dx, y2=dx2.buffer, added=dbeside.buffer)
-
-        self.back.append(back)
-        return y
-
-    def dropout(self, x: _Image, p: float) -> tuple[_Image, dict[str, int | float] | None]:
-        """The result, and what the way back has in common with it, None where nothing is dropped."""
-        number = self.num_dropouts
-        self.num_dropouts += 1
-        if p == 0:
-            return x, None
-        if not 0 < p < 1:
-            raise Unplanned(f"a dropout of {p}")
-        masks: dict[str, int | float] = {
-            "channels": x.channels, "layer": number, "last_kept": last_kept(p), "number": factor_of_kept(p),
-            **x.size,
-        }  # fmt: skip
-        y = self.like(x)
-        self.emit("dropout", x=x.buffer, y=y.buffer, **masks)
-        return y, masks
-
-    def attention(self, block: AttentionBlock, x: _Image) -> _Image:
-        heads = block.num_heads
-        if block.layout == "edm" or x.channels % (_VECTOR * heads):
-            raise Unplanned(
-                f"attention of {heads} heads of {x.channels // heads} channels in the layout {block.layout!r}"
-            )
-        n, common = self.norm(x, block.norm)
-        qkv = self.linear(n, block.qkv.weight, block.qkv.bias, 3 * x.channels)
-        out = self.like(x)
-        head = {
-            "channels": x.channels, "heads": heads, "heads_first": block.layout == "legacy",
-            "stats": self.buffer(heads * x.height * x.width), "number": 1 / math.sqrt(x.channels // heads), **x.size,
-        }  # fmt: skip
-        self.emit("attention", x=qkv.buffer, y=out.buffer, **head)
-        y = self.linear(out, block.proj.weight, block.proj.bias, x.channels, added=x.buffer)
-
-        def back() -> None:
-            dy = self.take(y)
-            self.linear_grad(out, dy, block.proj.weight, block.proj.bias)
-            dout = self.linear_back(dy, block.proj.weight, x.channels)
-            dqkv = self.like(qkv)
-            self.emit("attention_grad", x=qkv.buffer, x2=out.buffer, dy=dout.buffer, y=dqkv.buffer, **head)
-            self.linear_grad(n, dqkv, block.qkv.weight, block.qkv.bias)
-            dn = self.linear_back(dqkv, block.qkv.weight, x.channels)
-            self.norm_back(common, dn, dn, added=dy.buffer, more=self.so_far(x))
-            self.grads[x.buffer] = dn
-
-        self.back.append(back)
-        return y
-
-    def downsample(self, layer: Downsample, x: _Image) -> _Image:
-        conv = layer.conv
-        if conv is None:
-            y = self.resample(x, up=False, factor=0.25)
-
-            def back_of_pool() -> None:
-                self.grads[x.buffer] = self.resample(self.take(y), up=True, factor=0.25, added=self.so_far(x))
-
-            self.back.append(back_of_pool)
-            return y
-        pad = 1 if layer.padding == "symmetric" else 0
-        _check(conv, 3, 2, pad)
-        columns = self.unfold(x, 2, pad, x.height // 2, x.width // 2)
-        y = self.linear(columns, conv.weight, conv.bias, conv.out_channels)
-
-        def back() -> None:
-            dy = self.take(y)
-            # Once more: kept, they would take more room than all else of this layer.
-            again = self.unfold(x, 2, pad, x.height // 2, x.width // 2)
-            self.linear_grad(again, dy, conv.weight, conv.bias)
-            dcolumns, dx = self.linear_back(dy, conv.weight, again.channels), self.like(x)
-            self.emit(
-                "fold", x=dcolumns.buffer, channels=x.channels, y=dx.buffer, height=dy.height, width=dy.width,
-                height_out=x.height, width_out=x.width, stride=2, pad=pad, added=self.so_far(x),
-            )  # fmt: skip
-            self.grads[x.buffer] = dx
-
-        self.back.append(back)
-        return y
-
-    def upsample(self, layer: Upsample, x: _Image) -> _Image:
-        large = self.resample(x, up=True, factor=1.0)
-        y = large if layer.conv is None else self.conv(large, layer.conv)
-
-        def back() -> None:
-            dlarge = dy = self.take(y)
-            if layer.conv is not None:
-                dlarge = self.conv_back(self.resample(x, up=True, factor=1.0), dy, layer.conv)
-            self.grads[x.buffer] = self.resample(dlarge, up=False, factor=1.0, added=self.so_far(x))
-
-        self.back.append(back)
-        return y
-
-
-def _check(conv: nn.Conv2d, kernel: int, stride: int, pad: int) -> None:
-    """Raise Unplanned unless a convolution is what its class makes."""
-    found = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-    if found != ((kernel, kernel), (stride, stride), (pad, pad), (1, 1), 1, "zeros"):
-        raise Unplanned("a convolution with a kernel, stride or padding of its own")
-
-
-def _second(x2: _Image | None) -> dict[str, int]:
-    return {} if x2 is None else {"x2": x2.buffer, "channels2": x2.channels}

@@ -44,7 +44,7 @@ from fastdiff.nets.blocks import (
     timestep_embedding,
 )
 from fastdiff.nets.config import PRESETS, UNetConfig
-from fastdiff.nets.training_pass import train_as_one
+from fastdiff.nets.training_pass import forget_activations, train_as_one
 
 __all__ = [
     "PRESETS",
@@ -190,6 +190,12 @@ class UNet(nn.Module):
             h = h.to(outer)
         out: Tensor = self.conv_out(self.norm_out(h))
         return out.contiguous(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> UNet:
+        """As PyTorch's; in evaluation the memory that training keeps between its steps is given back."""
+        if not mode:
+            forget_activations(self)
+        return super().train(mode)
 
     def _check_inputs(self, x: Tensor, t: Tensor, y: Tensor | None) -> None:
         config = self.config

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.engine.choose import RUNNERS, Runner, native_network
+from fastdiff.engine.choose import RUNNERS, Runner, compiled_or_not, native_network
 from fastdiff.engine.loop import run_table
 from fastdiff.engine.native import NativeNetwork, Precision
 from fastdiff.engine.threads import check_threads
@@ -98,8 +98,9 @@ def sample(
             those of `renoise` and `ddim_encode` (`init_scale` is 0), need it.
         start_row: Row to start at; above 0 only with `x_init`, and only where the row needs nothing from earlier ones.
         runner: "eager" is a Python loop over rows, for any model. "native" is the C++ engine, for a float32 `UNet` on
-            the CPU. "graph" records a row on a GPU and runs all rows as one launch, for any model that can be recorded.
-            "auto" takes the fastest that fits, and warns where a part of the model keeps it from that.
+            the CPU, or another network that it knows (docs/migration.md). "graph" records a row on a GPU and runs all
+            rows as one launch, for any model that can be recorded. "auto" takes the fastest that fits, with the engine
+            row by row where its loop does not, and warns where a part of the model keeps it from that.
         precision: Of the C++ engine: "fast", "strict" or "bfloat16", as `fastdiff.compile` has them; "fast", or that of
             a compiled network, when None. Where another runner is used, a warning says so, once.
         device: Where to run; the model's own device, else that of `x_init`, else the CPU.
@@ -156,7 +157,11 @@ def sample(
         with _bar(table.name, len(run.rows), progress) as advance:
             if network is None:
                 if not _run_recorded(run, model, runner, kwargs, threshold, advance):
-                    _run_eager(run, model, kwargs, threshold, advance)
+                    # Row by row, in the engine where it runs the network.
+                    fits = runner == "auto" and place.type == "cpu" and x.dtype == torch.float32 and x.ndim == 4
+                    _run_eager(
+                        run, compiled_or_not(model, runner, precision) if fits else model, kwargs, threshold, advance
+                    )
             elif seeds.are_many and table.is_stochastic:
                 # The engine's loop draws the noise of one seed.
                 _run_eager(run, network, kwargs, threshold, advance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,11 +18,11 @@ from fastdiff.engine.threads import available_cpus
 from fastdiff.process.arguments import advised, spelt
 from fastdiff.training.interrupt import Interrupted
 
-__all__ = ["Place", "joined", "own_device", "share_threads"]
+__all__ = ["Place", "joined", "own_device", "share_threads", "telling"]
 
 # Between two looks at who has come.
 _LOOK_SECONDS = 0.05
-# For how long the first process waits for the others to end, at the most.
+# For how long the first process waits for the others to end, at the most, and one that fails for the others to hear it.
 _PART_SECONDS = 5.0
 
 
@@ -132,6 +132,33 @@ def joined(place: Place, device: str, wait_seconds: float, variables: Mapping[st
         dist.destroy_process_group()
 
 
+@contextmanager
+def telling(variables: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Within the block, in which this process has not joined the others yet, they hear of its failure.
+
+    Under torchrun, which ends the others itself, and alone, nothing is said.
+    """
+    try:
+        yield
+    except Exception as error:
+        with suppress(Exception):
+            place = Place.of_environment(variables)
+            if place.size > 1 and variables.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                _tell(place, str(error) or type(error).__name__, variables)
+        raise
+
+
+def _tell(place: Place, reason: str, variables: Mapping[str, str]) -> None:
+    started = time.monotonic()
+    store = _meeting(place, timedelta(seconds=_PART_SECONDS), variables)
+    store.set(f"failed/{place.rank}", reason)
+    others = [rank for rank in range(place.size) if place.rank == 0 and rank != 0]
+    # The store goes with the first process.
+    while others and time.monotonic() - started < _PART_SECONDS:
+        others = [rank for rank in others if not any(store.check([f"{key}/{rank}"]) for key in ("heard", "failed"))]
+        time.sleep(_LOOK_SECONDS)
+
+
 def _meeting(place: Place, wait: timedelta, variables: Mapping[str, str]) -> Any:
     """The store of the processes: torchrun's, or one that the first process keeps."""
     host = variables.get("MASTER_ADDR")
@@ -167,6 +194,10 @@ def _await_all(store: Any, place: Place, wait_seconds: float) -> None:
     awaited = set(range(place.size))
     while awaited:
         for rank in sorted(awaited):
+            if store.check([f"failed/{rank}"]):
+                reason = store.get(f"failed/{rank}").decode()
+                store.set(f"heard/{place.rank}", "")
+                raise RuntimeError(f"rank {rank} ended before it joined the others: {reason}")
             if store.check([f"size/{rank}"]):
                 theirs = int(store.get(f"size/{rank}"))
                 if theirs != place.size:

@@ -28,15 +28,16 @@ def sharing(network: nn.Module, world: World) -> Sharing | None:
     """How the processes share out the update of a network, which they have with the same weights.
 
     Args:
-        network: On its device, float32, perhaps under `torch.compile`.
+        network: On its device, perhaps under `torch.compile`.
         world: The processes.
 
     Returns:
-        None where there is one process, a GPU, a network under `DistributedDataParallel`, or no memory that all of the
-        processes see.
+        None where there is one process, a GPU, parameters that are not float32, a network under
+        `DistributedDataParallel`, or no memory that all of the processes see.
     """
     parameters = list(network.parameters())
-    if world.size == 1 or parameters[0].device.type != "cpu" or is_replicated(network):
+    fits = all(parameter.device.type == "cpu" and parameter.dtype == torch.float32 for parameter in parameters)
+    if world.size == 1 or not fits or is_replicated(network):
         return None
     memory = shared_memory(world, world.size * sum(parameter.numel() for parameter in parameters))
     return None if memory is None else Sharing(parameters, world, memory)

@@ -32,6 +32,7 @@ from fastdiff.files.checkpoint import latest_checkpoint, save_checkpoint
 from fastdiff.files.progress import watched
 from fastdiff.nets.conditions import ImageCondition
 from fastdiff.nets.dropout import DropoutDraws
+from fastdiff.nets.training_pass import forget_activations
 from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import advised
 from fastdiff.process.checks import whole_number
@@ -297,6 +298,7 @@ class Trainer:
     def _save_to(self, folder: Path) -> Path:
         # Their memory is enough for most of what writing takes.
         self._optimizer.zero_grad()
+        forget_activations(self.unet)
         saved = save_checkpoint(
             folder,
             self.unet,

@@ -22,6 +22,7 @@ COMMANDS = {
     "score": ["{plain}", "{archive}", "{new}/job"],
     "likelihood": ["{plain}", "{archive}", "--num", "1"],
     "convert": ["{model}", "{new}/to"],
+    "export": ["{model}", "{new}/model.fd", "--steps", "2"],
     "edit encode": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit decode": ["{model}", "{latent}", "--steps", "2", "--out", "{new}/x.npy"],
     "edit vary": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],

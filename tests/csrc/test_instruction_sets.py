@@ -82,6 +82,12 @@ for case in ("ho", "adm", "grey"):
 for case in engine.CONVOLUTIONS:
     engine.test_convolution_matches_float64(case, True, 2)
 engine.test_attention_matches_float64((5, 13), 3, 48)
+lucidrains = load("engine/test_lucidrains")
+for residual in (False, True):
+    lucidrains.test_pixel_norm_matches_float64(40, residual)
+for op in ("memory_attention", "linear_attention"):
+    lucidrains.test_attention_with_a_memory_matches_float64(op, (5, 13), 3, 40, 4)
+lucidrains.test_native_executor_is_the_network("whole vectors", (8, 12))
 for precision in ("fast", "bfloat16"):
     engine.test_native_does_not_depend_on_batch_or_threads("iddpm", precision)
 half = load("engine/test_bfloat16")
@@ -127,6 +133,7 @@ import hashlib
 import torch
 import fastdiff as fd
 from fastdiff import ops, samplers
+from fastdiff.nets.lucidrains import Unet
 torch.set_num_threads(1)
 torch.manual_seed(0)
 
@@ -163,6 +170,8 @@ for change in ({}, {"num_heads": 1, "resblock_updown": True, "scale_shift_norm":
             parameter.add_(0.05 * torch.randn_like(parameter))
     table = samplers.dpmpp_sde(diffusion, 6)
     show("images", fd.sample(unet, table, shape=(3, 3, 16, 16), seed=3, runner="native", progress=False))
+net = Unet(dim=32, dim_mults=(1, 2), attn_dim_head=20).eval()
+show("lucidrains", fd.sample(net, table, shape=(3, 3, 16, 16), seed=3, runner="native", progress=False))
 """
 
 
@@ -173,5 +182,5 @@ def test_avx2_and_avx512_have_the_same_bits():
         if "must be one of" in done.stderr:
             pytest.skip("this processor does not run both")
         assert done.returncode == 0, done.stderr[-3000:]
-    assert found[0].stdout.count("\n") == 8
+    assert found[0].stdout.count("\n") == 9
     assert found[0].stdout == found[1].stdout

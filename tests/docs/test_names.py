@@ -57,7 +57,7 @@ def resolve(dotted):
 def dotted_names(text):
     """fd.X and fastdiff.X, with what follows; not torch.ops.fastdiff, and no file's name."""
     found = re.findall(r"(?<![\w./-])((?:fd|fastdiff)(?:\.[A-Za-z_]\w*)+)(?![\w/-])", text)
-    return sorted({name for name in found if not name.endswith((".py", ".yaml", ".json"))})
+    return sorted({name for name in found if not name.endswith((".py", ".yaml", ".json", ".h"))})
 
 
 @pages

@@ -13,6 +13,7 @@ import torch
 import fastdiff as fd
 from fastdiff.engine import Buffer, Instruction, choose, native, profile
 from fastdiff.engine.bfloat16 import in_bfloat16 as plan_in_bfloat16
+from fastdiff.engine.pack import CODE_FIELDS
 from support.engine_instructions import CONVOLUTIONS, convolution, run_one
 from support.engine_networks import CONFIGS, double, in_bfloat16, inputs, network, relative
 from support.tolerances import BFLOAT16_FACTOR, BFLOAT16_INSTRUCTION, ENGINE_INSTRUCTION
@@ -70,7 +71,7 @@ def test_attention_with_keys_of_its_own_in_bfloat16_is_near_float64(tokens, widt
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-@pytest.mark.parametrize("size", [(16, 16), (8, 24), (4, 4), (20, 12)], ids=str)
+@pytest.mark.parametrize("size", [(8, 24), (20, 12)], ids=str)
 def test_bfloat16_is_as_near_to_float64_as_pytorchs(case, size):
     net = network(case)
     x, t, y = inputs(net, 3, *size)
@@ -105,7 +106,14 @@ def test_plan_in_bfloat16_leaves_layers_of_few_channels():
 
 @pytest.mark.parametrize(
     ("channels", "side", "algorithm"),
-    [(64, 4, "winograd4"), (64, 2, "direct"), (256, 4, "direct"), (256, 8, "winograd2"), (256, 16, "winograd4")],
+    [
+        (64, 4, "winograd2"),
+        (64, 2, "direct"),
+        (64, 16, "winograd4"),
+        (256, 4, "direct"),
+        (256, 8, "winograd2"),
+        (256, 16, "winograd4"),
+    ],
 )
 def test_algorithm_in_bfloat16_follows_from_the_shape(channels, side, algorithm):
     unet = fd.UNet(fd.UNetConfig(image_size=side, channels=channels, channel_mult=(1,), attention_resolutions=()))
@@ -211,3 +219,19 @@ def test_a_processor_without_such_products_is_said_once():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.startswith("1 this processor has no products of bfloat16 numbers"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"), [(0, "scratch is for fewer|outside of the arena"), (2, "do not fit together")]
+)
+def test_a_plan_of_another_type_than_its_weights_is_refused(pairs, message):
+    compiled = fd.compile(network("ho"), precision="bfloat16")
+    x, t, _ = inputs(compiled.unet)
+    x = x.contiguous(memory_format=torch.channels_last)
+    prepared = compiled.prepare(len(x), 16, 16)
+    code = prepared.code.clone()
+    code[:, CODE_FIELDS.index("pairs")] = pairs
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastdiff.plan_forward(
+            x, code, compiled.weights(16, 16), compiled.times(t), *prepared.memory, torch.empty_like(x)
+        )

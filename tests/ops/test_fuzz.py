@@ -12,7 +12,9 @@ import torch
 
 import fastdiff as fd
 import fastdiff.engine.schemas
+import fastdiff.nets.training_pass
 from fastdiff import ops
+from fastdiff.nets.training_lowering import lower_training, planned_parameters
 from fastdiff.process.table import CoefficientTable
 from support.op_cases import full_table
 
@@ -237,7 +239,9 @@ def compiled():
         image_size=8, in_channels=2, out_channels=2, channels=16, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
         attention_resolutions=(4,), num_heads=2, dropout=0.0,
     )  # fmt: skip
-    return fd.compile(fd.UNet(config).eval())
+    network = fd.compile(fd.UNet(config).eval())
+    network.training = lower_training(network.unet, 8, 8)
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +271,19 @@ def plan_scratch(m, network):
     return [p.code, 2, p.part, p.lanes]
 
 
-PLANS = {f.__name__: f for f in (plan_forward, plan_sample, plan_scratch)}
+def training_run(m, network):
+    m.layout = "nhwc"
+    plan, batch = network.training, m.size(1, 3)
+    parameters = [m.place(p.detach()) for p in planned_parameters(network.unet)]
+    gradients = [m.floats(*p.shape) for p in parameters]
+    code = torch.cat([plan.forward, plan.backward])
+    seeds = indices(m, 5, 10**6)
+    arena = torch.zeros(plan.floats * batch)
+    return [code, parameters, gradients, arena, batch, seeds, torch.arange(batch), 3]
+
+
+PLANS = {f.__name__: f for f in (plan_forward, plan_sample, plan_scratch, training_run)}
+CODE = {"plan_scratch": 0, "training_run": 0}
 BUILDERS = {
     f.__name__: f
     for f in (
@@ -299,6 +315,10 @@ def altered(m, value, others):
         return pick(["", "other", "gaussian"])
     if isinstance(value, torch.dtype):
         return pick(TYPES)
+    if isinstance(value, list):
+        number = m.random.randrange(len(value))
+        other = altered(m, value[number], others)
+        return value[:-1] if other is None else [*value[:number], other, *value[number + 1 :]]
     if value is None:
         return m.floats(*pick([(1,), (2, 3), (2, 3, 4, 4)]))
     dim = m.random.randrange(value.ndim) if value.ndim else 0
@@ -372,7 +392,7 @@ def test_fuzz(name, network):
         arguments = build(m, network) if name in PLANS else build(m)
         place = m.random.randrange(len(arguments))
         if name in PLANS and m.random.random() < 0.5:
-            place = 0 if name == "plan_scratch" else 1
+            place = CODE.get(name, 1)
         try:
             changed = [*arguments]
             changed[place] = altered(m, arguments[place], arguments)

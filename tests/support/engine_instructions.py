@@ -53,6 +53,7 @@ CONVOLUTIONS = [
     (32, 70, 8, 6, 3, 2, 1, False, "direct"),
     (32, 64, 8, 6, 3, 2, 0, False, "direct"),
     (17, 33, 4, 4, 1, 1, 0, False, "direct"),
+    (1, 200, 3, 5, 1, 1, 0, False, "direct"),
     (128, 128, 3, 3, 1, 1, 0, False, "direct"),
     (20, 24, 3, 5, 3, 1, 1, True, "direct"),
 ]

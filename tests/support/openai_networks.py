@@ -171,6 +171,91 @@ class UNetModel(nn.Module):
         return self.out(self.middle_block(h, emb))
 
 
+class Up(nn.Module):
+    """OpenAI's Upsample."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Down(nn.Module):
+    """OpenAI's Downsample with a convolution."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+def whole(attention=QKVAttention, num_classes=None, use_scale_shift_norm=True, channels=16):
+    """Their UNetModel of two levels with attention at the lower one."""
+    return Whole(attention, num_classes, use_scale_shift_norm, channels)
+
+
+def super_res():
+    """Their SuperResModel, likewise."""
+    return SuperRes(QKVAttention, None, True, 16, 6)
+
+
+class Whole(nn.Module):
+    def __init__(self, attention, num_classes, use_scale_shift_norm, channels, channels_in=3):
+        super().__init__()
+        emb, wide, options = 4 * channels, 2 * channels, {"use_scale_shift_norm": use_scale_shift_norm}
+        self.model_channels, self.num_classes, self.image_size = channels, num_classes, 16
+        self.time_embed = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, emb)
+
+        def attend():
+            return AttentionBlock(wide, 2, attention(2))
+
+        def res(before, after):
+            return ResBlock(before, emb, after, **options)
+
+        blocks = (
+            [nn.Conv2d(channels_in, channels, 3, padding=1)], [res(channels, channels)], [Down(channels)],
+            [res(channels, wide), attend()],
+        )  # fmt: skip
+        self.input_blocks = nn.ModuleList(TimestepEmbedSequential(*layers) for layers in blocks)
+        self.middle_block = TimestepEmbedSequential(res(wide, wide), attend(), res(wide, wide))
+        blocks = (
+            [res(2 * wide, wide), attend()], [res(wide + channels, wide), attend(), Up(wide)],
+            [res(wide + channels, channels)], [res(2 * channels, channels)],
+        )  # fmt: skip
+        self.output_blocks = nn.ModuleList(TimestepEmbedSequential(*layers) for layers in blocks)
+        self.out = nn.Sequential(GroupNorm32(4, channels), nn.SiLU(), nn.Conv2d(channels, 3, 3, padding=1))
+
+    def forward(self, x, timesteps, y=None):
+        half = self.model_channels // 2
+        angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)[None]
+        emb = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        if self.num_classes is not None:
+            emb = emb + self.label_emb(y)
+        kept, h = [], x
+        for block in self.input_blocks:
+            h = block(h, emb)
+            kept.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, kept.pop()], dim=1), emb)
+        return self.out(h)
+
+
+class SuperRes(Whole):
+    def forward(self, x, timesteps, low_res=None, **kwargs):
+        upsampled = F.interpolate(low_res, x.shape[2:], mode="bilinear")
+        return super().forward(torch.cat([x, upsampled], dim=1), timesteps, **kwargs)
+
+
+Whole.__name__, SuperRes.__name__ = "UNetModel", "SuperResModel"
+
+
 def openai_names(config):
     """Names in the state dict of improved- and guided-diffusion's UNetModel, listed as its constructor builds it."""
 

@@ -14,8 +14,16 @@ from typing import Any
 
 from fastdiff.training.launch import Place, joined
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["fastdiff.training.trainer", "fastdiff.cli.app", "support.training_runs"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "fastdiff.training.trainer",
+        "fastdiff.cli.app",
+        "fastdiff.pipeline",
+        "fastdiff.generation.score",
+        "support.training_runs",
+    ]
+)
 
 
 @dataclass
@@ -48,8 +56,8 @@ def together(
     port = free_port()
     processes, pipes = [], []
     for rank in range(size):
-        here, there = _FORKS.Pipe(duplex=False)
-        process = _FORKS.Process(
+        here, there = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(
             target=_child, args=(there, rank, size, port, work, arguments, wait_seconds, join), daemon=True
         )
         process.start()

@@ -40,6 +40,9 @@ BFLOAT16_FACTOR = 2.0
 # A 3x3 convolution of training and its gradients against float64, over the largest value; the same digit of Winograd's,
 # and sums over up to 2,300 products.
 WINOGRAD = 3e-5
+# Gradients of a whole small network in training against float64, over the largest value of each: twenty convolutions
+# and as many norms one behind the other, forth and back.
+TRAINING_NETWORK = 1e-4
 # A whole small float32 network against a peer's of the same weights: the convolutions and norms sum in other orders.
 PEER_NETWORK = 1e-5
 # A fitted order of convergence: how far the slope may be from theory.

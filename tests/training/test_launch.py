@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -154,3 +155,38 @@ def exchange(rank: int) -> Any:
 def test_joined_processes_reach_each_other() -> None:
     outcomes = together(2, exchange)
     assert [outcome.value for outcome in outcomes] == [(3.0, "gloo", "0"), (3.0, "gloo", "1")]
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_process_that_fails_before_it_joins_is_heard_at_once(fails: int) -> None:
+    port, said = free_port(), [""] * 2
+
+    def come(rank: int) -> None:
+        given = variables(rank, 2, port)
+        try:
+            if rank == fails:
+                with launch.telling(given):
+                    raise ValueError("there is no such folder")
+            with joined(Place(rank, 2), "cpu", 60, given):
+                pass
+        except (ValueError, RuntimeError) as error:
+            said[rank] = f"{type(error).__name__}: {error}"
+
+    started = time.monotonic()
+    threads = [threading.Thread(target=come, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - started < 20
+    assert said[fails] == "ValueError: there is no such folder"
+    heard = f"RuntimeError: rank {fails} ended before it joined the others: there is no such folder"
+    assert said[1 - fails] == heard
+
+
+def test_a_process_that_fails_alone_or_under_torchrun_tells_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_tell", lambda *_: pytest.fail("told"))
+    torchrun = variables(0, 2, 1) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for given in ({}, torchrun):
+        with pytest.raises(KeyError), launch.telling(given):
+            raise KeyError("x")

@@ -33,6 +33,8 @@ from fastdiff.compat.guided_diffusion.nn import (
     zero_module,
 )
 from fastdiff.convert.layouts import Entry, layout_entries
+from fastdiff.engine.families import register_alike
+from fastdiff.engine.lower import computes_as
 from fastdiff.nets import unet as networks
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.unet import UNet
@@ -239,6 +241,11 @@ class SuperResModel(UNetModel):
             raise ValueError("a super-resolution network needs low_res, the small images")
         large = F.interpolate(low_res, x.shape[2:], mode="bilinear")
         return super().forward(torch.cat([x, large.to(x.dtype)], dim=1), timesteps, y)
+
+
+computes_as(_Block, networks.Block)
+register_alike(UNetModel)
+register_alike(SuperResModel, low_res=True)
 
 
 class AttentionPool2d(nn.Module):

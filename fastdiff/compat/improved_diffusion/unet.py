@@ -19,6 +19,7 @@ from fastdiff.compat.guided_diffusion.layers import (
     TimestepEmbedSequential,
     Upsample,
 )
+from fastdiff.engine.families import register_alike
 
 __all__ = [
     "AttentionBlock",
@@ -150,6 +151,10 @@ class SuperResModel(UNetModel):
     ) -> dict[str, Any]:
         """As `UNetModel.get_feature_vectors`, with the small images [B, C, h, w]."""
         return super().get_feature_vectors(_with_low_res(x, low_res), timesteps, y)
+
+
+register_alike(UNetModel)
+register_alike(SuperResModel, low_res=True)
 
 
 class QKVAttention(torch.nn.Module):

@@ -149,10 +149,14 @@ def test_fused_unet_wraps_a_fastdiff_model():
     assert images(pipe).shape == (2, 8, 8, 3)
 
 
-def test_accelerate_of_networks_says_what_pipelines_take(unet):
+def test_accelerate_of_networks_takes_a_pipelines(unet):
+    unet = copy.deepcopy(unet)
     pipe = pipeline("DDPM", unet, diffusers.DDPMScheduler())
-    with pytest.raises(TypeError, match=r"give its network, \.unet, .*fastdiff\.compat\.diffusers\.accelerate"):
-        fd.accelerate(pipe)
+    expected = images(pipe)
+    report = fd.accelerate(pipe)
+    assert report.replaced[0].what.startswith("the whole network in the engine")
+    assert pipe.unet is unet
+    np.testing.assert_allclose(images(pipe), expected, atol=SAME_NETWORK)
 
 
 def test_accelerate_refuses_what_it_has_no_fused_form_of(unet):

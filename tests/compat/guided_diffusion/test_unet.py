@@ -256,3 +256,50 @@ def test_a_seed_gives_the_network_that_it_gives_there(name):
     torch.manual_seed(0)
     kind(**settings, attention_resolutions=(2,), channel_mult=(1, 2), **options)
     assert torch.equal(torch.rand(1), follows)
+
+
+@pytest.mark.parametrize("flags", [{}, {"class_cond": True, "resblock_updown": True, "use_new_attention_order": True}])
+def test_unet_model_runs_in_the_engine(flags):
+    model, _ = tiny_model(**flags)
+    x, t = torch.randn(2, 3, 32, 32), torch.tensor([7, 900])
+    y = torch.tensor([3, 1]) if flags else None
+    with torch.no_grad():
+        expected = model(x, t, y)
+    compiled = fd.compile(model)
+    assert (compiled(x, t, y) - expected).abs().max() < FLOAT32_DEEP * expected.abs().max()
+    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(50)), 2)
+    options = {"shape": (2, 3, 32, 32), "progress": False, "model_kwargs": {"y": y} if flags else None}
+    native, auto = (fd.sample(model, table, runner=runner, **options) for runner in ("native", "auto"))
+    assert torch.equal(native, auto)
+
+
+def test_super_res_model_runs_in_the_engine(monkeypatch):
+    """Row by row, since it is given the small images as well."""
+    settings = {"num_res_blocks": 1, "attention_resolutions": {2}, "channel_mult": (1, 2)}
+    model = shaken(unet.SuperResModel(16, 3, 32, 3, **settings).eval(), 0.05)
+    x, small, t = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 4, 4), torch.tensor([7, 900])
+    with torch.no_grad():
+        expected = model(x, t, small)
+    compiled = fd.compile(model)
+    assert (compiled(x, t, low_res=small) - expected).abs().max() < FLOAT32_DEEP * expected.abs().max()
+    with pytest.raises(ValueError, match="needs low_res"):
+        compiled(x, t)
+    table = fd.samplers.ddim(fd.Diffusion(fd.NoiseSchedule.cosine(50)), 2)
+    options = {"shape": (2, 3, 16, 16), "progress": False, "model_kwargs": {"low_res": small}}
+    eager = fd.sample(model, table, runner="eager", **options)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the module was called")
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", refuse)
+    found = fd.sample(model, table, **options)
+    assert (found - eager).abs().max() < FLOAT32_DEEP * eager.abs().max()
+    with pytest.raises(ValueError, match="given more than the state"):
+        fd.sample(model, table, runner="native", **options)
+
+
+def test_a_subclass_of_unet_model_is_refused_by_the_engine():
+    model, _ = tiny_model()
+    model.__class__ = type("Changed", (unet.UNetModel,), {})
+    with pytest.raises(ValueError, match="got Changed"):
+        fd.compile(model)

@@ -21,6 +21,12 @@ class Pool {
 
   void run(int64_t begin, int64_t end, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
+  int64_t threads() const { return static_cast<int64_t>(helpers_.size()) + 1; }
+
+  // Runs the loop in the pool that the calling thread uses; false where it uses none.
+  static bool run_in_current(int64_t begin, int64_t end, int64_t grain,
+                             const std::function<void(int64_t, int64_t)>& body);
+
   // The pool of the loops that the calling thread starts (`parallel_for`), while it lives.
   class Use {
    public:

@@ -8,7 +8,6 @@
 #include <thread>
 
 #include "rounding.h"
-#include "threads.h"
 
 namespace fastdiff {
 
@@ -96,20 +95,19 @@ void Pool::help() {
   }
 }
 
-Pool::Use::Use(Pool& pool) { current = &pool; }
-
-Pool::Use::~Use() { current = nullptr; }
-
-void parallel_for(int64_t begin, int64_t end, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+bool Pool::run_in_current(int64_t begin, int64_t end, int64_t grain,
+                          const std::function<void(int64_t, int64_t)>& body) {
   Pool* pool = current;
-  if (pool == nullptr) {
-    if (begin < end) body(begin, end);
-    return;
-  }
+  if (pool == nullptr) return false;
   // A loop within a range would be one thread's.
   current = nullptr;
   pool->run(begin, end, grain, body);
   current = pool;
+  return true;
 }
+
+Pool::Use::Use(Pool& pool) { current = &pool; }
+
+Pool::Use::~Use() { current = nullptr; }
 
 }  // namespace fastdiff

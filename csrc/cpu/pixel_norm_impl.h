@@ -1,0 +1,42 @@
+// The plan's norm of each pixel over its channels.
+#pragma once
+
+#include <cstdint>
+
+#include "images_impl.h"
+#include "instructions.h"
+#include "vec_impl.h"
+
+namespace fastdiff::FD_VARIANT {
+
+// A row of act(x / |x| * gain * (1 + scale) + shift) + residual, |x| over the channels of a pixel. Source, target and
+// residual: [H, W, C]; gain: [C]; scale and shift: [2, C] of the time, or none; factors: room for [C].
+static void pixel_norm_row(const Work& w, int64_t unit, float* factors) {
+  const Instruction& i = w.i;
+  const int64_t sample = unit / i.height, channels = i.channels, size = i.height * i.width * channels;
+  const int64_t start = unit % i.height * i.width * channels;
+  const float* from = at(w, i.source, sample, size) + start;
+  const float* residual = i.residual < 0 ? nullptr : at(w, i.residual, sample, size) + start;
+  float* to = at(w, i.target, sample, size) + start;
+  const float *gain = w.weights + i.weight, *time = i.time < 0 ? nullptr : time_of(w, sample);
+  for (int64_t c = 0; c < channels; ++c) factors[c] = time == nullptr ? gain[c] : gain[c] * (1.0f + time[c]);
+  for (int64_t x = 0; x < i.width; ++x, from += channels, to += channels) {
+    f32x16 sums = {};
+    for (int64_t c = 0; c < channels; c += 16) {
+      const f32x16 v = load_some(from + c, channels - c);
+      sums += v * v;
+    }
+    const float length = __builtin_sqrtf(sum_of<1>({sums})), inverse = 1.0f / (length > 1e-12f ? length : 1e-12f);
+    for (int64_t c = 0; c < channels; c += 16) {
+      const int64_t count = channels - c;
+      f32x16 v = load_some(from + c, count) * inverse * load_some(factors + c, count);
+      if (time != nullptr) v += load_some(time + channels + c, count);
+      if (i.act) v = silu_v(v);
+      if (residual != nullptr) v += load_some(residual + c, count);
+      store_some(to + c, v, count);
+    }
+    if (residual != nullptr) residual += channels;
+  }
+}
+
+}  // namespace fastdiff::FD_VARIANT

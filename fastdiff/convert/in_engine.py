@@ -1,0 +1,168 @@
+"""A live network of another project whose evaluations run in the engine, wherever a call of it can."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.convert.foreign import Call, foreign_of
+from fastdiff.engine.families import family_of
+from fastdiff.engine.native import NativeNetwork
+from fastdiff.engine.watch import Watch
+from fastdiff.nets.fused_modules import Fused, own_class
+
+__all__ = ["InEngine", "engine_of", "forget"]
+
+# A whole float32 network by two executors, over the largest value of its output.
+TOLERANCE = 1e-4
+# Evaluations with the same weights before they are packed anew: a network that is trained meanwhile is not packed at
+# each look at it.
+PATIENCE = 2
+
+
+class _Engine:
+    """A network in the engine, made anew where its module has changed.
+
+    Attributes:
+        network: What runs, or None.
+        obstacle: Why it does not.
+    """
+
+    def __init__(self) -> None:
+        self.network: NativeNetwork | None = None
+        self.obstacle: str | None = None
+        self._watch = Watch()
+        self._processors: list[tuple[Any, type]] = []
+        self._dropouts: list[Any] = []
+        self._seen = 0
+
+    def look(self, module: nn.Module, *, patience: int = PATIENCE) -> None:
+        """Compare the module with what runs, and make that anew once the same was seen often enough."""
+        if (strange := _strange(module)) is not None:
+            self._watch.forget()
+            self.network, self.obstacle = None, strange
+            return
+        change = self._watch.look(module)
+        if change != "nothing" or any(type(attention.processor) is not kind for attention, kind in self._processors):
+            self.network, self.obstacle, self._seen = None, "its weights have just changed", 0
+            self._watch.remember(module)
+            self._processors = [(m, type(m.processor)) for m in module.modules() if hasattr(m, "processor")]
+            self._dropouts = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+        if self.network is None and self._seen <= patience:
+            if self._seen == patience:
+                self._make(module)
+            self._seen += 1
+
+    def _make(self, module: nn.Module) -> None:
+        self.obstacle = _obstacle(module)
+        if self.obstacle is not None:
+            return
+        foreign = foreign_of(module)
+        assert foreign is not None
+        try:
+            own = foreign.to_own(module)
+            network = NativeNetwork(own)
+        except (ValueError, RuntimeError, AttributeError) as error:
+            # Whatever a class of the same name lacks.
+            self.obstacle = str(error).splitlines()[0]
+            return
+        if not (apart := _difference(module, network, own)) <= TOLERANCE:
+            self.obstacle = f"it computes something else: the engine differs by {apart:.1e} of the largest value"
+            return
+        self.network = network
+
+    def is_training(self) -> bool:
+        """Whether a dropout is at work."""
+        return any(dropout.training for dropout in self._dropouts)
+
+
+def _obstacle(module: nn.Module) -> str | None:
+    for name, part in module.named_modules():
+        if name and (part._forward_hooks or part._forward_pre_hooks):
+            return f"the engine does not call hooks, and {name} has one"
+        if "forward" in part.__dict__:
+            return f"the forward of {name or 'the network'} was replaced"
+        if isinstance(part, torch.jit.ScriptModule):
+            return f"{name or 'the network'} is TorchScript"
+    return None
+
+
+def _strange(module: nn.Module) -> str | None:
+    """What is neither float32 nor on the CPU."""
+    for parameter in module.parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            return f"the engine runs float32 networks on the CPU, and this has {parameter.dtype} on {parameter.device}"
+    return None
+
+
+def _difference(module: nn.Module, network: NativeNetwork, own: Any) -> float:
+    """How far the engine's output is from the module's own on small random images, over the largest value."""
+    family, generator = family_of(own), torch.Generator().manual_seed(0)
+    divisor = int(getattr(own, "downsample_factor", 0) or own.config.size_divisor)
+    x = torch.randn(2, family.channels(own)[0], 2 * divisor, 2 * divisor, generator=generator)
+    classes = getattr(getattr(own, "config", None), "num_classes", None)
+    foreign = foreign_of(module)
+    assert foreign is not None
+    labels = None if classes is None else torch.tensor([0, classes - 1])
+    given, options = foreign.example(x, torch.tensor([1, 500]), labels)
+    call = foreign.call(module, given, options)
+    assert call is not None
+    with torch.no_grad():
+        expected = own_class(module).forward(module, *given, **options)
+        expected = expected if isinstance(expected, Tensor) else expected[0]
+        found = network(call.x, call.t, call.y, **call.extras)
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+_engines: weakref.WeakKeyDictionary[nn.Module, _Engine] = weakref.WeakKeyDictionary()
+
+
+def engine_of(module: nn.Module) -> _Engine:
+    """The engine of a module, kept as long as the module."""
+    if module not in _engines:
+        _engines[module] = _Engine()
+    return _engines[module]
+
+
+def forget(module: nn.Module) -> None:
+    """Let the engine of a module go."""
+    _engines.pop(module, None)
+
+
+class InEngine(Fused):
+    """A whole network. In eval mode, without gradients, in float32 on the CPU, the engine evaluates it.
+
+    Anything else, and a network with a hook inside or a part that the engine has no instruction for, is its own
+    class's, with what is fused in it.
+    """
+
+    what = "the whole network in the engine, without gradients"
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """As its own class's."""
+        call = self._engine_call(args, options)
+        if call is not None:
+            engine = engine_of(self)
+            engine.look(self)
+            if engine.network is not None and not engine.is_training():
+                try:
+                    output = engine.network.evaluate(call.x, call.t, call.y, **call.extras)
+                except ValueError:
+                    # A size or a label that does not fit, of which its own class has something to say.
+                    return self.own.forward(self, *args, **options)
+                # In the layout that its own class would give.
+                return call.wrap(output.contiguous() if call.x.is_contiguous() else output)
+        return self.own.forward(self, *args, **options)
+
+    def _engine_call(self, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training:
+            return None
+        if torch.is_autocast_enabled("cpu"):
+            return None
+        foreign = foreign_of(self)
+        return None if foreign is None else foreign.call(self, args, options)
