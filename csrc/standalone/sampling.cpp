@@ -88,7 +88,6 @@ class Prepared {
       scratch_count_ = std::max(
           scratch_count_, scratch_of({scaled.data(), code_.length}, batch, share.part, share.lanes, threads_).total());
     }
-    arena_count_ = arena;
     arena_place_ = block.reserve(arena);
     scratch_place_ = block.reserve(scratch_count_);
   }
@@ -138,7 +137,7 @@ class Prepared {
   int64_t times_width_, threads_;
   int64_t lane_samples_ = 0;
   bool lane_few_ = false;
-  int64_t arena_count_ = 0, arena_place_ = 0, scratch_count_ = 0, scratch_place_ = 0;
+  int64_t arena_place_ = 0, scratch_count_ = 0, scratch_place_ = 0;
   int64_t batch_ = 0;
   std::vector<Instruction> instructions_;
   Program program_ = {};

@@ -99,8 +99,8 @@ def compare(
         there = own if held is None else held
         check_sets([drawn(draw, table, ids, shape, str(model))], there, network, asked)
         measured = there if isinstance(there, Gaussian) else measure(there, network, asked, told("reference"))
-        error = _eps_error(pipe, seed, draw, told("statistics")) if optimal else None
-        tried = candidates(pipe.diffusion, names, counts, error)
+        eps_error = _eps_error(pipe, seed, draw, told("statistics")) if optimal else None
+        tried = candidates(pipe.diffusion, names, counts, eps_error)
         limits = [Candidate(f"{LONG_RUN}, long", table)] if held is None else []
         trials = compare_samplers(
             [*tried, *limits], draw, ids, measured, network, asked, shape, progress=told("samples")

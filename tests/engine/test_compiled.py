@@ -43,8 +43,8 @@ def test_network_on_a_gpu_is_compiled_for_that(monkeypatch):
 @pytest.mark.parametrize("size", [0.5, "16", (16, 16, 16), True])
 def test_size_that_is_none_is_refused(size):
     with pytest.raises(ValueError, match="size must be one whole number, or two"):
-        compiled._checked_size(size, 16)
-    assert compiled._checked_size(torch.tensor(8), 16) == (8, 8)
+        compiled.checked_size(size, (16, 16))
+    assert compiled.checked_size(torch.tensor(8), (16, 16)) == (8, 8)
 
 
 @needs_extension

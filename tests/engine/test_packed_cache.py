@@ -48,9 +48,10 @@ def test_packed_weights_are_found_again(by_name, tmp_path, packings, monkeypatch
         net.conv_out.bias[0] += 1
     fd.compile(net, **options)(x, t, y)
     fd.compile(net, precision="strict", **options)(x, t, y)
+    fd.compile(net, precision="bfloat16", **options)(x, t, y)
     fd.compile(net, memory="low", **options)(x, t, y)
-    assert len(packings) == 4
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(packings) == 5
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "long", "empty", "header"])
