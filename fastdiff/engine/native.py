@@ -440,7 +440,7 @@ def has_bfloat16_products() -> bool:
 def _say_that_bfloat16_is_widened() -> None:
     warnings.warn(
         "this processor has no products of bfloat16 numbers (AVX512-BF16): weights are stored in 16 bits and widened "
-        "to float32 for each product, which halves their memory and not the time that precision 'fast' takes",
+        "to float32 for each product, which halves their memory and makes no product faster than precision 'fast'",
         RuntimeWarning,
         stacklevel=4,
     )
