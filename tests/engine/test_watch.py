@@ -1,6 +1,8 @@
 """A compiled network notices every change of the network, and names what it cannot run."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 import fastdiff as fd
 from fastdiff.engine import Unsupported
+from fastdiff.engine.watch import Watch
 from support.engine_networks import inputs, network, relative
 from support.tolerances import ENGINE_NETWORK, FLOAT32_RUN
 
@@ -143,6 +146,28 @@ def test_native_keeps_its_weights_when_an_attribute_is_added():
     net.middle_block[0].note = "an attribute that no instruction reads"
     compiled(x, t)
     assert compiled.weights(16, 16) is packed
+
+
+def test_a_hook_that_moves_to_another_module_is_noticed():
+    net = network("ho")
+    x, t, _ = inputs(net)
+    watch = Watch()
+    hook = net.conv_out.register_forward_hook(lambda *_: None)
+    watch.remember(net)
+    assert watch.look(net) == "nothing"
+    hook.remove()
+    net.norm_out.register_forward_hook(lambda *_: None)
+    assert watch.look(net) == "structure"
+
+
+def test_a_watch_does_not_keep_its_network():
+    net = network("ho")
+    watch = Watch()
+    watch.remember(net)
+    seen = weakref.ref(net)
+    del net
+    gc.collect()
+    assert seen() is None
 
 
 def test_sample_sees_single_numbers_that_no_version_counts():
