@@ -150,7 +150,6 @@ def test_native_keeps_its_weights_when_an_attribute_is_added():
 
 def test_a_hook_that_moves_to_another_module_is_noticed():
     net = network("ho")
-    x, t, _ = inputs(net)
     watch = Watch()
     hook = net.conv_out.register_forward_hook(lambda *_: None)
     watch.remember(net)
