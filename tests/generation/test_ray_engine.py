@@ -10,24 +10,17 @@ import time
 import psutil
 import pytest
 
-import fastdiff as fd
-from fastdiff.generation.generate import Request, Samples, generate
+from fastdiff.generation.generate import Request, generate
 from fastdiff.generation.ray_engine import run_by_ray
 from fastdiff.generation.shards import Shard
+from support import jobs
+from support.jobs import contents
 
 pytest.importorskip("ray.data", reason="the extra [ray] is not installed")
 
 # More of them by this variable: the proof in CI is short.
 KILLS = max(1, int(os.environ.get("FASTDIFF_KILLS", "2")) // 10)
 REQUEST = Request(60 * KILLS, steps=2, seed=5, part_size=5)
-
-
-def samples(model, request):
-    return Samples.of(fd.Pipeline.from_pretrained(model), request)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted((folder / "parts").glob("*.npz"))}
 
 
 def kill_workers(folder, num, found):
@@ -50,12 +43,15 @@ def kill_workers(folder, num, found):
 
 
 def test_a_lost_worker_loses_no_id_and_doubles_none(model, tmp_path):
-    work, folder = samples(model, REQUEST), tmp_path / "ray"
+    # Ray's workers do not find what tests share.
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    cloudpickle.register_pickle_by_value(jobs)
+    work, folder = jobs.samples(model, REQUEST), tmp_path / "ray"
     killed: list[int] = []
     killer = threading.Thread(target=kill_workers, args=(folder, KILLS, killed), daemon=True)
     killer.start()
     told = []
-    load = functools.partial(samples, str(model), REQUEST)
+    load = functools.partial(jobs.samples, str(model), REQUEST)
     done = run_by_ray(work, load, folder, workers=2, progress=lambda *both: told.append(both))
     assert killed, "no worker of Ray's was found"
     assert len(done.done()) == len(done.job) == 12 * KILLS
@@ -69,7 +65,7 @@ def test_a_lost_worker_loses_no_id_and_doubles_none(model, tmp_path):
 
 
 def test_another_job_is_refused_before_ray_starts(model, tmp_path):
-    generate(samples(model, REQUEST).model, tmp_path, REQUEST, shard=Shard(0, 12 * KILLS))
-    other = samples(model, dataclasses.replace(REQUEST, seed=6))
+    generate(jobs.samples(model, REQUEST).model, tmp_path, REQUEST, shard=Shard(0, 12 * KILLS))
+    other = jobs.samples(model, dataclasses.replace(REQUEST, seed=6))
     with pytest.raises(ValueError, match="seed: 5 in the folder, 6 now"):
         run_by_ray(other, lambda: other, tmp_path)

@@ -7,43 +7,15 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
-import fastdiff as fd
-from fastdiff.data import DataScaling, ImageData
-from fastdiff.generation.generate import Request, generate
-from fastdiff.generation.score import ScoreRequest, score
+from fastdiff.generation.generate import generate
 from fastdiff.generation.shards import Shard
-from support.jobs import contents
+from support.jobs import REQUEST, contents, make, work
 from support.processes import FORKS
 
-REQUEST = Request(23, steps=2, seed=5, part_size=5)
 ALL = Shard()
 # More of them by this variable: the proof in CI is short.
 KILLS = int(os.environ.get("FASTDIFF_KILLS", "2"))
-
-PICTURES = 21
-
-
-def pictures():
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randint(0, 256, (PICTURES, 1, 8, 8), generator=generator).to(torch.uint8)
-    return ImageData(values, None, DataScaling(256), "pictures")
-
-
-def make(kind, pipe, folder, shard, num=60, format="npz"):
-    """The parts of a shard: of samples, or of scores."""
-    if kind == "score":
-        return score(pipe, pictures(), folder, ScoreRequest(seed=5, part_size=3), shard=shard, batch_size=2)
-    return generate(pipe, folder, dataclasses.replace(REQUEST, num=num, format=format), shard=shard)
-
-
-def work(pipe, kind, model, folder, shard, num, format):
-    torch.set_num_threads(1)
-    network = fd.Pipeline.from_pretrained(model)
-    pipe.send(None)
-    pipe.recv()
-    make(kind, network, folder, shard, num, format)
 
 
 def children(model, folder, shards, *, kind="generate", num=60, format="npz"):
