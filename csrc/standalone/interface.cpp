@@ -38,6 +38,7 @@ template <typename F> int guarded(int otherwise, const F& work) {
       return otherwise;
     }
   } catch (...) {
+    // There was no memory for the words either.
     return FASTDIFF_NO_MEMORY;
   }
 }

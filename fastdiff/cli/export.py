@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from fastdiff.cli.options import ModelArgument, WeightsOption, blaming, key_values, load_pipeline
+from fastdiff.cli.options import (
+    ModelArgument,
+    SamplerOptions,
+    StepsOption,
+    TableOption,
+    WeightsOption,
+    blaming,
+    key_values,
+    load_pipeline,
+)
 from fastdiff.cli.output import check_writable
 from fastdiff.process.checks import shown
 
@@ -18,16 +27,9 @@ def export(
     model: ModelArgument,
     target: Annotated[Path, typer.Argument(help="The file to write.")],
     sampler: Annotated[str | None, typer.Option(help="`fastdiff info samplers` lists them; ddim, if left out.")] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Network evaluations; if left out, all timesteps for ddpm, at most 50 for others."),
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", help="Of the sampler, as name=value: eta=0.5. May be repeated.")
-    ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="A table of coefficients (.json, `CoefficientTable.to_json`) as the sampler.")
-    ] = None,
+    steps: StepsOption = None,
+    option: SamplerOptions = None,
+    table: TableOption = None,
     size: Annotated[
         str | None, typer.Option(help="Of the images, as 64 or 64x48 (height x width); the model's, if left out.")
     ] = None,

@@ -12,6 +12,9 @@ import typer
 from fastdiff.cli.options import (
     DeviceOption,
     ModelArgument,
+    SamplerOptions,
+    StepsOption,
+    TableOption,
     ThreadsOption,
     WeightsOption,
     blaming,
@@ -58,16 +61,9 @@ def generate(
     out: Annotated[Path, typer.Argument(help="The job's folder; the same command goes on with what is missing in it.")],
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many images.")],
     sampler: Annotated[str, typer.Option(help="`fastdiff info samplers` lists them.")] = "ddim",
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Network evaluations; if left out, all timesteps for ddpm, at most 50 for others."),
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", help="Of the sampler, as name=value: eta=0.5. May be repeated.")
-    ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="A table of coefficients (.json, `CoefficientTable.to_json`) as the sampler.")
-    ] = None,
+    steps: StepsOption = None,
+    option: SamplerOptions = None,
+    table: TableOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a seed is the same in any job.")] = 0,
     labels: Annotated[
         str | None,

@@ -23,6 +23,9 @@ __all__ = [
     "Command",
     "DeviceOption",
     "ModelArgument",
+    "SamplerOptions",
+    "StepsOption",
+    "TableOption",
     "ThreadsOption",
     "UsageFault",
     "WeightsOption",
@@ -105,6 +108,16 @@ ThreadsOption = Annotated[
     typer.Option(
         min=1, callback=_set_threads, help="Of the CPU; all of them, or what a container grants, if left out."
     ),
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(help="Network evaluations; if left out, all timesteps for ddpm, at most 50 for others."),
+]
+SamplerOptions = Annotated[
+    list[str] | None, typer.Option("--option", help="Of the sampler, as name=value: eta=0.5. May be repeated.")
+]
+TableOption = Annotated[
+    Path | None, typer.Option(help="A table of coefficients (.json, `CoefficientTable.to_json`) as the sampler.")
 ]
 ModelArgument = Annotated[Path, typer.Argument(help="A model folder, or the folder of a training run.")]
 WeightsOption = Annotated[

@@ -13,6 +13,9 @@ import typer
 from fastdiff.cli.options import (
     DeviceOption,
     ModelArgument,
+    SamplerOptions,
+    StepsOption,
+    TableOption,
     ThreadsOption,
     WeightsOption,
     blaming,
@@ -41,16 +44,9 @@ def sample(
         int | None, typer.Option("--num", "-n", min=1, help="How many images; 64, or one per seed, if left out.")
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="`fastdiff info samplers` lists them; ddim, if left out.")] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Network evaluations; if left out, all timesteps for ddpm, at most 50 for others."),
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", help="Of the sampler, as name=value: eta=0.5. May be repeated.")
-    ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="A table of coefficients (.json, `CoefficientTable.to_json`) as the sampler.")
-    ] = None,
+    steps: StepsOption = None,
+    option: SamplerOptions = None,
+    table: TableOption = None,
     out: Annotated[
         Path,
         typer.Option(
