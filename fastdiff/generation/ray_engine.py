@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,11 @@ def run_by_ray(
     # Its own account of the progress is a dozen lines every ten seconds.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    if started:
-        ray.init(num_cpus=count + _BESIDE, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # Ray takes SIGTERM and keeps it after its end; it was the program's.
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        if started:
+            ray.init(num_cpus=count + _BESIDE, include_dashboard=False, log_to_driver=False, logging_level="error")
         made = ray.data.from_items(
             [{"part": number} for number in missing], override_num_blocks=len(missing)
         ).map_batches(
@@ -120,4 +123,6 @@ def run_by_ray(
     finally:
         if started:
             ray.shutdown()
+            if before is not None and signal.getsignal(signal.SIGTERM) is not before:
+                signal.signal(signal.SIGTERM, before)
     return folder

@@ -51,8 +51,10 @@ def test_a_lost_worker_loses_no_id_and_doubles_none(model, tmp_path):
     killer = threading.Thread(target=kill_workers, args=(folder, KILLS, killed), daemon=True)
     killer.start()
     told = []
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     load = functools.partial(jobs.samples, str(model), REQUEST)
     done = run_by_ray(work, load, folder, workers=2, progress=lambda *both: told.append(both))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert killed, "no worker of Ray's was found"
     assert len(done.done()) == len(done.job) == 12 * KILLS
     assert told[-1] == (REQUEST.num, REQUEST.num)
