@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Plan
+from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Plan, PlanBuilder
 from fastdiff.nets.blocks import (
     AttentionBlock,
     Block,
@@ -140,14 +140,10 @@ def choose_algorithm(kernel: int, stride: int, channels_in: int, out: Buffer) ->
     return "winograd2"
 
 
-class _Lowering:
+class _Lowering(PlanBuilder):
     def __init__(self, unet: UNet, target: Literal["cpu", "cuda"]) -> None:
+        super().__init__(unet)
         self.unet, self.target = unet, target
-        self.names = {module: name for name, module in unet.named_modules()}
-        self.buffers: list[Buffer] = []
-        self.instructions: list[Instruction] = []
-        self.projections: list[str] = []
-        self.time_width = 0
         self.statistics: dict[int, int] = {}
 
     def run(self, height: int, width: int) -> Plan:
@@ -168,17 +164,7 @@ class _Lowering:
                 f"conv_out makes {self.buffers[output].channels} channels, and the configuration says "
                 f"{unet.config.out_channels}"
             )
-        return Plan(
-            tuple(self.buffers), tuple(self.instructions), image, output, tuple(self.projections), self.time_width
-        )
-
-    def buffer(self, height: int, width: int, channels: int) -> int:
-        self.buffers.append(Buffer(height, width, channels))
-        return len(self.buffers) - 1
-
-    def emit(self, instruction: Instruction) -> int:
-        self.instructions.append(instruction)
-        return instruction.target
+        return self.plan(image, output)
 
     def block(self, layers: nn.Module, sources: tuple[int, ...]) -> int:
         if not isinstance(layers, Block):
