@@ -134,6 +134,7 @@ def test_priority_goes_first_and_waiting_makes_up_for_it(monkeypatch):
     assert high.done()
     assert not low.done()
     monkeypatch.setattr(engine_module, "AGEING_SECONDS", 1e-9)
+    monkeypatch.setattr(engine_module, "LOOK_SECONDS", 0)
     engine.add(Request(num=2, steps=4, priority=1))
     for _ in range(8):
         engine.step()
