@@ -17,7 +17,7 @@ from fastdiff.pipeline import Pipeline
 from fastdiff.sampling.guidance import guided_output
 from fastdiff.sampling.self_conditioning import ARGUMENT, is_self_conditioned
 from fastdiff.serving.job import Chunk
-from fastdiff.serving.rows import fill_input
+from fastdiff.serving.rows import Rows
 
 __all__ = ["Evaluator"]
 
@@ -48,7 +48,7 @@ class Evaluator:
         if isinstance(self.model, NativeNetwork):
             self.model.check()
 
-    def __call__(self, chunks: Sequence[Chunk]) -> tuple[list[Tensor], bool]:
+    def __call__(self, rows: Rows) -> tuple[list[Tensor], bool]:
         """The network's output for each chunk, guided where its request is; all of one image size.
 
         Returns:
@@ -57,13 +57,14 @@ class Evaluator:
         Raises:
             ValueError: the network's output does not fit.
         """
+        chunks = rows.chunks
         shape = chunks[0].x.shape[1:]
         lengths = [len(chunk.samples) * chunk.job.cost for chunk in chunks]
         first = chunks[0].x
         x = torch.empty(
             (sum(lengths), *shape), dtype=self._dtype, device=first.device, memory_format=torch.channels_last
         )
-        fill_input(chunks, x)
+        rows.fill(x)
         times: list[float] = []
         labels: list[Tensor] = []
         are_whole = True

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastdiff.serving import Request
-from fastdiff.serving.rows import FIELDS, Places, fill_input, is_plain, step_rows
+from fastdiff.serving.rows import FIELDS, Places, Rows, is_plain
 from support.serving import chunks_of, pipeline
 
 
@@ -38,7 +38,7 @@ def test_cpp_and_the_tables_state_give_the_same_bits(learned):
         for chunks in (by_address, by_state):
             count = sum(len(chunk.samples) * chunk.job.cost for chunk in chunks)
             given = torch.full((count, 1, 8, 8), torch.nan).contiguous(memory_format=torch.channels_last)
-            fill_input(chunks, given)
+            Rows(chunks).fill(given)
             inputs.append(given)
         assert torch.equal(*inputs)
         outputs = [
@@ -48,8 +48,8 @@ def test_cpp_and_the_tables_state_give_the_same_bits(learned):
             for chunk in by_address
         ]
         wanted = [(place + row) % 2 == 0 for place in range(len(outputs))]
-        found = step_rows(by_address, outputs, wanted)
-        expected = step_rows(by_state, outputs, wanted)
+        found = Rows(by_address).step(outputs, wanted)
+        expected = Rows(by_state).step(outputs, wanted)
         for mine, theirs, is_wanted in zip(found, expected, wanted, strict=True):
             assert (mine is not None) == (theirs is not None) == is_wanted
             assert mine is None or torch.equal(mine, theirs)
@@ -70,7 +70,7 @@ def test_an_output_that_does_not_fit_leaves_all_rows_as_they_were():
         (torch.zeros(2, 1), "output must have shape"),
     ]:
         with pytest.raises(ValueError, match=message):
-            step_rows(chunks, [*outputs[:-1], bad], [False] * len(chunks))
+            Rows(chunks).step([*outputs[:-1], bad], [False] * len(chunks))
         assert all(map(torch.equal, states, (chunk.x for chunk in chunks)))
 
 
@@ -79,4 +79,4 @@ def test_only_the_engines_memory_is_named_by_address():
     assert not is_plain(torch.zeros(2, 3, 4, 4))
     assert not is_plain(torch.zeros(2, 1, 4, 4, dtype=torch.float64))
     (chunk,) = chunks_of(pipeline(), REQUESTS[2:])
-    assert Places(chunk).numel == chunk.x.numel()
+    assert dict(zip(FIELDS, Places(chunk).values.tolist(), strict=True))["samples"] == 2
