@@ -29,7 +29,7 @@ def normal_cdf(x):
 
 
 def test_edms_published_loss_of_the_exact_denoiser_is_the_simple_loss_of_f():
-    """Karras et al. (2022), eq. 2, 7 and 8, with lambda = 1 / c_out^2, for data of variance sigma_data^2: 1 everywhere."""
+    """Karras et al. (2022), eq. 2 and 8, with lambda = 1 / c_out^2, for data of variance sigma_data^2: 1."""
     diffusion = fd.Diffusion(fd.NoiseSchedule.edm(200), "F", sigma_data=0.6)
     sigma, sd = np.exp(4 * diffusion.schedule.timesteps), 0.6
     # E|D - x_0|^2 of the exact D, which is the posterior mean of a Gaussian.
