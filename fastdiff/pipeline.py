@@ -553,11 +553,27 @@ class Pipeline:
             network = compiled_or_not(self.unet, runner, precision)
         if self.extra_channels:
             network = Concatenated(network)
+        guided = self.checked_guidance(guidance, null_label)
+        return network if guided is None else ClassifierFreeGuidance(network, {"y": guided[1]}, guided[0])
+
+    def checked_guidance(self, guidance: float | None, null_label: int | str | None) -> tuple[float, int] | None:
+        """The scale of classifier-free guidance and the null class; None without guidance.
+
+        Args:
+            guidance: See `sample`.
+            null_label: See `sample`.
+
+        Warns:
+            UserWarning: the network was trained without dropping labels.
+
+        Raises:
+            ValueError: no finite number, no null class, or a null class without guidance.
+        """
         if guidance is None:
             if null_label is not None:
                 name, guided = spelt("null_label", "a null label"), advised("guidance")
                 raise ValueError(f"{name} is for guidance: give {guided} as well, or leave it out")
-            return network
+            return None
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
             raise ValueError(f"{spelt('guidance')} must be a finite number, 1 for none, got {shown(guidance)}")
         null = self.classes.null_of(null_label)
@@ -566,9 +582,9 @@ class Pipeline:
             warnings.warn(
                 f"no label was dropped in the training of this network, so its null class {null} means nothing, and "
                 "guidance leads away from noise",
-                stacklevel=3,
+                stacklevel=4,
             )
-        return ClassifierFreeGuidance(network, {"y": null}, float(guidance))
+        return float(guidance), null
 
 
 def _checked_network(unet: Any) -> Any:

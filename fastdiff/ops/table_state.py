@@ -111,6 +111,18 @@ class TableState:
             history = new_history(x, self._depth)
             self.history = history.fill_(torch.nan) if old_history is None else history.copy_(old_history)
 
+    def part(self, x: Tensor, some: slice) -> TableState:
+        """The same table in execution for some of the samples, whose states are x; what is kept of them is copied."""
+        part = TableState(self.table, gradients=self._gradients)
+        part.next = self.next
+        if self._layout is not None:
+            part.make_room(x)
+            if part.base is not None and self.base is not None:
+                part.base.copy_(self.base[some])
+            if part.history is not None and self.history is not None:
+                part.history.copy_(self.history[:, some])
+        return part
+
     def step(
         self,
         row: int | Tensor,

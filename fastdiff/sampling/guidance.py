@@ -116,7 +116,7 @@ class ClassifierFreeGuidance(Guided):
             else:
                 both[key] = _doubled(value, x.shape[0])
         conditional, unconditional = self.model(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2)
-        return _guided(x, t, conditional, unconditional, self.scale, self.interval, self.rescale)
+        return guided_output(x, t, conditional, unconditional, self.scale, self.interval, self.rescale)
 
 
 class AutoGuidance(Guided):
@@ -140,7 +140,7 @@ class AutoGuidance(Guided):
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided output [B, C or 2C, ...] for x [B, C, ...] and t [B]."""
         strong, weak = self._evaluate("model", x, t, kwargs), self.weak(x, t, **self._arguments("weak", kwargs))
-        return _guided(x, t, strong, weak, self.scale, self.interval, 0.0)
+        return guided_output(x, t, strong, weak, self.scale, self.interval, 0.0)
 
 
 class ClassifierGuidance(Guided):
@@ -204,7 +204,7 @@ class ClassifierGuidance(Guided):
         return torch.cat([guided, output[:, x.shape[1] :]], dim=1)
 
 
-def _guided(
+def guided_output(
     x: Tensor,
     t: Tensor,
     strong: Tensor,
@@ -213,6 +213,7 @@ def _guided(
     interval: tuple[float, float] | None,
     rescale: float,
 ) -> Tensor:
+    """A guided output [B, C or 2C, ...] of the stronger and the weaker one; the other arguments are the wrappers'."""
     channels = x.shape[1]
     first, base = strong[:, :channels], weak[:, :channels]
     guided = base + scale * (first - base)
