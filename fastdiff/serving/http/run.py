@@ -131,5 +131,5 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         # Python's own sentence repeats the address.
-        why = error.strerror.partition(" (")[0]
+        why = (error.strerror or str(error)).partition(" (")[0]
         raise RuntimeError(f"cannot listen at {host}, port {port}: {why}: take another") from error
