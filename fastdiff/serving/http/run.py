@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
         left = len(self.service.kept.running())
         log.info("drained" if self.was_drained else "stopped before all was done", extra={"running": left})
         # Cancels what is left, so that those who wait are told before the connections close.
-        await self.service.close()
+        await self.service.stop()
         await asyncio.gather(draining, return_exceptions=True)
 
     async def _drain(self) -> bool:
