@@ -22,9 +22,11 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -59,15 +61,18 @@ def server(preset: str, *options: str) -> Iterator[tuple[str, psutil.Process]]:
         command = [sys.executable, "-m", "fastdiff", "serve", f"{folder}/model", "--port", "0", *options]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             assert process.stdout is not None
-            address = ""
-            while not address:
-                line = process.stdout.readline()
-                if not line:
-                    raise RuntimeError("the server ended before it was ready")
-                address = next((word for word in line.split() if word.startswith("http://")), "")
             try:
+                address = ""
+                while not address:
+                    line = process.stdout.readline()
+                    if not line:
+                        raise RuntimeError("the server ended before it was ready")
+                    found = re.search(r"http://[^\s\"]+", line)
+                    address = found[0].rstrip("/") if found else ""
+                # Read on, or the server would wait for it.
+                threading.Thread(target=process.stdout.read, daemon=True).start()
                 wait_until_ready(address)
-                yield address.rstrip("/").rstrip("."), psutil.Process(process.pid)
+                yield address, psutil.Process(process.pid)
             finally:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):

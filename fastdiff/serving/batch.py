@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,25 @@ from fastdiff.sampling.self_conditioning import ARGUMENT, is_self_conditioned
 from fastdiff.serving.job import Chunk
 from fastdiff.serving.rows import Rows
 
-__all__ = ["Evaluator"]
+__all__ = ["Evaluator", "Outputs"]
 
 # Of the vectors that depend on time and label alone, which are kept: 32 MB of float32.
 _KEPT_NUMBERS = 1 << 23
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a network gave for the chunks of a batch.
+
+    Attributes:
+        output: [B, C or 2C, H, W], a guided chunk's conditional half before its unconditional one.
+        guided: Of the guided chunks, by their number, the guided output.
+        is_finite: Whether all of `output` is.
+    """
+
+    output: Tensor
+    guided: dict[int, Tensor]
+    is_finite: bool
 
 
 class Evaluator:
@@ -48,11 +64,8 @@ class Evaluator:
         if isinstance(self.model, NativeNetwork):
             self.model.check()
 
-    def __call__(self, rows: Rows) -> tuple[list[Tensor], bool]:
-        """The network's output for each chunk, guided where its request is; all of one image size.
-
-        Returns:
-            The outputs, and whether all of them are finite.
+    def __call__(self, rows: Rows) -> Outputs:
+        """The network's output for the chunks, guided where a request is.
 
         Raises:
             ValueError: the network's output does not fit.
@@ -81,18 +94,17 @@ class Evaluator:
         output = self._evaluate(x, t, y, times, self._fed_back(chunks, x))
         if not isinstance(output, Tensor):
             raise ValueError(f"the model must return a tensor, got {type(output).__name__}")
-        found, place = [], 0
-        for chunk, length in zip(chunks, lengths, strict=True):
-            part = output[place : place + length]
+        guided, place = {}, 0
+        for number, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
             guidance = chunk.job.work.guidance
             if guidance is not None:
-                conditional, unconditional = part.chunk(2)
+                conditional, unconditional = output[place : place + length].chunk(2)
                 some = slice(place, place + len(chunk.samples))
-                part = guided_output(x[some], t[some], conditional, unconditional, guidance[0], None, 0.0)
-            found.append(part)
+                guided[number] = guided_output(x[some], t[some], conditional, unconditional, guidance[0], None, 0.0)
             place += length
         # A sum is finite where all of it is, but for an overflow, which is then looked at by itself.
-        return found, math.isfinite(float(output.sum())) or bool(torch.isfinite(output).all())
+        is_finite = math.isfinite(float(output.sum())) or bool(torch.isfinite(output).all())
+        return Outputs(output, guided, is_finite)
 
     def _evaluate(self, x: Tensor, t: Tensor, y: Tensor | None, times: list[float], extras: dict[str, Any]) -> Tensor:
         if not isinstance(self.model, NativeNetwork):
