@@ -84,6 +84,20 @@ def test_while_it_drains_it_is_not_ready_and_takes_nothing():
         assert server.server.was_drained
 
 
+def test_a_second_signal_does_not_wait_for_results_to_be_fetched():
+    of = engine(Held)
+    with served(of) as server, server.client() as client:
+        client.post("/v1/images?wait=0", json={"num": 1, "steps": 3, "labels": [0]})
+        while of.step():
+            pass
+        began = time.monotonic()
+        server.server.stop()
+        server.server.stop()
+        server.thread.join(10)
+        assert time.monotonic() - began < 4
+        assert server.server.was_drained
+
+
 def test_a_drain_that_takes_too_long_is_cut():
     of = engine(Held)
     with served(of, Settings(), drain_seconds=0.05) as server, server.client() as client:
