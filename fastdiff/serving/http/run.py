@@ -73,12 +73,13 @@ class Server(uvicorn.Server):
         again = asyncio.ensure_future(self._signals.get())
         await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
         again.cancel()
-        self.was_drained = draining.done() and draining.result()
         left = len(self.service.kept.running())
+        # A second signal may have come while there was nothing but results to be fetched.
+        self.was_drained = (draining.done() and draining.result()) or not left
         log.info("drained" if self.was_drained else "stopped before all was done", extra={"running": left})
         # Cancels what is left, so that those who wait are told before the connections close.
-        await self.service.close()
-        await asyncio.gather(draining, return_exceptions=True)
+        await self.service.stop()
+        draining.cancel()
 
     async def _drain(self) -> bool:
         is_done = await self.service.drain(self.drain_seconds)
