@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from fastdiff.pipeline import Pipeline
 from fastdiff.sampling.guidance import guided_output
 from fastdiff.sampling.self_conditioning import ARGUMENT, is_self_conditioned
 from fastdiff.serving.job import Chunk
+from fastdiff.serving.rows import Rows
 
 __all__ = ["Evaluator"]
 
@@ -46,34 +48,34 @@ class Evaluator:
         if isinstance(self.model, NativeNetwork):
             self.model.check()
 
-    def __call__(self, chunks: Sequence[Chunk]) -> list[Tensor]:
+    def __call__(self, rows: Rows) -> tuple[list[Tensor], bool]:
         """The network's output for each chunk, guided where its request is; all of one image size.
+
+        Returns:
+            The outputs, and whether all of them are finite.
 
         Raises:
             ValueError: the network's output does not fit.
         """
+        chunks = rows.chunks
         shape = chunks[0].x.shape[1:]
         lengths = [len(chunk.samples) * chunk.job.cost for chunk in chunks]
         first = chunks[0].x
         x = torch.empty(
             (sum(lengths), *shape), dtype=self._dtype, device=first.device, memory_format=torch.channels_last
         )
+        rows.fill(x)
         times: list[float] = []
         labels: list[Tensor] = []
-        place, are_whole = 0, True
+        are_whole = True
         for chunk, length in zip(chunks, lengths, strict=True):
-            state, row, count, guidance = chunk.state, chunk.row, len(chunk.samples), chunk.job.work.guidance
-            given, _ = state.network_input(row, chunk.x)
-            x[place : place + count] = given
-            if guidance is not None:
-                x[place + count : place + length] = given
-            times += [state.t[row]] * length
-            are_whole = are_whole and state.table.integer_times
+            job = chunk.job
+            times += [chunk.state.t[chunk.row]] * length
+            are_whole = are_whole and job.has_whole_times
             if chunk.labels is not None:
                 labels.append(chunk.labels)
-                if guidance is not None:
-                    labels.append(torch.full_like(chunk.labels, guidance[1]))
-            place += length
+                if job.work.guidance is not None:
+                    labels.append(torch.full_like(chunk.labels, job.work.guidance[1]))
         y = torch.cat(labels) if labels else None
         t = torch.tensor(times, dtype=torch.int64 if are_whole else torch.float32, device=first.device)
         output = self._evaluate(x, t, y, times, self._fed_back(chunks, x))
@@ -89,7 +91,8 @@ class Evaluator:
                 part = guided_output(x[some], t[some], conditional, unconditional, guidance[0], None, 0.0)
             found.append(part)
             place += length
-        return found
+        # A sum is finite where all of it is, but for an overflow, which is then looked at by itself.
+        return found, math.isfinite(float(output.sum())) or bool(torch.isfinite(output).all())
 
     def _evaluate(self, x: Tensor, t: Tensor, y: Tensor | None, times: list[float], extras: dict[str, Any]) -> Tensor:
         if not isinstance(self.model, NativeNetwork):

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import uuid
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from fastdiff.engine.native import Precision
 from fastdiff.pipeline import Pipeline
-from fastdiff.process.checks import whole_number
+from fastdiff.process.checks import NotFinite, whole_number
 from fastdiff.serving.batch import Evaluator
 from fastdiff.serving.job import Chunk, Event, Job
 from fastdiff.serving.policy import deal
 from fastdiff.serving.request import Limits, Request, Work, work_of
+from fastdiff.serving.rows import Rows
 
 __all__ = ["AGEING_SECONDS", "Closed", "Engine", "Full", "SampleFuture", "Stats", "TookTooLong"]
 
@@ -32,6 +34,8 @@ logger = logging.getLogger("fastdiff.serving")
 
 AGEING_SECONDS = 10.0
 """A request that has got no slot for so long gains a level of priority, so that none waits for ever."""
+LOOK_SECONDS = 0.02
+"""Between two looks at deadlines."""
 # Of recent batches, in `Stats.recent_fill`.
 _RECENT = 256
 _Size = tuple[int, int]
@@ -170,7 +174,10 @@ class Engine:
         # Held for a step.
         self._stepping = threading.Lock()
         self._jobs: dict[SampleFuture, Job] = {}
-        self._sizes: deque[_Size] = deque()
+        # Those of each image size in the order in which they are served; the sizes take turns.
+        self._queues: dict[_Size, list[Job]] = {}
+        self._future_of: dict[Job, SampleFuture] = {}
+        self._looked = self._ranked = 0.0
         self._number = 0
         self._thread: threading.Thread | None = None
         self._is_draining = self._is_closed = False
@@ -222,8 +229,8 @@ class Engine:
                 self._number += 1
                 job = Job(request, work, self._number, on_event, self._evaluate.self_condition)
                 self._jobs[future] = job
-                if job.size not in self._sizes:
-                    self._sizes.append(job.size)
+                self._future_of[job] = future
+                insort(self._queues.setdefault(job.size, []), job, key=_order)
                 self._changed.notify_all()
                 return future
         self._settle(future, work)
@@ -237,21 +244,18 @@ class Engine:
         """
         with self._stepping, torch.no_grad():
             began = time.perf_counter()
-            self._expire()
-            evaluated = 0
-            seconds = 0.0
+            self._look_at_clocks()
+            evaluated, seconds = 0, 0.0
             # Requests may be done without an evaluation.
             while evaluated == 0 and (chunks := self._chosen()):
                 chunks = self._ready(chunks)
-                if not chunks:
-                    continue
                 evaluated = sum(len(chunk.samples) * chunk.job.cost for chunk in chunks)
-                at = time.perf_counter()
-                outputs = self._outputs(chunks)
-                seconds = time.perf_counter() - at
-                for chunk, output in outputs:
-                    self._advance(chunk, output)
-            self._finish()
+                if chunks:
+                    at = time.perf_counter()
+                    evaluations = self._evaluations_of(chunks)
+                    seconds = time.perf_counter() - at
+                    for rows, outputs in evaluations:
+                        self._execute(rows, outputs)
             self._was_idle = evaluated == 0
             with self._changed:
                 self._seconds_network += seconds
@@ -350,39 +354,44 @@ class Engine:
             except Exception as error:
                 # A fault of the engine's own: nobody may wait for ever.
                 logger.exception("a step failed")
-                for future in list(self._jobs):
-                    self._fail(future, error)
+                for job in list(self._jobs.values()):
+                    self._fail(job, error)
 
-    def _expire(self) -> None:
-        """Fail the requests that took too long."""
+    def _look_at_clocks(self) -> None:
+        """Fail the requests that took too long, and rank anew those that wait."""
         now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        late = []
         with self._changed:
-            late = []
-            for future, job in self._jobs.items():
-                deadline = job.request.deadline
-                if deadline is not None and now - job.added > deadline:
-                    late.append((future, f"the images were not there within {deadline:g} s, the request's deadline"))
-                elif self.max_wait is not None and job.started is None and now - job.added > self.max_wait:
-                    late.append(
-                        (future, f"the request waited for more than {self.max_wait:g} s: there is too much to do")
-                    )
-        for future, why in late:
-            self._fail(future, TookTooLong(why))
+            for job in self._jobs.values():
+                deadline, waited = job.request.deadline, now - job.added
+                if deadline is not None and waited > deadline:
+                    late.append((job, f"the images were not there within {deadline:g} s, the request's deadline"))
+                elif self.max_wait is not None and job.started is None and waited > self.max_wait:
+                    late.append((job, f"the request waited for more than {self.max_wait:g} s: there is too much to do"))
+            if now - self._ranked >= min(1.0, AGEING_SECONDS):
+                self._ranked = now
+                for queue in self._queues.values():
+                    for job in queue:
+                        job.level = job.request.priority + int((now - job.served) / AGEING_SECONDS)
+                    queue.sort(key=_order)
+        for job, why in late:
+            self._fail(job, TookTooLong(why))
 
     def _chosen(self) -> list[Chunk]:
         """What runs next: samples of one image size, the next in turn."""
         now = time.monotonic()
         with self._changed:
-            jobs = [job for job in self._jobs.values() if not job.is_done]
-            sizes = {job.size for job in jobs}
-            self._sizes = deque(size for size in self._sizes if size in sizes)
-            if not self._sizes:
+            if not self._queues:
                 return []
-            size = self._sizes[0]
-            self._sizes.rotate(-1)
-            jobs = sorted((job for job in jobs if job.size == size), key=lambda job: (-_level(job, now), *_order(job)))
-            left = self.capacity
-            for _, level in groupby(jobs, lambda job: _level(job, now)):
+            # To the end of the line.
+            size = next(iter(self._queues))
+            queue = self._queues[size] = self._queues.pop(size)
+            left, chosen = self.capacity, []
+            # Each takes a slot at least.
+            for _, level in groupby(queue[:left], lambda job: job.level):
                 claimants = list(level)
                 for job in claimants:
                     job.begin_turn()
@@ -390,7 +399,8 @@ class Engine:
                 for job in claimants:
                     if job.chosen:
                         job.served = now
-            return [chunk for job in jobs for chunk in job.chosen]
+                        chosen += job.chosen
+            return chosen
 
     def _ready(self, chunks: list[Chunk]) -> list[Chunk]:
         """Those that the network is to evaluate, past the rows that need none."""
@@ -400,47 +410,77 @@ class Engine:
                 try:
                     chunk.job.skip(chunk)
                 except Exception as error:
-                    self._fail_job(chunk.job, error)
+                    self._fail(chunk.job, error)
                     continue
+                if chunk.job.is_done:
+                    self._finish(chunk.job)
             if not chunk.is_done:
                 ready.append(chunk)
         return ready
 
-    def _outputs(self, chunks: list[Chunk]) -> list[tuple[Chunk, Tensor]]:
+    def _evaluations_of(self, chunks: list[Chunk]) -> list[tuple[Rows, list[Tensor]]]:
         """The network's outputs. Where it fails, each request is evaluated alone, and those fail for which it does."""
         try:
             if self._was_idle:
                 self._evaluate.refresh()
-            return list(zip(chunks, self._evaluate(chunks), strict=True))
+            rows = Rows(chunks)
+            outputs, are_finite = self._evaluate(rows)
+            if are_finite:
+                return [(rows, outputs)]
         except Exception as error:
-            logger.warning(
-                "an evaluation of %d requests failed: %s", len({chunk.job.number for chunk in chunks}), error
-            )
-        found: list[tuple[Chunk, Tensor]] = []
+            logger.warning("an evaluation failed, and each request is evaluated alone: %s", error)
+        found = []
         for job, own in groupby(chunks, lambda chunk: chunk.job):
-            some = list(own)
+            rows = Rows(list(own))
             try:
-                found += zip(some, self._evaluate(some), strict=True)
+                outputs, are_finite = self._evaluate(rows)
+                if not are_finite:
+                    raise NotFinite(rows.chunks[0].row, job.num_rows)
             except Exception as error:
-                self._fail_job(job, error)
+                self._fail(job, error)
+            else:
+                found.append((rows, outputs))
         return found
 
-    def _advance(self, chunk: Chunk, output: Tensor) -> None:
+    def _execute(self, rows: Rows, outputs: list[Tensor]) -> None:
+        """The rows, and what follows from them."""
+        chunks, fed_back = rows.chunks, self._evaluate.self_condition
+        before = [chunk.x.clone() if fed_back else None for chunk in chunks]
+        wanted = [fed_back or chunk.job.is_shown(chunk) for chunk in chunks]
         try:
-            chunk.job.advance(chunk, output)
+            predictions = rows.step(outputs, wanted)
         except Exception as error:
-            self._fail_job(chunk.job, error)
+            # An output of another shape, which is that of all of them.
+            for job in {chunk.job for chunk in chunks}:
+                self._fail(job, error)
+            return
+        for chunk, was, prediction in zip(chunks, before, predictions, strict=True):
+            job = chunk.job
+            try:
+                job.advance(chunk, was, prediction)
+            except Exception as error:
+                self._fail(job, error)
+            else:
+                if job.is_done:
+                    self._finish(job)
 
-    def _finish(self) -> None:
+    def _take_out(self, job: Job) -> SampleFuture | None:
+        """A request that is done with; None where it was before. `_changed` is held."""
+        future = self._future_of.pop(job, None)
+        if future is not None:
+            del self._jobs[future]
+            queue = self._queues[job.size]
+            queue.remove(job)
+            if not queue:
+                del self._queues[job.size]
+            self._changed.notify_all()
+        return future
+
+    def _finish(self, job: Job) -> None:
         with self._changed:
-            done = [(future, job) for future, job in self._jobs.items() if job.is_done]
-            for future, _ in done:
-                del self._jobs[future]
-        for future, job in done:
+            future = self._take_out(job)
+        if future is not None:
             self._settle(future, job.work, job.result)
-        if done:
-            with self._changed:
-                self._changed.notify_all()
 
     def _settle(self, future: SampleFuture, work: Work, result: Tensor | None = None) -> None:
         """Give the images out."""
@@ -458,18 +498,12 @@ class Engine:
                 self._counts["images"] -= work.shape[0]
                 self._counts["cancelled"] += 1
 
-    def _fail_job(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         with self._changed:
-            futures = [future for future, other in self._jobs.items() if other is job]
-        for future in futures:
-            self._fail(future, error)
-
-    def _fail(self, future: SampleFuture, error: Exception) -> None:
-        with self._changed:
-            if self._jobs.pop(future, None) is None:
+            future = self._take_out(job)
+            if future is None:
                 return
             self._counts["failed"] += 1
-            self._changed.notify_all()
         try:
             future.set_exception(error)
         except InvalidStateError:
@@ -479,16 +513,12 @@ class Engine:
 
     def _drop(self, future: SampleFuture) -> None:
         with self._changed:
-            if self._jobs.pop(future, None) is not None:
+            job = self._jobs.get(future)
+            if job is not None and self._take_out(job) is not None:
                 self._counts["cancelled"] += 1
-                self._changed.notify_all()
 
 
-def _level(job: Job, now: float) -> int:
-    return job.request.priority + int((now - job.served) / AGEING_SECONDS)
-
-
-def _order(job: Job) -> tuple[float, int]:
-    """Within a level: those with the nearest deadline, then the oldest."""
+def _order(job: Job) -> tuple[int, float, int]:
+    """The highest level first, in it the nearest deadline, then the oldest."""
     deadline = job.request.deadline
-    return float("inf") if deadline is None else job.added + deadline, job.number
+    return -job.level, float("inf") if deadline is None else job.added + deadline, job.number

@@ -16,6 +16,7 @@ from fastdiff.sampling.runner import initial_noise
 from fastdiff.sampling.seeds import Seeds
 from fastdiff.sampling.self_conditioning import SelfConditioning
 from fastdiff.serving.request import Request, Work
+from fastdiff.serving.rows import Places, is_plain
 
 __all__ = ["PIECE", "Chunk", "Event", "Job"]
 
@@ -54,6 +55,7 @@ class Chunk:
         x: Their state [n, C, H, W].
         row: The row to be executed next.
         feedback: Of a self-conditioned network.
+        places: Where C++ finds all that; None where it does not run these rows.
     """
 
     def __init__(self, job: Job, samples: range, x: Tensor, state: TableState, row: int) -> None:
@@ -66,6 +68,7 @@ class Chunk:
         if work.known is not None:
             known = Known(work.known.image[some], work.known.mask[some])
             self._pixels = KnownPixels(known, work.table, x, self.ids, Seeds(work.seed))
+        self.places = Places(self) if is_plain(x) else None
 
     @property
     def some(self) -> slice:
@@ -75,7 +78,7 @@ class Chunk:
     @property
     def is_done(self) -> bool:
         """Whether no row is left."""
-        return self.row == len(self.state.table)
+        return self.row == self.job.num_rows
 
     def split(self, count: int) -> tuple[Chunk, Chunk]:
         """The first so many samples, and the rest."""
@@ -90,35 +93,25 @@ class Chunk:
     def skip(self) -> None:
         """Execute the rows before the next evaluation."""
         while not self.is_done and not self.state.evaluates[self.row]:
-            self._step(None, None)
+            self.state.step(self.row, self.x, None, seed=self.job.work.seed, sample_ids=self.ids, out=self.x)
+            self._after_row()
 
-    def step(self, output: Tensor, *, preview: bool) -> Tensor | None:
-        """Execute a row with the network's output, and those behind it up to the next evaluation.
+    def advance(self, before: Tensor | None, prediction: Tensor | None) -> None:
+        """Go on behind a row that was executed, up to the next evaluation.
 
-        Returns:
-            The row's prediction, where there is a preview to be made of it.
+        Args:
+            before: The state that it started at, for a self-conditioned network.
+            prediction: Of that row, likewise.
         """
-        prediction = self._step(output, True if preview or self.feedback is not None else None)
+        if self.feedback is not None and before is not None and prediction is not None:
+            self.feedback.keep(self.row, before, prediction)
+        self._after_row()
         self.skip()
-        return prediction if preview else None
 
-    def _step(self, output: Tensor | None, prediction: bool | None) -> Tensor | None:
-        before = self.x.clone() if self.feedback is not None and output is not None else self.x
-        _, predicted = self.state.step(
-            self.row,
-            self.x,
-            output,
-            seed=self.job.work.seed,
-            sample_ids=self.ids,
-            prediction=True if prediction else None,
-            out=self.x,
-        )
-        if self.feedback is not None and predicted is not None:
-            self.feedback.keep(self.row, before, predicted)
+    def _after_row(self) -> None:
         if self._pixels is not None:
             self._pixels.put_back(self.x, self.row)
         self.row += 1
-        return predicted
 
 
 class Job:
@@ -132,6 +125,10 @@ class Job:
         cost: Evaluations that a sample takes at each row: two with guidance.
         chosen: What runs in the next evaluation.
         done: Evaluations done, a guided one counted once.
+        num_rows: Of the table.
+        has_whole_times: Whether the network is given whole numbers as times.
+        has_learned_variance: Whether the table takes the network's variance.
+        level: Of priority, waiting included.
     """
 
     def __init__(
@@ -143,6 +140,10 @@ class Job:
         self.cost = 1 if work.guidance is None else 2
         self.chosen: list[Chunk] = []
         self.done = 0
+        self.num_rows = len(work.table)
+        self.has_whole_times = work.table.integer_times
+        self.has_learned_variance = work.table.learned_variance
+        self.level = request.priority
         self.result = torch.empty(work.shape, device=work.ids.device)
         self._on_event, self._is_fed_back = on_event, is_fed_back
         # Of each row: how many evaluations there were up to it.
@@ -225,27 +226,34 @@ class Job:
             self.started = time.monotonic()
         return chunk
 
-    def advance(self, chunk: Chunk, output: Tensor) -> None:
-        """Execute the row of a chunk, tell of it, and take over its samples where it was the last.
+    def is_shown(self, chunk: Chunk) -> bool:
+        """Whether a preview of a chunk's row is asked for."""
+        every = self.request.previews
+        return every > 0 and self._on_event is not None and self._counts[chunk.row - self.work.start_row] % every == 0
+
+    def advance(self, chunk: Chunk, before: Tensor | None, prediction: Tensor | None) -> None:
+        """Go on behind a row of a chunk, tell of it, and take over its samples where it was the last.
+
+        Args:
+            chunk: Whose row was executed.
+            before: The state that it started at, for a self-conditioned network.
+            prediction: The row's, where it is shown or fed back.
 
         Raises:
-            NotFinite: the network's output, or what comes of it, is not finite.
+            NotFinite: what came of it is not finite.
         """
-        row, every = chunk.row, self.request.previews
-        if not bool(torch.isfinite(output).all()):
-            raise NotFinite(row, len(self.work.table))
-        is_shown = every > 0 and self._on_event is not None
-        is_shown = is_shown and self._counts[row - self.work.start_row] % every == 0
-        preview = chunk.step(output, preview=is_shown)
+        row, is_shown = chunk.row, self.is_shown(chunk)
+        chunk.advance(before, prediction)
         self.done += len(chunk.samples)
         if chunk.is_done:
             self._finish(chunk)
-        if self._on_event is not None:
-            if preview is None:
-                self._on_event(Event(self.done, self.total))
-            else:
-                at = chunk.state.t[row]
-                self._on_event(Event(self.done, self.total, chunk.samples, row, at, preview.cpu()))
+        if self._on_event is None:
+            return
+        if is_shown and prediction is not None:
+            at = chunk.state.t[row]
+            self._on_event(Event(self.done, self.total, chunk.samples, row, at, prediction.cpu()))
+        else:
+            self._on_event(Event(self.done, self.total))
 
     def skip(self, chunk: Chunk) -> None:
         """Execute the rows in front of the first evaluation, and take over the samples where there is none."""
@@ -255,7 +263,7 @@ class Job:
 
     def _finish(self, chunk: Chunk) -> None:
         if not bool(torch.isfinite(chunk.x).all()):
-            raise NotFinite(chunk.row - 1, len(self.work.table))
+            raise NotFinite(chunk.row - 1, self.num_rows)
         x = chunk.x
         if self.work.known is not None:
             known = self.work.known

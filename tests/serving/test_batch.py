@@ -8,22 +8,9 @@ import torch
 import fastdiff as fd
 from fastdiff.engine.native import NativeNetwork
 from fastdiff.serving import Request, batch
-from fastdiff.serving.job import Job
-from fastdiff.serving.request import Limits, work_of
-from support.serving import pipeline
+from fastdiff.serving.rows import Rows
+from support.serving import chunks_of, pipeline
 from support.tolerances import FLOAT32_RUN
-
-
-def chunks_of(pipe, requests):
-    """A chunk of each request, at its first row."""
-    chunks = []
-    for number, request in enumerate(requests):
-        job = Job(request, work_of(pipe, request, Limits()), number, None, False)
-        job.begin_turn()
-        job.claim(16)
-        chunks += job.chosen
-    return chunks
-
 
 REQUESTS = [
     Request(num=2, labels=[0, 1], steps=5),
@@ -38,7 +25,8 @@ def test_outputs_are_those_of_each_request_alone():
     assert isinstance(evaluate.model, NativeNetwork)
     evaluate.refresh()
     chunks = chunks_of(pipe, REQUESTS)
-    together = evaluate(chunks)
+    together, are_finite = evaluate(Rows(chunks))
+    assert are_finite
     for chunk, output in zip(chunks, together, strict=True):
         x, t = chunk.state.network_input(chunk.row, chunk.x)
         expected = evaluate.model(x, t, chunk.labels)
@@ -54,20 +42,20 @@ def test_vectors_of_times_are_kept_and_made_anew_for_a_changed_network(monkeypat
     evaluate = batch.Evaluator(pipe, None)
     evaluate.refresh()
     chunks = chunks_of(pipe, REQUESTS)
-    first = evaluate(chunks)
+    first, _ = evaluate(Rows(chunks))
     asked = []
     own = NativeNetwork.times
     monkeypatch.setattr(NativeNetwork, "times", lambda self, *given: asked.append(given) or own(self, *given))
-    assert all(map(torch.equal, first, evaluate(chunks)))
+    assert all(map(torch.equal, first, evaluate(Rows(chunks))[0]))
     assert asked == []
     with torch.no_grad():
         next(pipe.unet.parameters()).mul_(1.5)
     evaluate.refresh()
-    changed = evaluate(chunks)
+    changed, _ = evaluate(Rows(chunks))
     assert len(asked) == 1
     assert not torch.equal(changed[0], first[0])
     monkeypatch.setattr(batch, "_KEPT_NUMBERS", 0)
-    evaluate(chunks)
+    evaluate(Rows(chunks))
     assert len(evaluate._known) <= sum(len(chunk.samples) * chunk.job.cost for chunk in chunks)
 
 
@@ -85,8 +73,8 @@ def test_a_network_that_the_engine_cannot_run_is_called_as_it_is():
     evaluate.refresh()
     with torch.no_grad():
         for ours, theirs in zip(
-            evaluate(chunks_of(pipe, REQUESTS)),
-            batch.Evaluator(pipeline(), None)(chunks_of(pipeline(), REQUESTS)),
+            evaluate(Rows(chunks_of(pipe, REQUESTS)))[0],
+            batch.Evaluator(pipeline(), None)(Rows(chunks_of(pipeline(), REQUESTS)))[0],
             strict=True,
         ):
             torch.testing.assert_close(ours, theirs, atol=FLOAT32_RUN, rtol=FLOAT32_RUN)
@@ -97,4 +85,4 @@ def test_a_network_that_gives_no_tensor_is_named():
     evaluate = batch.Evaluator(pipe, None)
     evaluate.model = lambda x, t, y: (x,)
     with pytest.raises(ValueError, match="must return a tensor, got tuple"):
-        evaluate(chunks_of(pipe, REQUESTS))
+        evaluate(Rows(chunks_of(pipe, REQUESTS)))

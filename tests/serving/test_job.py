@@ -7,6 +7,7 @@ from fastdiff.process.checks import NotFinite
 from fastdiff.serving import Request
 from fastdiff.serving.job import PIECE, Job
 from fastdiff.serving.request import Limits, work_of
+from fastdiff.serving.rows import Rows
 from support.serving import alone, pipeline
 from support.tolerances import FLOAT32_RUN
 
@@ -24,7 +25,9 @@ def advance(job, slots):
         taken += more
     for chunk in job.chosen:
         x, t = chunk.state.network_input(chunk.row, chunk.x)
-        job.advance(chunk, pipeline(classes=False).unet(x, t))
+        output = pipeline(classes=False).unet(x, t)
+        (prediction,) = Rows([chunk]).step([output], [job.is_shown(chunk)])
+        job.advance(chunk, None, prediction)
     return taken
 
 
@@ -58,13 +61,16 @@ def test_a_guided_sample_takes_two_slots():
 
 
 @torch.no_grad()
-def test_an_output_that_is_not_finite_is_told_with_its_row():
+def test_a_result_that_is_not_finite_is_told_with_its_row():
     job = job_of(Request(num=2, steps=5))
-    advance(job, 2)
+    for _ in range(4):
+        advance(job, 2)
     job.begin_turn()
     job.claim(2)
-    with pytest.raises(NotFinite, match="after row 1 of 5"):
-        job.advance(job.chosen[0], torch.full((2, 1, 8, 8), torch.inf))
+    (chunk,) = job.chosen
+    Rows([chunk]).step([torch.full_like(chunk.x, torch.nan)], [False])
+    with pytest.raises(NotFinite, match="after row 4 of 5"):
+        job.advance(chunk, None, None)
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ from torch import Tensor
 import fastdiff as fd
 from fastdiff.process.table import CoefficientTable
 from fastdiff.serving import Request
+from fastdiff.serving.job import Chunk, Job
+from fastdiff.serving.request import Limits, work_of
 from support.networks import random_unet, two_levels
 
 SAMPLERS = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_sde", "heun", "unipc", "euler_ancestral", "pndm", "lms", "dpm2"]
@@ -91,3 +93,15 @@ def generator(chance: random.Random) -> torch.Generator:
 
 def table(steps: int, eta: bool) -> CoefficientTable:
     return fd.samplers.ddim(pipeline().diffusion, steps, eta=float(eta))
+
+
+def chunks_of(pipe: fd.Pipeline, requests: list[Request], slots: int = 64) -> list[Chunk]:
+    """The samples of each request at their first row, as much as fits."""
+    chunks = []
+    for number, request in enumerate(requests):
+        job = Job(request, work_of(pipe, request, Limits()), number, None, False)
+        job.begin_turn()
+        while taken := job.claim(slots):
+            slots -= taken
+        chunks += job.chosen
+    return chunks
