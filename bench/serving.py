@@ -7,7 +7,7 @@ to 4 images by samplers of 10 to 50 steps. Writes the part into bench/results/se
 that are there.
 
 digits, ho-cifar10: the same requests one at a time, each sent when the one before is answered, and then arriving at
-random, at three times the rate that one at a time keeps up with. Throughput is images over the time from the first
+random, at eight times the rate that one at a time keeps up with. Throughput is images over the time from the first
 arrival to the last answer. Waiting is from a request's arrival to its answer; that of one at a time follows from its
 times of service and the same arrivals, first come first served. "Beside the network" is the share of the engine's
 thread that is not the network: choosing, joining, the tables' rows, results. "Idle" is the processor time of the server
@@ -42,7 +42,7 @@ SAMPLERS = ["ddim", "ddpm", "dpmpp_2m", "unipc", "euler_ancestral"]
 NUMBERS = {"digits": 64, "ho-cifar10": 32}
 CAPACITY = {"digits": 32, "ho-cifar10": 16}
 # Times the rate that one at a time keeps up with.
-PRESSURE = 3.0
+PRESSURE = 8.0
 
 
 @contextmanager
