@@ -22,11 +22,11 @@ from torch import Tensor
 from fastdiff.engine.native import Precision
 from fastdiff.pipeline import Pipeline
 from fastdiff.process.checks import NotFinite, whole_number
-from fastdiff.serving.batch import Evaluator
+from fastdiff.serving.batch import Evaluator, Outputs
 from fastdiff.serving.job import Chunk, Event, Job
 from fastdiff.serving.policy import deal
 from fastdiff.serving.request import Limits, Request, Work, work_of
-from fastdiff.serving.rows import step_rows
+from fastdiff.serving.rows import Rows
 
 __all__ = ["AGEING_SECONDS", "Closed", "Engine", "Full", "SampleFuture", "Stats", "TookTooLong"]
 
@@ -252,9 +252,10 @@ class Engine:
                 evaluated = sum(len(chunk.samples) * chunk.job.cost for chunk in chunks)
                 if chunks:
                     at = time.perf_counter()
-                    chunks, outputs = self._outputs(chunks)
+                    evaluations = self._evaluations_of(chunks)
                     seconds = time.perf_counter() - at
-                    self._execute(chunks, outputs)
+                    for rows, outputs in evaluations:
+                        self._execute(rows, outputs)
             self._was_idle = evaluated == 0
             with self._changed:
                 self._seconds_network += seconds
@@ -417,37 +418,37 @@ class Engine:
                 ready.append(chunk)
         return ready
 
-    def _outputs(self, chunks: list[Chunk]) -> tuple[list[Chunk], list[Tensor]]:
+    def _evaluations_of(self, chunks: list[Chunk]) -> list[tuple[Rows, Outputs]]:
         """The network's outputs. Where it fails, each request is evaluated alone, and those fail for which it does."""
         try:
             if self._was_idle:
                 self._evaluate.refresh()
-            outputs, are_finite = self._evaluate(chunks)
-            if are_finite:
-                return chunks, outputs
+            rows = Rows(chunks)
+            outputs = self._evaluate(rows)
+            if outputs.is_finite:
+                return [(rows, outputs)]
         except Exception as error:
             logger.warning("an evaluation failed, and each request is evaluated alone: %s", error)
-        good, found = [], []
+        found = []
         for job, own in groupby(chunks, lambda chunk: chunk.job):
-            some = list(own)
+            rows = Rows(list(own))
             try:
-                outputs, are_finite = self._evaluate(some)
-                if not are_finite:
-                    raise NotFinite(some[0].row, len(job.work.table))
+                outputs = self._evaluate(rows)
+                if not outputs.is_finite:
+                    raise NotFinite(rows.chunks[0].row, job.num_rows)
             except Exception as error:
                 self._fail(job, error)
             else:
-                good += some
-                found += outputs
-        return good, found
+                found.append((rows, outputs))
+        return found
 
-    def _execute(self, chunks: list[Chunk], outputs: list[Tensor]) -> None:
-        """The rows of the chunks, and what follows from them."""
-        fed_back = self._evaluate.self_condition
+    def _execute(self, rows: Rows, outputs: Outputs) -> None:
+        """The rows, and what follows from them."""
+        chunks, fed_back = rows.chunks, self._evaluate.self_condition
         before = [chunk.x.clone() if fed_back else None for chunk in chunks]
         wanted = [fed_back or chunk.job.is_shown(chunk) for chunk in chunks]
         try:
-            predictions = step_rows(chunks, outputs, wanted)
+            predictions = rows.step(outputs.output, outputs.guided, wanted)
         except Exception as error:
             # An output of another shape, which is that of all of them.
             for job in {chunk.job for chunk in chunks}:

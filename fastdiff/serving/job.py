@@ -78,7 +78,7 @@ class Chunk:
     @property
     def is_done(self) -> bool:
         """Whether no row is left."""
-        return self.row == len(self.state.table)
+        return self.row == self.job.num_rows
 
     def split(self, count: int) -> tuple[Chunk, Chunk]:
         """The first so many samples, and the rest."""
@@ -125,6 +125,7 @@ class Job:
         cost: Evaluations that a sample takes at each row: two with guidance.
         chosen: What runs in the next evaluation.
         done: Evaluations done, a guided one counted once.
+        num_rows: Of the table.
         has_whole_times: Whether the network is given whole numbers as times.
         has_learned_variance: Whether the table takes the network's variance.
         level: Of priority, waiting included.
@@ -139,6 +140,7 @@ class Job:
         self.cost = 1 if work.guidance is None else 2
         self.chosen: list[Chunk] = []
         self.done = 0
+        self.num_rows = len(work.table)
         self.has_whole_times = work.table.integer_times
         self.has_learned_variance = work.table.learned_variance
         self.level = request.priority
@@ -215,7 +217,7 @@ class Job:
             x = initial_noise(shape, work.ids[some], work.seed, work.table.init_scale)
         else:
             x = work.x_init[some].clone(memory_format=torch.channels_last)
-        chunk = Chunk(self, samples, x, TableState(work.table), work.start_row)
+        chunk = Chunk(self, samples, x, work.state.part(x, some), work.start_row)
         if self._is_fed_back:
             chunk.feedback = SelfConditioning(work.table)
         self._next += count
@@ -261,7 +263,7 @@ class Job:
 
     def _finish(self, chunk: Chunk) -> None:
         if not bool(torch.isfinite(chunk.x).all()):
-            raise NotFinite(chunk.row - 1, len(self.work.table))
+            raise NotFinite(chunk.row - 1, self.num_rows)
         x = chunk.x
         if self.work.known is not None:
             known = self.work.known

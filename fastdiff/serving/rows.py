@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from fastdiff.engine.loop import check_output
 if TYPE_CHECKING:
     from fastdiff.serving.job import Chunk
 
-__all__ = ["FIELDS", "Places", "fill_input", "step_rows"]
+__all__ = ["FIELDS", "Places", "Rows", "is_plain"]
 
 # Of a chunk in C++, csrc/cpu/chunks.h, in its order.
 FIELDS = (
@@ -25,8 +25,8 @@ FIELDS = (
     "history_stride", "row", "samples", "pixels", "channels", "channels_out", "copies", "learned_variance", "seed",
 )  # fmt: skip
 _AT = {name: place for place, name in enumerate(FIELDS)}
-_OUTPUT, _PREDICTION, _INPUT, _ROW, _OUT_CHANNELS = (
-    _AT[name] for name in ("model_output", "pred_out", "input", "row", "channels_out")
+_OUTPUT, _PREDICTION, _INPUT, _ROW, _SAMPLES, _OUT_CHANNELS, _COPIES = (
+    _AT[name] for name in ("model_output", "pred_out", "input", "row", "samples", "channels_out", "copies")
 )
 _FLOAT_BYTES = 4
 
@@ -36,7 +36,6 @@ class Places:
 
     Attributes:
         values: [len(FIELDS)] int64, without what differs from row to row.
-        numel: Numbers of the state.
     """
 
     def __init__(self, chunk: Chunk) -> None:
@@ -55,7 +54,6 @@ class Places:
         # As C++ reads it, 64 bits without a sign.
         fields["seed"] = int(np.uint64(work.seed).astype(np.int64))
         self.values = np.array([fields[name] for name in FIELDS], dtype=np.int64)
-        self.numel = x.numel()
 
 
 def is_plain(x: Tensor) -> bool:
@@ -68,84 +66,89 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
-def fill_input(chunks: Sequence[Chunk], out: Tensor) -> None:
-    """Write what the network is given for each chunk's row, one after the other, twice for a guided one.
+class Rows:
+    """The rows that chunks of samples are at, all of which evaluate the network.
 
-    Args:
-        chunks: At rows that evaluate the network.
-        out: [B, C, H, W], float32 in channels_last for states that are so on the CPU.
+    Attributes:
+        chunks: The chunks, of one image size.
     """
-    places = _places(chunks)
-    if places is not None and is_plain(out):
-        values = _values(places, chunks)
-        lengths = np.array([place.numel for place in places]) * values[:, _AT["copies"]]
-        values[:, _INPUT] = out.data_ptr() + _FLOAT_BYTES * (np.cumsum(lengths) - lengths)
-        _native().chunk_inputs(values.ctypes.data, len(values))
-        return
-    at = 0
-    for chunk in chunks:
-        given, _ = chunk.state.network_input(chunk.row, chunk.x)
-        for _ in range(chunk.job.cost):
-            out[at : at + len(given)] = given
-            at += len(given)
 
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        self.chunks = chunks
+        places = [chunk.places for chunk in chunks]
+        self._values: npt.NDArray[np.int64] | None = None
+        if None not in places:
+            self._values = np.array([place.values for place in places if place is not None])
+            self._values[:, _ROW] = [chunk.row for chunk in chunks]
 
-def step_rows(chunks: Sequence[Chunk], outputs: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-    """Execute each chunk's row.
+    def fill(self, out: Tensor) -> None:
+        """Write what the network is given, chunk by chunk, twice for a guided one.
 
-    Args:
-        chunks: At rows that evaluate the network.
-        outputs: Of the network, for each [n, C or 2C, H, W].
-        wanted: Whether the row's prediction is.
+        Args:
+            out: [B, C, H, W] to write to.
+        """
+        values = self._values
+        if values is not None and is_plain(out):
+            numbers = out[0].numel() * values[:, _SAMPLES] * values[:, _COPIES]
+            values[:, _INPUT] = out.data_ptr() + _FLOAT_BYTES * (np.cumsum(numbers) - numbers)
+            _native().chunk_inputs(values.ctypes.data, len(values))
+            return
+        at = 0
+        for chunk in self.chunks:
+            given, _ = chunk.state.network_input(chunk.row, chunk.x)
+            for _ in range(chunk.job.cost):
+                out[at : at + len(given)] = given
+                at += len(given)
 
-    Returns:
-        The predictions [n, C, H, W] that are wanted.
+    def step(self, output: Tensor, guided: Mapping[int, Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Execute the rows: all of them, or none.
 
-    Raises:
-        ValueError: an output that does not fit.
-    """
-    for chunk, output in zip(chunks, outputs, strict=True):
-        # Before any row is executed: all are, or none.
-        _check(chunk, output)
-    predictions = [
-        torch.empty_like(chunk.x) if is_wanted else None for chunk, is_wanted in zip(chunks, wanted, strict=True)
-    ]
-    places = _places(chunks)
-    if places is None or not all(map(is_plain, outputs)):
-        for chunk, output, prediction in zip(chunks, outputs, predictions, strict=True):
-            chunk.state.step(
-                chunk.row, chunk.x, output, seed=chunk.job.work.seed, sample_ids=chunk.ids, prediction=prediction,
-                out=chunk.x,
-            )  # fmt: skip
+        Args:
+            output: Of the network, [B, C or 2C, H, W] for what was filled in.
+            guided: In its place, for the chunks of these numbers: [n, C or 2C, H, W].
+            wanted: Of each chunk, whether the row's prediction is.
+
+        Returns:
+            The predictions [n, C, H, W] that are wanted.
+
+        Raises:
+            ValueError: an output that does not fit.
+        """
+        chunks, values = self.chunks, self._values
+        self._check(output)
+        predictions = [
+            torch.empty_like(chunk.x) if is_wanted else None for chunk, is_wanted in zip(chunks, wanted, strict=True)
+        ]
+        if values is None or not is_plain(output) or not all(map(is_plain, guided.values())):
+            at = 0
+            for number, (chunk, prediction) in enumerate(zip(chunks, predictions, strict=True)):
+                own = guided.get(number, output[at : at + len(chunk.samples)])
+                at += len(chunk.samples) * chunk.job.cost
+                chunk.state.step(
+                    chunk.row, chunk.x, own, seed=chunk.job.work.seed, sample_ids=chunk.ids, prediction=prediction,
+                    out=chunk.x,
+                )  # fmt: skip
+            return predictions
+        numbers = output[0].numel() * values[:, _SAMPLES] * values[:, _COPIES]
+        values[:, _OUTPUT] = output.data_ptr() + _FLOAT_BYTES * (np.cumsum(numbers) - numbers)
+        for number, own in guided.items():
+            values[number, _OUTPUT] = own.data_ptr()
+        values[:, _OUT_CHANNELS] = output.shape[1]
+        if any(wanted):
+            values[:, _PREDICTION] = [0 if prediction is None else prediction.data_ptr() for prediction in predictions]
+        _native().chunk_steps(values.ctypes.data, len(values))
         return predictions
-    values = _values(places, chunks)
-    values[:, _OUTPUT] = [output.data_ptr() for output in outputs]
-    values[:, _OUT_CHANNELS] = [output.shape[1] for output in outputs]
-    if any(wanted):
-        values[:, _PREDICTION] = [0 if prediction is None else prediction.data_ptr() for prediction in predictions]
-    _native().chunk_steps(values.ctypes.data, len(values))
-    return predictions
 
-
-def _check(chunk: Chunk, output: Tensor) -> None:
-    check_output(output.shape[1] if output.ndim == 4 else 0, chunk.x, chunk.job.has_learned_variance)
-    if output.shape[2:] != chunk.x.shape[2:] or len(output) != len(chunk.x):
-        raise ValueError(
-            f"the model's output must be for the state, {list(chunk.x.shape)}, got {list(output.shape)}: as many "
-            "samples, of the same height and width"
-        )
-
-
-def _places(chunks: Sequence[Chunk]) -> list[Places] | None:
-    """Of all chunks, where all are C++'s."""
-    places = [chunk.places for chunk in chunks]
-    return None if None in places else places  # type: ignore[return-value]
-
-
-def _values(places: Sequence[Places], chunks: Sequence[Chunk]) -> npt.NDArray[np.int64]:
-    values = np.stack([place.values for place in places])
-    values[:, _ROW] = [chunk.row for chunk in chunks]
-    return values
+    def _check(self, output: Tensor) -> None:
+        x = self.chunks[0].x
+        is_learned = any(chunk.job.has_learned_variance for chunk in self.chunks)
+        check_output(output.shape[1] if output.ndim == 4 else 0, x, is_learned)
+        count = sum(len(chunk.samples) * chunk.job.cost for chunk in self.chunks)
+        if output.shape[2:] != x.shape[2:] or len(output) != count:
+            raise ValueError(
+                f"the model's output must be for its input, {[count, *x.shape[1:]]}, got {list(output.shape)}: as many "
+                "samples, of the same height and width"
+            )
 
 
 def _native() -> Any:
