@@ -19,7 +19,10 @@ ROOT = Path(__file__).parent
 CUDA = "fastdiff._cuda"
 # The stable ABI of PyTorch 2.10 and (py_limited_api) the limited Python API: one build serves all later versions.
 DEFINES = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
-FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+# What bits depend on is said here and in csrc/standalone/flags.txt, whatever a Python was built with: products are
+# joined with sums, and whole numbers wrap around.
+FLAGS = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fwrapv", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-fvisibility=hidden"]
 # The last two are about the compiler's own headers.
 FLAGS += ["-Wall", "-Wextra", "-Wshadow", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 # Errors name their source file, which needs no path of the machine that built it.
@@ -139,6 +142,6 @@ def extension_arguments():
 setup(
     packages=[*find_packages(include=["fastdiff", "fastdiff.*"]), "fastdiff.kernels"],
     package_dir={"fastdiff": "fastdiff", "fastdiff.kernels": "kernels"},
-    package_data={"fastdiff": ["py.typed"]},
+    package_data={"fastdiff": ["py.typed"], "fastdiff.serving": ["page/*"]},
     **extension_arguments(),
 )

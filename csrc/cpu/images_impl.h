@@ -31,7 +31,7 @@ FD_INLINE void read_channels(const float* from, const float* factors, const floa
   if (c < channels) {
     const int64_t count = channels - c;
     f32x16 v = load_some(from + c, count);
-    if (NORM) v = v * load_some(factors + c, count) + load_some(offsets + c, count);
+    if (NORM) v = multiply_add(v, load_some(factors + c, count), load_some(offsets + c, count));
     if (ACT) v = silu_v(v);
     store_some(to + c, v, count);
   }

@@ -1,10 +1,11 @@
-// The plan's instructions that are neither convolutions nor attention, and the way in to all of them.
+// The plan's instructions that are neither convolutions nor attention, and the way in to all of them but those in
+// pairs.
 #pragma once
 
 #include <cstdint>
 
 #include "attention_impl.h"
-#include "direct_impl.h"
+#include "convolution_impl.h"
 #include "factors_impl.h"
 #include "images_impl.h"
 #include "instructions.h"
@@ -12,7 +13,6 @@
 #include "pixel_norm_impl.h"
 #include "plan_layout.h"
 #include "vec_impl.h"
-#include "winograd_impl.h"
 
 namespace fastdiff::FD_VARIANT {
 
@@ -101,22 +101,13 @@ static void resample_row(const Work& w, int64_t unit, bool down) {
       for (int64_t c = 0; c < i.channels; c += 16) {
         const int64_t count = i.channels - c;
         f32x16 v = load_some(from + c, count);
-        if (factors != nullptr) v = v * load_some(factors + c, count) + load_some(factors + i.channels + c, count);
+        if (factors != nullptr)
+          v = multiply_add(v, load_some(factors + c, count), load_some(factors + i.channels + c, count));
         if (i.act) v = silu_v(v);
-        store_some(to + c, load_some(to + c, count) + 0.25f * v, count);
+        store_some(to + c, multiply_add(splat(0.25f), v, load_some(to + c, count)), count);
       }
     }
   }
-}
-
-template <typename F>
-static void convolution(const Work& w, int64_t threads, int64_t unit, float* scratch) {
-  const Instruction& i = w.i;
-  if (i.algorithm == PLAN_WINOGRAD4) return winograd<F, 4>(w, threads, unit, scratch);
-  if (i.algorithm == PLAN_WINOGRAD2) return winograd<F, 2>(w, threads, unit, scratch);
-  const Padded padded = padded_of(i);
-  if (padded.copied && !padded.pointwise && w.phase == 0) return direct_read<F>(w, padded, unit, scratch);
-  direct_multiply<F>(w, threads, unit, scratch);
 }
 
 // scratch: [thread_scratch(...)].
@@ -127,16 +118,14 @@ void run_instruction_unit(const Work& w, int64_t threads, int64_t unit, float* s
     case PLAN_NORM: return norm_factors(w, unit);
     case PLAN_POOL: return resample_row(w, unit, true);
     case PLAN_REPEAT: return resample_row(w, unit, false);
-    case PLAN_ATTENTION:
-      if (w.phase == 0) return i.pairs ? attention_pairs(w, unit) : attention_keys(w, unit);
-      return i.pairs ? attention_queries<Pairs>(w, unit, scratch) : attention_queries<Floats>(w, unit, scratch);
+    case PLAN_ATTENTION: return w.phase == 0 ? attention_keys(w, unit) : attention_queries<Floats>(w, unit, scratch);
     case PLAN_PIXEL_NORM: return pixel_norm_row(w, unit, scratch);
     case PLAN_MEMORY_ATTENTION: return w.phase == 0 ? memory_keys(w, unit) : memory_queries(w, unit, scratch);
     case PLAN_LINEAR_ATTENTION:
       return w.phase == 0 ? linear_context(w, unit, scratch) : linear_queries(w, unit, scratch);
     default: break;
   }
-  i.pairs ? convolution<Pairs>(w, threads, unit, scratch) : convolution<Floats>(w, threads, unit, scratch);
+  convolution<Floats>(w, threads, unit, scratch);
 }
 
 }  // namespace fastdiff::FD_VARIANT

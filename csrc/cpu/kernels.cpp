@@ -24,6 +24,7 @@ namespace fastdiff {
   void run_group_norm_act(const NormArgs&, int64_t unit, float* scratch);           \
   void run_group_norm_act_backward(const NormGradArgs&, int64_t, float* scratch);   \
   void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch); \
+  void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch);  \
   static const Kernels table = {                                                    \
       .name = #VARIANT,                                                             \
       .diffuse = run_diffuse,                                                       \
@@ -42,6 +43,7 @@ namespace fastdiff {
       .group_norm_act = run_group_norm_act,                                         \
       .group_norm_act_backward = run_group_norm_act_backward,                       \
       .instruction = run_instruction_unit,                                          \
+      .pairs = run_pairs_unit,                                                      \
   };                                                                                \
   }
 
@@ -49,14 +51,14 @@ FD_KERNELS(generic)
 #if defined(__x86_64__)
 FD_KERNELS(avx2)
 FD_KERNELS(avx512)
-// Of AVX-512 with BF16 the plan's instructions alone are other ones.
+// Of AVX-512 with BF16 the instructions over pairs alone are other ones.
 namespace avx512bf16 {
-void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch);
+void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch);
 static const Kernels& table() {
   static const Kernels chosen = [] {
     Kernels k = avx512::table;
     k.name = "avx512bf16";
-    k.instruction = run_instruction_unit;
+    k.pairs = run_pairs_unit;
     return k;
   }();
   return chosen;

@@ -43,6 +43,8 @@ struct Kernels {
   void (*group_norm_act)(const NormArgs&, int64_t unit, float* scratch);
   void (*group_norm_act_backward)(const NormGradArgs&, int64_t unit, float* scratch);
   void (*instruction)(const Work&, int64_t threads, int64_t unit, float* scratch);
+  // The same of an instruction over pairs of bfloat16 numbers.
+  void (*pairs)(const Work&, int64_t threads, int64_t unit, float* scratch);
 };
 
 // The best variant this machine runs, or the one that FASTDIFF_CPU_ISA names.

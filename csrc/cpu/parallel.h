@@ -23,19 +23,18 @@ void run_units(int64_t units, int64_t threads, const F& work) {
 
 // All phases of an instruction; `scratch` holds `per_thread` floats for each thread.
 inline void run_instruction(Work work, int64_t threads, float* scratch, int64_t per_thread) {
-  const Kernels& variant = kernels();
+  const auto run = work.i.pairs ? kernels().pairs : kernels().instruction;
   for (; work.phase < num_phases(work.i, work.batch, threads); ++work.phase)
-    run_units(num_units(work.i, work.batch, threads, work.phase), threads, [&](int64_t unit, int64_t worker) {
-      variant.instruction(work, threads, unit, scratch + worker * per_thread);
-    });
+    run_units(num_units(work.i, work.batch, threads, work.phase), threads,
+              [&](int64_t unit, int64_t worker) { run(work, threads, unit, scratch + worker * per_thread); });
 }
 
 // The same on the calling thread alone.
 inline void run_instruction_alone(Work work, float* scratch) {
-  const Kernels& variant = kernels();
+  const auto run = work.i.pairs ? kernels().pairs : kernels().instruction;
   for (; work.phase < num_phases(work.i, work.batch, 1); ++work.phase)
     for (int64_t unit = 0, units = num_units(work.i, work.batch, 1, work.phase); unit < units; ++unit)
-      variant.instruction(work, 1, unit, scratch);
+      run(work, 1, unit, scratch);
 }
 
 }  // namespace fastdiff

@@ -54,7 +54,7 @@ void check_numbers(const Instruction* code, int64_t length, int64_t batch) {
     const Instruction& i = code[n];
     const int64_t positive[] = {i.channels, i.height_in, i.width_in, i.height, i.width, i.channels_out};
     bool right = between(0, i.op, PLAN_OPS - 1) && between(0, i.algorithm, PLAN_ALGORITHMS - 1) && i.channels2 >= 0 &&
-                 between(0, i.pairs, 1) && i.channels2 <= MOST;
+                 between(0, i.pairs, i.op == PLAN_CONV || i.op == PLAN_ATTENTION) && i.channels2 <= MOST;
     for (const int64_t number : positive) right = right && between(1, number, MOST);
     right = right && product({batch, std::max(i.height_in, i.height) + 8, std::max(i.width_in, i.width) + 8,
                               std::max(i.channels + i.channels2, i.channels_out) + PANEL}) <= MOST;

@@ -60,6 +60,23 @@ FD_INLINE void store_some(float* p, f32x16 v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
 
+// a * b + c, rounded once where there are instructions for that. Compilers make them of a product and a sum in one block
+// of code; across the branches of `load_some` they may or may not.
+FD_INLINE f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
+#if defined(FD_AVX512)
+  return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(FD_AVX2)
+  union Halves {
+    f32x16 all;
+    __m256 h[2];
+  } x = {a}, y = {b}, sum = {c};
+  for (int half = 0; half < 2; ++half) sum.h[half] = _mm256_fmadd_ps(x.h[half], y.h[half], sum.h[half]);
+  return sum.all;
+#else
+  return a * b + c;
+#endif
+}
+
 // Sum of all lanes of U vectors, by halves.
 template <int U>
 FD_INLINE float sum_of(const f32x16 (&vectors)[U]) {

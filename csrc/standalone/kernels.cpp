@@ -5,7 +5,11 @@
 
 namespace fastdiff {
 
-#define FD_KERNELS(VARIANT)                                                         \
+// PAIRS: the instruction set whose kernels run instructions over pairs of bfloat16 numbers.
+#define FD_KERNELS(VARIANT, PAIRS)                                                  \
+  namespace PAIRS {                                                                 \
+  void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch);  \
+  }                                                                                 \
   namespace VARIANT {                                                               \
   void run_step(const StepArgs&, int64_t first_unit, int64_t last_unit);            \
   void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch); \
@@ -14,21 +18,23 @@ namespace fastdiff {
     table.name = #VARIANT;                                                          \
     table.step = run_step;                                                          \
     table.instruction = run_instruction_unit;                                       \
+    table.pairs = PAIRS::run_pairs_unit;                                            \
     return table;                                                                   \
   }                                                                                 \
   }
 
-FD_KERNELS(generic)
+FD_KERNELS(generic, generic)
 #if defined(__x86_64__)
-FD_KERNELS(avx2)
-FD_KERNELS(avx512)
-// Of AVX-512 with BF16 the plan's instructions alone are other ones.
+FD_KERNELS(avx2, avx2)
+// AVX2 has the same bits there, and the program stays small.
+FD_KERNELS(avx512, avx2)
+// Of AVX-512 with BF16 the instructions over pairs alone are other ones.
 namespace avx512bf16 {
-void run_instruction_unit(const Work&, int64_t threads, int64_t, float* scratch);
+void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch);
 static Kernels make() {
   Kernels table = avx512::make();
   table.name = "avx512bf16";
-  table.instruction = run_instruction_unit;
+  table.pairs = run_pairs_unit;
   return table;
 }
 }  // namespace avx512bf16

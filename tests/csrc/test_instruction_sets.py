@@ -89,7 +89,13 @@ for op in ("memory_attention", "linear_attention"):
     lucidrains.test_attention_with_a_memory_matches_float64(op, (5, 13), 3, 40, 4)
 lucidrains.test_native_executor_is_the_network("whole vectors", (8, 12))
 for precision in ("fast", "bfloat16"):
-    engine.test_native_does_not_depend_on_batch_or_threads("iddpm", precision)
+    for case in ("ho", "iddpm", "adm", "grey", "one head of 40 channels"):
+        engine.test_native_does_not_depend_on_batch_or_threads(case, precision)
+lucidrains.test_native_does_not_depend_on_batch_or_threads("heads of 20 channels")
+training = load("nets/test_training_pass")
+for name in ("ho-cifar10", "scale and shift", "legacy heads"):
+    training.test_bits_do_not_depend_on_the_number_of_threads(name)
+torch.set_num_threads(1)
 half = load("engine/test_bfloat16")
 for case in half.CONVOLUTIONS:
     half.test_convolution_in_bfloat16_is_near_float64(case, True, 2)
@@ -106,6 +112,10 @@ def run(isa, code):
     environment = os.environ | {"FASTDIFF_CPU_ISA": isa}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent, check=False)
+
+
+# What one computes the other does, to the bit.
+SAME = ("avx2", "avx512")
 
 
 @pytest.mark.slow
@@ -128,59 +138,12 @@ def test_an_unknown_instruction_set_is_refused():
     assert "FASTDIFF_CPU_ISA must be one of" in done.stderr
 
 
-BITS = """
-import hashlib
-import torch
-import fastdiff as fd
-from fastdiff import ops, samplers
-from fastdiff.nets.lucidrains import Unet
-torch.set_num_threads(1)
-torch.manual_seed(0)
-
-def show(name, *tensors):
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
-    print(name, digest.hexdigest())
-
-def image(*shape):
-    return torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
-
-def attend(qkv):
-    return ops.attention(qkv, 2, implementation="cpu")
-
-diffusion = fd.Diffusion(fd.NoiseSchedule.cosine(50))
-table = torch.tensor(diffusion.noising_table(), dtype=torch.float32)
-show("diffuse", *ops.diffuse(image(3, 5, 9, 7).detach(), torch.tensor([0, 20, 49]), table, seed=3))
-for name, op, inputs in (
-    ("conv3x3", ops.conv3x3, (image(2, 32, 9, 13), image(48, 32, 3, 3), torch.randn(48, requires_grad=True))),
-    ("linear", ops.linear, [torch.randn(s, requires_grad=True) for s in ((70, 33), (130, 33), (130,))]),
-    ("attention", attend, [torch.randn(2, 70, 96).requires_grad_()]),
-    ("mse", ops.mse, (image(2, 3, 9, 7), image(2, 3, 9, 7).detach())),
-    ("norm", lambda *a: ops.group_norm_act(*a, 5), (image(2, 70, 9, 7), *(torch.randn(2, 70).requires_grad_()))),
-):
-    y = op(*inputs)
-    show(name, y, *torch.autograd.grad(y.square().sum(), [v for v in inputs if v.requires_grad]))
-for change in ({}, {"num_heads": 1, "resblock_updown": True, "scale_shift_norm": True}):
-    config = dict(image_size=16, in_channels=3, out_channels=3, channels=32, channel_mult=(1, 2), num_res_blocks=1)
-    config |= dict(norm_groups=8, attention_resolutions=(8,), num_heads=2, dropout=0.0)
-    unet = fd.UNet(fd.UNetConfig(**config | change)).eval()
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    table = samplers.dpmpp_sde(diffusion, 6)
-    show("images", fd.sample(unet, table, shape=(3, 3, 16, 16), seed=3, runner="native", progress=False))
-net = Unet(dim=32, dim_mults=(1, 2), attn_dim_head=20).eval()
-show("lucidrains", fd.sample(net, table, shape=(3, 3, 16, 16), seed=3, runner="native", progress=False))
-"""
-
-
 def test_avx2_and_avx512_have_the_same_bits():
-    """Noise, losses, the layers of training in channels_last, and whole images of the engine."""
-    found = [run(isa, BITS) for isa in ("avx2", "avx512")]
+    """Noise, losses, every instruction of a plan in both precisions, and of training, and whole images."""
+    found = [run(isa, 'import sys; sys.path.insert(0, "tests"); from support import bits; bits.main()') for isa in SAME]
     for done in found:
         if "must be one of" in done.stderr:
             pytest.skip("this processor does not run both")
         assert done.returncode == 0, done.stderr[-3000:]
-    assert found[0].stdout.count("\n") == 9
+    assert found[0].stdout.count("\n") > 400
     assert found[0].stdout == found[1].stdout

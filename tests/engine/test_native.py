@@ -120,7 +120,7 @@ def test_statistics_match_float64(shape, offset):
 
 
 @pytest.mark.parametrize("precision", ["fast", "bfloat16"])
-@pytest.mark.parametrize("case", ["ho", "iddpm", "adm", "grey"])
+@pytest.mark.parametrize("case", ["ho", "iddpm", "adm", "grey", "one head of 40 channels"])
 def test_native_does_not_depend_on_batch_or_threads(case, precision):
     """To the bit: a sample's arithmetic is the same wherever it runs."""
     net = network(case)

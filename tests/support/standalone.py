@@ -44,6 +44,11 @@ def _flags(extra: Sequence[str]) -> str:
     )
 
 
+def _optimisation(source: str) -> tuple[str, ...]:
+    """As in CMakeLists.txt."""
+    return ("-Os",) if "/generic/" in source else ("-O3",)
+
+
 def _compiler() -> str:
     return "ccache g++" if shutil.which("ccache") else "g++"
 
@@ -62,7 +67,7 @@ def _by_cmake(target: str, made: str, place: Path) -> list[str]:
 def _library_by_hand(place: Path, extra: Sequence[str]) -> list[str]:
     # Files of one name in several folders: their objects are named by their number.
     compiled = " ".join(
-        f"&& {_compiler()} {_flags(extra)} -c {source} -o $objects/{number}.o"
+        f"&& {_compiler()} {_flags(extra or _optimisation(source))} -c {source} -o $objects/{number}.o"
         for number, source in enumerate(lines("sources.txt"))
     )
     return [
