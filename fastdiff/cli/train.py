@@ -124,7 +124,7 @@ def train(
     layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Noise schedule; `fastdiff info schedules`.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Noising steps.")] = None,
-    prediction: Annotated[str | None, typer.Option(help="eps, x0, v or score.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="eps, x0, v, score, velocity or F.")] = None,
     variance: Annotated[str | None, typer.Option(help="fixed_small, fixed_large, learned or learned_range.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting: unet.channels=64. May be repeated.")

@@ -186,6 +186,8 @@ def _settings_of(model: str) -> tuple[Settings, Settings]:
     diffusion = found.diffusion
     schedule = diffusion.schedule.to_dict()
     process: Settings = {"prediction": diffusion.prediction, "variance": diffusion.variance}
+    if diffusion.prediction == "F":
+        process["sigma_data"] = diffusion.sigma_data
     if "betas" not in schedule:
         options = schedule.get("options", {})
         process["schedule"] = {"name": schedule["name"], **options} if options else schedule["name"]

@@ -75,6 +75,7 @@ WRONG = {
     "precision": ["float16"],
     "prediction": ["epsilon"],
     "preset": ["ho-cifar"],
+    "process": ["flows"],
     "reference": ["{new}/missing"],
     "sampler": ["dimm"],
     "samplers": ["dimm", "ddim,,unipc", "ddim,ddim"],
