@@ -74,7 +74,7 @@ def load_edm(
             for end in ("weight", "bias"):
                 fitted[f"conv_out.{end}"] = -fitted[f"conv_out.{end}"]
         unet = build_unet(config, {name: value.float() for name, value in fitted.items()}, device=device)
-    said: dict[str, str] = {"everything": "the file", "diffusion": "the file" if diffusion is None else "diffusion="}
+    said: dict[str, str] = {} if diffusion is None else {"diffusion": "diffusion="}
     metadata: dict[str, Any] = {"path": str(path), "format": "edm", "weights": "ema", "said": said}
     metadata |= {"step": None, "training": None, "data": None, "versions": None}
     return LoadedModel(unet, diffusion or process, DataScaling(), metadata)

@@ -9,7 +9,7 @@ import fastdiff as fd
 from fastdiff.convert.edm import from_edm, unet_config_from_edm
 from fastdiff.nets.unet import num_parameters
 from support.edm_networks import SETTINGS, calls, config_of, own, plain
-from support.tolerances import FLOAT64_NETWORK
+from support.tolerances import FLOAT32_DEEP, FLOAT64_NETWORK
 
 
 @pytest.mark.parametrize("case", SETTINGS)
@@ -102,3 +102,29 @@ def test_tensors_that_do_not_fit_are_named():
         from_edm(tensors, dataclasses.replace(config, resample_filter=(1, 3, 3, 1)))
     with pytest.raises(ValueError, match="no names for a network with"):
         fd.convert.to_layout(fd.UNet(config).state_dict(), config, "openai")
+
+
+@pytest.mark.parametrize("case", ["ddpmpp with labels", "ncsnpp", "adm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_are_those_of_edms_network(case, dtype):
+    """In training the modules run, in float32 with the fused ops; the Fourier features stay as they are."""
+    model = plain(case)
+    unet = own(case, model).to(dtype).train()
+    x, t, y, one_hot = calls(case)
+    model(x, t.to(dtype).double(), one_hot).square().mean().backward()
+    unet(x.to(dtype), t.to(dtype), y).square().mean().backward()
+    expected = from_edm({name: value.grad for name, value in model.named_parameters() if "augment" not in name}
+                        | _fixed(model), unet.config)  # fmt: skip
+    tolerance = FLOAT64_NETWORK if dtype == torch.float64 else FLOAT32_DEEP
+    for name, parameter in unet.named_parameters():
+        if name in ("time_freqs", "augment_emb.weight"):
+            assert parameter.grad is None
+        elif name != "label_emb.weight":
+            error = (parameter.grad - expected[name]).abs().max()
+            assert error <= 100 * tolerance * expected[name].abs().max() + tolerance, name
+
+
+def _fixed(model):
+    """What has no gradient."""
+    fixed = dict(model.named_buffers())
+    return fixed | {name: value for name, value in model.named_parameters() if "augment" in name}
