@@ -35,6 +35,9 @@ __all__ = ["lower_training", "planned_parameters"]
 # Channels come in whole vectors; images are as large as the smallest tile at least.
 _VECTOR = 16
 _MIN_SIZE = 4
+# Of a network whose samples go through it by themselves, for each thread packs all of the weights, and what their
+# gradients read is kept: weights, and floats of a sample.
+_MOST_WEIGHTS, _MOST_FLOATS = 1 << 22, 1 << 18
 
 
 def lower_training(unet: UNet, height: int, width: int) -> TrainingPlan:
@@ -91,13 +94,21 @@ class _Lowering(Recorder):
         while self.back:
             self.back.pop()()
         label_grad = None if label is None else self.grads[label.buffer].buffer
-        places, floats = self.place(forward, x, waves, label, output, slope, label_grad)
+        given = [image.buffer for image in (x, waves, label) if image is not None]
+        taken = [output.buffer, slope.buffer, *([] if label_grad is None else [label_grad])]
+        alone, in_order = None, list(self.code)
+        if sum(parameter.numel() for parameter in planned_parameters(unet)) <= _MOST_WEIGHTS:
+            alone = self.set_weights_last(forward)
+        places, floats = self.place(forward, given, taken, apart=alone)
+        if alone is not None and floats > _MOST_FLOATS:
+            alone, self.code = None, in_order
+            places, floats = self.place(forward, given, taken, apart=None)
         rows = torch.from_numpy(self.rows(places))
 
         return TrainingPlan(
             rows[:forward].clone(), rows[forward:].clone(), floats, places[x.buffer], places[waves.buffer],
             places[output.buffer], places[slope.buffer], None if label is None else places[label.buffer],
-            None if label_grad is None else places[label_grad], output.channels, self.emb.channels,
+            None if label_grad is None else places[label_grad], output.channels, self.emb.channels, alone,
         )  # fmt: skip
 
     def number(self, parameter: Tensor | None) -> int:
@@ -186,8 +197,8 @@ class _Lowering(Recorder):
         y = self.image(x.height, x.width, channels)
         common = {
             "x": x.buffer, "channels": x.channels, "weight": self.number(norm.weight), "bias": self.number(norm.bias),
-            "act": norm.act, "time": time, "scale": scale, "stats": self.buffer(2 * norm.groups), "groups": norm.groups,
-            "number": norm.eps, **_second(x2), **x.size,
+            "act": norm.act, "time": time, "scale": scale, "stats": self.spread_buffer(2 * norm.groups),
+            "groups": norm.groups, "number": norm.eps, **_second(x2), **x.size,
         }  # fmt: skip
         self.emit("norm", y=y.buffer, **common)
         return y, common

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -113,8 +114,9 @@ class TableState:
 
     def part(self, x: Tensor, some: slice) -> TableState:
         """The same table in execution for some of the samples, whose states are x; what is kept of them is copied."""
-        part = TableState(self.table, gradients=self._gradients)
-        part.next = self.next
+        # What is known of the table is known of its parts.
+        part = copy.copy(self)
+        part._let_go()
         if self._layout is not None:
             part.make_room(x)
             if part.base is not None and self.base is not None:
@@ -213,6 +215,10 @@ class TableState:
         if isinstance(row, int):
             self.next = row + 1
         return out, pred
+
+    def _let_go(self) -> None:
+        """Hold nothing of any sample."""
+        self.base = self.history = self._layout = None
 
     def _are_wanted(self, x: Tensor, model_output: Tensor | None) -> bool:
         """Whether a row's gradients are. Where they are not, what is kept loses those of earlier rows."""

@@ -7,6 +7,7 @@ Import the names from here. `Engine` is the core, free of any server, which is `
 from fastdiff.serving.client import Busy, Client, ServedEvent
 from fastdiff.serving.engine import Closed, Engine, Full, SampleFuture, Stats, TookTooLong
 from fastdiff.serving.job import Event
+from fastdiff.serving.ray_serve import deployment
 from fastdiff.serving.request import Request
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "ServedEvent",
     "Stats",
     "TookTooLong",
+    "deployment",
 ]

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastdiff.engine.native import Precision
 from fastdiff.pipeline import Pipeline
 from fastdiff.process.checks import NotFinite, whole_number
-from fastdiff.serving.batch import Evaluator
+from fastdiff.serving.batch import Evaluator, Outputs
 from fastdiff.serving.job import Chunk, Event, Job
 from fastdiff.serving.policy import deal
 from fastdiff.serving.request import Limits, Request, Work, work_of
@@ -418,14 +418,14 @@ class Engine:
                 ready.append(chunk)
         return ready
 
-    def _evaluations_of(self, chunks: list[Chunk]) -> list[tuple[Rows, list[Tensor]]]:
+    def _evaluations_of(self, chunks: list[Chunk]) -> list[tuple[Rows, Outputs]]:
         """The network's outputs. Where it fails, each request is evaluated alone, and those fail for which it does."""
         try:
             if self._was_idle:
                 self._evaluate.refresh()
             rows = Rows(chunks)
-            outputs, are_finite = self._evaluate(rows)
-            if are_finite:
+            outputs = self._evaluate(rows)
+            if outputs.is_finite:
                 return [(rows, outputs)]
         except Exception as error:
             logger.warning("an evaluation failed, and each request is evaluated alone: %s", error)
@@ -433,8 +433,8 @@ class Engine:
         for job, own in groupby(chunks, lambda chunk: chunk.job):
             rows = Rows(list(own))
             try:
-                outputs, are_finite = self._evaluate(rows)
-                if not are_finite:
+                outputs = self._evaluate(rows)
+                if not outputs.is_finite:
                     raise NotFinite(rows.chunks[0].row, job.num_rows)
             except Exception as error:
                 self._fail(job, error)
@@ -442,13 +442,13 @@ class Engine:
                 found.append((rows, outputs))
         return found
 
-    def _execute(self, rows: Rows, outputs: list[Tensor]) -> None:
+    def _execute(self, rows: Rows, outputs: Outputs) -> None:
         """The rows, and what follows from them."""
         chunks, fed_back = rows.chunks, self._evaluate.self_condition
         before = [chunk.x.clone() if fed_back else None for chunk in chunks]
         wanted = [fed_back or chunk.job.is_shown(chunk) for chunk in chunks]
         try:
-            predictions = rows.step(outputs, wanted)
+            predictions = rows.step(outputs.output, outputs.guided, wanted)
         except Exception as error:
             # An output of another shape, which is that of all of them.
             for job in {chunk.job for chunk in chunks}:

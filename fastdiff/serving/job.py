@@ -217,7 +217,7 @@ class Job:
             x = initial_noise(shape, work.ids[some], work.seed, work.table.init_scale)
         else:
             x = work.x_init[some].clone(memory_format=torch.channels_last)
-        chunk = Chunk(self, samples, x, TableState(work.table), work.start_row)
+        chunk = Chunk(self, samples, x, work.state.part(x, some), work.start_row)
         if self._is_fed_back:
             chunk.feedback = SelfConditioning(work.table)
         self._next += count

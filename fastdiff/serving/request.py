@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import samplers
+from fastdiff.ops.table_state import TableState
 from fastdiff.pipeline import Pipeline
 from fastdiff.process.arguments import advised, check_options, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
@@ -98,7 +99,7 @@ class Work:
     """A request that was found to fit: what is executed.
 
     Attributes:
-        table: The sampler.
+        state: The sampler, nothing of which is executed: each chunk of samples takes a part of it.
         start_row: Where to start in it.
         shape: [num, C, H, W].
         seed, ids, labels: As given; ids and labels int64 [num].
@@ -109,7 +110,7 @@ class Work:
         evaluations: Of the network, per image.
     """
 
-    table: CoefficientTable
+    state: TableState
     start_row: int
     shape: tuple[int, int, int, int]
     seed: int
@@ -120,6 +121,11 @@ class Work:
     known: Known | None
     answer: Tensor | None
     evaluations: int
+
+    @property
+    def table(self) -> CoefficientTable:
+        """The sampler."""
+        return self.state.table
 
 
 def work_of(pipeline: Pipeline, request: Request, limits: Limits) -> Work:
@@ -150,13 +156,14 @@ def work_of(pipeline: Pipeline, request: Request, limits: Limits) -> Work:
     if request.mask is not None:
         assert image is not None
         known = Known(image, checked_mask(request.mask, image))
-        table = _inpainting_table(pipeline.diffusion, request)
+        state = TableState(_inpainting_table(pipeline.diffusion, request))
     else:
-        table = _table(pipeline.diffusion, request)
+        state = _state(pipeline.diffusion, request)
         if request.strength == 0:
             answer = image
         elif request.strength is not None and request.strength < 1:
             x_init = image
+    table = state.table
     if table.init_scale == 0 and x_init is None and answer is None:
         raise ValueError(f"the table of {table.name!r} starts from an image: give it as x_init")
     if request.previews and not table.data_prediction:
@@ -172,7 +179,7 @@ def work_of(pipeline: Pipeline, request: Request, limits: Limits) -> Work:
         raise ValueError(
             f"{spelt('steps')}: an image would take {evaluations} evaluations, and the limit here is {limits.steps}"
         )
-    return Work(table, request.start_row, shape, seed, ids, labels, guidance, x_init, known, answer, evaluations)
+    return Work(state, request.start_row, shape, seed, ids, labels, guidance, x_init, known, answer, evaluations)
 
 
 def _check_parts(request: Request) -> None:
@@ -241,13 +248,13 @@ def _checked_image(
     return image.expand(num, -1, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
-def _table(diffusion: Diffusion, request: Request) -> CoefficientTable:
+def _state(diffusion: Diffusion, request: Request) -> TableState:
     sampler, steps, strength = request.sampler, request.steps, request.strength
     if isinstance(sampler, CoefficientTable):
         if steps is not None or request.options:
             raise ValueError(f"a table is given, so {advised('steps')} and {advised('options')} cannot be chosen too")
         sampler.check_process(diffusion)
-        return sampler
+        return TableState(sampler)
     if not isinstance(sampler, str) or sampler not in samplers.names():
         raise ValueError(f"unknown {spelt('sampler')} {shown(sampler)}: {nearest_name(sampler, samplers.names())}")
     count = default_steps(sampler, diffusion) if steps is None else steps
@@ -257,15 +264,17 @@ def _table(diffusion: Diffusion, request: Request) -> CoefficientTable:
         return _built(sampler, diffusion, count, options, strength if strength else None)
     except TypeError:
         # An option that is no key of a cache, and perhaps no option either.
-        return samplers.build(sampler, diffusion, count, **request.options)
+        return TableState(samplers.build(sampler, diffusion, count, **request.options))
 
 
 @functools.lru_cache(_TABLES, typed=True)
 def _built(
     sampler: str, diffusion: Diffusion, steps: int, options: tuple[tuple[str, type, Any], ...], strength: float | None
-) -> CoefficientTable:
+) -> TableState:
     table = samplers.build(sampler, diffusion, steps, **{key: value for key, _, value in options})
-    return table if strength is None or strength == 1 else varying_table(diffusion, sampler, steps, strength)
+    return TableState(
+        table if strength is None or strength == 1 else varying_table(diffusion, sampler, steps, strength)
+    )
 
 
 def _inpainting_table(diffusion: Diffusion, request: Request) -> CoefficientTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,12 +100,13 @@ class Rows:
                 out[at : at + len(given)] = given
                 at += len(given)
 
-    def step(self, outputs: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    def step(self, output: Tensor, guided: Mapping[int, Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
         """Execute the rows: all of them, or none.
 
         Args:
-            outputs: Of the network, for each chunk [n, C or 2C, H, W].
-            wanted: Whether the row's prediction is.
+            output: Of the network, [B, C or 2C, H, W] for what was filled in.
+            guided: In its place, for the chunks of these numbers: [n, C or 2C, H, W].
+            wanted: Of each chunk, whether the row's prediction is.
 
         Returns:
             The predictions [n, C, H, W] that are wanted.
@@ -114,32 +115,40 @@ class Rows:
             ValueError: an output that does not fit.
         """
         chunks, values = self.chunks, self._values
-        for chunk, output in zip(chunks, outputs, strict=True):
-            _check(chunk, output)
+        self._check(output)
         predictions = [
             torch.empty_like(chunk.x) if is_wanted else None for chunk, is_wanted in zip(chunks, wanted, strict=True)
         ]
-        if values is None or not all(map(is_plain, outputs)):
-            for chunk, output, prediction in zip(chunks, outputs, predictions, strict=True):
+        if values is None or not is_plain(output) or not all(map(is_plain, guided.values())):
+            at = 0
+            for number, (chunk, prediction) in enumerate(zip(chunks, predictions, strict=True)):
+                own = guided.get(number, output[at : at + len(chunk.samples)])
+                at += len(chunk.samples) * chunk.job.cost
                 chunk.state.step(
-                    chunk.row, chunk.x, output, seed=chunk.job.work.seed, sample_ids=chunk.ids, prediction=prediction,
+                    chunk.row, chunk.x, own, seed=chunk.job.work.seed, sample_ids=chunk.ids, prediction=prediction,
                     out=chunk.x,
                 )  # fmt: skip
             return predictions
-        values[:, _OUTPUT] = [output.data_ptr() for output in outputs]
-        values[:, _OUT_CHANNELS] = [output.shape[1] for output in outputs]
-        values[:, _PREDICTION] = [0 if prediction is None else prediction.data_ptr() for prediction in predictions]
+        numbers = output[0].numel() * values[:, _SAMPLES] * values[:, _COPIES]
+        values[:, _OUTPUT] = output.data_ptr() + _FLOAT_BYTES * (np.cumsum(numbers) - numbers)
+        for number, own in guided.items():
+            values[number, _OUTPUT] = own.data_ptr()
+        values[:, _OUT_CHANNELS] = output.shape[1]
+        if any(wanted):
+            values[:, _PREDICTION] = [0 if prediction is None else prediction.data_ptr() for prediction in predictions]
         _native().chunk_steps(values.ctypes.data, len(values))
         return predictions
 
-
-def _check(chunk: Chunk, output: Tensor) -> None:
-    check_output(output.shape[1] if output.ndim == 4 else 0, chunk.x, chunk.job.has_learned_variance)
-    if output.shape[2:] != chunk.x.shape[2:] or len(output) != len(chunk.x):
-        raise ValueError(
-            f"the model's output must be for the state, {list(chunk.x.shape)}, got {list(output.shape)}: as many "
-            "samples, of the same height and width"
-        )
+    def _check(self, output: Tensor) -> None:
+        x = self.chunks[0].x
+        is_learned = any(chunk.job.has_learned_variance for chunk in self.chunks)
+        check_output(output.shape[1] if output.ndim == 4 else 0, x, is_learned)
+        count = sum(len(chunk.samples) * chunk.job.cost for chunk in self.chunks)
+        if output.shape[2:] != x.shape[2:] or len(output) != count:
+            raise ValueError(
+                f"the model's output must be for its input, {[count, *x.shape[1:]]}, got {list(output.shape)}: as many "
+                "samples, of the same height and width"
+            )
 
 
 def _native() -> Any:

@@ -28,9 +28,7 @@ def wrong_by_per_cents(request, monkeypatch):
 @pytest.mark.parametrize("schedule", [COSINE, BLANK], ids=["near zero", "zero"])
 @pytest.mark.parametrize("steps", [10, 20, 50])
 @pytest.mark.parametrize("name", [*OF_NOISE, *OF_STAGES])
-def test_noise_solvers_give_the_data_from_an_imperfect_network(
-    name, steps, schedule, prediction, wrong_by_per_cents
-):
+def test_noise_solvers_give_the_data_from_an_imperfect_network(name, steps, schedule, prediction, wrong_by_per_cents):
     diffusion = Diffusion(schedule, prediction)
     table = samplers.build(name, diffusion, steps)
     std = np.sqrt(run_table(table, diffusion, 0.25, start_variance=1.0)[0][-1])

@@ -290,6 +290,35 @@ def test_a_preview_that_cannot_be_told_fails_its_request_alone():
         bad.result()
 
 
+def test_image_sizes_take_turns():
+    engine = Engine(pipeline(classes=False), capacity=4)
+    requests = [Request(num=4, steps=5, size=size) for size in ((8, 8), (16, 8), (8, 16))]
+    futures = [engine.add(request) for request in requests]
+    for _ in range(3 * 4):
+        engine.step()
+    assert not any(future.done() for future in futures)
+    done = []
+    for _ in range(3):
+        engine.step()
+        done.append([future.done() for future in futures])
+    assert done == [[True, False, False], [True, True, False], [True, True, True]]
+    for request, future in zip(requests, futures, strict=True):
+        assert torch.equal(future.result(), alone(engine.pipeline, request))
+
+
+def test_a_state_of_ones_own_starts_where_it_is_told():
+    pipe = pipeline(classes=False)
+    table = fd.samplers.ddim(pipe.diffusion, 10)
+    state = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    engine = Engine(pipe, capacity=4)
+    future = engine.add(Request(num=3, sampler=table, x_init=state, start_row=6))
+    assert len(run(engine)) == 4
+    expected = fd.sample(pipe.unet, table, shape=(3, 1, 8, 8), x_init=state, start_row=6, progress=False)
+    assert torch.equal(future.result(), expected)
+    # The caller's own is left as it was.
+    assert torch.equal(state, torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+
 def test_bfloat16_shares_batches_without_changing_bits():
     pipe = pipeline(classes=False)
     engine = Engine(pipe, capacity=4, precision="bfloat16")

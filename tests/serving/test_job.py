@@ -26,7 +26,7 @@ def advance(job, slots):
     for chunk in job.chosen:
         x, t = chunk.state.network_input(chunk.row, chunk.x)
         output = pipeline(classes=False).unet(x, t)
-        (prediction,) = Rows([chunk]).step([output], [job.is_shown(chunk)])
+        (prediction,) = Rows([chunk]).step(output, {}, [job.is_shown(chunk)])
         job.advance(chunk, None, prediction)
     return taken
 
@@ -68,7 +68,7 @@ def test_a_result_that_is_not_finite_is_told_with_its_row():
     job.begin_turn()
     job.claim(2)
     (chunk,) = job.chosen
-    Rows([chunk]).step([torch.full_like(chunk.x, torch.nan)], [False])
+    Rows([chunk]).step(torch.full_like(chunk.x, torch.nan), {}, [False])
     with pytest.raises(NotFinite, match="after row 4 of 5"):
         job.advance(chunk, None, None)
 

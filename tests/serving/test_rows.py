@@ -41,15 +41,18 @@ def test_cpp_and_the_tables_state_give_the_same_bits(learned):
             Rows(chunks).fill(given)
             inputs.append(given)
         assert torch.equal(*inputs)
-        outputs = [
-            torch.randn(len(chunk.samples), 2 if learned else 1, 8, 8, generator=generator).contiguous(
+        channels = 2 if learned else 1
+        output = torch.randn(count, channels, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
+        guided = {
+            number: torch.randn(len(chunk.samples), channels, 8, 8, generator=generator).contiguous(
                 memory_format=torch.channels_last
             )
-            for chunk in by_address
-        ]
-        wanted = [(place + row) % 2 == 0 for place in range(len(outputs))]
-        found = Rows(by_address).step(outputs, wanted)
-        expected = Rows(by_state).step(outputs, wanted)
+            for number, chunk in enumerate(by_address)
+            if chunk.job.cost == 2
+        }
+        wanted = [(place + row) % 2 == 0 for place in range(len(by_address))]
+        found = Rows(by_address).step(output, guided, wanted)
+        expected = Rows(by_state).step(output, guided, wanted)
         for mine, theirs, is_wanted in zip(found, expected, wanted, strict=True):
             assert (mine is not None) == (theirs is not None) == is_wanted
             assert mine is None or torch.equal(mine, theirs)
@@ -63,14 +66,15 @@ def test_an_output_that_does_not_fit_leaves_all_rows_as_they_were():
     pipe = pipeline()
     chunks = chunks_of(pipe, REQUESTS)
     states = [chunk.x.clone() for chunk in chunks]
-    outputs = [torch.zeros_like(chunk.x) for chunk in chunks]
+    count = sum(len(chunk.samples) * chunk.job.cost for chunk in chunks)
     for bad, message in [
-        (torch.zeros(2, 3, 8, 8), "output must have shape"),
-        (torch.zeros(2, 1, 8, 16), "must be for the state"),
-        (torch.zeros(2, 1), "output must have shape"),
+        (torch.zeros(count, 3, 8, 8), "output must have shape"),
+        (torch.zeros(count, 1, 8, 16), "must be for its input"),
+        (torch.zeros(count - 1, 1, 8, 8), "must be for its input"),
+        (torch.zeros(count, 1), "output must have shape"),
     ]:
         with pytest.raises(ValueError, match=message):
-            Rows(chunks).step([*outputs[:-1], bad], [False] * len(chunks))
+            Rows(chunks).step(bad, {}, [False] * len(chunks))
         assert all(map(torch.equal, states, (chunk.x for chunk in chunks)))
 
 

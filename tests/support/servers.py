@@ -2,8 +2,13 @@
 
 import asyncio
 import contextlib
+import json
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +23,7 @@ from fastdiff.serving.http.settings import Settings
 from support.serving import pipeline
 
 JSON = {"Content-Type": "application/json"}
+KEY = "a key of the process"
 
 
 class Held(Engine):
@@ -78,14 +84,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(of: Engine, settings: Settings | None = None, drain_seconds: float = 20.0) -> Iterator[Served]:
-    """A server over an engine, on a free port; stopped at the end, as by a signal."""
+def served(
+    of: Engine, settings: Settings | None = None, drain_seconds: float = 20.0, *, port: int = 0
+) -> Iterator[Served]:
+    """A server over an engine, on a free port or this one; stopped at the end, as by a signal."""
     app = create_app(of, settings)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, date_header=False, lifespan="on", timeout_graceful_shutdown=2
     )
     server = Server(config, app.state.service, drain_seconds)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         found = Served(f"http://127.0.0.1:{listener.getsockname()[1]}", server, thread)
@@ -99,3 +107,44 @@ def served(of: Engine, settings: Settings | None = None, drain_seconds: float = 
                 server.stop()
             thread.join(30)
             assert not thread.is_alive()
+
+
+class Process:
+    """`fastdiff serve` as a process of its own."""
+
+    def __init__(self, model, *options):
+        command = [sys.executable, "-m", "fastdiff", "serve", str(model), "--port", "0", "--threads", "1", *options]
+        environment = {**os.environ, "FASTDIFF_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.log = []
+        for line in self.process.stderr:
+            self.log.append(json.loads(line))
+            if self.log[-1]["message"] == "listening":
+                break
+        self.url = self.log[-1]["url"]
+        self.client = httpx.Client(
+            base_url=self.url, trust_env=False, timeout=60, headers={"Authorization": f"Bearer {KEY}"}
+        )
+        while self.client.get("ready").status_code != 200:
+            time.sleep(0.05)
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            # The last may be the command's own.
+            self.log.append(json.loads(line) if line.startswith("{") else {"message": line})
+
+    def end(self):
+        code = self.process.wait(30)
+        self.reader.join(10)
+        return code
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()

@@ -7,6 +7,7 @@ from fastdiff.compat.lucidrains.continuous import (
 )
 from fastdiff.compat.lucidrains.diffusion import GaussianDiffusion, ModelPrediction
 from fastdiff.compat.lucidrains.elucidated import ElucidatedDiffusion
+from fastdiff.compat.lucidrains.learned import LearnedGaussianDiffusion
 from fastdiff.compat.lucidrains.trainer import Trainer
 from fastdiff.nets.lucidrains import Unet
 
@@ -14,6 +15,7 @@ __all__ = [
     "ContinuousTimeGaussianDiffusion",
     "ElucidatedDiffusion",
     "GaussianDiffusion",
+    "LearnedGaussianDiffusion",
     "ModelPrediction",
     "Trainer",
     "Unet",
@@ -22,7 +24,7 @@ __all__ = [
 
 _ABSENT = (
     "Dataset1D", "GaussianDiffusion1D", "InvSqrtDecayLRSched", "KarrasUnet", "KarrasUnet1D", "KarrasUnet3D",
-    "LearnedGaussianDiffusion", "Trainer1D", "Unet1D", "WeightedObjectiveGaussianDiffusion", "XMWrapper",
+    "Trainer1D", "Unet1D", "WeightedObjectiveGaussianDiffusion", "XMWrapper",
 )  # fmt: skip
 _ADVICE = f"it has {', '.join(__all__)}; take others from denoising_diffusion_pytorch; see docs/migration.md"
 __getattr__ = explained(__name__, dict.fromkeys(_ABSENT, _ADVICE))

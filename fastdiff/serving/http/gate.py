@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import re
 import time
 import uuid
@@ -101,7 +102,7 @@ class Gate:
         about = {"request": id, "method": scope["method"], "path": scope["path"], "status": status}
         about |= {"seconds": round(seconds, 6), **scope["state"].get("about", {})}
         # Of what a balancer or a chart asks all the time nothing is said.
-        level = 10 if route in ("/health", "/ready", "/metrics", "/v1/stats") else 20
+        level = logging.DEBUG if route in ("/health", "/ready", "/metrics", "/v1/stats") else logging.INFO
         self.service.log.log(level, "answered", extra=about)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 import socket
+import sys
 import time
 from types import FrameType
 
@@ -20,6 +21,7 @@ from fastdiff.serving.http.settings import Settings
 __all__ = ["Server", "run"]
 
 # Connections that the system holds until they are taken.
+_SWITCH_SECONDS = 0.0005
 _BACKLOG = 2048
 # Descriptors that are not connections: files, the loop's own, the listening socket.
 _OWN_DESCRIPTORS = 64
@@ -71,12 +73,13 @@ class Server(uvicorn.Server):
         again = asyncio.ensure_future(self._signals.get())
         await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
         again.cancel()
-        self.was_drained = draining.done() and draining.result()
         left = len(self.service.kept.running())
+        # A second signal may have come while there was nothing but results to be fetched.
+        self.was_drained = (draining.done() and draining.result()) or not left
         log.info("drained" if self.was_drained else "stopped before all was done", extra={"running": left})
         # Cancels what is left, so that those who wait are told before the connections close.
-        await self.service.close()
-        await asyncio.gather(draining, return_exceptions=True)
+        await self.service.stop()
+        draining.cancel()
 
     async def _drain(self) -> bool:
         is_done = await self.service.drain(self.drain_seconds)
@@ -105,6 +108,8 @@ def run(
         RuntimeError: the address cannot be listened at.
     """
     app = create_app(engine, settings)
+    # The engine's thread gives Python's lock back at each evaluation, and would wait this long for it.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OWN_DESCRIPTORS
     config = uvicorn.Config(
         app,
@@ -128,8 +133,12 @@ def run(
 def _listening(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         # Python's own sentence repeats the address.
-        why = error.strerror.partition(" (")[0]
+        why = (error.strerror or str(error)).partition(" (")[0]
         raise RuntimeError(f"cannot listen at {host}, port {port}: {why}: take another") from error
+    # Connections have it from here. asyncio sets it for sockets whose protocol is given alone, and without it an
+    # answer's body waits 40 ms for the client to acknowledge its head.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

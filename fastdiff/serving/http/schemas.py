@@ -11,6 +11,8 @@ from fastdiff.process.checks import nearest_name, shown
 __all__ = ["Failure", "ImagesRequest", "ImagesResponse", "Progress", "parsed"]
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+# Of a list, whatever the engine's limits are: reading stops there.
+_LONGEST = 2**16
 
 
 class ImagesRequest(BaseModel):
@@ -28,8 +30,12 @@ class ImagesRequest(BaseModel):
         {}, description="Of the sampler, such as eta; with a mask jump_length and jump_repeats."
     )
     seed: int = Field(0, description="In [0, 2^64).")
-    sample_ids: list[int] | None = Field(None, description="One per image; 0 to num - 1 when left out.")
-    labels: list[int | str] | None = Field(None, description="Numbers or names of classes, one per image.")
+    sample_ids: list[int] | None = Field(
+        None, max_length=_LONGEST, description="One per image; 0 to num - 1 when left out."
+    )
+    labels: list[int | str] | None = Field(
+        None, max_length=_LONGEST, description="Numbers or names of classes, one per image."
+    )
     guidance: _Number | None = Field(None, description="Scale of classifier-free guidance; 1 is none.")
     null_label: int | str | None = Field(None, description="The null class, where the model does not say it.")
     image: str | list[str] | None = Field(None, description="A PNG in base64, or num of them: to vary or to inpaint.")

@@ -69,13 +69,17 @@ class Service:
         self.is_draining = True
         return await asyncio.to_thread(self.engine.drain, seconds)
 
-    async def close(self) -> None:
-        """Cancel what is left, tell who waits, and end the engine's thread."""
+    async def stop(self) -> None:
+        """Cancel what is left, tell who waits, and end the engine's thread. Answers on their way are still given."""
         self.is_draining = self.is_closing = True
         running = self.kept.running()
         await asyncio.to_thread(self.engine.close)
         for job in running:
             await job.ended.wait()
+
+    async def close(self) -> None:
+        """Stop, once the last answer has gone out."""
+        await self.stop()
         self.kept.close()
         self._pool.shutdown(wait=False)
 

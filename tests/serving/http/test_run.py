@@ -1,10 +1,6 @@
 """Tests of fastdiff.serving.http.run: a server as a process, which drains on SIGTERM and sleeps while it is idle."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -14,56 +10,14 @@ import pytest
 
 from fastdiff.serving.http.settings import Settings
 from support.command_line import small_model
-from support.servers import Held, engine, served
+from support.servers import KEY, Held, Process, engine, served
 
 ASKED = {"num": 4, "steps": 8, "sampler": "ddpm"}
-KEY = "a key of the process"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return small_model(tmp_path_factory.mktemp("serving") / "tiny", size=8, channels=1)
-
-
-class Process:
-    """`fastdiff serve` as a process of its own."""
-
-    def __init__(self, model, *options):
-        command = [sys.executable, "-m", "fastdiff", "serve", str(model), "--port", "0", "--threads", "1", *options]
-        environment = {**os.environ, "FASTDIFF_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        self.log = []
-        for line in self.process.stderr:
-            self.log.append(json.loads(line))
-            if self.log[-1]["message"] == "listening":
-                break
-        self.url = self.log[-1]["url"]
-        self.client = httpx.Client(
-            base_url=self.url, trust_env=False, timeout=60, headers={"Authorization": f"Bearer {KEY}"}
-        )
-        while self.client.get("ready").status_code != 200:
-            time.sleep(0.05)
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self):
-        for line in self.process.stderr:
-            # The last may be the command's own.
-            self.log.append(json.loads(line) if line.startswith("{") else {"message": line})
-
-    def end(self):
-        code = self.process.wait(30)
-        self.reader.join(10)
-        return code
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.client.close()
-        self.process.kill()
-        self.process.wait()
-        self.process.stderr.close()
 
 
 def test_a_process_serves_sleeps_and_drains(model):
@@ -127,6 +81,20 @@ def test_while_it_drains_it_is_not_ready_and_takes_nothing():
         assert client.get(f"/v1/requests/{id}").status_code == 200
         held.set()
         server.thread.join(10)
+        assert server.server.was_drained
+
+
+def test_a_second_signal_does_not_wait_for_results_to_be_fetched():
+    of = engine(Held)
+    with served(of) as server, server.client() as client:
+        client.post("/v1/images?wait=0", json={"num": 1, "steps": 3, "labels": [0]})
+        while of.step():
+            pass
+        began = time.monotonic()
+        server.server.stop()
+        server.server.stop()
+        server.thread.join(10)
+        assert time.monotonic() - began < 4
         assert server.server.was_drained
 
 

@@ -32,9 +32,11 @@ def test_a_value_of_another_type_is_named_with_its_field(field):
         (b'{"labels": [1, 2.5]}', "labels must be a list of numbers or names of classes, one per image, got 2.5 at "),
         (b'{"steps": 3, "Steps": 4}', "unknown field 'Steps': did you mean 'steps'? known: "),
         (b'{"guidance": 1e999}', "guidance must be a finite number, got inf"),
+        (b'{"sample_ids": [' + b"0," * 2**16 + b"0]}", "sample_ids must be a list of whole numbers, one per image"),
         (b"3", "the body must be a JSON object, got 3"),
         (b"{", "the body is no JSON: EOF while parsing"),
     ],
+    ids=["entry", "field", "infinite", "long", "number", "half"],
 )  # fmt: skip
 def test_faults_are_sentences(body, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
