@@ -27,6 +27,7 @@ from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weig
 from fastdiff.engine.packed_cache import chosen_folder
 from fastdiff.engine.plan import Buffer, Instruction, Placement, Plan, place
 from fastdiff.engine.watch import Watch
+from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import spelt
 
 __all__ = [
@@ -376,15 +377,24 @@ class NativeNetwork:
         A row does not depend on the others.
         """
         with self.lock:
-            embedded, projection = self.embedded(t)
-            labels = getattr(self.unet, "label_emb", None)
+            embedded, projection = self.embedded(t, y)
+            labels = None if self.labels_come_first else getattr(self.unet, "label_emb", None)
             if labels is not None:
                 with torch.no_grad():
                     embedded = embedded + labels(y)
             return projection(embedded)
 
-    def embedded(self, t: Tensor) -> tuple[Tensor, Linear]:
-        """Embedded times [N, 4 channels], before a label's vector is added, and the layer from them to `times`."""
+    @property
+    def labels_come_first(self) -> bool:
+        """Whether the labels' vectors are part of what the first layer of the embedding is given."""
+        unet = self.unet
+        return isinstance(unet, UNet) and unet.label_emb is not None and unet.config.label_place == "before_mlp"
+
+    def embedded(self, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Linear]:
+        """Embedded times [N, 4 channels], before a label's vector is added, and the layer from them to `times`.
+
+        Labels are looked at where they come first.
+        """
         with self.lock:
             unet, family = self.unet, self.family
             if not self._time_layers:
@@ -397,7 +407,7 @@ class NativeNetwork:
                 )
             first_layer, last_layer, projection = self._time_layers
             with torch.no_grad():
-                hidden = first_layer(family.waves(unet, t))
+                hidden = first_layer(family.waves(unet, t, y))
                 # In float64, since PyTorch's GELU may round otherwise at the end of a tensor.
                 hidden = gelu(hidden.double()).float() if family.act == "gelu" else hidden
             return last_layer(hidden), projection
