@@ -142,6 +142,6 @@ def extension_arguments():
 setup(
     packages=[*find_packages(include=["fastdiff", "fastdiff.*"]), "fastdiff.kernels"],
     package_dir={"fastdiff": "fastdiff", "fastdiff.kernels": "kernels"},
-    package_data={"fastdiff": ["py.typed"]},
+    package_data={"fastdiff": ["py.typed"], "fastdiff.serving": ["page/*"]},
     **extension_arguments(),
 )

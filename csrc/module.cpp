@@ -5,6 +5,7 @@
 #include <exception>
 #include <string>
 
+#include "chunks.h"
 #include "kernels.h"
 #include "row.h"
 
@@ -46,7 +47,35 @@ static PyObject* step_dense(PyObject*, PyObject* const* values, Py_ssize_t count
   Py_RETURN_NONE;
 }
 
+// What a server calls between evaluations: the address of so many `Chunk`s. The caller answers for what they hold.
+template <void (*FUNCTION)(const fastdiff::Chunk*, int64_t)>
+static PyObject* over_chunks(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "an address and a number of chunks are needed");
+    return nullptr;
+  }
+  const long long address = PyLong_AsLongLong(values[0]), chunks = PyLong_AsLongLong(values[1]);
+  if (PyErr_Occurred()) return nullptr;
+  std::string complaint;
+  Py_BEGIN_ALLOW_THREADS
+  try {
+    FUNCTION(reinterpret_cast<const fastdiff::Chunk*>(static_cast<intptr_t>(address)), chunks);
+  } catch (const std::exception& error) {
+    complaint = error.what();
+  }
+  Py_END_ALLOW_THREADS
+  if (!complaint.empty()) {
+    PyErr_SetString(PyExc_RuntimeError, complaint.c_str());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"chunk_inputs", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(over_chunks<fastdiff::chunk_inputs>)),
+     METH_FASTCALL, "Write what the network is given for chunks of samples (csrc/cpu/chunks.h): address, count."},
+    {"chunk_steps", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(over_chunks<fastdiff::chunk_steps>)),
+     METH_FASTCALL, "Execute the row of each of some chunks of samples: address, count."},
     {"cpu_isa", cpu_isa, METH_NOARGS,
      "The instruction set of the kernels in use: generic, avx2, avx512 or avx512bf16."},
     {"step_dense", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step_dense)), METH_FASTCALL,

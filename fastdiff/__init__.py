@@ -49,6 +49,7 @@ _PLACES = {
     "restore": "nets.acceleration:restore",
     "sample": "sampling.runner:sample",
     "save_model": "files.checkpoint:save_model",
+    "serving": "serving",
 }
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from fastdiff import evaluation as evaluation
     from fastdiff import likelihood as likelihood
     from fastdiff import ops as ops
+    from fastdiff import serving as serving
     from fastdiff.convert.acceleration import accelerate as accelerate
     from fastdiff.engine import compile as compile
     from fastdiff.evaluation import metrics as metrics

@@ -124,8 +124,8 @@ class Pipeline:
         """Load a model, of this or of another project; its contents tell which.
 
         Known are fastdiff's model folders and training runs; diffusers' `UNet2DModel` and pipeline folders; weights
-        files of improved- and guided-diffusion, ddim, Ho (in PyTorch) and lucidrains; and ids of the Hugging Face
-        hub. No code in a file is run: only safetensors and plain data are read.
+        files of improved- and guided-diffusion, ddim, Ho (in PyTorch), lucidrains, score_sde and EDM (.pkl); and ids of
+        the Hugging Face hub. No code in a file is run: only safetensors and plain data are read.
 
         The files of other projects leave things open: T and the schedule, the size of the images, the heads and the
         qkv order of attention, whether weights are averaged. They are taken from the arguments below, or from the
@@ -582,11 +582,27 @@ class Pipeline:
             network = compiled_or_not(self.unet, runner, precision)
         if self.extra_channels:
             network = Concatenated(network)
+        guided = self.checked_guidance(guidance, null_label)
+        return network if guided is None else ClassifierFreeGuidance(network, {"y": guided[1]}, guided[0])
+
+    def checked_guidance(self, guidance: float | None, null_label: int | str | None) -> tuple[float, int] | None:
+        """The scale of classifier-free guidance and the null class; None without guidance.
+
+        Args:
+            guidance: See `sample`.
+            null_label: See `sample`.
+
+        Warns:
+            UserWarning: the network was trained without dropping labels.
+
+        Raises:
+            ValueError: no finite number, no null class, or a null class without guidance.
+        """
         if guidance is None:
             if null_label is not None:
                 name, guided = spelt("null_label", "a null label"), advised("guidance")
                 raise ValueError(f"{name} is for guidance: give {guided} as well, or leave it out")
-            return network
+            return None
         if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
             raise ValueError(f"{spelt('guidance')} must be a finite number, 1 for none, got {shown(guidance)}")
         null = self.classes.null_of(null_label)
@@ -595,9 +611,9 @@ class Pipeline:
             warnings.warn(
                 f"no label was dropped in the training of this network, so its null class {null} means nothing, and "
                 "guidance leads away from noise",
-                stacklevel=3,
+                stacklevel=4,
             )
-        return ClassifierFreeGuidance(network, {"y": null}, float(guidance))
+        return float(guidance), null
 
 
 def _checked_network(unet: Any) -> Any:

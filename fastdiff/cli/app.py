@@ -1,5 +1,5 @@
 """The command `fastdiff`: demo, train, sample, generate, gather, evaluate, compare, score, likelihood, edit,
-convert, export, ema, info.
+convert, export, serve, ema, info.
 
 Nothing heavy is imported before a command needs it, so that `fastdiff --help` answers at once.
 """
@@ -30,6 +30,7 @@ from fastdiff.cli.likelihood import likelihood
 from fastdiff.cli.options import Command, UsageFault
 from fastdiff.cli.sample import sample
 from fastdiff.cli.score import score
+from fastdiff.cli.serve import serve
 from fastdiff.cli.train import train
 from fastdiff.version import __version__
 
@@ -115,7 +116,21 @@ def _options(
     """Read the options that stand before the command; `Commands` looks at "debug"."""
 
 
-for command in (demo, train, sample, generate, gather, evaluate, compare, score, likelihood, convert, export, ema):
+for command in (
+    demo,
+    train,
+    sample,
+    generate,
+    gather,
+    evaluate,
+    compare,
+    score,
+    likelihood,
+    convert,
+    export,
+    serve,
+    ema,
+):
     app.command(cls=Command)(command)
 app.add_typer(edit_app, name="edit")
 app.add_typer(info_app, name="info")

@@ -1,47 +1,38 @@
-"""`fastdiff train`: settings from presets, a file and flags, put together and checked; then training.
-
-Later sources win: the recipe of the network's preset, the file, the flags. What concerns the images' shape is taken
-from the data unless it is given.
-"""
+"""`fastdiff train`: settings from a file and flags, and the run that they describe."""
 
 from __future__ import annotations
 
 import os
-import tomllib
 import warnings
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from fastdiff.cli.classes import about_classes, class_names
 from fastdiff.cli.options import DeviceOption, ThreadsOption, blaming, read_yaml
-from fastdiff.cli.train_data import DATA_KEYS, DATA_SETTINGS, open_section, parsed_size
-from fastdiff.nets.config import PRESETS, UNetConfig
-from fastdiff.nets.recipes import RECIPES, Settings, build_diffusion
-from fastdiff.process.arguments import spelling, spelling_also, spelt
-from fastdiff.process.checks import check_keys, nearest_name, shown
+from fastdiff.cli.train_data import DATA_SETTINGS, parsed_size
+from fastdiff.cli.train_plan import (
+    FIELDS,
+    TrainingPlan,
+    merged,
+    plan_training,
+    read_config_file,
+    read_option,
+    section_of,
+)
+from fastdiff.nets.recipes import Settings
+from fastdiff.process.arguments import spelling, spelling_also
 from fastdiff.process.diffusion import Diffusion
 
 if TYPE_CHECKING:
-    from fastdiff.data.source import ImageSource
     from fastdiff.nets.unet import UNet
-    from fastdiff.training.config import TrainConfig
 
-__all__ = ["SECTIONS", "TrainingPlan", "plan_training", "read_config_file", "train"]
+__all__ = ["train"]
 
-SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
 CONFIG_FILE = "config.yaml"
 """What a run folder keeps of its settings."""
-
-_FIELDS = {field.name for field in fields(UNetConfig)}
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 # Of a training, as options: what the trainer may advise.
 SETTINGS = {
@@ -52,45 +43,6 @@ SETTINGS = {
     "override": "--override",
     "wait_seconds": "--set train.wait_seconds",
 }
-# How often a training is looked at, and between how many steps at least.
-_LOOKS, _FEWEST_STEPS = 10, 100
-
-
-class _Dumper(yaml.SafeDumper):
-    """YAML's safe dumper without aliases, which `read_yaml` does not read."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Always."""
-        return True
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingPlan:
-    """Everything that a training run needs, checked.
-
-    Attributes:
-        unet: The network's shape.
-        diffusion: What it is trained on.
-        data: The images to train on.
-        held_out: Those to evaluate on while it trains; None for none.
-        train: Settings of the training.
-        out: Run folder; None where it was not given.
-        init_from: Model whose weights a new run starts from; None for weights drawn from the seed.
-        settings: All of it as plain values; written as YAML, it is a file for `--config`.
-    """
-
-    unet: UNetConfig
-    diffusion: Diffusion
-    data: ImageSource
-    held_out: ImageSource | None
-    train: TrainConfig
-    out: Path | None
-    init_from: str | None
-    settings: Settings
-
-    def to_yaml(self) -> str:
-        """The settings as YAML."""
-        return yaml.dump(self.settings, None, _Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def train(
@@ -172,7 +124,7 @@ def train(
     layout: Annotated[str | None, typer.Option(help="Of an array whose shape allows both: NHWC or NCHW.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Noise schedule; `fastdiff info schedules`.")] = None,
     timesteps: Annotated[int | None, typer.Option("--timesteps", "-T", help="Noising steps.")] = None,
-    prediction: Annotated[str | None, typer.Option(help="eps, x0, v or score.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="eps, x0, v, score, velocity or F.")] = None,
     variance: Annotated[str | None, typer.Option(help="fixed_small, fixed_large, learned or learned_range.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any other setting: unet.channels=64. May be repeated.")
@@ -222,11 +174,11 @@ def train(
     }
     given = _without_none(flags)
     for text in setting or []:
-        given = _merged(given, _parsed_setting(text))
+        given = merged(given, _parsed_setting(text))
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a folder")
-    before = _settings_before(given) if config is None else _read("--config", read_config_file, config)
-    given = _merged(before, given)
+    before = _settings_before(given) if config is None else read_option("--config", read_config_file, config)
+    given = merged(before, given)
     with _telling(), spelling_also(DATA_SETTINGS), blaming("--set", setting):
         plan = plan_training(_with_preset(given, device))
     if print_config:
@@ -235,97 +187,6 @@ def train(
     if plan.out is None:
         raise ValueError("training needs a folder to write to: give --out, or the key 'out' in the file")
     _join_and_run(plan, plan.out, device, threads, override=override)
-
-
-def read_config_file(path: str | Path) -> Settings:
-    """Settings from a YAML or TOML file; sections and keys are checked later, by `plan_training`.
-
-    Raises:
-        ValueError: the file is missing, has another suffix, cannot be read, or does not hold sections.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in (".yaml", ".yml", ".toml"):
-        raise ValueError(f"{path}: a configuration is a .yaml, .yml or .toml file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        found = tomllib.loads(text) if path.suffix.lower() == ".toml" else read_yaml(text, str(path))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected the sections {', '.join(SECTIONS)}, got {type(found).__name__}")
-    return found
-
-
-def _read(option: str, function: Callable[[T], R], value: T) -> R:
-    """What a function makes of the value of an option; errors name the option."""
-    try:
-        return function(value)
-    except ValueError as error:
-        raise ValueError(f"{option} {error}") from error
-
-
-def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
-    """Put settings together, load the data, and fit the network to it.
-
-    Args:
-        given: Sections "unet", "diffusion", "data" and "train", and "out". "unet" may hold "preset"; without one, what
-            it leaves open is as in "ho-cifar10".
-
-    Raises:
-        ValueError: unknown keys (the nearest is suggested), or settings that are missing or do not fit each other.
-    """
-    from fastdiff.training.config import TrainConfig
-    from fastdiff.training.objectives import check_objective
-
-    given = dict(given)
-    check_keys(given, SECTIONS, "the configuration")
-    sections = {name: _section(given, name) for name in SECTIONS[2:]}
-    check_keys(sections["data"], DATA_KEYS, "section 'data'")
-    init_from = None if given.get("init_from") is None else str(given["init_from"])
-    preset = sections["unet"].pop("preset", None)
-    if init_from is not None and preset is None and not set(sections["unet"]) >= _FIELDS:
-        network, process = _read("--init-from", _settings_of, init_from)
-        sections["unet"] = network | sections["unet"]
-        sections["diffusion"] = process | sections["diffusion"]
-    if preset is None and not sections["unet"]:
-        preset = "digits" if sections["data"].get("source") == "digits" else "ho-cifar10"
-    if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
-        raise ValueError(f"unknown {spelt('preset')} {shown(preset)}: {nearest_name(preset, PRESETS)}")
-    recipe: Settings = RECIPES.get(preset, {}) if preset is not None else {}
-    network = _merged(recipe.get("unet", {}), sections["unet"])
-    process = _merged(recipe.get("diffusion", {}), sections["diffusion"])
-    training = _merged(recipe.get("train", {}), sections["train"])
-    diffusion, process = build_diffusion(process)
-    images, held_out, source = open_section(sections["data"], given.get("out"))
-    base = PRESETS[preset] if preset is not None else UNetConfig()
-    if training.get("label_dropout") and images.labels is not None:
-        # The classes of the data, and the null class behind them.
-        network.setdefault("num_classes", len(class_names(images)) + 1)
-    unet = _network(base, network, images, diffusion, training.get("condition"))
-    if images.source.startswith("digits"):
-        training.setdefault("flip", False)
-    training.setdefault("loss", "hybrid" if diffusion.learned_variance else "simple")
-    check_keys(training, [field.name for field in fields(TrainConfig)], "section 'train'")
-    if "steps" not in training:
-        raise ValueError("how long to train? give --steps, or the key 'steps' in section 'train'")
-    if isinstance(training["steps"], int):
-        every = max(_FEWEST_STEPS, training["steps"] // _LOOKS)
-        training = {"picture_every": every, "evaluate_every": 0 if held_out is None else every} | training
-    settings = TrainConfig.from_dict(training)
-    check_objective(diffusion, settings)
-    out = given.get("out")
-    plain: Settings = {} if out is None else {"out": str(out)}
-    plain |= {} if init_from is None else {"init_from": init_from}
-    named: Settings = {} if preset is None else {"preset": preset}
-    plain |= {"unet": named | unet.to_dict(), "diffusion": process, "data": source, "train": settings.to_dict()}
-    return TrainingPlan(
-        unet, diffusion, images, held_out, settings, None if out is None else Path(str(out)), init_from, plain
-    )
 
 
 def _telling() -> AbstractContextManager[None]:
@@ -415,7 +276,7 @@ def _settings_before(given: Settings) -> Settings:
     """The settings of the run in the folder, where nobody says what to train on."""
     out = given.get("out")
     path = None if out is None else Path(str(out), CONFIG_FILE)
-    says = any(given.get(key) for key in ("init_from", "data")) or "preset" in _section(given, "unet")
+    says = any(given.get(key) for key in ("init_from", "data")) or "preset" in section_of(given, "unet")
     return {} if path is None or says or not path.is_file() else read_config_file(path)
 
 
@@ -423,35 +284,20 @@ def _with_preset(given: Settings, device: str) -> Settings:
     """The settings with the preset of a run that has begun in the folder, or else that for the data and the device."""
     from fastdiff.cli.environment import resolve_device
 
-    network = _section(given, "unet")
-    if "preset" in network or "init_from" in given or set(network) >= _FIELDS:
+    network = section_of(given, "unet")
+    if "preset" in network or "init_from" in given or set(network) >= FIELDS:
         return given
     kept = None if given.get("out") is None else Path(str(given["out"]), CONFIG_FILE)
     if kept is not None and kept.is_file():
-        name = _section(read_config_file(kept), "unet").get("preset")
+        name = section_of(read_config_file(kept), "unet").get("preset")
         # Runs of earlier versions do not say which.
         if name is None:
             return given
-    elif _section(given, "data").get("source") == "digits":
+    elif section_of(given, "data").get("source") == "digits":
         name = "digits"
     else:
         name = "small-32" if resolve_device(device) == "cpu" else "ho-cifar10"
-    return _merged({"unet": {"preset": name}}, given)
-
-
-def _settings_of(model: str) -> tuple[Settings, Settings]:
-    """The network of a model, and the process that it was trained on, as far as a name says it."""
-    from fastdiff.pipeline import Pipeline
-
-    found = Pipeline.from_pretrained(model)
-    diffusion = found.diffusion
-    schedule = diffusion.schedule.to_dict()
-    process: Settings = {"prediction": diffusion.prediction, "variance": diffusion.variance}
-    if "betas" not in schedule:
-        options = schedule.get("options", {})
-        process["schedule"] = {"name": schedule["name"], **options} if options else schedule["name"]
-        process["timesteps"] = schedule["num_timesteps"]
-    return found.unet.config.to_dict(), process
+    return merged({"unet": {"preset": name}}, given)
 
 
 def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
@@ -474,47 +320,6 @@ def _take_weights(unet: UNet, diffusion: Diffusion, model: str) -> None:
             f"{diffusion.num_timesteps} timesteps)",
             stacklevel=2,
         )
-
-
-def _network(
-    base: UNetConfig, given: Settings, images: ImageSource, diffusion: Diffusion, condition: Any
-) -> UNetConfig:
-    """The network, with channels and size from the data and what it sees beside them, where they are not given."""
-    from fastdiff.nets.conditions import ImageCondition
-
-    channels, height, _ = images.shape
-    seen = 0 if condition is None else ImageCondition(condition).channels(channels)
-    fields = {**base.to_dict(), **given}
-    fitted: Settings = {
-        "in_channels": channels + seen,
-        "out_channels": diffusion.model_channels(channels),
-        "image_size": height,
-    }
-    fields |= {key: value for key, value in fitted.items() if key not in given}
-    if "attention_resolutions" not in given and "channel_mult" not in given and fields["image_size"] != base.image_size:
-        # At the depth where the preset has it.
-        sizes = [fields["image_size"] >> level for level in range(len(base.channel_mult))]
-        fields["attention_resolutions"] = [sizes[base.level_sizes.index(n)] for n in base.attention_resolutions]
-    return UNetConfig.from_dict(fields)
-
-
-def _section(given: Mapping[str, Any], name: str) -> Settings:
-    section = given.get(name)
-    if section is None:
-        return {}
-    if not isinstance(section, Mapping):
-        raise ValueError(f"section {name!r} must hold keys and values, got {shown(section)}")
-    return dict(section)
-
-
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> Settings:
-    """Both, the second winning; sections are merged key by key."""
-    merged = dict(first)
-    for key, value in second.items():
-        before = merged.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping) and key in SECTIONS
-        merged[key] = _merged(before, value) if both else value  # type: ignore[arg-type]
-    return merged
 
 
 def _without_none(settings: Settings) -> Settings:

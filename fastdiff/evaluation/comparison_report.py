@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from fastdiff.evaluation.comparison import Trial
 from fastdiff.evaluation.recommend import Choice, recommend
-from fastdiff.files.atomic import write_text
+from fastdiff.evaluation.written import write_report
 from fastdiff.files.figures import BLUE, ORANGE, add_heading, new_figure, plain_log_ticks
 
 if TYPE_CHECKING:
@@ -92,16 +91,8 @@ class ComparisonReport:
         Raises:
             RuntimeError: matplotlib is not installed.
         """
-        out = Path(folder)
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        return [
-            write_text(out / FILES[0], text + "\n"),
-            write_text(out / FILES[1], self.to_csv()),
-            write_text(out / FILES[2], self.to_markdown()),
-            self.plot(out / FILES[3]),
-            self.plot_pictures(out / FILES[4]),
-        ]
+        parts = (self.to_dict(), self.to_csv(), self.to_markdown(), self.plot, self.plot_pictures)
+        return write_report(folder, dict(zip(FILES, parts, strict=True)))
 
     def plot(self, path: str | Path) -> Path:
         """The distance against evaluations and against time, a line for each sampler."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from fastdiff.evaluation.evaluate import EvaluationSettings, Measured, SetScores
 from fastdiff.evaluation.features import Features
 from fastdiff.evaluation.moments import Gaussian
 from fastdiff.evaluation.seeds import Spread, over_seeds
-from fastdiff.files.atomic import write_text
+from fastdiff.evaluation.written import write_report
 from fastdiff.files.figures import BLUE, ORANGE, add_heading, new_figure
 
 if TYPE_CHECKING:
@@ -96,14 +95,8 @@ class EvaluationReport:
         Raises:
             RuntimeError: matplotlib is not installed.
         """
-        out = Path(folder)
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        return [
-            write_text(out / FILES[0], text + "\n"),
-            write_text(out / FILES[1], self.to_csv()),
-            self.plot(out / FILES[2]),
-        ]
+        parts = (self.to_dict(), self.to_csv(), self.plot)
+        return write_report(folder, dict(zip(FILES, parts, strict=True)))
 
     def plot(self, path: str | Path) -> Path:
         """Every number of every set as a dot, and the first images of the first set and of the reference."""

@@ -120,7 +120,10 @@ def _mean_square(
     kwargs = {key: value.to(device) for key, value in (model_kwargs or {}).items()}
     dtype = compute_dtype(images)
     noising = torch.tensor(diffusion.noising_table(), dtype=dtype, device=device)
-    ex, em = (torch.tensor(values, dtype=dtype, device=device) for values in diffusion.eps_coefficients())
+    of_state, of_output = diffusion.eps_coefficients()
+    # x_t is what the network is given.
+    coefficients = of_state / diffusion.input_scale(), of_output
+    ex, em = (torch.tensor(values, dtype=dtype, device=device) for values in coefficients)
     times = network_times(diffusion, device)
     total = num_timesteps * batch
     squares = torch.empty(total, dtype=torch.float64)

@@ -25,10 +25,10 @@ from fastdiff.nets.model import (
 )
 from fastdiff.ops.reference.noise import torch_normals, torch_words
 from fastdiff.process.checks import nearest_name, whole_number
-from fastdiff.process.diffusion import Diffusion, eps_coefficients
+from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.interpolation import time_at_position
 from fastdiff.process.noise import Stream, check_seed
-from fastdiff.samplers.levels import position_of
+from fastdiff.samplers.levels import position_of, with_signal
 from fastdiff.sampling.runge_kutta import integrate
 from fastdiff.sampling.seeds import checked_ids
 from fastdiff.tensors import per_sample
@@ -239,22 +239,20 @@ class Flow:
 
     Attributes:
         lam_first: Half the log-SNR of t = 0.
-        lam_last: That of t = T-1.
+        lam_last: That of t = T-1, or of the timestep before where no signal is left there, at an infinite distance.
         alpha_min_noise: alpha of t = 0.
         below: The length of the way from no noise to t = 0, in the variable w = rho^2 / (2 rho_0), in which the slope
             of u = x / alpha is the eps of t = 0 where the score is constant.
 
     Raises:
-        ValueError: the schedule leaves no signal at t = T-1, at an infinite distance.
+        ValueError: the schedule has one step, which leaves no signal.
     """
 
     def __init__(self, model: Model, diffusion: Diffusion, model_kwargs: Mapping[str, Tensor]) -> None:
+        diffusion = with_signal(diffusion)
         half_log_snr = 0.5 * diffusion.schedule.log_snr
         if not np.isfinite(half_log_snr).all():
-            raise ValueError(
-                "the schedule leaves no signal at t = T-1, where the ODE would begin at an infinite distance: "
-                "take the process without its last step, diffusion.subset(range(T - 1))"
-            )
+            raise ValueError("the flow needs some signal, and this schedule of one step leaves none")
         self.lam_first, self.lam_last = float(half_log_snr[0]), float(half_log_snr[-1])
         self.alpha_min_noise = math.exp(0.5 * float(diffusion.schedule.log_alphas_cumprod[0]))
         self.below = 0.5 * math.exp(-self.lam_first)
@@ -289,19 +287,21 @@ class Flow:
         """
         diffusion, host = self._diffusion, lam.cpu().numpy()
         alpha, sigma = np.sqrt(1 / (1 + np.exp(-2 * host))), np.sqrt(1 / (1 + np.exp(2 * host)))
-        of_x, of_output = (
+        network = diffusion.parametrization
+        of_x, of_output, scale = (
             torch.from_numpy(np.broadcast_to(c, host.shape).copy()).to(x.device)
-            for c in eps_coefficients(diffusion.prediction, alpha, sigma)
+            for c in (*network.eps(alpha, sigma), network.input_scale(alpha, sigma))
         )
         times = time_at_position(diffusion.schedule, position_of(diffusion, host))
         t = torch.from_numpy(times).to(x.device, torch.float32)
         kwargs = {key: value[which] for key, value in self._kwargs.items()}
         with torch.enable_grad():
-            leaf = x.detach().to(model_dtype(self._model, torch.float64)).requires_grad_(True)
+            seen = x.detach() if network.is_given_the_state else per_sample(scale, x) * x.detach()
+            leaf = seen.to(model_dtype(self._model, torch.float64)).requires_grad_(True)
             output = split_output(self._model(leaf, t, **kwargs), leaf, diffusion.learned_variance)[0]
             traces = _traces(output, leaf, None if vectors is None else vectors[which])
         eps = per_sample(of_x, x) * x + per_sample(of_output, x) * output.detach().double()
-        return eps, of_x[:, None] * x[0].numel() + of_output[:, None] * traces
+        return eps, of_x[:, None] * x[0].numel() + (of_output * scale)[:, None] * traces
 
 
 def _traces(output: Tensor, leaf: Tensor, vectors: Tensor | None) -> Tensor:

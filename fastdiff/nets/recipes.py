@@ -15,7 +15,7 @@ __all__ = ["DIFFUSION_KEYS", "RECIPES", "Settings", "build_diffusion"]
 
 Settings = dict[str, Any]
 
-DIFFUSION_KEYS = ("schedule", "timesteps", "prediction", "variance")
+DIFFUSION_KEYS = ("schedule", "timesteps", "prediction", "variance", "sigma_data")
 
 RECIPES: dict[str, Settings] = {
     # The demonstration's. The digits have 17 grey values, 1/8 apart in [-1, 1], and the first step's noise, sigma 0.05,
@@ -81,7 +81,8 @@ def build_diffusion(settings: Mapping[str, Any]) -> tuple[Diffusion, Settings]:
 
     Args:
         settings: "schedule": a name, or a name with options, {"name": "cosine", "offset": 0.05}; "timesteps";
-            "prediction"; "variance". What is left out is cosine, 1000, eps and fixed_small.
+            "prediction"; "variance"; "sigma_data", for prediction "F" alone. What is left out is cosine, 1000, eps and
+            fixed_small.
 
     Returns:
         The process, and its settings with nothing left out.
@@ -117,4 +118,9 @@ def build_diffusion(settings: Mapping[str, Any]) -> tuple[Diffusion, Settings]:
         "prediction": prediction,
         "variance": variance,
     }
-    return Diffusion(made, prediction, variance), plain
+    if prediction != "F":
+        if "sigma_data" in settings:
+            raise ValueError(f"{spelt('sigma_data')} is for prediction 'F' alone, got prediction {prediction!r}")
+        return Diffusion(made, prediction, variance), plain
+    diffusion = Diffusion(made, prediction, variance, settings.get("sigma_data", 0.5))
+    return diffusion, {**plain, "sigma_data": diffusion.sigma_data}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -111,6 +112,19 @@ class TableState:
             history = new_history(x, self._depth)
             self.history = history.fill_(torch.nan) if old_history is None else history.copy_(old_history)
 
+    def part(self, x: Tensor, some: slice) -> TableState:
+        """The same table in execution for some of the samples, whose states are x; what is kept of them is copied."""
+        # What is known of the table is known of its parts.
+        part = copy.copy(self)
+        part._let_go()
+        if self._layout is not None:
+            part.make_room(x)
+            if part.base is not None and self.base is not None:
+                part.base.copy_(self.base[some])
+            if part.history is not None and self.history is not None:
+                part.history.copy_(self.history[:, some])
+        return part
+
     def step(
         self,
         row: int | Tensor,
@@ -201,6 +215,10 @@ class TableState:
         if isinstance(row, int):
             self.next = row + 1
         return out, pred
+
+    def _let_go(self) -> None:
+        """Hold nothing of any sample."""
+        self.base = self.history = self._layout = None
 
     def _are_wanted(self, x: Tensor, model_output: Tensor | None) -> bool:
         """Whether a row's gradients are. Where they are not, what is kept loses those of earlier rows."""

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from fastdiff.process.arguments import check_options, spelt
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
-
-Array = npt.NDArray[np.float64]
+from fastdiff.process.coordinates import PRESERVING, Coordinates
+from fastdiff.process.coordinates import Array as Array
+from fastdiff.process.respacing import respaced_indices
 
 # Timesteps of a schedule that a file may give by name alone: room is made for them.
 _MOST_NAMED = 1 << 20
@@ -42,6 +43,11 @@ class NoiseSchedule:
         timesteps: The t that the network sees for each step; 0..T-1 unless the schedule was respaced.
         name: Where the betas came from; for people, not used in any formula.
         options: Arguments of the function of that name that they came from, where they are not its defaults.
+        coordinates: How the network sees the process: at which scale of the state, and by which clock.
+
+    A process x_t = alpha x_0 + sigma z with any alpha and sigma is the variance-preserving one of the same log-SNR,
+    seen at another scale: `edm`, `variance_exploding`, `flow`, `vdm` and `from_signal_noise` make such schedules. All
+    arrays here are those of the variance-preserving state.
 
     Source: Ho et al. (2020), arXiv:2006.11239, eq. 2, 4, 6 and 7.
     """
@@ -50,6 +56,7 @@ class NoiseSchedule:
     timesteps: Array
     name: str = "custom"
     options: Mapping[str, float] | None = None
+    coordinates: Coordinates = PRESERVING
 
     def __post_init__(self) -> None:
         betas = np.array(self.betas, dtype=np.float64)
@@ -64,7 +71,12 @@ class NoiseSchedule:
         timesteps = np.array(self.timesteps, dtype=np.float64)
         if timesteps.shape != betas.shape:
             raise ValueError(f"timesteps must have one entry per beta ({betas.size}), got shape {timesteps.shape}")
-        if not np.isfinite(timesteps).all() or (timesteps < 0).any() or (np.diff(timesteps) <= 0).any():
+        if not np.isfinite(timesteps).all():
+            raise ValueError("timesteps must be finite, not negative and strictly increasing")
+        if self.coordinates.is_continuous:
+            if not (np.diff(np.sign(self.coordinates.time_scale) * timesteps) > 0).all():
+                raise ValueError("timesteps must be strictly monotone, as the coordinates' clock has them")
+        elif (timesteps < 0).any() or (np.diff(timesteps) <= 0).any():
             raise ValueError("timesteps must be finite, not negative and strictly increasing")
         betas.flags.writeable = timesteps.flags.writeable = False
         object.__setattr__(self, "betas", betas)
@@ -76,10 +88,11 @@ class NoiseSchedule:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NoiseSchedule):
             return NotImplemented
-        return np.array_equal(self.betas, other.betas) and np.array_equal(self.timesteps, other.timesteps)
+        same = np.array_equal(self.betas, other.betas) and np.array_equal(self.timesteps, other.timesteps)
+        return same and self.coordinates == other.coordinates
 
     def __hash__(self) -> int:
-        return hash((self.betas.tobytes(), self.timesteps.tobytes()))
+        return hash((self.betas.tobytes(), self.timesteps.tobytes(), self.coordinates))
 
     def __repr__(self) -> str:
         low, high = self.betas[0], self.betas[-1]
@@ -177,9 +190,9 @@ class NoiseSchedule:
         if chosen[0] < 0 or chosen[-1] >= len(self) or (np.diff(chosen) <= 0).any():
             raise ValueError(f"steps must be strictly increasing and in [0, {len(self)}), got {chosen.tolist()[:8]}")
         log_abar = self.log_alphas_cumprod[chosen]
-        betas = -np.expm1(np.diff(np.concatenate([[0.0], log_abar])))
+        betas = _betas_of(log_abar)
         name = self.name if chosen.size == len(self) else f"{self.name}, {chosen.size} of {len(self)}"
-        return NoiseSchedule(betas, self.timesteps[chosen], name)
+        return NoiseSchedule(betas, self.timesteps[chosen], name, None, self.coordinates)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict that JSON keeps exactly (Python writes floats so that they read back the same).
@@ -198,12 +211,14 @@ class NoiseSchedule:
             except ValueError:
                 # Betas that were given a name with which none can be made.
                 pass
-        return {"name": self.name, "betas": self.betas.tolist(), "timesteps": self.timesteps.tolist()}
+        seen = self.coordinates.to_dict()
+        values = {"name": self.name, "betas": self.betas.tolist(), "timesteps": self.timesteps.tolist()}
+        return values | ({"coordinates": seen} if seen else {})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> NoiseSchedule:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing keys."""
-        check_keys(data, ["name", "betas", "timesteps", "num_timesteps", "options"], "a noise schedule")
+        check_keys(data, ["name", "betas", "timesteps", "num_timesteps", "options", "coordinates"], "a noise schedule")
         if "num_timesteps" in data:
             check_keys(data, ["name", "num_timesteps", "options", "betas"], "a noise schedule by its name")
             num_timesteps = whole_number("num_timesteps", data["num_timesteps"], low=1, high=_MOST_NAMED, strict=True)
@@ -217,9 +232,10 @@ class NoiseSchedule:
             return made
         if "betas" not in data:
             raise ValueError("a noise schedule needs the key 'betas', or 'name' and 'num_timesteps'")
-        check_keys(data, ["name", "betas", "timesteps"], "a noise schedule with betas")
+        check_keys(data, ["name", "betas", "timesteps", "coordinates"], "a noise schedule with betas")
         betas = np.asarray(data["betas"], dtype=np.float64)
-        return cls(betas, data.get("timesteps", np.arange(betas.size)), str(data.get("name", "custom")))
+        seen = Coordinates.from_dict(data.get("coordinates", {}))
+        return cls(betas, data.get("timesteps", np.arange(betas.size)), str(data.get("name", "custom")), None, seen)
 
     @classmethod
     def _built(cls, name: Any, num_timesteps: int, options: Any) -> NoiseSchedule:
@@ -330,6 +346,131 @@ class NoiseSchedule:
         return cls.from_betas(betas, f"warmup{round(100 * fraction)}")
 
     @classmethod
+    def from_log_snr(
+        cls,
+        log_snr: npt.ArrayLike,
+        coordinates: Coordinates,
+        name: str = "custom",
+        options: Mapping[str, float] | None = None,
+    ) -> NoiseSchedule:
+        """A schedule from log(alpha^2 / sigma^2), falling, and a continuous clock that says what the network is given.
+
+        Args:
+            log_snr: [T], finite but for -inf at the last step, where no signal is left.
+            coordinates: How the network sees the process.
+            name: As in the class, like `options`.
+
+        Raises:
+            ValueError: log_snr does not fall, or the clock is "timestep", whose timesteps it does not tell.
+        """
+        lam = 0.5 * np.asarray(log_snr, dtype=np.float64)
+        if lam.ndim != 1 or lam.size == 0 or not np.isfinite(lam[:-1]).all() or not (np.diff(lam) < 0).all():
+            raise ValueError("log_snr must be a list of numbers that fall, -inf at most the last")
+        if not coordinates.is_continuous:
+            raise ValueError("coordinates must have a continuous clock: give betas and timesteps for listed times")
+        return cls(_betas_of(-np.logaddexp(0.0, -2 * lam)), coordinates.time(lam), name, options, coordinates)
+
+    @classmethod
+    def from_signal_noise(
+        cls, alphas: npt.ArrayLike, sigmas: npt.ArrayLike, timesteps: npt.ArrayLike | None = None, name: str = "custom"
+    ) -> NoiseSchedule:
+        """The process x_t = alpha_t x_0 + sigma_t z of any alpha and sigma.
+
+        Args:
+            alphas: [T], above 0, but for 0 at the last step perhaps.
+            sigmas: [T], above 0; sigma / alpha must rise.
+            timesteps: [T] what the network is given, rising, not negative; 0..T-1 when None.
+            name: For people.
+
+        Raises:
+            ValueError: numbers out of range, or of other lengths.
+        """
+        alpha, sigma = np.array(alphas, dtype=np.float64), np.array(sigmas, dtype=np.float64)
+        if alpha.ndim != 1 or alpha.size == 0 or alpha.shape != sigma.shape:
+            raise ValueError(f"alphas and sigmas must be lists of one length, got {alpha.shape} and {sigma.shape}")
+        if not (np.isfinite(alpha) & np.isfinite(sigma) & (alpha >= 0) & (sigma > 0)).all():
+            raise ValueError("alphas must be finite and not negative, and sigmas finite and above 0")
+        angle, scale = np.arctan2(sigma, alpha), np.hypot(alpha, sigma)
+        if not (np.diff(angle) > 0).all():
+            raise ValueError("sigma / alpha must rise with the timestep: the noisiest level is the last")
+        # log(alpha^2 / (alpha^2 + sigma^2)), to full relative precision in a little noise.
+        with np.errstate(divide="ignore"):
+            log_abar = np.where(sigma < alpha, -np.log1p((sigma / np.where(alpha > 0, alpha, 1)) ** 2),
+                                2 * (np.log(alpha) - np.log(scale)))  # fmt: skip
+        is_preserving = bool(np.abs(scale - 1).max() < 1e-12)
+        pairs = tuple(zip(angle.tolist(), scale.tolist(), strict=True))
+        seen = PRESERVING if is_preserving else Coordinates("listed", scales=pairs)
+        times = np.arange(alpha.size) if timesteps is None else timesteps
+        return cls(_betas_of(log_abar), np.asarray(times, dtype=np.float64), name, None, seen)
+
+    @classmethod
+    def edm(
+        cls, num_timesteps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    ) -> NoiseSchedule:
+        """EDM's x = x_0 + sigma z, at levels even in sigma^(1/rho); the network is given log(sigma) / 4.
+
+        Take prediction "F", whose input and output are preconditioned, with `sigma_data`; or "x0" for a denoiser that
+        is given x itself.
+
+        Source: Karras et al. (2022), arXiv:2206.00364, eq. 5 and table 1 (c_noise).
+        """
+        _check_sigmas(sigma_min, sigma_max)
+        share = np.linspace(0.0, 1.0, check_num_timesteps(num_timesteps)) if num_timesteps > 1 else np.ones(1)
+        low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        log_sigma = rho * np.log(low + share * (high - low))
+        options = _given(sigma_min=(sigma_min, 0.002), sigma_max=(sigma_max, 80.0), rho=(rho, 7.0))
+        return cls.from_log_snr(-2 * log_sigma, Coordinates("exploding", "log_sigma", 0.25), "edm", options)
+
+    @classmethod
+    def variance_exploding(
+        cls, num_timesteps: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0
+    ) -> NoiseSchedule:
+        """x = x_0 + sigma z with sigma in a geometric series; the network is given sigma.
+
+        Source: Song et al. (2021), arXiv:2011.13456, eq. 9 and appendix C.
+        """
+        _check_sigmas(sigma_min, sigma_max)
+        share = np.linspace(0.0, 1.0, check_num_timesteps(num_timesteps)) if num_timesteps > 1 else np.ones(1)
+        log_snr = -2 * (math.log(sigma_min) + share * math.log(sigma_max / sigma_min))
+        options = _given(sigma_min=(sigma_min, 0.01), sigma_max=(sigma_max, 50.0))
+        return cls.from_log_snr(log_snr, Coordinates("exploding", "sigma"), "variance_exploding", options)
+
+    @classmethod
+    def flow(cls, num_timesteps: int = 1000, shift: float = 1.0, time_scale: float = 1000.0) -> NoiseSchedule:
+        """Rectified flow, or flow matching: x_t = (1 - t) x_0 + t z; the network is given `time_scale` times t.
+
+        Step k = 1..T lies at t = shift u / (1 + (shift - 1) u) with u = k / T; the last has no signal. Take prediction
+        "velocity".
+
+        Source: Liu et al. (2023), arXiv:2209.03003; Lipman et al. (2023), arXiv:2210.02747, with the optimal transport
+        path; shift: Esser et al. (2024), arXiv:2403.03206, eq. 23.
+        """
+        if not 0 < shift < math.inf:
+            raise ValueError(f"shift must be above 0, got {shift!r}")
+        u = np.arange(1, check_num_timesteps(num_timesteps) + 1, dtype=np.float64) / num_timesteps
+        # (1 - t) / t
+        with np.errstate(divide="ignore"):
+            log_snr = 2 * (np.log(1 - u) - np.log(u) - math.log(shift))
+        options = _given(shift=(shift, 1.0), time_scale=(time_scale, 1000.0))
+        return cls.from_log_snr(log_snr, Coordinates("flow", "flow", time_scale), "flow", options)
+
+    @classmethod
+    def vdm(cls, num_timesteps: int = 1000, log_snr_max: float = 13.3, log_snr_min: float = -5.0) -> NoiseSchedule:
+        """A variance-preserving process whose log-SNR falls evenly between two ends, those that were learned, say.
+
+        The network is given t in [0, 1], the share of the way.
+
+        Source: Kingma et al. (2021), arXiv:2107.00630, section 4 and appendix H.
+        """
+        if not log_snr_min < log_snr_max:
+            raise ValueError(f"log_snr_min must be below log_snr_max, got {log_snr_min!r} and {log_snr_max!r}")
+        share = np.linspace(0.0, 1.0, check_num_timesteps(num_timesteps)) if num_timesteps > 1 else np.ones(1)
+        length = log_snr_max - log_snr_min
+        seen = Coordinates("preserving", "log_sigma", 2 / length, log_snr_max / length)
+        options = _given(log_snr_max=(log_snr_max, 13.3), log_snr_min=(log_snr_min, -5.0))
+        return cls.from_log_snr(log_snr_max - share * length, seen, "vdm", options)
+
+    @classmethod
     def named(cls, name: str, num_timesteps: int = 1000) -> NoiseSchedule:
         """A schedule by name, with its default settings.
 
@@ -357,47 +498,11 @@ _NAMED: dict[str, Callable[[int], NoiseSchedule]] = {
     "jsd": NoiseSchedule.jsd,
     "warmup10": lambda num_timesteps: NoiseSchedule.warmup(num_timesteps, 0.1),
     "warmup50": lambda num_timesteps: NoiseSchedule.warmup(num_timesteps, 0.5),
+    "edm": NoiseSchedule.edm,
+    "variance_exploding": NoiseSchedule.variance_exploding,
+    "flow": NoiseSchedule.flow,
+    "vdm": NoiseSchedule.vdm,
 }
-
-
-def respaced_indices(num_timesteps: int, spec: str | int | Iterable[int]) -> list[int]:
-    """The steps that a respacing keeps; see `NoiseSchedule.respace`."""
-    if isinstance(spec, str) and spec.startswith("ddim"):
-        count = _count_in(spec[4:], spec)
-        if not 1 <= count <= num_timesteps:
-            raise ValueError(f"ddimN keeps N of the T = {num_timesteps} timesteps, so N must be in [1, T], got {count}")
-        # OpenAI's rule is the stride that gives exactly N; most N have none, and then floor(T / N) is taken.
-        exact = (s for s in range(1, num_timesteps + 1) if len(range(0, num_timesteps, s)) == count)
-        stride = next(exact, num_timesteps // count)
-        return list(range(0, num_timesteps, stride))[:count]
-    if isinstance(spec, str):
-        counts = [_count_in(part, spec) for part in spec.split(",")]
-    elif isinstance(spec, int | np.integer):
-        counts = [int(spec)]
-    else:
-        counts = [int(count) for count in spec]
-    if not counts:
-        raise ValueError("a respacing needs at least one section")
-    base, extra = divmod(num_timesteps, len(counts))
-    start = 0
-    chosen: list[int] = []
-    for i, count in enumerate(counts):
-        size = base + (1 if i < extra else 0)
-        if not 1 <= count <= size:
-            raise ValueError(
-                f"section {i} of the respacing has {size} timesteps, so it can keep 1 to {size}, got {count}"
-            )
-        gap = (size - 1) / (count - 1) if count > 1 else 1.0
-        chosen += [start + round(gap * k) for k in range(count)]
-        start += size
-    return chosen
-
-
-def _count_in(text: str, spec: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"cannot read the respacing {spec!r}: expected '250', '10,15,20' or 'ddim25'") from None
 
 
 def _default_betas(name: str, num_timesteps: int, start: float | None, end: float | None) -> tuple[float, float]:
@@ -410,6 +515,16 @@ def _default_betas(name: str, num_timesteps: int, start: float | None, end: floa
             "give beta_start and beta_end, or take more timesteps"
         )
     return start, end
+
+
+def _betas_of(log_abar: Array) -> Array:
+    """The betas between neighbours of log abar, the first of them from 0."""
+    return np.asarray(-np.expm1(np.diff(log_abar, prepend=0.0)))
+
+
+def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(f"sigma_min must be above 0 and below sigma_max, got {sigma_min!r} and {sigma_max!r}")
 
 
 def _given(**values: tuple[Any, Any]) -> dict[str, Any]:

@@ -121,7 +121,6 @@ class CoefficientTable:
                 raise ValueError(f"flag {name!r} must be 0 or 1 in every row")
         self._refuse((self["clip"] <= 0), "clip must be positive (inf for none)")
         self._refuse((self["s"] < 0), "the noise scale s must not be negative")
-        self._refuse((self["t"] < 0) & (self["evaluate"] == 1), "t must not be negative")
         idle = self["evaluate"] == 0
         for name in ("pm", "px", "cm", "c0", "bm", "b0", "push"):
             self._refuse(

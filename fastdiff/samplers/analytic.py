@@ -120,7 +120,10 @@ def _analytic(
     scale = np.sqrt(ancestral + slope**2 * unknown)
     scale[0] = 0.0
     px, pm = chosen.x0_coefficients()
-    columns = {"t": schedule.timesteps, "px": px, "pm": pm, "cx": direction / sigma, "c0": slope, "s": scale}
+    columns = {
+        "t": schedule.timesteps, "ci": chosen.input_scale(), "px": px, "pm": pm, "cx": direction / sigma, "c0": slope,
+        "s": scale,
+    }  # fmt: skip
     alphas, sigmas = visited_levels(chosen)
     options = {"steps": len(schedule), "eta": eta, "spacing": spacing, "clip": clip, "data_bound": data_bound}
     return CoefficientTable(

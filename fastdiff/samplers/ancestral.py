@@ -61,6 +61,7 @@ def ddpm(
     # Ho et al. (2020), eq. 7.
     columns = {
         "t": schedule.timesteps,
+        "ci": chosen.input_scale(),
         "px": px,
         "pm": pm,
         "cx": schedule.posterior_mean_coef2,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastdiff.process.checks import shown, whole_number
-from fastdiff.process.diffusion import Diffusion, eps_coefficients
+from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.interpolation import log_abar_at_time, signal_noise_at
 from fastdiff.process.schedule import Array, NoiseSchedule
 from fastdiff.process.table import CoefficientTable
@@ -116,9 +116,11 @@ def _factors(table: CoefficientTable, diffusion: Diffusion) -> Array:
 
 
 def _outputs(table: CoefficientTable, diffusion: Diffusion) -> Array:
-    """[R, 4] the exact network's output for a state of 1, at each row's time and for each data variance."""
+    """[R, 4] the exact network's output for an input of 1, at each row's time and for each data variance."""
     alpha, sigma = signal_noise_at(log_abar_at_time(diffusion.schedule, table["t"]))
     # eps = ex x + em m, and the exact eps of a state of 1 is sigma / (alpha^2 V + sigma^2).
-    ex, em = eps_coefficients(diffusion.prediction, alpha, sigma)
+    network = diffusion.parametrization
+    scale = network.input_scale(alpha, sigma)
+    ex, em = network.eps(alpha, sigma)
     eps = sigma[:, None] / (alpha[:, None] ** 2 * _VARIANCES + sigma[:, None] ** 2)
-    return np.asarray((eps - ex[:, None]) / em[:, None])
+    return np.asarray((eps - ex[:, None]) / (em * scale)[:, None])

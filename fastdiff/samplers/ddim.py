@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastdiff.process.diffusion import Diffusion, x0_coefficients
+from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.levels import clip_column, visited, visited_levels
 from fastdiff.samplers.registry import sampler
@@ -63,7 +63,8 @@ def ddim(
         update = {"cx": direction * ex, "cm": direction * em, "c0": alpha_prev}
     else:
         update = {"cx": direction / sigma, "c0": alpha_prev - direction * alpha / sigma}
-    columns = {"t": schedule.timesteps, "px": px, "pm": pm, "s": np.sqrt(variance), **update}
+    seen = {"t": schedule.timesteps, "ci": chosen.input_scale(), "px": px, "pm": pm}
+    columns = {**seen, "s": np.sqrt(variance), **update}
     alphas, sigmas = visited_levels(chosen)
     return CoefficientTable(
         {name: values[::-1] for name, values in columns.items()} | {"clip": clip_column(clip)},
@@ -117,12 +118,13 @@ def ddim_encode(
     count = len(levels)
     # The level at which row i evaluates, 1 to N.
     asked = np.maximum(np.arange(count), 1) if evaluate_at == "start" else np.arange(1, count + 1)
-    px, pm = x0_coefficients(diffusion.prediction, alpha[asked], sigma[asked])
+    px, pm = levels.network.x0(alpha[asked], sigma[asked])
     # Song, Meng, Ermon (2021), eq. 14: x' = gain x + slope eps; eps = (x - alpha x_0) / sigma at the level asked for.
     gain = alpha[1:] / alpha[:-1]
     slope = sigma[1:] - gain * sigma[:-1]
     columns = {
         "t": t[asked - 1],
+        "ci": levels.network.input_scale(alpha[asked], sigma[asked]),
         "px": px,
         "pm": pm,
         "clip": clip_column(clip),

@@ -13,10 +13,10 @@ import numpy as np
 
 from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import whole_number
-from fastdiff.process.diffusion import Diffusion, eps_coefficients
+from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
-from fastdiff.samplers.levels import Levels, levels_at, position_of, table_from_rows
+from fastdiff.samplers.levels import Levels, levels_at, position_of, table_from_rows, with_signal
 
 # Butcher tableaus by order: the stages' rows, then the weights. A stage's node is the sum of its row.
 TABLEAUS: dict[int, tuple[tuple[float, ...], ...]] = {
@@ -34,7 +34,8 @@ TABLEAUS: dict[int, tuple[tuple[float, ...], ...]] = {
 def flow_encode(diffusion: Diffusion, steps: int | None = None, *, order: int = 2) -> CoefficientTable:
     """Coefficients of the probability flow, from a clean image to noise, in Runge-Kutta steps.
 
-    The levels are evenly spaced in the log-SNR from t = 0 to t = T-1; the network is given fractional times. A first
+    The levels are evenly spaced in the log-SNR from t = 0 to t = T-1, or to the timestep before where no signal is left
+    there; the network is given fractional times. A first
     row goes from the image to the level of t = 0 along a score held constant: x' = alpha (x + rho / 2 eps). Start from
     an image: `sample(..., x_init=image)`.
 
@@ -48,7 +49,7 @@ def flow_encode(diffusion: Diffusion, steps: int | None = None, *, order: int = 
         Table of 1 + steps * order rows, float64.
 
     Raises:
-        ValueError: an option out of range, or a schedule that leaves no signal at t = T-1.
+        ValueError: an option out of range, or a schedule of one step that leaves no signal.
 
     Source: Song, Meng, Ermon (2021), arXiv:2010.02502, eq. 14; Butcher (2016), Numerical Methods for ODEs.
     """
@@ -69,7 +70,7 @@ def flow_decode(diffusion: Diffusion, steps: int | None = None, *, order: int = 
         Table of steps * order + 1 rows, float64.
 
     Raises:
-        ValueError: an option out of range, or a schedule that leaves no signal at t = T-1.
+        ValueError: an option out of range, or a schedule of one step that leaves no signal.
 
     Source: Song, Meng, Ermon (2021), arXiv:2010.02502, eq. 14; Butcher (2016), Numerical Methods for ODEs.
     """
@@ -78,10 +79,11 @@ def flow_decode(diffusion: Diffusion, steps: int | None = None, *, order: int = 
 
 def _flow(diffusion: Diffusion, steps: int | None, order: int, name: str) -> CoefficientTable:
     order = whole_number("order", order, low=1, high=max(TABLEAUS))
+    diffusion = with_signal(diffusion)
     count = diffusion.num_timesteps if steps is None else whole_number(spelt("steps"), steps, low=1)
     half_log_snr = 0.5 * diffusion.schedule.log_snr
     if np.isinf(half_log_snr[-1]):
-        raise ValueError("the flow needs some signal at t = T-1, and this schedule leaves none")
+        raise ValueError("the flow needs some signal, and this schedule leaves none")
     if len(half_log_snr) == 1:
         count = 0
     nodes = np.exp(-np.linspace(half_log_snr[0], half_log_snr[-1], count + 1))
@@ -99,7 +101,7 @@ def _flow(diffusion: Diffusion, steps: int | None, order: int, name: str) -> Coe
     rho = np.array(at)
     alpha = 1 / np.sqrt(1 + rho**2)
     return table_from_rows(
-        Levels(diffusion.prediction, np.zeros(len(rows)), alpha, rho * alpha),
+        Levels(diffusion.parametrization, np.zeros(len(rows)), alpha, rho * alpha),
         rows,
         name,
         init_scale=0.0 if encoding else 1.0,
@@ -120,8 +122,8 @@ def _step_rows(
     rows = []
     for stage, weights in enumerate(tableau):
         levels = _level(diffusion, asked[stage])
-        ex, em = _eps(diffusion, levels.alpha[0], levels.sigma[0])
-        row = {"t": float(levels.t[0]), "px": ex, "pm": em, "push": 1.0}
+        ci, ex, em = _eps(diffusion, levels.alpha[0], levels.sigma[0])
+        row = {"t": float(levels.t[0]), "ci": ci, "px": ex, "pm": em, "push": 1.0}
         if stage == 0:
             row |= {"cx": alpha[1] / alpha[0], "save_base": 1.0, "bx": 1.0}
         else:
@@ -136,22 +138,24 @@ def _edge_row(diffusion: Diffusion, encoding: bool) -> dict[str, float]:
     """Between the clean image and the level of t = 0, along its score."""
     alphas, sigmas = diffusion.signal_noise()
     alpha, rho = float(alphas[0]), float(sigmas[0] / alphas[0])
-    ex, em = _eps(diffusion, alpha, float(sigmas[0]))
+    ci, ex, em = _eps(diffusion, alpha, float(sigmas[0]))
     row = {"t": float(diffusion.schedule.timesteps[0]), "pm": em}
     if encoding:
-        return row | {"ci": alpha, "px": ex * alpha, "cx": alpha, "c0": alpha * rho / 2}
-    return row | {"px": ex, "cx": 1 / alpha, "c0": -rho / 2}
+        return row | {"ci": ci * alpha, "px": ex * alpha, "cx": alpha, "c0": alpha * rho / 2}
+    return row | {"ci": ci, "px": ex, "cx": 1 / alpha, "c0": -rho / 2}
 
 
 def _level(diffusion: Diffusion, rho: float) -> Levels:
     alpha = 1 / np.sqrt(1 + rho**2)
     at = levels_at(diffusion, position_of(diffusion, np.array([-np.log(rho)])))
-    return Levels(diffusion.prediction, at.t, np.array([alpha]), np.array([rho * alpha]))
+    return Levels(diffusion.parametrization, at.t, np.array([alpha]), np.array([rho * alpha]))
 
 
-def _eps(diffusion: Diffusion, alpha: float, sigma: float) -> tuple[float, float]:
-    ex, em = eps_coefficients(diffusion.prediction, _array(alpha), _array(sigma))
-    return float(ex[0]), float(em[0])
+def _eps(diffusion: Diffusion, alpha: float, sigma: float) -> tuple[float, float, float]:
+    """ci, and (ex, em); see `Parametrization`."""
+    network, at = diffusion.parametrization, (_array(alpha), _array(sigma))
+    ex, em = network.eps(*at)
+    return float(network.input_scale(*at)[0]), float(ex[0]), float(em[0])
 
 
 def _array(value: float) -> Array:

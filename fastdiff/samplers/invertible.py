@@ -16,7 +16,7 @@ import numpy as np
 
 from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import whole_number
-from fastdiff.process.diffusion import Diffusion, eps_coefficients, x0_coefficients
+from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
 from fastdiff.samplers.levels import Levels, position_of, table_from_rows, told
@@ -35,6 +35,7 @@ class _Link:
     Attributes:
         t: What the network is given.
         gain, slope: As above.
+        ci: What the state is multiplied by for the network.
         px, pm: The prediction, eps or x_0, of the state and the network's output.
         least, largest: The derivative dy / dx for Gaussian data of variance 0, and of `_LARGEST_VARIANCE`.
     """
@@ -42,6 +43,7 @@ class _Link:
     t: float
     gain: float
     slope: float
+    ci: float
     px: float
     pm: float
     least: float
@@ -76,7 +78,7 @@ def invertible_encode(diffusion: Diffusion, steps: int | None = None, *, iterati
     states: list[int] = []
     for level, link in enumerate(links, start=1):
         for k, d in enumerate(_divisors(link.least, link.largest, iterations)):
-            row = {"t": link.t, "px": link.px, "pm": link.pm, "cx": 1 - link.gain / d, "c0": -link.slope / d}
+            row = _evaluation(link) | {"cx": 1 - link.gain / d, "c0": -link.slope / d}
             # The first iteration begins at y itself, which the later ones need as well.
             row |= {"cb": 1 / d} if k else {"save_base": 1.0, "bx": 1.0, "cx": row["cx"] + 1 / d}
             rows.append(row)
@@ -103,11 +105,15 @@ def invertible_decode(diffusion: Diffusion, steps: int | None = None) -> Coeffic
     Source: Song, Meng, Ermon (2021), arXiv:2010.02502, eq. 12.
     """
     levels, links = _chain(diffusion, steps)
-    rows = [{"t": link.t, "px": link.px, "pm": link.pm, "cx": link.gain, "c0": link.slope} for link in reversed(links)]
-    reverse = Levels(levels.prediction, levels.t[::-1], levels.alpha[::-1], levels.sigma[::-1])
+    rows = [_evaluation(link) | {"cx": link.gain, "c0": link.slope} for link in reversed(links)]
+    reverse = Levels(levels.network, levels.t[::-1], levels.alpha[::-1], levels.sigma[::-1])
     return table_from_rows(
         reverse, rows, "invertible_decode", order=1, data_prediction=False, options={"steps": steps}
     )  # fmt: skip
+
+
+def _evaluation(link: _Link) -> dict[str, float]:
+    return {"t": link.t, "ci": link.ci, "px": link.px, "pm": link.pm}
 
 
 def _chain(diffusion: Diffusion, steps: int | None) -> tuple[Levels, list[_Link]]:
@@ -120,14 +126,25 @@ def _chain(diffusion: Diffusion, steps: int | None) -> tuple[Levels, list[_Link]
     alphas, sigmas = (c[at] for c in diffusion.signal_noise())
     times = diffusion.schedule.timesteps[at]
     alpha, sigma = float(alphas[0]), float(sigmas[0])
-    ex, em = (float(c[0]) for c in eps_coefficients(diffusion.prediction, alphas[:1], sigmas[:1]))
+    network = diffusion.parametrization
+    ci = float(network.input_scale(alphas[:1], sigmas[:1])[0])
+    ex, em = (float(c[0]) for c in network.eps(alphas[:1], sigmas[:1]))
     left = alpha**2 * _LARGEST_VARIANCE + sigma**2
     links = [
-        _Link(float(times[0]), 1 / alpha, -sigma / alpha / 2, ex, em, 0.5 / alpha, (1 - sigma**2 / left / 2) / alpha)
+        _Link(
+            t=float(times[0]),
+            gain=1 / alpha,
+            slope=-sigma / alpha / 2,
+            ci=ci,
+            px=ex,
+            pm=em,
+            least=0.5 / alpha,
+            largest=(1 - sigma**2 / left / 2) / alpha,
+        )
     ]
     pairs = (slice(level - 1, level + 1) for level in range(1, len(at)))
     links += [_ddim_link(diffusion, float(times[pair][1]), alphas[pair], sigmas[pair]) for pair in pairs]
-    levels = Levels(diffusion.prediction, times, np.append(1.0, alphas), np.append(0.0, sigmas))
+    levels = Levels(network, times, np.append(1.0, alphas), np.append(0.0, sigmas))
     return levels, links
 
 
@@ -135,17 +152,19 @@ def _ddim_link(diffusion: Diffusion, t: float, alphas: Array, sigmas: Array) -> 
     (alpha_to, alpha), (sigma_to, sigma) = (map(float, alphas), map(float, sigmas))
     # Song, Meng, Ermon (2021), eq. 12, in two forms: by the x_0 where noise prevails, since alpha may be 0 there, and
     # else by the eps.
+    network = diffusion.parametrization
+    ci = float(network.input_scale(alphas[1:], sigmas[1:])[0])
     if alpha < sigma:
-        px, pm = (float(c[0]) for c in x0_coefficients(diffusion.prediction, alphas[1:], sigmas[1:]))
+        px, pm = (float(c[0]) for c in network.x0(alphas[1:], sigmas[1:]))
         gain = sigma_to / sigma
         slope = alpha_to - gain * alpha
     else:
-        px, pm = (float(c[0]) for c in eps_coefficients(diffusion.prediction, alphas[1:], sigmas[1:]))
+        px, pm = (float(c[0]) for c in network.eps(alphas[1:], sigmas[1:]))
         gain = alpha_to / alpha
         slope = sigma_to - gain * sigma
     v = _LARGEST_VARIANCE
     largest = (alpha_to * alpha * v + sigma_to * sigma) / (alpha**2 * v + sigma**2)
-    return _Link(t, gain, slope, px, pm, sigma_to / sigma, largest)
+    return _Link(t, gain, slope, ci, px, pm, sigma_to / sigma, largest)
 
 
 def _refined(diffusion: Diffusion, chosen: list[int]) -> list[int]:

@@ -207,7 +207,7 @@ def predictor_corrector(
         variance=variance,
     )  # fmt: skip
     alpha, sigma = np.asarray(predictor.alphas), np.asarray(predictor.sigmas)
-    levels = Levels(diffusion.prediction, predictor["t"], alpha, sigma)
+    levels = Levels(diffusion.parametrization, predictor["t"], alpha, sigma)
     rows: list[dict[str, float]] = []
     states: list[int] = []
     for level in range(used):
@@ -235,7 +235,8 @@ def _langevin_row(levels: Levels, level: int, ratio: float, clip: float | None) 
 def _denoise_row(levels: Levels, level: int, clip: float | None) -> dict[str, float]:
     """x' = the predicted x_0, the mean of the clean image given the state."""
     px, pm = levels.x0()
-    return {"t": levels.t[level], "px": px[level], "pm": pm[level], "clip": clip_column(clip), "c0": 1.0}
+    at = {"t": levels.t[level], "ci": levels.input_scale()[level], "px": px[level], "pm": pm[level]}
+    return at | {"clip": clip_column(clip), "c0": 1.0}
 
 
 def _step_ratio(snr: float | None, step_size: float | None, sigma: float) -> float:

@@ -11,13 +11,15 @@ import numpy as np
 
 from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name, whole_number
-from fastdiff.process.diffusion import Diffusion, Prediction, eps_coefficients, x0_coefficients
+from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.interpolation import (
     log_abar_at_position,
+    log_abar_of,
     position_at_log_abar,
     signal_noise_at,
     time_at_position,
 )
+from fastdiff.process.parametrization import Parametrization
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import DEFAULTS, CoefficientTable
 from fastdiff.samplers.spacing import SPACINGS, spaced_indices, strictly_increasing
@@ -28,12 +30,10 @@ LEVEL_SPACINGS = ("logsnr", "karras", "exponential")
 # rho of Karras et al. (2022), arXiv:2206.00364, table 1.
 KARRAS_RHO = 7.0
 LamMin = float | Literal["auto"] | None
-# The bound of DPM-Solver's authors on log(alpha / sigma), for networks that predict the noise: their code's
-# `clipping_lambda_min`, and diffusers' `lambda_min_clipped`.
-AUTO_LAM_MIN = -5.1
-# Of solvers with several evaluations in a step, each at what the last one made of the state: errors are multiplied as
-# often, whatever the network predicts. At alpha = 0.08 a start from pure noise loses nothing that one could see.
-AUTO_LAM_MIN_OF_STAGES = -2.5
+# A bound on log(alpha / sigma), as DPM-Solver's `clipping_lambda_min` and diffusers' `lambda_min_clipped`. Measured on
+# trained networks, which tell the noise to a few per cent where a schedule falls fast: docs/samplers.md. A start from
+# pure noise at alpha = 0.08 loses nothing that one could see.
+AUTO_LAM_MIN = -2.5
 # A schedule that ends above this is taken whole: the linear ones do, of 50 timesteps and more.
 _TOLERATED_LAM = -6.0
 
@@ -45,12 +45,12 @@ class Levels:
     The state at level i is x = alpha[i] x_0 + sigma[i] eps, with alpha^2 + sigma^2 = 1.
 
     Attributes:
-        prediction: What the network predicts.
+        network: What the network is given and what its output means.
         t: [N] the network's times.
         alpha, sigma: [N + 1]; the last entries are those of the result, 1 and 0 unless it is left slightly noisy.
     """
 
-    prediction: Prediction
+    network: Parametrization
     t: Array
     alpha: Array
     sigma: Array
@@ -71,12 +71,16 @@ class Levels:
             return np.asarray(self.sigma / self.alpha)
 
     def x0(self) -> tuple[Array, Array]:
-        """(px, pm), [N] each; see `x0_coefficients`."""
-        return x0_coefficients(self.prediction, self.alpha[:-1], self.sigma[:-1])
+        """(px, pm), [N] each; see `Parametrization.x0`."""
+        return self.network.x0(self.alpha[:-1], self.sigma[:-1])
 
     def eps(self) -> tuple[Array, Array]:
-        """(ex, em), [N] each; see `eps_coefficients`."""
-        return eps_coefficients(self.prediction, self.alpha[:-1], self.sigma[:-1])
+        """(ex, em), [N] each; see `Parametrization.eps`."""
+        return self.network.eps(self.alpha[:-1], self.sigma[:-1])
+
+    def input_scale(self) -> Array:
+        """ci, [N]; see `Parametrization.input_scale`."""
+        return self.network.input_scale(self.alpha[:-1], self.sigma[:-1])
 
     def ends_clean(self) -> bool:
         """Whether no noise is left at the end."""
@@ -93,7 +97,7 @@ def levels_at(diffusion: Diffusion, positions: Array, end: tuple[float, float] =
     """
     alpha, sigma = signal_noise_at(log_abar_at_position(diffusion.schedule, positions))
     t = time_at_position(diffusion.schedule, positions)
-    return Levels(diffusion.prediction, t, np.append(alpha, end[0]), np.append(sigma, end[1]))
+    return Levels(diffusion.parametrization, t, np.append(alpha, end[0]), np.append(sigma, end[1]))
 
 
 def visited(
@@ -254,8 +258,9 @@ def noisiest_position(diffusion: Diffusion, lam_min: LamMin, has_stages: bool = 
 
     Args:
         diffusion: What the network was trained on.
-        lam_min: The bound. "auto", on a schedule that ends below -6, is -5.1 for a network that predicts the noise or
-            the score, and -2.5 for a solver that has stages; else, as with None, the position is T-1.
+        lam_min: The bound. "auto", on a schedule that ends below -6, is -2.5 for a network that predicts the noise or
+            the score, and for a solver that has stages whatever is predicted; for other networks the position is T-1,
+            or the one before where no signal is left at T-1. None is T-1.
         has_stages: Whether the solver evaluates the network several times in a step, each time at what the last
             evaluation made of the state.
 
@@ -273,14 +278,26 @@ def noisiest_position(diffusion: Diffusion, lam_min: LamMin, has_stages: bool = 
         if lam_min != "auto":
             raise ValueError(f"lam_min must be a number, 'auto' or None, got {lam_min!r}")
         applies = has_stages or diffusion.prediction in ("eps", "score")
-        lam_min = AUTO_LAM_MIN_OF_STAGES if has_stages else AUTO_LAM_MIN
+        lam_min = AUTO_LAM_MIN
         if not applies or lam[-1] >= _TOLERATED_LAM or lam[0] < lam_min:
-            return last
+            return last_with_signal(diffusion)
     if not lam_min <= lam[0]:
         raise ValueError(
             f"lam_min must be at most {lam[0]:.4g}, log(alpha / sigma) of the cleanest timestep, got {lam_min!r}"
         )
     return int(np.flatnonzero(lam >= lam_min)[-1])
+
+
+def last_with_signal(diffusion: Diffusion) -> int:
+    """The position, 0 to T-1, of the noisiest level with any signal; T-1 where there is none at all."""
+    last = diffusion.num_timesteps - 1
+    return last - 1 if last > 0 and np.isinf(diffusion.schedule.log_snr[-1]) else last
+
+
+def with_signal(diffusion: Diffusion) -> Diffusion:
+    """The process without a last level that has no signal, which lies at an infinite distance in the log-SNR."""
+    last = last_with_signal(diffusion)
+    return diffusion if last == diffusion.num_timesteps - 1 else diffusion.subset(range(last + 1))
 
 
 def told(diffusion: Diffusion) -> Diffusion:
@@ -301,8 +318,7 @@ def check_signal(levels: Levels, name: str) -> None:
 
 def position_of(diffusion: Diffusion, lam: Array) -> Array:
     """Positions in the schedule, whole or not, of half log-SNRs within its range."""
-    # log abar = 2 log alpha = -log(1 + exp(-2 lam)).
-    return position_at_log_abar(diffusion.schedule, -np.logaddexp(0.0, -2 * lam))
+    return position_at_log_abar(diffusion.schedule, log_abar_of(lam))
 
 
 def visited_levels(diffusion: Diffusion) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastdiff.process.interpolation import log_abar_at_time
+from fastdiff.process.interpolation import lam_of, log_abar_at_time
 from fastdiff.process.schedule import Array, NoiseSchedule
 from fastdiff.samplers.exponential import data_moments, noise_moments, plain_moments, sde_moments, weights
 from fastdiff.samplers.levels import Levels, clip_column
@@ -96,7 +96,11 @@ class Method:
             (px, pm), bound = levels.x0(), clip_column(clip)
         else:
             (px, pm), bound = levels.eps(), math.inf
-        return [{"t": levels.t[i], "px": px[i], "pm": pm[i], "clip": bound, "push": 1.0} for i in range(len(levels))]
+        ci = levels.input_scale()
+        return [
+            {"t": levels.t[i], "ci": ci[i], "px": px[i], "pm": pm[i], "clip": bound, "push": 1.0}
+            for i in range(len(levels))
+        ]
 
     def formula(self, step: Step, evaluated: Sequence[int]) -> tuple[float, Array]:
         """(A, w) of a step through the values of f at the levels `evaluated`, in their order."""
@@ -175,6 +179,8 @@ def noise_in_time(schedule: NoiseSchedule) -> Method:
 
 def _moments_in_time(schedule: NoiseSchedule, alpha_next: float, start: float, end: float, count: int) -> list[float]:
     """Integral of r^j d(rho) over a step, with r the share of the timestep gone: Gauss-Legendre between timesteps."""
+    if schedule.coordinates.is_continuous:
+        return _moments_by_clock(schedule, alpha_next, start, end, count)
     inside = schedule.timesteps[(schedule.timesteps < start) & (schedule.timesteps > end)]
     edges = np.concatenate([[end], inside, [start]])
     x, w = np.polynomial.legendre.leggauss(6)
@@ -186,6 +192,17 @@ def _moments_in_time(schedule: NoiseSchedule, alpha_next: float, start: float, e
     rate = -0.5 * np.exp(-log_abar) * slope / np.sqrt(np.expm1(-log_abar))
     r = (t - start) / (end - start)
     return [-float(alpha_next * np.sum(w * half * rate * r**j)) for j in range(count)]
+
+
+def _moments_by_clock(schedule: NoiseSchedule, alpha_next: float, start: float, end: float, count: int) -> list[float]:
+    """The same where a clock tells the time of any level: Gauss-Legendre in the log-SNR, with d(rho) = -rho d(lam)."""
+    first, last = lam_of(log_abar_at_time(schedule, np.array([start, end])))
+    x, w = np.polynomial.legendre.leggauss(6)
+    edges = np.linspace(first, last, 17)
+    middle, half = 0.5 * (edges[1:] + edges[:-1])[:, None], 0.5 * np.diff(edges)[:, None]
+    lam = middle + half * x
+    r = (schedule.coordinates.time(lam) - start) / (end - start)
+    return [-float(alpha_next * np.sum(w * half * np.exp(-lam) * r**j)) for j in range(count)]
 
 
 def halved(step: Step, moments: Sequence[float]) -> float:

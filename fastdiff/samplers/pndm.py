@@ -212,7 +212,7 @@ def _ddim(levels: Levels, start: int, end: int) -> tuple[float, float]:
 
 def _evaluation(levels: Levels, i: int) -> dict[str, float]:
     ex, em = levels.eps()
-    return {"t": levels.t[i], "px": ex[i], "pm": em[i]}
+    return {"t": levels.t[i], "ci": levels.input_scale()[i], "px": ex[i], "pm": em[i]}
 
 
 def _multistep_row(levels: Levels, i: int, order: int) -> dict[str, float]:
@@ -227,9 +227,10 @@ def _half_way(diffusion: Diffusion, levels: Levels, i: int) -> Levels:
     middle = 0.5 * (levels.t[i] + levels.t[i + 1])
     # The earlier of two equally near timesteps.
     nearest = float(np.argmin(np.abs(times - middle)))
-    positions = np.array([np.searchsorted(times, levels.t[i]), nearest], dtype=np.float64)
+    start = float(np.argmin(np.abs(times - levels.t[i])))
+    positions = np.array([start, nearest])
     inner = levels_at(diffusion, positions, (float(levels.alpha[i + 1]), float(levels.sigma[i + 1])))
-    return Levels(inner.prediction, np.append(inner.t, levels.t[i + 1]), np.append(inner.alpha, 1.0),
+    return Levels(inner.network, np.append(inner.t, levels.t[i + 1]), np.append(inner.alpha, 1.0),
                   np.append(inner.sigma, 0.0))  # fmt: skip
 
 

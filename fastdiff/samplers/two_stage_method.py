@@ -286,6 +286,7 @@ def _rows(steps: _Steps, diffusion: Diffusion) -> tuple[dict[str, Array], Levels
     px, pm = levels.x0()
     columns = {
         "t": levels.t,
+        "ci": levels.input_scale(),
         "px": px,
         "pm": pm,
         "cx": alpha[1:] * target / levels.sigma[:-1],

@@ -36,10 +36,12 @@ __all__ = [
     "decode",
     "encode",
     "inpaint",
+    "inpainting_table",
     "interpolate",
     "progressive",
     "round_trip_error",
     "vary",
+    "varying_table",
 ]
 
 InterpolationMode = Literal["slerp", "linear"]
@@ -220,15 +222,18 @@ def vary(
         if share == 0:
             found.append(x.to(ids.device, copy=True))
             continue
-        table = whole
-        if share < 1:
-            left = max(1, min(round(steps * share), round(diffusion.num_timesteps * share)))
-            table = samplers.renoise(diffusion, left, strength=share, sampler=sampler)
+        table = whole if share == 1 else varying_table(diffusion, sampler, steps, share)
         made = _run(
             model, table, x, seed=seed, sample_ids=ids, model_kwargs=model_kwargs, runner=runner, fresh=share == 1
         )
         found.append(made)
     return found[0] if is_single else torch.stack(found)
+
+
+def varying_table(diffusion: Diffusion, sampler: str, steps: int, strength: float) -> CoefficientTable:
+    """The table with which `vary` noises images and brings them back, for a strength in (0, 1); arguments as there."""
+    left = max(1, min(round(steps * strength), round(diffusion.num_timesteps * strength)))
+    return samplers.renoise(diffusion, left, strength=strength, sampler=sampler)
 
 
 def interpolate(
@@ -370,14 +375,21 @@ def inpaint(
     """
     x = _checked(x, "x")
     keep = checked_mask(mask, x)
-    steps = min(50, diffusion.num_timesteps) if steps is None else steps
-    table = samplers.repaint(diffusion, steps, jump_length=jump_length, jump_repeats=jump_repeats)
+    table = inpainting_table(diffusion, steps, jump_length=jump_length, jump_repeats=jump_repeats)
     known = Known(x, keep)
     filled = _run(
         model, table, x, seed=seed, sample_ids=sample_ids, model_kwargs=model_kwargs, runner=runner, fresh=True,
         known=known,
     )  # fmt: skip
     return torch.where(keep.to(filled.device), x.to(filled.device), filled)
+
+
+def inpainting_table(
+    diffusion: Diffusion, steps: int | None = None, *, jump_length: int = 10, jump_repeats: int = 5
+) -> CoefficientTable:
+    """The table of `inpaint`; arguments as there."""
+    steps = min(50, diffusion.num_timesteps) if steps is None else steps
+    return samplers.repaint(diffusion, steps, jump_length=jump_length, jump_repeats=jump_repeats)
 
 
 @dataclass(frozen=True, eq=False)

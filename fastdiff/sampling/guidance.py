@@ -116,7 +116,7 @@ class ClassifierFreeGuidance(Guided):
             else:
                 both[key] = _doubled(value, x.shape[0])
         conditional, unconditional = self.model(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2)
-        return _guided(x, t, conditional, unconditional, self.scale, self.interval, self.rescale)
+        return guided_output(x, t, conditional, unconditional, self.scale, self.interval, self.rescale)
 
 
 class AutoGuidance(Guided):
@@ -140,7 +140,7 @@ class AutoGuidance(Guided):
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided output [B, C or 2C, ...] for x [B, C, ...] and t [B]."""
         strong, weak = self._evaluate("model", x, t, kwargs), self.weak(x, t, **self._arguments("weak", kwargs))
-        return _guided(x, t, strong, weak, self.scale, self.interval, 0.0)
+        return guided_output(x, t, strong, weak, self.scale, self.interval, 0.0)
 
 
 class ClassifierGuidance(Guided):
@@ -162,7 +162,7 @@ class ClassifierGuidance(Guided):
         super().__init__(model=model)
         self.cond_fn, self.scale, self.prediction = cond_fn, scale, diffusion.prediction
         alpha, sigma = diffusion.signal_noise()
-        if self.prediction in ("x0", "v") and bool((alpha == 0).any()):
+        if self.prediction in ("x0", "v", "velocity", "F") and bool((alpha == 0).any()):
             raise ValueError(
                 "guidance of this prediction needs some signal at every timestep; the schedule leaves none"
             )
@@ -172,9 +172,17 @@ class ClassifierGuidance(Guided):
             "x0": lambda: sigma**2 / alpha,
             "v": lambda: -sigma / alpha,
             "score": lambda: np.ones_like(sigma),
+            "velocity": lambda: -sigma / diffusion.eps_coefficients()[1],
+            "F": lambda: -sigma / diffusion.eps_coefficients()[1],
         }
+        # g is taken in what the network is given, n x, so that of x is n times it; a score is of the former.
         shift = shifts[self.prediction]()
-        self.register_buffer("times", torch.tensor(diffusion.schedule.timesteps), persistent=False)
+        if self.prediction != "score":
+            shift = shift * diffusion.input_scale()
+        times = diffusion.schedule.timesteps
+        # Rising, also where the network's own fall.
+        self._sign = -1.0 if times[-1] < times[0] else 1.0
+        self.register_buffer("times", torch.tensor(self._sign * times), persistent=False)
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
@@ -187,6 +195,7 @@ class ClassifierGuidance(Guided):
             raise ValueError(f"cond_fn must give a gradient of shape {list(x.shape)}, got {list(gradient.shape)}")
         # The nearest timestep, for samplers that visit levels between them.
         times, shift = self.times.to(x.device), self.shift.to(x.device)
+        t = t if self._sign > 0 else -t
         place = torch.searchsorted(times, t.to(times.dtype).contiguous()).clamp(max=times.shape[0] - 1)
         before = (place - 1).clamp(min=0)
         place = torch.where((t - times[before]).abs() <= (times[place] - t).abs(), before, place)
@@ -195,7 +204,7 @@ class ClassifierGuidance(Guided):
         return torch.cat([guided, output[:, x.shape[1] :]], dim=1)
 
 
-def _guided(
+def guided_output(
     x: Tensor,
     t: Tensor,
     strong: Tensor,
@@ -204,6 +213,7 @@ def _guided(
     interval: tuple[float, float] | None,
     rescale: float,
 ) -> Tensor:
+    """A guided output [B, C or 2C, ...] of the stronger and the weaker one; the other arguments are the wrappers'."""
     channels = x.shape[1]
     first, base = strong[:, :channels], weak[:, :channels]
     guided = base + scale * (first - base)

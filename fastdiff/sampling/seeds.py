@@ -77,8 +77,17 @@ def checked_ids(sample_ids: Tensor | Iterable[int] | None, batch: int, device: t
     """Sample ids as int64 [batch] on the device; 0..batch-1 for None. Raises ValueError for any that do not fit."""
     if sample_ids is None:
         return torch.arange(batch, device=device)
-    ids = sample_ids if isinstance(sample_ids, Tensor) else torch.as_tensor(list(sample_ids))
-    if ids.shape != (batch,) or ids.is_floating_point():
+    if isinstance(sample_ids, Tensor):
+        ids = sample_ids
+    else:
+        listed = list(sample_ids)
+        try:
+            ids = torch.as_tensor(listed)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"sample_ids must be {batch} whole numbers in [0, 2^63), one per sample, got {shown(listed)}"
+            ) from error
+    if ids.shape != (batch,) or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"sample_ids must be {batch} whole numbers, one per sample, got {ids.dtype} {list(ids.shape)}")
     ids = ids.to(torch.int64)
     if batch and int(ids.min()) < 0:

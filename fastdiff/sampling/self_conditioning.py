@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,3 +59,9 @@ class SelfConditioning:
             self._last = prediction.clone()
         elif self._alphas[row] > 0:
             self._last = (x - self._sigmas[row] * prediction) / self._alphas[row]
+
+    def part(self, some: slice) -> SelfConditioning:
+        """The same for some of the samples."""
+        part = copy.copy(self)
+        part._last = None if self._last is None else self._last[some]
+        return part

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.nets.model import Model, eval_mode, model_dtype, split_output
-from fastdiff.process.diffusion import Diffusion, x0_coefficients
+from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.interpolation import log_abar_at_time, signal_noise_at, time_at_position
 from fastdiff.process.schedule import Array
 from fastdiff.samplers.levels import position_of
@@ -22,7 +22,7 @@ __all__ = ["Views"]
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """The predictions of one network, for x = alpha x_0 + sigma eps at the network's time t.
+    """The predictions of one network, for x = alpha x_0 + sigma eps, alpha^2 + sigma^2 = 1, at the network's time t.
 
     They are one thing in five ways: x_0 = (x - sigma eps) / alpha, v = alpha eps - sigma x_0, score = -eps / sigma, and
     D(y; s) is the x_0 of alpha y at the t where sigma / alpha = s. Between the timesteps log alpha is linear in t.
@@ -60,11 +60,15 @@ class Views:
             ValueError: t out of range, or shapes that do not fit.
         """
         times, alpha, sigma = self._levels(x, t)
-        px, pm = (self._shaped(c, x) for c in x0_coefficients(self.diffusion.prediction, alpha, sigma))
+        network = self.diffusion.parametrization
+        px, pm = (self._shaped(c, x) for c in network.x0(alpha, sigma))
         network_t = time_tensor(times, x.device)
         with eval_mode(self.model):
             # A copy: the model may write to its input, and x is the caller's.
             given = x.to(model_dtype(self.model, compute_dtype(x)), copy=True)
+            if not network.is_given_the_state:
+                scale = self._shaped(network.input_scale(alpha, sigma), x)
+                given = (scale * x.to(scale.dtype)).to(given.dtype)
             output = self.model(given, network_t, **self.model_kwargs)
         output = split_output(output, x, self.diffusion.learned_variance)[0]
         predicted = px * x.to(px.dtype) + pm * output.to(px.dtype)
@@ -119,7 +123,7 @@ class Views:
         """t, alpha and sigma, [B] each."""
         schedule = self.diffusion.schedule
         times = self._per_sample_numbers("t", t, x)
-        low, high = schedule.timesteps[0], schedule.timesteps[-1]
+        low, high = sorted((schedule.timesteps[0], schedule.timesteps[-1]))
         if not ((times >= low) & (times <= high)).all():
             raise ValueError(
                 f"t must be within the schedule's {low:g} to {high:g}, got {times.min():g} to {times.max():g}"

@@ -22,6 +22,7 @@ COMMANDS = {
     "score": ["{plain}", "{archive}", "{new}/job"],
     "likelihood": ["{plain}", "{archive}", "--num", "1"],
     "convert": ["{model}", "{new}/to"],
+    "serve": ["{model}", "--port", "0"],
     "export": ["{model}", "{new}/model.fd", "--steps", "2"],
     "edit encode": ["{model}", "{archive}", "--num", "1", "--steps", "2", "--out", "{new}/x.npy"],
     "edit decode": ["{model}", "{latent}", "--steps", "2", "--out", "{new}/x.npy"],
@@ -37,6 +38,7 @@ COMMANDS = {
 # Values that are text and wrong all the same. A list has one for each way to be wrong.
 WRONG = {
     "allocation": ["none"],
+    "api_key": ["", "schlüssel"],
     "channels": ["7"],
     "condition": ["low_res", "masks"],
     "config": ["{new}/missing.yaml", "{archive}"],
@@ -52,6 +54,7 @@ WRONG = {
     "flags": ["--image_size"],
     "guidance": ["nan"],
     "held_out": ["{new}/missing", "1.5", "nosplit"],
+    "host": [""],
     "hole": ["0,0", "a,b,c,d", "0,0,99,99", "inf,0,1,1"],
     "init_from": ["{new}/missing"],
     "json_file": ["{new}"],
@@ -72,6 +75,7 @@ WRONG = {
     "precision": ["float16"],
     "prediction": ["epsilon"],
     "preset": ["ho-cifar"],
+    "process": ["flows"],
     "reference": ["{new}/missing"],
     "sampler": ["dimm"],
     "samplers": ["dimm", "ddim,,unipc", "ddim,ddim"],

@@ -1,7 +1,6 @@
-"""`fastdiff train`: runs, resumed runs, configuration files, Ctrl-C."""
+"""`fastdiff train`: runs, resumed runs, Ctrl-C."""
 
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -14,9 +13,7 @@ import pytest
 import torch
 import yaml
 
-from fastdiff.cli.train import plan_training, read_config_file
 from fastdiff.files.checkpoint import load_model
-from fastdiff.nets.config import PRESETS
 from support.command_line import SMALL_UNET, fails, run, train_options, works
 
 
@@ -58,58 +55,6 @@ def test_train_refuses_another_run_in_the_folder(tmp_path):
     assert "training.seed: 0 in the checkpoint, 1 now" in result.stderr
 
 
-@pytest.mark.parametrize("suffix", ["yaml", "toml"])
-def test_train_reads_a_file_and_flags_win(tmp_path, pictures, suffix):
-    path = tmp_path / f"config.{suffix}"
-    settings = {
-        "out": str(tmp_path / "run"),
-        "unet": {"preset": "ho-cifar10", "channels": 32},
-        "diffusion": {"schedule": "linear", "timesteps": 50, "prediction": "v"},
-        "data": {"source": str(pictures)},
-        "train": {"steps": 7, "learning_rate": 1e-4},
-    }
-    if suffix == "yaml":
-        path.write_text(yaml.safe_dump(settings))
-    else:
-        lines = [f'out = "{settings["out"]}"']
-        for name in ("unet", "diffusion", "data", "train"):
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in settings[name].items())]
-        path.write_text("\n".join(lines))
-    found = yaml.safe_load(works("train", "--config", path, "--steps", 9, "--print-config"))
-    assert found["out"] == settings["out"]
-    assert found["unet"]["channels"] == 32
-    assert found["unet"]["image_size"] == 16
-    # At the depth where the preset has it: the second level.
-    assert found["unet"]["attention_resolutions"] == [8]
-    assert found["diffusion"] == {"schedule": "linear", "timesteps": 50, "prediction": "v", "variance": "fixed_large"}
-    assert found["train"]["steps"] == 9
-    assert found["train"]["learning_rate"] == 1e-4
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_printed_configurations_read_back_the_same(tmp_path, preset):
-    size, classes = PRESETS[preset].image_size, PRESETS[preset].num_classes
-    np.savez(tmp_path / "x.npz", images=np.zeros((2, size, size, 3), np.uint8), labels=np.zeros(2, np.int64))
-    flags = ["--preset", preset, "--data", tmp_path / "x.npz", "--steps", "10"]
-    printed = works("train", *flags, "--print-config")
-    (tmp_path / "c.yaml").write_text(printed)
-    plan = plan_training(read_config_file(tmp_path / "c.yaml"))
-    assert plan.to_yaml() == printed
-    assert plan.unet.num_classes == classes
-    assert plan.unet.out_channels == plan.diffusion.model_channels(3)
-    assert plan.train.loss == ("hybrid" if plan.diffusion.learned_variance else "simple")
-
-
-def test_train_takes_channels_and_size_from_the_data(tmp_path):
-    np.save(tmp_path / "grey.npy", np.zeros((4, 12, 12), np.uint8))
-    plan = plan_training(
-        {"unet": {"preset": "digits"}, "data": {"source": str(tmp_path / "grey.npy")}, "train": {"steps": 1}}
-    )
-    assert (plan.unet.in_channels, plan.unet.image_size) == (1, 12)
-    assert plan.unet.attention_resolutions == (6,)
-
-
 def test_train_uses_labels_only_where_the_network_has_classes(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros((4, 16, 16, 3), np.uint8), labels=np.arange(4))
     out = tmp_path / "run"
@@ -118,56 +63,6 @@ def test_train_uses_labels_only_where_the_network_has_classes(tmp_path):
         options += ["--set", f"unet.{key}={list(value) if isinstance(value, tuple) else value}"]
     works(*options)
     assert load_model(out).unet.config.num_classes == 4
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("tarin: {steps: 1}", "unknown key 'tarin' in the configuration: did you mean 'train'"),
-        ("train: {step: 1}\ndata: {source: D}", "unknown key 'step' in section 'train': did you mean 'steps'"),
-        ("unet: {chanels: 1}\ndata: {source: D}", "did you mean 'channels'"),
-        ("data: {sauce: digits}", "unknown key 'sauce' in section 'data': did you mean 'source'"),
-        ("diffusion: {shedule: linear}\ndata: {source: D}", "did you mean 'schedule'"),
-        ("diffusion: {schedule: liner}\ndata: {source: D}", "unknown noise schedule 'liner': did you mean 'linear'"),
-        ("diffusion: {schedule: {name: cosine, ofset: 1}}\ndata: {source: D}", "did you mean 'offset'"),
-        ("diffusion: {schedule: [1]}\ndata: {source: D}", "a schedule is a name"),
-        ("diffusion: {prediction: epsilon}\ndata: {source: D}", "did you mean 'eps'"),
-        ("unet: {preset: ho-cifar}\ndata: {source: D}", "unknown preset 'ho-cifar': did you mean 'ho-cifar10'"),
-        ("train: 3", "section 'train' must hold keys and values"),
-        ("train: {steps: 0}\ndata: {source: D}", "steps must be an int from 1 to 2^28"),
-        ("train: {steps: 5}", "what to train on"),
-        ("unet: {preset: ho-cifar10}\ndata: {source: D}", "how long to train"),
-        (
-            "data: {source: D}\ntrain: {steps: 1}\nunet: {preset: iddpm-cifar10}\ndiffusion: {variance: fixed}",
-            "variance",
-        ),
-        ("- a list", "expected the sections"),
-        ("train: {", "c.yaml"),
-    ],
-    ids=lambda text: text.split("\n")[0][:24],
-)
-def test_bad_configurations_are_explained(tmp_path, pictures, text, expected):
-    path = tmp_path / "c.yaml"
-    path.write_text(text.replace("source: D", f"source: {pictures}"))
-    assert expected in fails("train", "--config", path, "--print-config")
-
-
-def test_configuration_files_that_cannot_be_read(tmp_path):
-    assert "No such file" in fails("train", "--config", tmp_path / "missing.yaml")
-    (tmp_path / "c.ini").write_text("")
-    assert "a .yaml, .yml or .toml file" in fails("train", "--config", tmp_path / "c.ini")
-    (tmp_path / "c.toml").write_text("a = = 1")
-    assert "c.toml" in fails("train", "--config", tmp_path / "c.toml")
-    (tmp_path / "c.yaml").write_text("a: !!python/object/apply:os.system ['true']")
-    assert "c.yaml" in fails("train", "--config", tmp_path / "c.yaml")
-
-
-def test_messages_cut_what_they_quote(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump({"data": {"source": "digits"}, "train": {"steps": ["x" * 50] * 100_000}}))
-    said = fails("train", "--config", path, "--out", tmp_path / "run")
-    assert "steps must be an int" in said
-    assert len(said) < 500
 
 
 def test_the_folder_alone_goes_on(tmp_path):
@@ -284,16 +179,6 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path, number):
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
     assert load_model(out).metadata["step"] > 0
-
-
-def test_label_dropout_makes_room_for_a_null_class():
-    digits = {"data": {"source": "digits", "split": "test"}, "train": {"label_dropout": 0.1}}
-    plan = plan_training(digits | {"unet": {"preset": "digits"}})
-    assert (plan.unet.num_classes, plan.train.label_dropout) == (11, 0.1)
-    # A number that is given stands.
-    plan = plan_training(digits | {"unet": {"preset": "digits", "num_classes": 12}})
-    assert plan.unet.num_classes == 12
-    assert plan_training(digits | {"unet": {"preset": "digits"}, "train": {}}).unet.num_classes is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fastdiff.cli.train import plan_training
+from fastdiff.cli.train_plan import plan_training
 from support.command_line import fails, train_options, works
 
 TRAIN = {"steps": 2000, "batch_size": 8, "warmup_steps": 0}

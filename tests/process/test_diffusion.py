@@ -20,7 +20,10 @@ def test_diffusion_target_determines_x0_and_eps(prediction, schedule):
     x0, z = 0.7, -1.3
     c0, c1, c2, c3 = diffusion.noising_table().T
     x_t, target = c0 * x0 + c1 * z, c2 * x0 + c3 * z
-    np.testing.assert_allclose(c0**2 + c1**2, 1, rtol=FLOAT64)
+    # The network's input, of which the state is 1 / n.
+    n = diffusion.input_scale()
+    np.testing.assert_allclose(c0**2 + c1**2, n**2, rtol=FLOAT64)
+    x_t = x_t / n
     px, pm = diffusion.x0_coefficients()
     ex, em = diffusion.eps_coefficients()
     alpha, _ = diffusion.signal_noise()
@@ -32,7 +35,7 @@ def test_diffusion_target_determines_x0_and_eps(prediction, schedule):
 def test_diffusion_without_signal(prediction):
     diffusion = Diffusion(NoiseSchedule.jsd(8), prediction)
     assert np.isfinite(diffusion.noising_table()).all()
-    if prediction in ("x0", "v"):
+    if prediction not in ("eps", "score"):
         assert np.isfinite(diffusion.x0_coefficients()).all()
     else:
         with pytest.raises(ValueError, match="leaves no signal"):
@@ -68,6 +71,10 @@ def test_diffusion_channels_and_respacing():
 def test_diffusion_dict_round_trip():
     diffusion = Diffusion(NoiseSchedule.cosine(30), "v", "learned")
     assert Diffusion.from_dict(json.loads(json.dumps(diffusion.to_dict()))) == diffusion
+    # What nobody reads is not written: old files and new ones of the same process are the same.
+    assert set(diffusion.to_dict()) == {"schedule", "prediction", "variance"}
+    preconditioned = Diffusion(NoiseSchedule.edm(30), "F", sigma_data=0.7)
+    assert Diffusion.from_dict(json.loads(json.dumps(preconditioned.to_dict()))) == preconditioned
     with pytest.raises(ValueError, match="did you mean 'prediction'"):
         Diffusion.from_dict({"schedule": diffusion.schedule.to_dict(), "predicton": "v"})
     with pytest.raises(ValueError, match="'schedule'"):
@@ -80,5 +87,7 @@ def test_diffusion_refuses_unknown_names():
         Diffusion(schedule, "epsilon")
     with pytest.raises(ValueError, match="did you mean 'fixed_small'"):
         Diffusion(schedule, "eps", "fixed_smal")
+    with pytest.raises(ValueError, match="sigma_data must be a finite number above 0"):
+        Diffusion(schedule, "F", sigma_data=0.0)
     with pytest.raises(TypeError, match="NoiseSchedule"):
         Diffusion("cosine")

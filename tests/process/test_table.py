@@ -73,7 +73,7 @@ def test_table_drops_pushes_and_saves_that_nobody_reads():
         ({"t": [1.0], "clip": [np.nan]}, "clip must be finite"),
         ({"t": [1.0], "clip": [0.0]}, "clip must be positive"),
         ({"t": [1.0], "s": [-1.0]}, "must not be negative"),
-        ({"t": [-1.0]}, "t must not be negative"),
+        ({"t": [np.nan]}, "t must be finite"),
         ({"t": [1.0], "push": [2.0]}, "must be 0 or 1"),
         ({"t": [1.0], "cb": [1.0], "save_base": [1.0]}, "before any row saved it"),
         ({"t": [2.0, 1.0], "c1": [0.0, 1.0]}, "before 1 predictions"),

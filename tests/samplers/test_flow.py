@@ -78,12 +78,17 @@ def test_flow_decode_undoes_flow_encode():
         (lambda d: flow_decode(d, 2.5), "steps"),
         (lambda d: invertible_encode(d, 5, iterations=0), "iterations"),
         (lambda d: invertible_encode(d, 0), "steps"),
-        (lambda d: flow_encode(Diffusion(NoiseSchedule.from_betas([0.1, 1.0]), "v"), 5), "no|none"),
+        (lambda d: flow_encode(Diffusion(NoiseSchedule.from_betas([1.0]), "v"), 5), "leaves none"),
     ],
 )
 def test_flow_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call(Diffusion(NoiseSchedule.cosine(20)))
+
+
+def test_flow_ends_where_there_is_signal():
+    table = flow_encode(Diffusion(NoiseSchedule.from_betas([0.1, 0.2, 1.0]), "v"), 5)
+    np.testing.assert_allclose(table.alphas[-1], np.sqrt(0.9 * 0.8))
 
 
 def test_flow_of_a_single_timestep_is_its_edge():

@@ -1,5 +1,7 @@
 """What holds for every sampler in the registry, those to come included."""
 
+import json
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -107,3 +109,27 @@ def test_register_adds_a_sampler_and_refuses_a_taken_name(monkeypatch):
         registry.register("ddim", samplers.ddim)
     with pytest.raises(TypeError, match="function"):
         registry.register("other", "ddim")
+
+
+def test_tables_and_coefficients_are_those_that_were_written_down():
+    """`tables.json` holds each sampler's table as it was when all processes were variance preserving."""
+    written = json.loads((Path(__file__).parent / "tables.json").read_text())
+    for one in written.values():
+        diffusion = Diffusion.from_dict(one["diffusion"])
+        assert diffusion.to_dict() == one["diffusion"]
+        np.testing.assert_allclose(diffusion.noising_table()[::333], one["noising"], rtol=FLOAT64)
+        np.testing.assert_allclose(diffusion.posterior_table()[::333], one["posterior"], rtol=FLOAT64)
+        assert set(one["tables"]) <= set(ALL)
+        for name, table in one["tables"].items():
+            old = CoefficientTable.from_dict(table)
+            jumps = {"jump_length": 1, "jump_repeats": 2} if name == "repaint" else {}
+            options = {"eps_moment": samplers.gaussian_eps_moment(diffusion, 0.25)} if "analytic" in name else jumps
+            new = samplers.build(name, diffusion, 3, **options)
+            old.check_process(diffusion)
+            assert new.to_dict().keys() == table.keys()
+            assert new.to_dict()["columns"].keys() == table["columns"].keys()
+            for column in old.columns:
+                # Other processors round exponentials and logarithms otherwise.
+                np.testing.assert_allclose(
+                    new[column], old[column], rtol=FLOAT64_DIFFERENCE, atol=FLOAT64, err_msg=name
+                )

@@ -110,7 +110,7 @@ def rho_at(diffusion, positions):
     return np.sqrt(np.expm1(-np.interp(positions, grid, diffusion.schedule.log_alphas_cumprod)))
 
 
-@pytest.mark.parametrize("prediction", get_args(Prediction))
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("clip", [None, 1.0], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("name", BUILDERS)

@@ -5,18 +5,13 @@ import math
 import numpy as np
 import torch
 
+from support.textbook_processes import given_over_own, output, own_levels
+
 
 def _levels(diffusion, t, x):
-    """alpha and sigma at the network's times, shaped against x; log alpha is linear between the timesteps."""
-    schedule = diffusion.schedule
-    log_abar = np.interp(t.detach().double().numpy(), schedule.timesteps, schedule.log_alphas_cumprod)
-    log_abar = torch.from_numpy(log_abar).reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
-    return torch.exp(0.5 * log_abar), torch.sqrt(-torch.expm1(log_abar))
-
-
-def _view(diffusion, x, x0, alpha, sigma):
-    eps = (x - alpha * x0) / sigma
-    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma}[diffusion.prediction]
+    """The process's own alpha and sigma at the network's times, shaped against x."""
+    levels = own_levels(diffusion, t.detach().double().cpu().numpy())
+    return tuple(torch.from_numpy(c).reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype) for c in levels)
 
 
 def gaussian_network(diffusion, data_variance, mean=0.0):
@@ -24,8 +19,9 @@ def gaussian_network(diffusion, data_variance, mean=0.0):
 
     def model(x, t):
         alpha, sigma = _levels(diffusion, t, x)
+        x = x / given_over_own(diffusion, alpha, sigma)
         gain = alpha * data_variance / (alpha**2 * data_variance + sigma**2)
-        return _view(diffusion, x, mean + gain * (x - alpha * mean), alpha, sigma)
+        return output(diffusion, x, mean + gain * (x - alpha * mean), alpha, sigma)
 
     return model
 
@@ -50,11 +46,12 @@ class Mixture:
     def network(self, diffusion):
         def model(x, t):
             alpha, sigma = _levels(diffusion, t, x)
+            x = x / given_over_own(diffusion, alpha, sigma)
             centres = self.centres.to(x.dtype)
             total = alpha**2 * self.variance + sigma**2
             squares = (x[:, None] - alpha[:, None] * centres).square().sum(dim=2)
             weights = torch.softmax(-0.5 * squares / total, dim=1)
             means = centres + (alpha * self.variance / total)[:, None] * (x[:, None] - alpha[:, None] * centres)
-            return _view(diffusion, x, (weights[:, :, None] * means).sum(dim=1), alpha, sigma)
+            return output(diffusion, x, (weights[:, :, None] * means).sum(dim=1), alpha, sigma)
 
         return model

@@ -2,17 +2,14 @@
 
 import numpy as np
 
+from support.textbook_processes import given_over_own, output, own_levels
+
 
 def network_gains(diffusion, t, data_variance):
-    """Output of the exact network for a state of 1, at times t (whole or not; log alpha is linear between them)."""
-    schedule = diffusion.schedule
-    log_abar = np.interp(t, schedule.timesteps, schedule.log_alphas_cumprod)
-    a, sigma2 = np.exp(log_abar), -np.expm1(log_abar)
-    total = a * data_variance + sigma2
-    eps, x0 = np.sqrt(sigma2) / total, np.sqrt(a) * data_variance / total
-    return {"eps": eps, "x0": x0, "v": np.sqrt(a) * eps - np.sqrt(sigma2) * x0, "score": -1 / total}[
-        diffusion.prediction
-    ]
+    """Output of the exact network for an input of 1, at times t (whole or not)."""
+    a, s = own_levels(diffusion, t)
+    x = 1 / given_over_own(diffusion, a, s)
+    return output(diffusion, x, a * data_variance / (a**2 * data_variance + s**2) * x, a, s)
 
 
 def run_table(table, diffusion, data_variance=0.25, start_variance=None):
@@ -36,8 +33,7 @@ def run_table(table, diffusion, data_variance=0.25, start_variance=None):
     variances = []
     for r in range(len(table)):
         k = {name: values[r] for name, values in table.columns.items()}
-        # The model sees ci * x; these tables have ci = 1.
-        m = np.array([gains[r] if k["evaluate"] else 0.0, 0, 0, 0, 0])
+        m = np.array([gains[r] * k["ci"] if k["evaluate"] else 0.0, 0, 0, 0, 0])
         unit = np.eye(5)
         pred = k["px"] * unit[0] + k["pm"] * m
 

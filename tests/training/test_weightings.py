@@ -9,6 +9,7 @@ from fastdiff import Diffusion, NoiseSchedule
 from fastdiff.process.diffusion import Prediction
 from fastdiff.training.weightings import WEIGHTINGS, min_snr, p2, truncated_snr
 from support import peer_lucidrains
+from support.textbook_processes import output
 from support.tolerances import FLOAT32_SUM, FLOAT64_DIFFERENCE, FLOAT64_PRODUCT
 
 PREDICTIONS = get_args(Prediction)
@@ -30,11 +31,9 @@ def test_one_denoiser_has_one_loss_in_whatever_space_it_predicts(name, schedule)
     expected = paper(alpha**2 / sigma**2) * (0.3 if space == "x0" else 0.3 * alpha / sigma) ** 2
     for prediction in PREDICTIONS:
         x0, x0_predicted, z = 0.7, 0.4, -1.3
-        eps = (alpha * x0 + sigma * z - alpha * x0_predicted) / sigma
-        said = {"eps": eps, "x0": x0_predicted, "v": alpha * eps - sigma * x0_predicted, "score": -eps / sigma}
-        true = {"eps": z, "x0": x0, "v": alpha * z - sigma * x0, "score": -z / sigma}
-        weights = WEIGHTINGS[name](Diffusion(SCHEDULES[schedule], prediction), **options)
-        found = weights * (said[prediction] - true[prediction]) ** 2
+        diffusion, x = Diffusion(SCHEDULES[schedule], prediction), alpha * x0 + sigma * z
+        said, true = (output(diffusion, x, image, alpha, sigma) for image in (x0_predicted, x0))
+        found = WEIGHTINGS[name](diffusion, **options) * (said - true) ** 2
         np.testing.assert_allclose(found, expected, rtol=FLOAT64_DIFFERENCE, err_msg=prediction)
 
 

@@ -21,6 +21,9 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another model and other samples.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes; the digits are bad.")] = False,
+    process: Annotated[
+        str, typer.Option(help="Of the swiss roll: preserving, exploding, edm, flow or vdm; docs/processes.md.")
+    ] = "preserving",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete the training that the folder holds, if any; implies --overwrite.")
     ] = False,
@@ -34,6 +37,7 @@ def demo(
     A run of the digits that was stopped goes on, and one that is finished is sampled and scored again. The swiss roll
     takes less than a minute, on the CPU, and always trains anew.
     """
+    from fastdiff.process.arguments import spelt
     from fastdiff.process.checks import nearest_name
 
     if name not in ("digits", "swiss-roll"):
@@ -42,10 +46,16 @@ def demo(
     if name == "swiss-roll":
         from fastdiff.cli.demo import swiss_roll
 
+        make = swiss_roll.SwissRollConfig.quick if quick else swiss_roll.SwissRollConfig
+        points = make(seed=seed, process=process)
+        points.diffusion()
         _check_free(folder, swiss_roll.WRITTEN, overwrite=overwrite or fresh)
-        points = swiss_roll.SwissRollConfig.quick(seed) if quick else swiss_roll.SwissRollConfig(seed=seed)
         swiss_roll.run_swiss_roll(folder, points)
         return
+    if process != "preserving":
+        raise ValueError(
+            f"{spelt('process')} belongs to `fastdiff demo swiss-roll`, got {process!r}: the digits have one process"
+        )
     from fastdiff.cli.demo.digits import DemoConfig, run_demo
     from fastdiff.cli.demo.digits_report import WRITTEN
     from fastdiff.cli.environment import resolve_device

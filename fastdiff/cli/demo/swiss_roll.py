@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from fastdiff import likelihood, ops, samplers
 from fastdiff.cli import environment
 from fastdiff.cli.progress import Bars, duration
 from fastdiff.files.atomic import atomic_file
+from fastdiff.nets.model import network_times
 from fastdiff.ops.reference.bound import mse
+from fastdiff.process.arguments import spelt
+from fastdiff.process.checks import nearest_name
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream, integers
 from fastdiff.process.schedule import Array, NoiseSchedule
 from fastdiff.sampling.runner import SamplingStep, sample
+from fastdiff.training.densities import draw, log_normal
 
-__all__ = ["WRITTEN", "PointNet", "SwissRollConfig", "roll_log_density", "roll_points", "run_swiss_roll"]
+__all__ = ["PROCESSES", "WRITTEN", "PointNet", "SwissRollConfig", "roll_log_density", "roll_points", "run_swiss_roll"]
 
 # The roll turns from 1.5 pi to 4.5 pi, and its end lies at radius 0.9.
 _FIRST_TURN, _LAST_TURN, _RADIUS = 1.5 * math.pi, 4.5 * math.pi, 0.9
@@ -48,6 +52,15 @@ WRITTEN = (
 )
 """The files, and what they show."""
 
+PROCESSES: dict[str, Callable[[int], Diffusion]] = {
+    "preserving": lambda num: Diffusion(NoiseSchedule.cosine(num), "v"),
+    "exploding": lambda num: Diffusion(NoiseSchedule.variance_exploding(num, 0.02, 20.0), "F"),
+    "edm": lambda num: Diffusion(NoiseSchedule.edm(num, 0.01, 20.0), "F"),
+    "flow": lambda num: Diffusion(NoiseSchedule.flow(num), "velocity"),
+    "vdm": lambda num: Diffusion(NoiseSchedule.vdm(num, 8.0, -8.0), "v"),
+}
+"""Processes by name, for a number of timesteps, each with what it is mostly trained to predict."""
+
 
 @dataclass(frozen=True)
 class SwissRollConfig:
@@ -58,6 +71,7 @@ class SwissRollConfig:
         batch_size: Points per step.
         width: Of the network's hidden layers.
         num_timesteps: T.
+        process: One of `PROCESSES`.
         num_points: Points to sample, to score and to draw.
         grid: Points a side of the map of the density.
         frames: Of the animation.
@@ -68,23 +82,40 @@ class SwissRollConfig:
     batch_size: int = 512
     width: int = 128
     num_timesteps: int = 100
+    process: str = "preserving"
     num_points: int = 2000
     grid: int = 72
     frames: int = 40
     seed: int = 0
 
     @classmethod
-    def quick(cls, seed: int = 0) -> SwissRollConfig:
+    def quick(cls, seed: int = 0, process: str = "preserving") -> SwissRollConfig:
         """The same in seconds, with a network that has barely begun to learn."""
-        return cls(steps=300, num_points=400, grid=20, frames=8, seed=seed)
+        return cls(steps=300, process=process, num_points=400, grid=20, frames=8, seed=seed)
+
+    def diffusion(self) -> Diffusion:
+        """The process, and what the network predicts. Raises ValueError for an unknown name."""
+        if self.process not in PROCESSES:
+            raise ValueError(f"unknown {spelt('process')} {self.process!r}: {nearest_name(self.process, PROCESSES)}")
+        return PROCESSES[self.process](self.num_timesteps)
 
 
 class PointNet(nn.Module):
-    """A multi-layer perceptron on points [B, 2] and times [B], with residual layers."""
+    """A multi-layer perceptron on points [B, 2] and times [B], with residual layers.
 
-    def __init__(self, width: int, num_timesteps: int) -> None:
+    Args:
+        width: Of the hidden layers.
+        diffusion: Whose times it is told: as shares of their range, of their logarithm where they are levels sigma.
+    """
+
+    def __init__(self, width: int, diffusion: Diffusion) -> None:
         super().__init__()
-        self.num_timesteps = num_timesteps
+        times, seen = diffusion.schedule.timesteps, diffusion.schedule.coordinates
+        self.is_level = seen.clock == "sigma"
+        times = np.log(times) if self.is_level else times
+        # Listed times have T of them, from 0.
+        self.start = float(times[0]) if seen.is_continuous else 0.0
+        self.length = float(times[-1]) - self.start if seen.is_continuous else float(diffusion.num_timesteps)
         self.first = nn.Linear(2 + 2 * _FREQUENCIES, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
         self.last = nn.Linear(width, 2)
@@ -93,7 +124,8 @@ class PointNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """[B, 2], from points [B, 2] and times [B], whole or not."""
         octaves = 2.0 ** torch.arange(_FREQUENCIES, device=x.device) * (math.pi / 2)
-        angles = (t.to(x.dtype) / self.num_timesteps)[:, None] * octaves
+        told = t.to(x.dtype).log() if self.is_level else t.to(x.dtype)
+        angles = ((told - self.start) / self.length)[:, None] * octaves
         h = self.first(torch.cat([2 * x, angles.sin(), angles.cos()], dim=1))
         for layer in self.hidden:
             h = h + layer(nn.functional.silu(h))
@@ -136,13 +168,14 @@ def run_swiss_roll(
 
     Raises:
         RuntimeError: matplotlib is missing.
+        ValueError: an unknown process.
     """
     from fastdiff.cli.demo import swiss_roll_figures as pictures
 
     config, console = config or SwissRollConfig(), console or Console()
     out, started = Path(folder), time.monotonic()
+    diffusion = config.diffusion()
     out.mkdir(parents=True, exist_ok=True)
-    diffusion = Diffusion(NoiseSchedule.cosine(config.num_timesteps), "v", "fixed_small")
     console.print("Training on points of a swiss roll in two dimensions; nothing is downloaded.")
     with Bars(console) as bars, _one_thread():
         network, loss = _train(diffusion, config, bars.counting("training", config.steps, "steps"))
@@ -209,24 +242,28 @@ def _roll(u: Array) -> Array:
 def _train(diffusion: Diffusion, config: SwissRollConfig, update: Any) -> tuple[PointNet, float]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = PointNet(config.width, diffusion.num_timesteps)
-    averaged = PointNet(config.width, diffusion.num_timesteps)
+        network = PointNet(config.width, diffusion)
+    averaged = PointNet(config.width, diffusion)
     averaged.load_state_dict(network.state_dict())
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     data = roll_points(20_000, config.seed)
     table = torch.tensor(diffusion.noising_table(), dtype=torch.float32)
+    times, density = network_times(diffusion, torch.device("cpu")), _density(diffusion, config)
     loss_sum, count = 0.0, 0
     for step in range(config.steps):
         # Sample n of the training is n, so that noise, time and choice of point are functions of n.
         first = step * config.batch_size
         ids = torch.arange(first, first + config.batch_size)
-        t = torch.from_numpy(integers(config.seed, ids.numpy(), diffusion.num_timesteps, Stream.TRAIN_TIME, 0))
+        if density is None:
+            t = torch.from_numpy(integers(config.seed, ids.numpy(), diffusion.num_timesteps, Stream.TRAIN_TIME, 0))
+        else:
+            t = torch.from_numpy(draw(density, config.seed, 0, ids.numpy()))
         chosen = torch.from_numpy(integers(config.seed, ids.numpy(), len(data), Stream.TRAIN_TIME, 1))
         x_t, target = ops.diffuse(
             data[chosen], t, table, seed=config.seed, sample_ids=ids, row=0, stream=Stream.TRAIN_NOISE
         )
-        loss = mse(network(x_t, t), target).mean()
+        loss = mse(network(x_t, times[t]), target).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -239,6 +276,14 @@ def _train(diffusion: Diffusion, config: SwissRollConfig, update: Any) -> tuple[
             loss_sum, count = loss_sum + loss.item(), count + 1
         update(step + 1)
     return averaged.requires_grad_(False).eval(), loss_sum / count
+
+
+def _density(diffusion: Diffusion, config: SwissRollConfig) -> Array | None:
+    """How often each timestep is drawn, as the authors of a process have it; None for evenly."""
+    if config.process == "edm":
+        return log_normal(diffusion)
+    # The logit of a flow's t is log(sigma / alpha).
+    return log_normal(diffusion, 0.0, 1.0) if config.process == "flow" else None
 
 
 def _forward(diffusion: Diffusion, points: Tensor, config: SwissRollConfig) -> Tensor:
@@ -264,7 +309,7 @@ def _reverse(network: PointNet, diffusion: Diffusion, config: SwissRollConfig) -
 
     table = samplers.ddpm(diffusion, clip=None)
     sample(network, table, shape=(config.num_points, 2), seed=config.seed, progress=False, callback=keep)
-    return torch.stack(states), [*(int(t) for t in table["t"][1:]), -1]
+    return torch.stack(states), list(range(diffusion.num_timesteps - 2, -2, -1))
 
 
 def _score(

@@ -100,7 +100,7 @@ def draw_score(path: Path, network: nn.Module, diffusion: Diffusion, forward: Te
             t = round(share * last)
             # eps = -sigma score has one length at all levels.
             with torch.no_grad():
-                arrows = -views.eps(grid, t)
+                arrows = -views.eps(grid, float(diffusion.schedule.timesteps[t]))
             _points(ax, forward[t + 1], BLUE, reach=1.4, alpha=0.4)
             ax.quiver(grid[:, 0], grid[:, 1], arrows[:, 0], arrows[:, 1], color="#222222", width=0.0028, scale=60)
             sigma = float(np.sqrt(diffusion.schedule.one_minus_alphas_cumprod[t]))

@@ -37,6 +37,12 @@ from fastdiff.compat.diffusers._multistep import (
     UniPCMultistepScheduler,
 )
 from fastdiff.compat.diffusers._pipeline import FusedUNet2DModel, accelerate
+from fastdiff.compat.diffusers._processes import (
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 
 __all__ = [
     "DDIMInverseScheduler",
@@ -45,8 +51,12 @@ __all__ = [
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
     "FusedScheduler",
     "FusedUNet2DModel",
     "HeunDiscreteScheduler",

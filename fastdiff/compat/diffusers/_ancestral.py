@@ -17,12 +17,8 @@ from fastdiff import samplers
 from fastdiff.compat.diffusers._base import PREDICTIONS, FusedScheduler, Generators, GivesVelocity, place_in
 from fastdiff.compat.diffusers._run import Run, output_of
 from fastdiff.compat.levels import Levels, first_rows, with_times
-from fastdiff.process.diffusion import (
-    Prediction,
-    Variance,
-    eps_coefficients,
-    x0_coefficients,
-)
+from fastdiff.process.diffusion import Prediction, Variance
+from fastdiff.process.parametrization import Parametrization
 from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
 
@@ -272,8 +268,9 @@ class DDIMInverseScheduler(_ByTimestep, diffusers.DDIMInverseScheduler):  # type
         prediction: Prediction = PREDICTIONS[self.config.prediction_type]
         read = np.where(start < 0, start, end) if prediction == "x0" else start
         alpha, sigma = np.exp(0.5 * read), np.sqrt(-np.expm1(read))
-        px, pm = x0_coefficients(prediction, alpha, sigma)
-        ex, em = eps_coefficients(prediction, alpha, sigma)
+        network = Parametrization(prediction)
+        px, pm = network.x0(alpha, sigma)
+        ex, em = network.eps(alpha, sigma)
         above: Array = np.sqrt(-np.expm1(end))
         clip = np.inf if self._clip is None else self._clip
         columns: dict[str, Any] = {

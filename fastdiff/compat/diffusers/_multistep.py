@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,25 @@ _FEW_STEPS = 15
 
 def _lowers_order_at_end(scheduler: Any) -> bool:
     return bool(scheduler.config.lower_order_final) and len(scheduler.timesteps) < _FEW_STEPS
+
+
+def dpmpp_table(scheduler: Any, levels: Levels, build: Callable[..., CoefficientTable]) -> CoefficientTable:
+    """The table of a multistep DPM-Solver by a scheduler's configuration, over the levels."""
+    config = scheduler.config
+    clip: dict[str, Any] = {} if build is samplers.dpm_solver else {"clip": None}
+
+    def table(order: int) -> CoefficientTable:
+        return levels.table(
+            build, order=order, solver_type=config.solver_type, lower_order_final=_lowers_order_at_end(scheduler),
+            compat="diffusers", **clip,
+        )  # fmt: skip
+
+    chosen = table(config.solver_order)
+    if not config.euler_at_final:
+        return chosen
+    euler = table(1)
+    columns = {name: np.append(values[:-1], euler[name][-1]) for name, values in chosen._columns.items()}
+    return replace(chosen, columns=columns)
 
 
 def _without_variance(scheduler: Any, model_output: Tensor, sample: Tensor) -> Tensor:
@@ -63,24 +83,10 @@ class DPMSolverMultistepScheduler(BySigma, diffusers.DPMSolverMultistepScheduler
         return state, model_output.dtype if self.config.prediction_type == own else result
 
     def _table(self, levels: Levels, start: int, key: Any) -> CoefficientTable:
-        config = self.config
-
-        def table(order: int) -> CoefficientTable:
-            options: dict[str, Any] = {
-                "order": order, "solver_type": config.solver_type, "lower_order_final": _lowers_order_at_end(self),
-                "compat": "diffusers",
-            }  # fmt: skip
-            if config.algorithm_type == "dpmsolver":
-                return levels.table(samplers.dpm_solver, **options)
-            build = samplers.dpmpp if config.algorithm_type == "dpmsolver++" else samplers.dpmpp_sde
-            return levels.table(build, clip=None, **options)
-
-        chosen = table(config.solver_order)
-        if not config.euler_at_final:
-            return chosen
-        euler = table(1)
-        columns = {name: np.append(values[:-1], euler[name][-1]) for name, values in chosen._columns.items()}
-        return replace(chosen, columns=columns)
+        kind = self.config.algorithm_type
+        if kind == "dpmsolver":
+            return dpmpp_table(self, levels, samplers.dpm_solver)
+        return dpmpp_table(self, levels, samplers.dpmpp if kind == "dpmsolver++" else samplers.dpmpp_sde)
 
     def step(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.compat.guided_diffusion.gaussian_diffusion import Array, GaussianDiffusion
-from fastdiff.process.schedule import respaced_indices
+from fastdiff.process.respacing import respaced_indices
 
 __all__ = ["SpacedDiffusion", "space_timesteps"]
 

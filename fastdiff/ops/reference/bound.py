@@ -194,7 +194,7 @@ class BoundTable:
         posterior_log_variance: Log-variance of q(x_{t-1} | x_t, x_0), Ho eq. 7; exact for t > 0, unused at t = 0.
         log_min: With `log_max`, the reverse step's log-variance; see `Diffusion.variance_logs`.
         log_max: See `log_min`.
-        px: x_0 = px x_t + pm m for the network's output m; see `Diffusion.x0_coefficients`.
+        px: x_0 = px x_t + pm m for the network's input x_t and output m; see `Diffusion.x0_coefficients`.
         pm: See `px`.
         learned_variance: Whether the network gives the variance.
     """
@@ -229,7 +229,7 @@ class BoundTable:
             posterior_log_variance=rounded(schedule.posterior_log_variance_clipped),
             log_min=rounded(log_min),
             log_max=rounded(log_max),
-            px=rounded(px),
+            px=rounded(px / diffusion.input_scale()),
             pm=rounded(pm),
             learned_variance=diffusion.learned_variance,
         )

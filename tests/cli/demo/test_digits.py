@@ -22,7 +22,7 @@ from fastdiff.cli.demo.digits import (
     run_demo,
 )
 from fastdiff.cli.demo.digits_report import WRITTEN
-from fastdiff.cli.train import plan_training
+from fastdiff.cli.train_plan import plan_training
 
 pytest.importorskip("sklearn", reason="it carries the digits")
 pytest.importorskip("matplotlib")

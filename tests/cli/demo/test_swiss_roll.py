@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from fastdiff.cli.demo.swiss_roll import (
+    PROCESSES,
     PointNet,
     SwissRollConfig,
     roll_log_density,
@@ -33,7 +34,7 @@ def test_roll_density_integrates_to_one_and_has_the_entropy_of_its_points():
 
 
 def test_point_net_takes_fractional_times():
-    net = PointNet(16, 100)
+    net = PointNet(16, SwissRollConfig().diffusion())
     torch.nn.init.normal_(net.last.weight)
     x = torch.randn(3, 2)
     whole = net(x, torch.tensor([5, 6, 7]))
@@ -59,3 +60,18 @@ def test_swiss_roll_writes_everything(tmp_path):
     assert math.isfinite(result["ode"]["bits_per_dim"])
     assert result["bound"]["bits_per_dim"] > result["data_bits_per_dim"]
     assert result["ode"]["bits_per_dim"] > result["data_bits_per_dim"]
+
+
+@pytest.mark.parametrize("process", [name for name in PROCESSES if name != "preserving"])
+def test_swiss_roll_runs_on_every_process(tmp_path, process):
+    pytest.importorskip("matplotlib")
+    config = SwissRollConfig(steps=150, width=48, num_timesteps=20, process=process, num_points=60, grid=5, frames=3)
+    result = run_swiss_roll(tmp_path, config, console=Console(file=io.StringIO(), width=100))
+    assert (tmp_path / "score.png").is_file()
+    assert math.isfinite(result["ode"]["bits_per_dim"])
+    assert result["bound"]["bits_per_dim"] > result["data_bits_per_dim"]
+
+
+def test_swiss_roll_refuses_an_unknown_process(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'flow'"):
+        run_swiss_roll(tmp_path, SwissRollConfig(process="flows"))
