@@ -40,7 +40,7 @@ int processor() {
 class Places {
  public:
   // Off the processor where the caller was last, if this thread is there too and has another.
-  void leave(int caller) {
+  void leave([[maybe_unused]] int caller) {
 #if defined(__linux__)
     if (caller < 0 || caller >= CPU_SETSIZE || sched_getcpu() != caller) return;
     if (!known_) {
