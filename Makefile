@@ -33,7 +33,7 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/.tools
 # The compiler's warnings are errors here, and in no one else's build.
 # The peers of the live tests come without their dependencies, of which torchvision would bring another PyTorch.
 $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
-	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,serve,test,bench,lint]"
+	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,serve,browser,test,bench,lint]"
 	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch torch-fidelity
 	@touch $@ $(VENV)/.run
 

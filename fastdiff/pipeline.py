@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import likelihood as scoring
-from fastdiff.engine.choose import Runner, compiled_or_not
+from fastdiff.engine.choose import Runner, compiled_or_not, say_what_is_used
 from fastdiff.engine.compiled import checked_size
 from fastdiff.engine.export import write_model
-from fastdiff.engine.native import NativeNetwork, Precision
+from fastdiff.engine.native import NativeNetwork, Precision, check_precision
 from fastdiff.files.atomic import atomic_file
 from fastdiff.files.checkpoint import load_model, save_described
 from fastdiff.files.data import DataScaling
@@ -66,6 +66,8 @@ class Pipeline:
         diffusion: What it was trained on.
         scaling: How the values of its data map to [-1, 1].
         metadata: Where the model came from: "path", "weights", "step", "training", "data", "versions", where known.
+        precision: Of the C++ engine on a CPU, see `fastdiff.sample`, for all that runs there; "fast" when None. May be
+            set.
 
     Args:
         unet: As above. The wrappers of `torch.compile`, `DataParallel` and `DistributedDataParallel` are taken off.
@@ -89,6 +91,18 @@ class Pipeline:
         self.diffusion = diffusion
         self.scaling = DataScaling() if scaling is None else scaling
         self.metadata = dict(metadata or {})
+        self._precision: Precision | None = None
+
+    @property
+    def precision(self) -> Precision | None:
+        """See the class."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: Precision | None) -> None:
+        if precision is not None:
+            check_precision(precision)
+        self._precision = precision
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.unet.parameters())
@@ -110,8 +124,8 @@ class Pipeline:
         """Load a model, of this or of another project; its contents tell which.
 
         Known are fastdiff's model folders and training runs; diffusers' `UNet2DModel` and pipeline folders; weights
-        files of improved- and guided-diffusion, ddim, Ho (in PyTorch) and lucidrains; and ids of the Hugging Face
-        hub. No code in a file is run: only safetensors and plain data are read.
+        files of improved- and guided-diffusion, ddim, Ho (in PyTorch), lucidrains, score_sde and EDM (.pkl); and ids of
+        the Hugging Face hub. No code in a file is run: only safetensors and plain data are read.
 
         The files of other projects leave things open: T and the schedule, the size of the images, the heads and the
         qkv order of attention, whether weights are averaged. They are taken from the arguments below, or from the
@@ -239,7 +253,7 @@ class Pipeline:
                 broadcasts to [num, 1, H, W].
             batch_size: Images at a time; all when None. It changes nothing but speed and memory.
             runner: See `fastdiff.sample`.
-            precision: See `fastdiff.sample`.
+            precision: See `fastdiff.sample`; the pipeline's own when None.
             progress: Show a progress bar per batch.
             callback: Called after each row of each batch.
             callback_rows: Call it after these rows only.
@@ -263,6 +277,7 @@ class Pipeline:
         ids = seeds.ids(sample_ids, num, self.device)
         kwargs = self._kwargs(self._checked_labels(labels, num)) or {}
         kwargs |= self._seen(condition, mask, num)
+        precision = self.precision if precision is None else precision
         model = self._guided(guidance, null_label, runner, precision)
         rows = None if callback_rows is None else list(callback_rows)
         size = max(1, num if batch_size is None else batch_size)
@@ -382,22 +397,26 @@ class Pipeline:
                 if told is not None:
                     told(done, total)
 
-            return scorer(self.unet, self.diffusion, x, model_kwargs=kwargs, on_progress=advance, **options)
+            if method == "ode":
+                # It differentiates the network.
+                say_what_is_used(self.precision, "the density by an ODE takes gradients")
+            model = self.unet if method == "ode" else self._chosen()
+            return scorer(model, self.diffusion, x, model_kwargs=kwargs, on_progress=advance, **options)
 
     def encode(self, x: Tensor, *, labels: Labels | None = None, **options: Any) -> Tensor:
         """Map images to noise along the probability flow; options, result and errors: `fastdiff.editing.encode`."""
         x, kwargs = self._edited(x, labels, options, editing.encode)
-        return editing.encode(self.unet, self.diffusion, x, model_kwargs=kwargs, **options)
+        return editing.encode(self._chosen(options), self.diffusion, x, model_kwargs=kwargs, **options)
 
     def decode(self, latent: Tensor, *, labels: Labels | None = None, **options: Any) -> Tensor:
         """Map noise to images, the inverse of `encode`; options, result and errors: `fastdiff.editing.decode`."""
         latent, kwargs = self._edited(latent, labels, options, editing.decode)
-        return editing.decode(self.unet, self.diffusion, latent, model_kwargs=kwargs, **options)
+        return editing.decode(self._chosen(options), self.diffusion, latent, model_kwargs=kwargs, **options)
 
     def round_trip_error(self, x: Tensor, *, labels: Labels | None = None, **options: Any) -> Tensor:
         """[B] what encoding and decoding lose; see `fastdiff.editing.round_trip_error`."""
         x, kwargs = self._edited(x, labels, options, editing.round_trip_error)
-        return editing.round_trip_error(self.unet, self.diffusion, x, model_kwargs=kwargs, **options)
+        return editing.round_trip_error(self._chosen(options), self.diffusion, x, model_kwargs=kwargs, **options)
 
     def vary(
         self,
@@ -418,7 +437,8 @@ class Pipeline:
         x, kwargs = self._edited(x, labels, options, editing.vary)
         steps = options.pop("steps", None)
         steps = default_steps(options.get("sampler", "ddim"), self.diffusion) if steps is None else steps
-        model = self._guided(guidance, null_label, options.get("runner", "auto"))
+        model = self._guided(guidance, null_label, options.get("runner", "auto"), self.precision)
+        model = self._chosen(options) if model is self.unet else model
         return editing.vary(model, self.diffusion, x, strength=strength, steps=steps, model_kwargs=kwargs, **options)
 
     def interpolate(
@@ -433,7 +453,9 @@ class Pipeline:
         """Mix images in the space of their noise; see `fastdiff.editing.interpolate`."""
         a, kwargs = self._edited(a, labels, options, editing.interpolate)
         b = self._edited(b, labels, options, editing.interpolate)[0]
-        return editing.interpolate(self.unet, self.diffusion, a, b, weight=weight, model_kwargs=kwargs, **options)
+        return editing.interpolate(
+            self._chosen(options), self.diffusion, a, b, weight=weight, model_kwargs=kwargs, **options
+        )
 
     def inpaint(
         self,
@@ -454,7 +476,8 @@ class Pipeline:
         can_inpaint = known is not None and known.factor is None
         x, kwargs = self._edited(x, labels, options, editing.inpaint, is_seen=can_inpaint)
         kwargs = (kwargs or {}) | (self._seen(x, mask, len(x)) if can_inpaint else {})
-        model = self._guided(guidance, null_label, options.get("runner", "auto"))
+        model = self._guided(guidance, null_label, options.get("runner", "auto"), self.precision)
+        model = self._chosen(options) if model is self.unet else model
         return editing.inpaint(model, self.diffusion, x, mask, model_kwargs=kwargs, **options)
 
     def progressive(
@@ -474,7 +497,7 @@ class Pipeline:
         no_condition(self.extra_channels)
         kwargs = self._kwargs(self._checked_labels(labels, num))
         return editing.progressive(
-            self.unet,
+            self._chosen(),
             table_of(sampler, self.diffusion, steps, options),
             shape=(num, *self.image_shape),
             rows=rows,
@@ -543,6 +566,12 @@ class Pipeline:
             scaling=self.scaling, device=self.device,
         )  # fmt: skip
         return {} if seen is None else {"condition": seen}
+
+    def _chosen(self, options: Mapping[str, Any] | None = None) -> Model:
+        """The network, or what was compiled of it where a precision was chosen; for an editing with such options."""
+        if self.precision is None:
+            return self.unet
+        return compiled_or_not(self.unet, (options or {}).get("runner", "auto"), self.precision)
 
     def _guided(
         self, guidance: float | None, null_label: int | str | None, runner: str, precision: Precision | None = None

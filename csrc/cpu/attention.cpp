@@ -7,6 +7,7 @@
 #include "parallel.h"
 #include "rounding.h"
 #include "tensors.h"
+#include "threads.h"
 #include "workspace.h"
 
 namespace fastdiff {
@@ -44,7 +45,7 @@ AttentionArgs arguments(const Tensor& qkv, int64_t num_heads, bool heads_first, 
 }  // namespace
 
 void attention(const AttentionArgs& a) {
-  const int64_t threads = torch::stable::get_num_threads(), per_thread = round_up(attention_scratch(a), 16);
+  const int64_t threads = loop_threads(), per_thread = round_up(attention_scratch(a), 16);
   float* memory = workspace(threads * per_thread);
   const Kernels& variant = kernels();
   run_units(a.batch * a.heads, threads,
@@ -53,7 +54,7 @@ void attention(const AttentionArgs& a) {
 
 void attention_backward(const AttentionGradArgs& g) {
   const AttentionArgs& a = g.forward;
-  const int64_t threads = torch::stable::get_num_threads(), per_thread = round_up(attention_backward_scratch(a), 16);
+  const int64_t threads = loop_threads(), per_thread = round_up(attention_backward_scratch(a), 16);
   float* memory = workspace(threads * per_thread);
   const Kernels& variant = kernels();
   run_units(a.batch * a.heads, threads,

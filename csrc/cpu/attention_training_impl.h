@@ -115,8 +115,8 @@ void run_attention_backward(const AttentionGradArgs& g, int64_t unit, float* scr
       }
     }
     multiply_values(a, ds, count, k, h.row, dq + first * h.row, h.row);
-    add_product(ds, stride, q + first * h.row, h.row, a.tokens, a.d, count, dk, h.row);
-    add_product(p, stride, grad, h.width, a.tokens, a.d, count, dv, h.row);
+    add_product<false>(ds, stride, q + first * h.row, h.row, a.tokens, a.d, count, dk, h.row);
+    add_product<false>(p, stride, grad, h.width, a.tokens, a.d, count, dv, h.row);
   }
 }
 

@@ -7,6 +7,8 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "tensors.h"
 
@@ -125,6 +127,13 @@ inline void check_apart(const Extent& written, const Extent& other, bool may_be_
   const bool same = written.first == other.first && written.last == other.last && written.type == other.type;
   STD_TORCH_CHECK(apart || (may_be_same && same), written.name, " overlaps ", other.name,
                   " in memory: give it memory of its own", may_be_same ? ", or exactly the same" : "");
+}
+
+// Of extents with whether they are written: those that are lie apart from all others.
+inline void check_all_apart(std::vector<std::pair<Extent, bool>>& all) {
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first.first < b.first.first; });
+  for (size_t k = 1; k < all.size(); ++k)
+    if (all[k - 1].second || all[k].second) check_apart(all[k - 1].first, all[k].first);
 }
 
 }  // namespace fastdiff

@@ -12,6 +12,7 @@
 #include "plan_layout.h"
 #include "rounding.h"
 #include "tensors.h"
+#include "threads.h"
 #include "workspace.h"
 
 namespace fastdiff {
@@ -32,7 +33,7 @@ ConvWeights weights_of(const Tensor& weight) {
 }
 
 void conv3x3(const ConvLayer& layer) {
-  const int64_t threads = torch::stable::get_num_threads(), batch = layer.batch;
+  const int64_t threads = loop_threads(), batch = layer.batch;
   const int64_t rows = layer.channels_in, columns = layer.channels_out;
   const bool transposed = layer.transposed;
   PackArgs pack;
@@ -76,14 +77,14 @@ void conv3x3(const ConvLayer& layer) {
   pack.packed = memory;
   std::fill(memory + i.bias, memory + packed, 0.0f);
   if (layer.bias != nullptr) std::copy(layer.bias, layer.bias + columns, memory + i.bias);
-  torch::stable::parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1,
-                              [&](int64_t first, int64_t last) { kernels().conv3x3_pack(pack, first, last); });
+  parallel_for(0, panels * ceil_div(rows, PACK_ROWS), 1,
+               [&](int64_t first, int64_t last) { kernels().conv3x3_pack(pack, first, last); });
   const Work work{i, batch, const_cast<float*>(base), memory, nullptr, 0, memory + packed, 0};
   run_instruction(work, threads, memory + packed + shared, per_thread);
 }
 
 void conv3x3_weight_grad(ConvGradArgs a) {
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = loop_threads();
   a.size = tile_size(a.height, a.width, a.channels_in * a.channels_out);
   const int64_t tiles = grad_tiles(a), chunk = std::min(tiles, GRAD_CHUNK), points = grad_points(a);
   const int64_t row_in = grad_row(a.channels_in), row_out = grad_row(a.channels_out);

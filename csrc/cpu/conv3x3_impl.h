@@ -120,25 +120,17 @@ void run_conv3x3_pack(const PackArgs& a, int64_t first_unit, int64_t last_unit) 
   for (int64_t unit = first_unit; unit < last_unit; ++unit) a.size == 4 ? pack_rows<4>(a, unit) : pack_rows<2>(a, unit);
 }
 
-// The pixel's channels [c, c + 16), zero outside of the image [H, W, C].
-FD_INLINE f32x16 pixel_or_zero(const float* image, int64_t y, int64_t x, int64_t height, int64_t width,
-                               int64_t channels, int64_t c) {
-  if (y < 0 || y >= height || x < 0 || x >= width || c >= channels) return (f32x16){};
-  return load_some(image + (y * width + x) * channels + c, channels - c);
-}
-
-// The transform of one tile, FROM x FROM pixels to SPAN x SPAN points. image: [H, W, C]; to: [points][C in whole
-// vectors], `stride` apart.
-template <int FROM, int SPAN, typename Transform>
-FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, const ConvGradArgs& a, int64_t channels,
-                              float* to, int64_t stride, const Transform& transform) {
+// The transform of one tile, FROM x FROM pixels to SPAN x SPAN points. to: [points][C in whole vectors], `stride`
+// apart.
+template <bool WHOLE, int FROM, int SPAN, typename Transform>
+FD_INLINE void transform_tile(const TilePixels<FROM>& pixels, int64_t channels, float* to, int64_t stride,
+                              const Transform& transform) {
   for (int64_t c = 0; c < channels; c += 16) {
     f32x16 half[SPAN][FROM];
     for (int x = 0; x < FROM; ++x) {
       f32x16 column[FROM], z[SPAN];
 #pragma GCC unroll 6
-      for (int y = 0; y < FROM; ++y)
-        column[y] = pixel_or_zero(image, top + y, left + x, a.height, a.width, channels, c);
+      for (int y = 0; y < FROM; ++y) column[y] = pixels.template load<WHOLE>(y, x, c, channels - c);
       transform(column, z);
 #pragma GCC unroll 6
       for (int y = 0; y < SPAN; ++y) half[y][x] = z[y];
@@ -152,6 +144,14 @@ FD_INLINE void transform_tile(const float* image, int64_t top, int64_t left, con
   }
 }
 
+template <int FROM, int SPAN, typename Transform>
+FD_INLINE void transform_pixels(const float* image, int64_t top, int64_t left, const ConvGradArgs& a, int64_t channels,
+                                float* to, int64_t stride, const Transform& transform) {
+  const TilePixels<FROM> pixels(image, top, left, a.height, a.width, channels);
+  channels % 16 == 0 ? transform_tile<true, FROM, SPAN>(pixels, channels, to, stride, transform)
+                     : transform_tile<false, FROM, SPAN>(pixels, channels, to, stride, transform);
+}
+
 // V = B^T d B and A dy A^T of some tiles.
 template <int SIZE>
 static void grad_transform(const ConvGradArgs& a, int64_t unit) {
@@ -161,14 +161,15 @@ static void grad_transform(const ConvGradArgs& a, int64_t unit) {
   for (int64_t k = unit * GRAD_TILES; k < (unit + 1) * GRAD_TILES && k < a.count; ++k) {
     const int64_t sample = (a.first + k) / per_image, tile = (a.first + k) % per_image;
     const int64_t top = tile / per_row * SIZE, left = tile % per_row * SIZE;
-    transform_tile<SPAN, SPAN>(a.x + sample * pixels * a.channels_in, top - 1, left - 1, a, a.channels_in,
-                               a.v + k * row_in, a.count * row_in, [](const f32x16 (&from)[SPAN], f32x16 (&to)[SPAN]) {
-                                 for (int n = 0; n < SPAN; ++n) to[n] = from[n];
-                                 winograd_in(to);
-                               });
-    transform_tile<SIZE, SPAN>(a.dy + sample * pixels * a.channels_out, top, left, a, a.channels_out, a.z + k * row_out,
-                               a.count * row_out,
-                               [](const f32x16 (&from)[SIZE], f32x16 (&to)[SPAN]) { winograd_out_adjoint(from, to); });
+    transform_pixels<SPAN, SPAN>(a.x + sample * pixels * a.channels_in, top - 1, left - 1, a, a.channels_in,
+                                 a.v + k * row_in, a.count * row_in,
+                                 [](const f32x16 (&from)[SPAN], f32x16 (&to)[SPAN]) {
+                                   for (int n = 0; n < SPAN; ++n) to[n] = from[n];
+                                   winograd_in(to);
+                                 });
+    transform_pixels<SIZE, SPAN>(
+        a.dy + sample * pixels * a.channels_out, top, left, a, a.channels_out, a.z + k * row_out, a.count * row_out,
+        [](const f32x16 (&from)[SIZE], f32x16 (&to)[SPAN]) { winograd_out_adjoint(from, to); });
   }
 }
 
@@ -178,10 +179,10 @@ static void grad_multiply(const ConvGradArgs& a, int64_t unit) {
   const int64_t row_in = grad_row(a.channels_in), row_out = grad_row(a.channels_out);
   const int64_t left = round_up(a.channels_out, 16) - from, rows = left < GRAD_ROWS ? left : GRAD_ROWS;
   float* sums = a.sums + (point * round_up(a.channels_out, 16) + from) * row_in;
-  if (a.first == 0)
-    for (int64_t k = 0; k < rows * row_in; ++k) sums[k] = 0.0f;
-  add_product(a.z + point * a.count * row_out + from, row_out, a.v + point * a.count * row_in, row_in, rows,
-              round_up(a.channels_in, 16), a.count, sums, row_in);
+  const float *z = a.z + point * a.count * row_out + from, *v = a.v + point * a.count * row_in;
+  const int64_t columns = round_up(a.channels_in, 16);
+  a.first == 0 ? add_product<true>(z, row_out, v, row_in, rows, columns, a.count, sums, row_in)
+               : add_product<false>(z, row_out, v, row_in, rows, columns, a.count, sums, row_in);
 }
 
 // G^T sums G of input channels [first, last) of an output channel. sums: [points][last - first], `stride` apart.
@@ -214,9 +215,8 @@ static void grad_block(const ConvGradArgs& a, int64_t unit) {
   const int64_t left_in = a.channels_in - in, columns = left_in < GRAD_COLUMNS ? left_in : GRAD_COLUMNS;
   for (int64_t point = 0; point < grad_points(a); ++point) {
     float* sums = a.sums + point * grad_block_stride();
-    for (int64_t k = 0; k < grad_block_stride(); ++k) sums[k] = 0.0f;
-    add_product(a.z + point * a.count * row_out + out, row_out, a.v + point * a.count * row_in + in, row_in, rows,
-                round_up(columns, 16), a.count, sums, GRAD_COLUMNS);
+    add_product<true>(a.z + point * a.count * row_out + out, row_out, a.v + point * a.count * row_in + in, row_in, rows,
+                      round_up(columns, 16), a.count, sums, GRAD_COLUMNS);
   }
   for (int64_t o = 0; o < rows; ++o)
     grad_finish<SIZE>(a, a.sums + o * GRAD_COLUMNS, grad_block_stride(), out + o, in, in + columns);

@@ -10,14 +10,15 @@
 #include "layers.h"
 #include "noise_layout.h"
 #include "tensors.h"
+#include "threads.h"
 
 namespace fastdiff {
 
 void dropout(const DropoutArgs& args, int64_t batch) {
   const Kernels& variant = kernels();
   const int64_t grain = 4 * DROPOUT_UNIT / std::min(args.numel, DROPOUT_UNIT);
-  torch::stable::parallel_for(0, batch * dropout_units_of_sample(args), grain,
-                              [&](int64_t first, int64_t last) { variant.dropout(args, first, last); });
+  parallel_for(0, batch * dropout_units_of_sample(args), grain,
+               [&](int64_t first, int64_t last) { variant.dropout(args, first, last); });
 }
 
 // y = x * scale where an element's word is at most last_kept, else 0. x and y are dense alike, [B, ...]; a sample's

@@ -12,6 +12,7 @@
 #include "parallel.h"
 #include "rounding.h"
 #include "tensors.h"
+#include "threads.h"
 #include "workspace.h"
 
 namespace fastdiff {
@@ -114,7 +115,7 @@ NormArgs arguments(const Layout& layout, const Tensor& x, const std::optional<Te
 
 template <typename F>
 void run(const NormArgs& a, const F& unit_of) {
-  const int64_t threads = torch::stable::get_num_threads(), per_thread = norm_scratch(a);
+  const int64_t threads = loop_threads(), per_thread = norm_scratch(a);
   float* memory = workspace(threads * per_thread);
   run_units(norm_units(a), threads, [&](int64_t unit, int64_t worker) { unit_of(unit, memory + worker * per_thread); });
 }

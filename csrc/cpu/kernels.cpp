@@ -15,6 +15,8 @@ namespace fastdiff {
   void run_dropout(const DropoutArgs&, int64_t first_unit, int64_t last_unit);      \
   void run_losses(const LossArgs&, int64_t first_unit, int64_t last_unit);          \
   void run_pixels(const PixelArgs&, int64_t first_unit, int64_t last_unit);         \
+  void run_update(const UpdateArgs&, int64_t first_piece, int64_t last_piece);      \
+  void run_squares(const SquaresArgs&, int64_t first_piece, int64_t last_piece);    \
   void run_conv3x3_pack(const PackArgs&, int64_t first_unit, int64_t last_unit);    \
   void run_conv3x3_weight_grad(const ConvGradArgs&, int64_t unit);                  \
   void run_linear_weight_grad(const LinearGradArgs&, int64_t, float* scratch);      \
@@ -32,6 +34,8 @@ namespace fastdiff {
       .dropout = run_dropout,                                                       \
       .losses = run_losses,                                                         \
       .pixels = run_pixels,                                                         \
+      .update = run_update,                                                         \
+      .squares = run_squares,                                                       \
       .conv3x3_pack = run_conv3x3_pack,                                             \
       .conv3x3_weight_grad = run_conv3x3_weight_grad,                               \
       .linear_weight_grad = run_linear_weight_grad,                                 \

@@ -19,7 +19,9 @@ struct NormArgs;
 struct NormGradArgs;
 struct PackArgs;
 struct PixelArgs;
+struct SquaresArgs;
 struct StepArgs;
+struct UpdateArgs;
 struct Work;
 
 // Each takes units of work: a range of them, or one with `scratch` to work in.
@@ -32,6 +34,8 @@ struct Kernels {
   void (*dropout)(const DropoutArgs&, int64_t first_unit, int64_t last_unit);
   void (*losses)(const LossArgs&, int64_t first_unit, int64_t last_unit);
   void (*pixels)(const PixelArgs&, int64_t first_unit, int64_t last_unit);
+  void (*update)(const UpdateArgs&, int64_t first_piece, int64_t last_piece);
+  void (*squares)(const SquaresArgs&, int64_t first_piece, int64_t last_piece);
   void (*conv3x3_pack)(const PackArgs&, int64_t first_unit, int64_t last_unit);
   void (*conv3x3_weight_grad)(const ConvGradArgs&, int64_t unit);
   void (*linear_weight_grad)(const LinearGradArgs&, int64_t unit, float* scratch);

@@ -13,6 +13,7 @@
 #include "plan_layout.h"
 #include "rounding.h"
 #include "tensors.h"
+#include "threads.h"
 #include "workspace.h"
 
 namespace fastdiff {
@@ -31,9 +32,14 @@ void pack(const float* weight, int64_t rows, int64_t columns, int64_t row_stride
           float* packed) {
   constexpr int64_t BLOCK = 16;
   const int64_t blocks = ceil_div(rows, BLOCK);
-  torch::stable::parallel_for(0, panels_of(columns) * blocks, 4, [&](int64_t first, int64_t last) {
+  parallel_for(0, panels_of(columns) * blocks, 4, [&](int64_t first, int64_t last) {
     for (int64_t unit = first; unit < last; ++unit) {
       const int64_t panel = unit / blocks, from = unit % blocks * BLOCK, to = std::min(rows, from + BLOCK);
+      if (column_stride == 1 && (panel + 1) * PANEL <= columns) {
+        for (int64_t row = from; row < to; ++row)
+          std::copy_n(weight + row * row_stride + panel * PANEL, PANEL, packed + (panel * rows + row) * PANEL);
+        continue;
+      }
       for (int64_t c = 0; c < PANEL; ++c) {
         const int64_t column = panel * PANEL + c;
         float* place = packed + panel * rows * PANEL + c;
@@ -47,7 +53,7 @@ void pack(const float* weight, int64_t rows, int64_t columns, int64_t row_stride
 }  // namespace
 
 void linear(const LinearLayer& layer) {
-  const int64_t threads = torch::stable::get_num_threads(), columns = layer.channels_out;
+  const int64_t threads = loop_threads(), columns = layer.channels_out;
   const int64_t channels = layer.channels_in + layer.channels2;
   Instruction i;
   std::memset(&i, 0, sizeof(i));
@@ -80,7 +86,7 @@ void linear(const LinearLayer& layer) {
 }
 
 void linear_weight_grad(LinearGradArgs a) {
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = loop_threads();
   // As in conv3x3: the sums of an element are the same whatever the blocks.
   a.block_in = std::min<int64_t>(64, round_up(a.channels_in, 16));
   // The largest that leaves no part, since parts are copied.
@@ -159,10 +165,9 @@ void column_sums(const float* x, int64_t rows, int64_t columns, float* out) {
   const ColumnSumsArgs a = {x, rows, columns, workspace(parts * columns)};
   const Kernels& variant = kernels();
   // About 16,000 values for each thread at least.
-  torch::stable::parallel_for(0, parts, std::max<int64_t>(1, 16384 / (SUM_ROWS * columns)),
-                              [&](int64_t first, int64_t last) {
-                                for (int64_t part = first; part < last; ++part) variant.column_sums(a, part);
-                              });
+  parallel_for(0, parts, std::max<int64_t>(1, 16384 / (SUM_ROWS * columns)), [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) variant.column_sums(a, part);
+  });
   std::fill(out, out + columns, 0.0f);
   for (int64_t part = 0; part < parts; ++part)
     for (int64_t c = 0; c < columns; ++c) out[c] += a.sums[part * columns + c];

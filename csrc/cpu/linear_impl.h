@@ -24,19 +24,23 @@ void run_linear_weight_grad(const LinearGradArgs& a, int64_t unit, float* scratc
   const int64_t first_in = unit % blocks_in * a.block_in, first_out = unit / blocks_in * a.block_out;
   float *v = scratch, *z = v + LINEAR_ROWS * a.block_in, *sums = z + LINEAR_ROWS * a.block_out;
   const bool whole_in = first_in + a.block_in <= a.channels_in, whole_out = first_out + a.block_out <= a.channels_out;
-  for (int64_t k = 0; k < a.block_out * a.block_in; ++k) sums[k] = 0.0f;
+  const auto add_rows = [&](int64_t start, const float* from_dy, int64_t dy_stride, const float* from_x,
+                            int64_t x_stride, int64_t count) {
+    start == 0
+        ? add_product<true>(from_dy, dy_stride, from_x, x_stride, a.block_out, a.block_in, count, sums, a.block_in)
+        : add_product<false>(from_dy, dy_stride, from_x, x_stride, a.block_out, a.block_in, count, sums, a.block_in);
+  };
   for (int64_t start = 0; start < a.rows; start += LINEAR_ROWS) {
     const int64_t count = a.rows - start < LINEAR_ROWS ? a.rows - start : LINEAR_ROWS;
     const float *x = a.x + start * a.channels_in, *dy = a.dy + start * a.channels_out;
     if (whole_in && whole_out) {
       // Where they lie.
-      add_product(dy + first_out, a.channels_out, x + first_in, a.channels_in, a.block_out, a.block_in, count, sums,
-                  a.block_in);
+      add_rows(start, dy + first_out, a.channels_out, x + first_in, a.channels_in, count);
       continue;
     }
     take_columns(x, count, a.channels_in, first_in, a.block_in, v);
     take_columns(dy, count, a.channels_out, first_out, a.block_out, z);
-    add_product(z, a.block_out, v, a.block_in, a.block_out, a.block_in, count, sums, a.block_in);
+    add_rows(start, z, a.block_out, v, a.block_in, count);
   }
   for (int64_t o = 0; o < a.block_out && first_out + o < a.channels_out; ++o)
     for (int64_t c = 0; c < a.block_in && first_in + c < a.channels_in; c += 16)

@@ -12,7 +12,19 @@
 
 namespace fastdiff {
 
+static thread_local bool alone = false;
+
+Alone::Alone() : before_(alone) { alone = true; }
+
+Alone::~Alone() { alone = before_; }
+
+int64_t loop_threads() { return alone ? 1 : torch::stable::get_num_threads(); }
+
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  if (alone) {
+    if (begin < end) body(begin, end);
+    return;
+  }
   if (Pool::run_in_current(begin, end, grain, body)) return;
   torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) { body(first, last); });
 }

@@ -11,6 +11,21 @@ namespace fastdiff {
 // least.
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
+// In the Python extension: how many threads a loop has that the calling thread starts.
+int64_t loop_threads();
+
+// In the Python extension: while it lives, loops that the calling thread starts are its own.
+class Alone {
+ public:
+  Alone();
+  ~Alone();
+  Alone(const Alone&) = delete;
+  Alone& operator=(const Alone&) = delete;
+
+ private:
+  bool before_;
+};
+
 class Pool;
 
 // In the Python extension: a pool of so many threads, kept until the calling thread ends or asks for another number.

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <exception>
+#include <mutex>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -11,7 +14,9 @@
 #include "checks.h"
 #include "kernels.h"
 #include "layers.h"
+#include "parallel.h"
 #include "pixels.h"
+#include "threads.h"
 #include "training_layout.h"
 
 namespace fastdiff {
@@ -34,19 +39,19 @@ bool is_dense_parameter(const Tensor& x) {
 }
 
 struct Network {
-  int64_t batch;
+  int64_t batch, first, count;  // samples of the arena, and those of them that are computed
   float* arena;
   int64_t length;  // floats
   const std::vector<Tensor>&parameters, &gradients;
   const int64_t *seeds, *sample_ids;
   int64_t num_seeds, stream;
 
-  // Of `size` floats of each sample; nullptr where there is no place.
+  // Of `size` floats of each sample, of those that are computed; nullptr where there is no place.
   float* optional(int64_t place, int64_t size) const {
     if (place == -1) return nullptr;
     STD_TORCH_CHECK(0 <= place && place < LARGEST && 0 <= size && size < LARGEST && (place + size) * batch <= length,
                     "an instruction's place lies outside of the arena");
-    return arena + place * batch;
+    return arena + place * batch + first * size;
   }
   float* at(int64_t place, int64_t size) const {
     float* found = optional(place, size);
@@ -98,7 +103,7 @@ void run_conv(const Network& n, const TrainInstruction& i) {
   const int64_t pixels = i.height * i.width, size = 9 * i.channels * i.channels_out;
   ConvLayer layer;
   layer.x = n.at(i.x, pixels * i.channels);
-  layer.batch = n.batch;
+  layer.batch = n.count;
   layer.height = i.height;
   layer.width = i.width;
   layer.channels_in = i.channels;
@@ -121,7 +126,7 @@ void run_conv_grad(const Network& n, const TrainInstruction& i) {
   ConvGradArgs a;
   a.x = n.at(i.x, pixels * i.channels);
   a.dy = n.at(i.dy, pixels * i.channels_out);
-  a.batch = n.batch;
+  a.batch = n.count;
   a.height = i.height;
   a.width = i.width;
   a.channels_in = i.channels;
@@ -136,7 +141,7 @@ void run_linear(const Network& n, const TrainInstruction& i) {
   LinearLayer layer;
   layer.x = n.at(i.x, pixels * i.channels);
   layer.x2 = n.optional(i.x2, pixels * i.channels2);
-  layer.rows = n.batch * pixels;
+  layer.rows = n.count * pixels;
   layer.channels_in = i.channels;
   layer.channels2 = layer.x2 == nullptr ? 0 : i.channels2;
   layer.channels_out = i.channels_out;
@@ -154,7 +159,7 @@ void run_linear_grad(const Network& n, const TrainInstruction& i) {
   STD_TORCH_CHECK(i.channels_out > 0, "a linear layer must have channels");
   LinearGradArgs a;
   a.dy = n.at(i.dy, pixels * i.channels_out);
-  a.rows = n.batch * pixels;
+  a.rows = n.count * pixels;
   a.channels_out = i.channels_out;
   a.dweight = n.gradient(i.weight, channels * i.channels_out);
   a.dweight_stride = channels;
@@ -170,7 +175,7 @@ void run_linear_grad(const Network& n, const TrainInstruction& i) {
 
 NormArgs norm_arguments(const Network& n, const TrainInstruction& i) {
   NormArgs a;
-  a.batch = n.batch;
+  a.batch = n.count;
   a.pixels = i.height * i.width;
   a.channels1 = i.channels;
   a.channels = i.channels + i.channels2;
@@ -189,7 +194,8 @@ NormArgs norm_arguments(const Network& n, const TrainInstruction& i) {
   a.scale = n.optional(i.scale, 2 * a.channels);
   a.shift = a.scale == nullptr ? nullptr : a.scale + a.channels;
   a.scale_stride = 2 * a.channels;
-  a.mean = n.at(i.stats, 2 * i.groups);
+  // All means of the batch come before all of rstd.
+  a.mean = n.at(i.stats, 2 * i.groups) - n.first * i.groups;
   a.rstd = a.mean + n.batch * i.groups;
   return a;
 }
@@ -223,7 +229,7 @@ void run_scale_grad(const Network& n, const TrainInstruction& i) {
   float *du = n.at(i.sums, channels), *du_xhat = n.at(i.products, channels), *to = n.at(i.y, 2 * channels);
   const float *scale = n.at(i.scale, 2 * channels), *weight = n.parameter(i.weight, channels),
               *bias = n.parameter(i.bias, channels);
-  for (int64_t sample = 0; sample < n.batch; ++sample)
+  for (int64_t sample = 0; sample < n.count; ++sample)
     for (int64_t c = 0; c < channels; ++c) {
       float &sum = du[sample * channels + c], &products = du_xhat[sample * channels + c];
       to[2 * sample * channels + c] = weight[c] * products + bias[c] * sum;
@@ -242,17 +248,17 @@ void run_dropout(const Network& n, const TrainInstruction& i) {
   args.x = {n.at(i.x, size), Dtype::F32, size, i.channels};
   args.y = {n.at(i.y, size), Dtype::F32, size, i.channels};
   args.numel = size;
-  args.sample_ids = n.sample_ids;
+  args.sample_ids = n.sample_ids + n.first;
   args.seed = static_cast<uint64_t>(n.seeds[i.layer]);
   args.stream = static_cast<uint32_t>(n.stream);
   args.last_kept = static_cast<uint32_t>(i.last_kept);
   args.scale = std::bit_cast<double>(i.number);
-  dropout(args, n.batch);
+  dropout(args, n.count);
 }
 
 AttentionArgs attention_arguments(const Network& n, const TrainInstruction& i, int64_t out) {
   AttentionArgs a;
-  a.batch = n.batch;
+  a.batch = n.count;
   a.tokens = i.height * i.width;
   a.heads = i.heads;
   STD_TORCH_CHECK(i.heads > 0 && i.channels % (16 * i.heads) == 0, "heads must have a multiple of 16 channels");
@@ -302,8 +308,8 @@ void run_image_op(const Network& n, const TrainInstruction& i, PixelOp op) {
   const Kernels& variant = kernels();
   // About 16,000 values for each thread at least.
   const int64_t row = std::max<int64_t>(1, a.width * a.channels);
-  torch::stable::parallel_for(0, n.batch * a.height, std::max<int64_t>(1, 16384 / row),
-                              [&](int64_t first, int64_t last) { variant.pixels(a, first, last); });
+  parallel_for(0, n.count * a.height, std::max<int64_t>(1, 16384 / row),
+               [&](int64_t first, int64_t last) { variant.pixels(a, first, last); });
 }
 
 void run_one(const Network& n, const TrainInstruction& i) {
@@ -314,7 +320,7 @@ void run_one(const Network& n, const TrainInstruction& i) {
     case TRAIN_LINEAR: return run_linear(n, i);
     case TRAIN_LINEAR_GRAD: return run_linear_grad(n, i);
     case TRAIN_SUMS:
-      return column_sums(n.at(i.x, i.height * i.width * i.channels), n.batch * i.height * i.width, i.channels,
+      return column_sums(n.at(i.x, i.height * i.width * i.channels), n.count * i.height * i.width, i.channels,
                          n.gradient(i.bias, i.channels));
     case TRAIN_NORM: return run_norm(n, i);
     case TRAIN_NORM_GRAD: return run_norm_grad(n, i);
@@ -333,14 +339,42 @@ void run_one(const Network& n, const TrainInstruction& i) {
   }
 }
 
+// Calls body(k) for k of [0, count), each on one thread, and throws what one of them threw.
+template <typename F>
+void each_alone(int64_t count, const F& body) {
+  std::exception_ptr thrown;
+  std::mutex throwing;
+  run_units(count, loop_threads(), [&](int64_t k, int64_t) {
+    const Alone alone;
+    try {
+      body(k);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(throwing);
+      thrown = std::current_exception();
+    }
+  });
+  if (thrown) std::rethrow_exception(thrown);
+}
+
+// Samples, shared out to the threads, go through the first `alone` instructions by themselves; then the others are
+// shared out.
+void run_apart(const Network& n, const TrainInstruction* instructions, int64_t alone, int64_t length) {
+  const int64_t lanes = std::min(n.batch, loop_threads());
+  each_alone(lanes, [&](int64_t lane) {
+    Network mine = n;
+    mine.first = lane * n.batch / lanes;
+    mine.count = (lane + 1) * n.batch / lanes - mine.first;
+    for (int64_t k = 0; k < alone; ++k) run_one(mine, instructions[k]);
+  });
+  each_alone(length - alone, [&](int64_t k) { run_one(n, instructions[alone + k]); });
+}
+
 // What is written, the arena and the gradients, overlaps nothing.
-void check_all_apart(const Tensor& arena, const std::vector<Tensor>& gradients, const std::vector<Tensor>& parameters) {
+void check_memory(const Tensor& arena, const std::vector<Tensor>& gradients, const std::vector<Tensor>& parameters) {
   std::vector<std::pair<Extent, bool>> all = {{extent_of("arena", arena), true}};
   for (const Tensor& gradient : gradients) all.push_back({extent_of("a gradient", gradient), true});
   for (const Tensor& parameter : parameters) all.push_back({extent_of("a parameter", parameter), false});
-  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first.first < b.first.first; });
-  for (size_t k = 1; k < all.size(); ++k)
-    if (all[k - 1].second || all[k].second) check_apart(all[k - 1].first, all[k].first);
+  check_all_apart(all);
 }
 
 // Large pages for the arena, which is gone through in strides; it counts before the first touch.
@@ -353,9 +387,11 @@ void want_large_pages(const Tensor& arena) {
 
 }  // namespace
 
-// code: [instructions, TRAIN_WIDTH]; gradients: one for each parameter, or none where the code writes none.
+// code: [instructions, TRAIN_WIDTH]; gradients: one for each parameter, or none where the code writes none. alone: so
+// many instructions at the beginning are of each sample alone, with places that no two samples share, and none of the
+// others needs what another one writes; -1 where it is not so.
 void training_run_cpu(Tensor code, std::vector<Tensor> parameters, std::vector<Tensor> gradients, Tensor arena,
-                      int64_t batch, Tensor seeds, std::optional<Tensor> sample_ids, int64_t stream) {
+                      int64_t batch, Tensor seeds, std::optional<Tensor> sample_ids, int64_t stream, int64_t alone) {
   STD_TORCH_CHECK(
       code.dim() == 2 && code.size(1) == TRAIN_WIDTH && code.scalar_type() == ScalarType::Long && code.is_contiguous(),
       "code must be contiguous int64 [instructions, ", TRAIN_WIDTH, "], got ", described(code));
@@ -365,13 +401,24 @@ void training_run_cpu(Tensor code, std::vector<Tensor> parameters, std::vector<T
                   "seeds must be contiguous int64 [layers], got ", described(seeds));
   STD_TORCH_CHECK(0 < batch && batch < (int64_t{1} << 24), "batch must be at least 1, got ", batch);
   STD_TORCH_CHECK(0 <= stream && stream < 16, "stream must have 4 bits, got ", stream);
-  check_all_apart(arena, gradients, parameters);
+  check_memory(arena, gradients, parameters);
   want_large_pages(arena);
-  const int64_t* ids = sample_ids ? index_data("sample_ids", *sample_ids, batch, false) : nullptr;
-  const Network network = {batch,     static_cast<float*>(arena.data_ptr()),         arena.numel(), parameters,
-                           gradients, static_cast<const int64_t*>(seeds.data_ptr()), ids,           seeds.numel(),
+  STD_TORCH_CHECK(-1 <= alone && alone <= code.size(0), "alone must be -1 or a number of instructions, got ", alone);
+  std::vector<int64_t> numbers;
+  if (!sample_ids) {
+    numbers.resize(static_cast<size_t>(batch));
+    std::iota(numbers.begin(), numbers.end(), 0);
+  }
+  const int64_t* ids = sample_ids ? index_data("sample_ids", *sample_ids, batch, false) : numbers.data();
+  const auto* all_seeds = static_cast<const int64_t*>(seeds.data_ptr());
+  const Network network = {batch,         0,
+                           batch,         static_cast<float*>(arena.data_ptr()),
+                           arena.numel(), parameters,
+                           gradients,     all_seeds,
+                           ids,           seeds.numel(),
                            stream};
   const auto* instructions = static_cast<const TrainInstruction*>(code.data_ptr());
+  if (alone >= 0) return run_apart(network, instructions, alone, code.size(0));
   for (int64_t k = 0; k < code.size(0); ++k) run_one(network, instructions[k]);
 }
 

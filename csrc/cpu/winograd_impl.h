@@ -61,6 +61,64 @@ template <> struct Transforms<Pairs> {
   }
 };
 
+// What stands for a pixel outside of an image.
+static const float NO_PIXEL[16] = {};
+
+// FROM x FROM pixels of an image [height, width, channels], from (top, left) on.
+template <int FROM> struct TilePixels {
+  const float* at[FROM][FROM];
+  int64_t mask[FROM][FROM];  // all bits, or none where there is no pixel
+
+  inline __attribute__((always_inline)) TilePixels(const float* image, int64_t top, int64_t left, int64_t height,
+                                                   int64_t width, int64_t channels) {
+    for (int64_t y = 0; y < FROM; ++y)
+      for (int64_t x = 0; x < FROM; ++x) {
+        const int64_t row = top + y, column = left + x;
+        const bool inside = 0 <= row && row < height && 0 <= column && column < width;
+        at[y][x] = inside ? image + (row * width + column) * channels : NO_PIXEL;
+        mask[y][x] = inside ? -1 : 0;
+      }
+  }
+
+  // Channels [c, c + 16) of a pixel; where they are not WHOLE, `left` of them.
+  template <bool WHOLE>
+  inline __attribute__((always_inline)) f32x16 load(int y, int x, int64_t c, int64_t left) const {
+    const float* from = at[y][x] + (c & mask[y][x]);
+    return WHOLE ? load16(from) : load_some(from, left);
+  }
+};
+
+// Transform rows [first, last) of tiles whose source is read as it is. v: as in winograd_read.
+template <int SIZE>
+static void winograd_read_plain(const Work& w, const Tiles& t, int64_t first, int64_t last, int64_t origin,
+                                int64_t tiles, float* v) {
+  constexpr int SPAN = SIZE + 2;
+  const Instruction& i = w.i;
+  const int64_t channels = i.channels, per_image = ceil_div(i.height, SIZE);
+  for (int64_t row = first; row < last; ++row)
+    for (int64_t tile = 0; tile < t.per_row; ++tile) {
+      const TilePixels<SPAN> pixels(at(w, i.source, row / per_image, i.height * i.width * channels),
+                                    row % per_image * SIZE - i.pad, tile * SIZE - i.pad, i.height, i.width, channels);
+      float* to = v + ((row - origin) * t.per_row + tile) * channels;
+      for (int64_t c = 0; c < channels; c += 16) {
+        f32x16 d[SPAN][SPAN];
+        for (int k = 0; k < SPAN; ++k) {
+          f32x16 column[SPAN];
+#pragma GCC unroll 6
+          for (int y = 0; y < SPAN; ++y) column[y] = pixels.template load<true>(y, k, c, 16);
+          winograd_in(column);
+#pragma GCC unroll 6
+          for (int y = 0; y < SPAN; ++y) d[y][k] = column[y];
+        }
+        for (int y = 0; y < SPAN; ++y) {
+          winograd_in(d[y]);
+#pragma GCC unroll 6
+          for (int k = 0; k < SPAN; ++k) store16(to + (y * SPAN + k) * point_stride(tiles, channels) + c, d[y][k]);
+        }
+      }
+    }
+}
+
 // Transform rows [first, last) of tiles. v: [points][tiles, words of C], point_stride apart, whose first tile is that
 // of row `origin`; rows: room for [SIZE + 2, SIZE * per_row + 2, C] pixels.
 template <typename F, int SIZE>
@@ -68,6 +126,8 @@ static void winograd_read(const Work& w, const Tiles& t, int64_t first, int64_t 
                           float* v, float* rows) {
   constexpr int SPAN = SIZE + 2;
   const Instruction& i = w.i;
+  if (!F::PAIRED && i.norm < 0 && !i.act && !i.upsample && i.source2 < 0 && i.channels % 16 == 0)
+    return winograd_read_plain<SIZE>(w, t, first, last, origin, tiles, v);
   const int64_t channels = i.channels + i.channels2, width = SIZE * t.per_row + 2, per_image = ceil_div(i.height, SIZE);
   const int64_t words = F::words(channels);
   for (int64_t row = first; row < last; ++row) {

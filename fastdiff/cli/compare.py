@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastdiff.cli.evaluate import FeaturesOption, check_folder, names_of, reference_of, told_by_bars
-from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, WeightsOption, load_pipeline
+from fastdiff.cli.options import (
+    DeviceOption,
+    ModelArgument,
+    PrecisionOption,
+    ThreadsOption,
+    WeightsOption,
+    load_pipeline,
+)
 from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import shown, whole_number
 
@@ -57,6 +64,7 @@ def compare(
     guidance: Annotated[float | None, typer.Option(help="Scale of classifier-free guidance.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what lies in OUT.")] = False,
+    precision: PrecisionOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -70,11 +78,12 @@ def compare(
     from fastdiff.evaluation.evaluate import check_sets
     from fastdiff.evaluation.kid import LEAST
     from fastdiff.evaluation.recommend import check_budget
+    from fastdiff.generation.generate import precision_of
 
     names, counts = names_of(samplers, "samplers"), _numbers(steps)
     check_budget(budget, counts)
     check_folder(out, FILES, overwrite=overwrite, name="OUT")
-    pipe = load_pipeline(model, device, weights)
+    pipe = load_pipeline(model, device, weights, precision)
     # Before anything is computed: an unknown sampler, steps that the process does not have.
     candidates(pipe.diffusion, names, counts)
     network = open_features(features, pipe.image_shape[0], pipe.device)
@@ -111,7 +120,7 @@ def compare(
         "seed": seed,
         "features": network.name,
         "reference": reference or own.source,
-    }
+    } | precision_of(pipe)
     report = ComparisonReport(
         trials[: len(tried)], trials[-1] if limits else None, about, [budget] if budget is not None else counts
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import Command, DeviceOption, ModelArgument, ThreadsOption, load_pipeline
+from fastdiff.cli.options import Command, DeviceOption, ModelArgument, PrecisionOption, ThreadsOption, load_pipeline
 from fastdiff.cli.output import OverwriteOption, check_free, check_holds, check_writable
 
 if TYPE_CHECKING:
@@ -62,11 +62,12 @@ def encode(
     label: LabelOption = None,
     picture: PictureOption = None,
     overwrite: OverwriteOption = False,
+    precision: PrecisionOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
     """Map images to noise, deterministically, and tell how well they come back."""
-    pipe, x, labels = _prepared(model, images, out, num, label, device, picture, overwrite)
+    pipe, x, labels = _prepared(model, images, out, num, label, device, precision, picture, overwrite)
     options: dict[str, Any] = {"steps": steps, "order": order, "exact": exact, "labels": labels}
     latent = pipe.encode(x, iterations=iterations, **options)
     back = pipe.decode(latent, **options)
@@ -86,6 +87,7 @@ def decode(
     exact: Annotated[bool, typer.Option("--exact", help="As encode was told.")] = False,
     label: LabelOption = None,
     overwrite: OverwriteOption = False,
+    precision: PrecisionOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
@@ -99,7 +101,7 @@ def decode(
     if stored.dtype.kind != "f":
         raise ValueError(f"{latents}: expected the floats that encode wrote, got {stored.dtype}")
     latent = torch.from_numpy(stored.copy())
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, precision=precision)
     _check_place(pipe, out)
     found = pipe.decode(latent, steps=steps, order=order, exact=exact, labels=_labels(pipe, label, len(latent)))
     _write(out, found)
@@ -122,12 +124,13 @@ def vary(
     null_label: NullOption = None,
     picture: PictureOption = None,
     overwrite: OverwriteOption = False,
+    precision: PrecisionOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
     """Noise images up to a level and bring them back: variations of them."""
     shares = _numbers("--strength", strength)
-    pipe, x, labels = _prepared(model, images, out, num, label, device, picture, overwrite)
+    pipe, x, labels = _prepared(model, images, out, num, label, device, precision, picture, overwrite)
     steps = min(steps, pipe.diffusion.num_timesteps)
     found = pipe.vary(
         x,
@@ -159,12 +162,13 @@ def interpolate(
     label: LabelOption = None,
     picture: PictureOption = None,
     overwrite: OverwriteOption = False,
+    precision: PrecisionOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
     """Mix images in the space of their noise."""
     weights = _numbers("--weight", weight)
-    pipe, first, labels = _prepared(model, a, out, num, label, device, picture, overwrite)
+    pipe, first, labels = _prepared(model, a, out, num, label, device, precision, picture, overwrite)
     second = _read(pipe, b, num)
     chosen: Any = mode
     found = pipe.interpolate(
@@ -192,13 +196,14 @@ def inpaint(
     null_label: NullOption = None,
     picture: PictureOption = None,
     overwrite: OverwriteOption = False,
+    precision: PrecisionOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
     """Fill a part of images; the rest stays as it is."""
     if (mask is None) == (hole is None):
         raise ValueError("give either --mask or --hole")
-    pipe, x, labels = _prepared(model, images, out, num, label, device, picture, overwrite)
+    pipe, x, labels = _prepared(model, images, out, num, label, device, precision, picture, overwrite)
     known = _mask(mask, hole, x)
     found = pipe.inpaint(
         x,
@@ -234,13 +239,14 @@ def upscale(
     null_label: NullOption = None,
     picture: PictureOption = None,
     overwrite: OverwriteOption = False,
+    precision: PrecisionOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
     """Make large images of small ones, with a network that was trained to (train --condition low_res:2)."""
     import torch.nn.functional as F
 
-    pipe, x, labels = _prepared(model, images, out, num, label, device, picture, overwrite, is_small=True)
+    pipe, x, labels = _prepared(model, images, out, num, label, device, precision, picture, overwrite, is_small=True)
     known, (_, height, width) = pipe.condition, pipe.image_shape
     assert known is not None
     is_large = tuple(x.shape[2:]) == (height, width)
@@ -267,6 +273,7 @@ def _prepared(
     num: int | None,
     label: str | None,
     device: str,
+    precision: str | None,
     picture: Path | None,
     overwrite: bool,
     *,
@@ -274,7 +281,7 @@ def _prepared(
 ) -> tuple[Pipeline, Tensor, Tensor | None]:
     beside = _picture(out, picture)
     _check_out(out, beside, overwrite)
-    pipe = load_pipeline(model, device)
+    pipe = load_pipeline(model, device, precision=precision)
     _check_place(pipe, out, *([] if beside is None else [beside]))
     factor = pipe.condition.factor if pipe.condition is not None else None
     if is_small and factor is None:

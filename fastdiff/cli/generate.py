@@ -12,6 +12,7 @@ import typer
 from fastdiff.cli.options import (
     DeviceOption,
     ModelArgument,
+    PrecisionOption,
     SamplerOptions,
     StepsOption,
     TableOption,
@@ -88,6 +89,7 @@ def generate(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes nothing but speed and memory.")
     ] = 64,
+    precision: PrecisionOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -105,7 +107,7 @@ def generate(
         raise ValueError("--table is the whole sampler: leave out --sampler, --steps and --option")
     chosen: Any = sampler if table is None else read_table(table, "--table")
     classes = _labels(labels)
-    pipe = load_pipeline(model, device, weights)
+    pipe = load_pipeline(model, device, weights, precision)
     check_writable(out)
 
     from fastdiff.generation.generate import Request
@@ -201,7 +203,7 @@ def _by_ray(
     from fastdiff.generation.generate import Samples
     from fastdiff.generation.ray_engine import run_by_ray
 
-    load = partial(_samples, str(model.absolute()), str(pipe.device), weights, request)
+    load = partial(_samples, model.absolute(), str(pipe.device), weights, pipe.precision, request)
     with counted("generating") as tell:
         folder = run_by_ray(
             Samples.of(pipe, request), load, out, workers=workers, batch_size=batch_size,
@@ -210,12 +212,11 @@ def _by_ray(
     _say(folder)
 
 
-def _samples(model: str, device: str, weights: Any, request: Request) -> Any:
+def _samples(model: Path, device: str, weights: str | None, precision: str | None, request: Request) -> Any:
     """The work of an actor."""
     from fastdiff.generation.generate import Samples
-    from fastdiff.pipeline import Pipeline
 
-    return Samples.of(Pipeline.from_pretrained(model, device=device, weights=weights), request)
+    return Samples.of(load_pipeline(model, device, weights, precision), request)
 
 
 def _say(folder: Any) -> None:

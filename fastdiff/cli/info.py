@@ -109,7 +109,7 @@ def coefficients(
     steps: Annotated[int | None, typer.Option(min=1, help="Network evaluations; 10, if left out.")] = None,
     schedule: Annotated[str, typer.Option(help="Noise schedule.")] = "linear",
     timesteps: Annotated[int, typer.Option("--timesteps", "-T", help="Noising steps.")] = 1000,
-    prediction: Annotated[str, typer.Option(help="eps, x0, v or score.")] = "eps",
+    prediction: Annotated[str, typer.Option(help="eps, x0, v, score, velocity or F.")] = "eps",
     variance: Annotated[str, typer.Option(help="fixed_small, fixed_large, learned or learned_range.")] = "fixed_small",
     option: Annotated[list[str] | None, typer.Option("--option", help="Of the sampler, as name=value.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the coefficients and the levels visited: a .png.")] = None,

@@ -23,6 +23,7 @@ __all__ = [
     "Command",
     "DeviceOption",
     "ModelArgument",
+    "PrecisionOption",
     "SamplerOptions",
     "StepsOption",
     "TableOption",
@@ -120,6 +121,10 @@ TableOption = Annotated[
     Path | None, typer.Option(help="A table of coefficients (.json, `CoefficientTable.to_json`) as the sampler.")
 ]
 ModelArgument = Annotated[Path, typer.Argument(help="A model folder, or the folder of a training run.")]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(help="Of the engine on a CPU: fast, strict or bfloat16; fast, if left out."),
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
@@ -189,9 +194,11 @@ def key_values(pairs: list[str], option: str = "--option") -> dict[str, Any]:
     return options
 
 
-def load_pipeline(model: Path, device: str, weights: str | None = None) -> Pipeline:
-    """The model that a command was given. Raises ValueError for a path or a device that does not fit."""
+def load_pipeline(model: Path, device: str, weights: str | None = None, precision: str | None = None) -> Pipeline:
+    """The model that a command was given. Raises ValueError for a path, a device or a precision that does not fit."""
     from fastdiff.cli.environment import resolve_device
     from fastdiff.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(model, device=resolve_device(device), weights=weights)
+    pipe = Pipeline.from_pretrained(model, device=resolve_device(device), weights=weights)
+    pipe.precision = precision  # type: ignore[assignment]
+    return pipe

@@ -13,6 +13,7 @@ import typer
 from fastdiff.cli.options import (
     DeviceOption,
     ModelArgument,
+    PrecisionOption,
     SamplerOptions,
     StepsOption,
     TableOption,
@@ -76,10 +77,7 @@ def sample(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes nothing but speed and memory.")
     ] = 64,
-    precision: Annotated[
-        str | None,
-        typer.Option(help="Of the engine on a CPU: fast, strict or bfloat16; fast, if left out."),
-    ] = None,
+    precision: PrecisionOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -92,7 +90,7 @@ def sample(
     options = key_values(option or [])
     if table is not None and (sampler is not None or steps is not None or options):
         raise ValueError("--table is the whole sampler: leave out --sampler, --steps and --option")
-    pipe = load_pipeline(model, device, weights)
+    pipe = load_pipeline(model, device, weights, precision)
     if pipe.extra_channels:
         commands = "fastdiff edit upscale and fastdiff edit inpaint give it such"
         raise ValueError(f"{model} makes images of other images: {commands}, or Pipeline.sample(condition=...)")
@@ -113,12 +111,7 @@ def sample(
         guidance=guidance,
         null_label=null_label,
         batch_size=batch_size,
-        precision=precision,
     )
-    if precision is not None:
-        from fastdiff.engine.native import check_precision
-
-        check_precision(precision)
     if guidance is not None:
         # Said before, not after, the first evaluation.
         pipe.classes.null_of(null_label)
@@ -151,7 +144,6 @@ class Work:
     guidance: float | None
     null_label: str | None
     batch_size: int
-    precision: str | None
 
     def part(self, places: Sequence[int]) -> Work:
         """The samples at some places of `ids`."""
@@ -200,8 +192,8 @@ def _about(work: Work, turn: list[int] | None, start_id: int) -> dict[str, Any]:
         "seed": work.seed,
     }
     # Folders of before do not say it.
-    if work.precision is not None:
-        about["precision"] = work.precision
+    if work.pipe.precision is not None:
+        about["precision"] = work.pipe.precision
     if turn is not None:
         # By number: a command that starts elsewhere takes its labels in turn from there.
         about["labels"] = [turn[(number - start_id) % len(turn)] for number in range(len(turn))]
@@ -262,7 +254,6 @@ def _sampled(work: Work, keep: Callable[[Tensor, Sequence[int]], None]) -> Itera
                 callback=advance,
                 guidance=work.guidance,
                 null_label=work.null_label,
-                precision=work.precision,  # type: ignore[arg-type]
             ).cpu()
             done += len(places)
             keep(images, batch.ids)

@@ -20,6 +20,7 @@ from fastdiff.cli.generate import (
 from fastdiff.cli.options import (
     DeviceOption,
     ModelArgument,
+    PrecisionOption,
     ThreadsOption,
     WeightsOption,
     blaming,
@@ -57,6 +58,7 @@ def score(
     engine: EngineOption = "local",
     workers: WorkersOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    precision: PrecisionOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -72,7 +74,7 @@ def score(
         raise ValueError(f"{out} is a file: give a folder")
     kind: Any = method
     request = scoring.ScoreRequest(kind, options, seed, terms, part_size)
-    pipe = load_pipeline(model, device, weights)
+    pipe = load_pipeline(model, device, weights, precision)
     check_writable(out)
     pixels: Any = channels
     arrangement: Any = layout
@@ -85,7 +87,8 @@ def score(
                 from fastdiff.generation.ray_engine import run_by_ray
 
                 source = str(Path(data).absolute()) if Path(data).exists() else data
-                load = partial(_scores, str(model.absolute()), str(pipe.device), weights, source, how, request)
+                place = (model.absolute(), str(pipe.device), weights, pipe.precision)
+                load = partial(_scores, place, source, how, request)
                 folder = run_by_ray(
                     scoring.Scores.of(pipe, images, request), load, out, workers=workers, batch_size=batch_size,
                     on_gpu=pipe.device.type == "cuda", progress=tell,
@@ -97,14 +100,14 @@ def score(
     _say(folder, method)
 
 
-def _scores(model: str, device: str, weights: Any, data: str, how: DataOptions, request: ScoreRequest) -> Scores:
+def _scores(
+    place: tuple[Path, str, str | None, str | None], data: str, how: DataOptions, request: ScoreRequest
+) -> Scores:
     """The work of an actor."""
     from fastdiff.data.opening import open_images
     from fastdiff.generation.score import Scores
-    from fastdiff.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(model, device=device, weights=weights)
-    return Scores.of(pipe, open_images(data, how), request)
+    return Scores.of(load_pipeline(*place), open_images(data, how), request)
 
 
 def _say(folder: JobFolder, method: str) -> None:

@@ -94,6 +94,13 @@ _SCHEDULER_TYPES: dict[str, str] = {
     "prediction_type": "text",
     "variance_type": "text or null",
     "rescale_betas_zero_snr": "flag or null",
+    "shift": "number",
+    "use_dynamic_shifting": "flag or null",
+    "sigma_data": "number",
+    "sigma_min": "number",
+    "sigma_max": "number",
+    "rho": "number",
+    "sigma_schedule": "text",
 }
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _VARIANCES: dict[str, Variance] = {
@@ -248,6 +255,8 @@ def diffusion_from_scheduler(config: Mapping[str, Any], *, learned_variance: boo
     """
     check_types(config, _SCHEDULER_TYPES)
     num = config.get("num_train_timesteps", 1000)
+    if "beta_schedule" not in config and ("sigma_data" in config or "shift" in config):
+        return _without_betas(config, num)
     schedule = _schedule(config, num)
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
@@ -264,12 +273,14 @@ def diffusion_from_scheduler(config: Mapping[str, Any], *, learned_variance: boo
 
 
 def scheduler_from_diffusion(diffusion: Diffusion) -> dict[str, Any]:
-    """The configuration of the `DDPMScheduler` of a process.
+    """The configuration of the `DDPMScheduler` of a process; of a flow's or EDM's own scheduler for theirs.
 
     Raises:
         ValueError: diffusers has no such process; the message says why.
     """
     schedule = diffusion.schedule
+    if schedule.coordinates.to_dict() or diffusion.prediction in ("velocity", "F"):
+        return _own_scheduler(diffusion)
     if not np.array_equal(schedule.timesteps, np.arange(len(schedule))):
         raise ValueError("diffusers has no respaced processes: convert the process that the network was trained on")
     predictions = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
@@ -287,6 +298,41 @@ def scheduler_from_diffusion(diffusion: Diffusion) -> dict[str, Any]:
         "clip_sample": True,
         "clip_sample_range": 1.0,
     }
+
+
+def _without_betas(config: Mapping[str, Any], num: int) -> Diffusion:
+    """The process of a flow's scheduler, which has a shift, or of EDM's, which has a sigma_data."""
+    if "sigma_data" not in config:
+        # With a shift that depends on the image there is none of the training.
+        shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", 1.0)
+        return Diffusion(NoiseSchedule.flow(num, shift, float(num)), "velocity")
+    prediction, levels = config.get("prediction_type", "epsilon"), config.get("sigma_schedule", "karras")
+    if prediction != "epsilon" or levels != "karras":
+        raise ValueError(
+            "of EDM's schedulers those with prediction_type 'epsilon' and sigma_schedule 'karras' are known, got "
+            f"{prediction!r} and {levels!r}"
+        )
+    ends = {name: float(config[name]) for name in ("sigma_min", "sigma_max", "rho") if name in config}
+    return Diffusion(NoiseSchedule.edm(num, **ends), "F", sigma_data=float(config["sigma_data"]))
+
+
+def _own_scheduler(diffusion: Diffusion) -> dict[str, Any]:
+    settings, num = diffusion.schedule.to_dict(), len(diffusion.schedule)
+    options: dict[str, float] = settings.get("options", {})
+    common = {"_diffusers_version": DIFFUSERS_VERSION, "num_train_timesteps": num}
+    kind = (settings["name"], diffusion.prediction, "betas" in settings and "num_timesteps" not in settings)
+    if kind == ("flow", "velocity", False) and options.get("time_scale", 1000.0) == num:
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **common, "shift": options.get("shift", 1.0)}
+    if kind == ("edm", "F", False):
+        levels = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0} | options
+        return {
+            "_class_name": "EDMEulerScheduler", **common, **levels, "sigma_data": diffusion.sigma_data,
+            "sigma_schedule": "karras", "prediction_type": "epsilon",
+        }  # fmt: skip
+    raise ValueError(
+        f"diffusers has no scheduler of the process {diffusion.schedule.name!r} with prediction "
+        f"{diffusion.prediction!r}: it has flows of velocities whose times are those of T steps, and EDM's of F"
+    )
 
 
 def _beta_settings(schedule: NoiseSchedule) -> dict[str, Any]:

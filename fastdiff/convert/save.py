@@ -96,7 +96,7 @@ def _save_diffusers(model: DescribedModel, unet: UNet, folder: Path) -> Path:
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": DIFFUSERS_VERSION,
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
     }
     with atomic_folder(folder) as partial:

@@ -16,7 +16,7 @@ from fastdiff.nets.model import Model, is_float32
 from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import advised, spelt
 
-__all__ = ["RUNNERS", "Runner", "compiled_or_not", "native_network"]
+__all__ = ["RUNNERS", "Runner", "compiled_or_not", "native_network", "say_what_is_used"]
 
 Runner = Literal["auto", "eager", "native", "graph"]
 RUNNERS = get_args(Runner)
@@ -64,7 +64,7 @@ def native_network(
     elif not ops.has_extension():
         if runner == "native":
             raise RuntimeError(f"runner 'native' needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
-        _say_what_is_used(precision, "the C++ extension is not built")
+        say_what_is_used(precision, "the C++ extension is not built")
         return None
     if reason is None:
         assert isinstance(unet, nn.Module)
@@ -93,7 +93,7 @@ def native_network(
                 return None
     if runner == "native":
         raise ValueError(f"runner 'native' cannot run this: {reason}; use 'auto' or 'eager'")
-    _say_what_is_used(precision, reason)
+    say_what_is_used(precision, reason)
     return None
 
 
@@ -116,7 +116,7 @@ def _check_precision(model: Model, runner: str, precision: Precision | None) -> 
 _said: set[Precision] = set()
 
 
-def _say_what_is_used(precision: Precision | None, reason: str) -> None:
+def say_what_is_used(precision: Precision | None, reason: str) -> None:
     """A warning that another runner computes, once for each precision."""
     if precision is not None and precision not in _said:
         _said.add(precision)
@@ -147,5 +147,5 @@ def compiled_or_not(unet: Model, runner: str = "auto", precision: Precision | No
             return network
         except Unsupported as error:
             reason = str(error)
-    _say_what_is_used(precision, reason)
+    say_what_is_used(precision, reason)
     return unet

@@ -25,8 +25,9 @@ from fastdiff.engine.families import family_of
 from fastdiff.engine.lower import Unsupported
 from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weight_and_bias
 from fastdiff.engine.packed_cache import chosen_folder
-from fastdiff.engine.plan import Buffer, Instruction, Plan, place
+from fastdiff.engine.plan import Buffer, Instruction, Placement, Plan, place
 from fastdiff.engine.watch import Watch
+from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import spelt
 
 __all__ = [
@@ -94,6 +95,7 @@ class Room:
 
     def __init__(self) -> None:
         self.plans: OrderedDict[tuple[int, int, int, int], Prepared] = OrderedDict()
+        self._codes: OrderedDict[tuple[int, int], tuple[Plan, Placement, Tensor]] = OrderedDict()
         self._blocks: dict[str, Tensor] = {}
 
     def block(self, name: str, count: int) -> Tensor:
@@ -106,9 +108,21 @@ class Room:
             block = self._blocks[name] = memory_of.empty(count)
         return block[:count]
 
+    def code(self, plan: Plan, batch: int, places: Places) -> tuple[Placement, Tensor]:
+        """Where a plan's buffers lie for so many samples, and the plan for C++; batches of equal lanes share it."""
+        key = (id(plan), batch)
+        if key not in self._codes:
+            placement = place(plan, batch)
+            # It holds the plan, whose number would be another's.
+            self._codes[key] = plan, placement, encode(plan, placement, places)
+            while len(self._codes) > MAX_PLANS:
+                self._codes.popitem(last=False)
+        return self._codes[key][1:]
+
     def clear(self) -> None:
         """Give all back."""
         self.plans.clear()
+        self._codes.clear()
         self._blocks.clear()
 
 
@@ -154,26 +168,25 @@ def prepared_for(plan: Plan, batch: int, places: Places, part: int = 0, room: Ro
     """Memory and code of a plan for a batch and the number of threads in use; `part` samples to a lane, if any."""
     room = Room() if room is None else room
     lanes = min(torch.get_num_threads(), -(-batch // part)) if part else 0
-    placement = place(plan, part or batch)
-    code = encode(plan, placement, places)
+    placement, code = room.code(plan, part or batch, places)
     scratch = room.block("scratch", torch.ops.fastdiff.plan_scratch(code, batch, part, lanes))
     arena = room.block("arena", max(1, lanes) * placement.length // 4)
     input, output = (placement.places[number] // 4 for number in (plan.input, plan.output))
     return Prepared(plan, code, input, output, arena, scratch, part, lanes)
 
 
-def samples_to_a_lane(plan: Plan, batch: int, weight_bytes: int) -> int:
+def samples_to_a_lane(plan: Plan, batch: int, weight_bytes: int, sample_bytes: int | None = None) -> int:
     """How many samples one thread takes through the whole plan at a time, or 0: all threads share every instruction."""
-    most, few = lanes_of(plan, weight_bytes)
+    most, few = lanes_of(plan, weight_bytes, sample_bytes)
     threads = torch.get_num_threads()
     if most == 0 or (batch < threads and not few):
         return 0
     return max(1, min(most, -(-batch // threads)))
 
 
-def lanes_of(plan: Plan, weight_bytes: int) -> tuple[int, bool]:
+def lanes_of(plan: Plan, weight_bytes: int, sample_bytes: int | None = None) -> tuple[int, bool]:
     """How many samples may be one thread's at a time, at most, and whether it pays for fewer samples than threads."""
-    sample_bytes = place(plan, 1).length
+    sample_bytes = place(plan, 1).length if sample_bytes is None else sample_bytes
     if weight_bytes > LANE_WEIGHT_BYTES or sample_bytes > LANE_ARENA_BYTES:
         return 0, False
     return LANE_ARENA_BYTES // sample_bytes, sum(plan.flops(i) for i in plan.instructions) <= LANE_FLOPS
@@ -236,6 +249,7 @@ class NativeNetwork:
         self._network, self._held = weakref.ref(unet), unet if hold else None
         self._watch = Watch()
         self._room = Room()
+        self._plans: dict[tuple[int, int], Plan] = {}
         self._packed: dict[tuple[str, ...], tuple[Tensor, Places]] = {}
         self._projections: tuple[str, ...] = ()
         self._time_layers: tuple[Linear, ...] = ()
@@ -278,6 +292,12 @@ class NativeNetwork:
 
     def plan(self, height: int, width: int) -> Plan:
         """The plan for images of height x width pixels."""
+        plan = self._plans.get((height, width))
+        if plan is None:
+            plan = self._plans[height, width] = self._lowered(height, width)
+        return plan
+
+    def _lowered(self, height: int, width: int) -> Plan:
         plan = self.family.lower(self.unet, height, width)
         if self.precision == "strict":
             return plan.strict()
@@ -324,7 +344,8 @@ class NativeNetwork:
                 return plans[key]
             plan = self.plan(height, width)
             weights, places = self._packed_for(plan)
-            part = samples_to_a_lane(plan, batch, 4 * weights.numel())
+            sample_bytes = self._room.code(plan, 1, places)[0].length
+            part = samples_to_a_lane(plan, batch, 4 * weights.numel(), sample_bytes)
             try:
                 prepared = prepared_for(plan, batch, places, part, self._room)
             except RuntimeError:
@@ -356,15 +377,24 @@ class NativeNetwork:
         A row does not depend on the others.
         """
         with self.lock:
-            embedded, projection = self.embedded(t)
-            labels = getattr(self.unet, "label_emb", None)
+            embedded, projection = self.embedded(t, y)
+            labels = None if self.labels_come_first else getattr(self.unet, "label_emb", None)
             if labels is not None:
                 with torch.no_grad():
                     embedded = embedded + labels(y)
             return projection(embedded)
 
-    def embedded(self, t: Tensor) -> tuple[Tensor, Linear]:
-        """Embedded times [N, 4 channels], before a label's vector is added, and the layer from them to `times`."""
+    @property
+    def labels_come_first(self) -> bool:
+        """Whether the labels' vectors are part of what the first layer of the embedding is given."""
+        unet = self.unet
+        return isinstance(unet, UNet) and unet.label_emb is not None and unet.config.label_place == "before_mlp"
+
+    def embedded(self, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Linear]:
+        """Embedded times [N, 4 channels], before a label's vector is added, and the layer from them to `times`.
+
+        Labels are looked at where they come first.
+        """
         with self.lock:
             unet, family = self.unet, self.family
             if not self._time_layers:
@@ -377,7 +407,7 @@ class NativeNetwork:
                 )
             first_layer, last_layer, projection = self._time_layers
             with torch.no_grad():
-                hidden = first_layer(family.waves(unet, t))
+                hidden = first_layer(family.waves(unet, t, y))
                 # In float64, since PyTorch's GELU may round otherwise at the end of a tensor.
                 hidden = gelu(hidden.double()).float() if family.act == "gelu" else hidden
             return last_layer(hidden), projection
@@ -392,6 +422,7 @@ class NativeNetwork:
 
     def _drop(self) -> None:
         self._watch.forget()
+        self._plans.clear()
         self._room.clear()
         self._packed.clear()
         self._time_layers = ()

@@ -32,7 +32,7 @@ from fastdiff.process.table import CoefficientTable
 from fastdiff.sampling.labels import Classes
 from fastdiff.sampling.tables import Sampler, table_of
 
-__all__ = ["Mismatch", "Request", "SampledModel", "Samples", "gather", "generate", "verify"]
+__all__ = ["Mismatch", "Request", "SampledModel", "Samples", "gather", "generate", "precision_of", "verify"]
 
 LAST_ID = 2**63 - 1
 
@@ -135,7 +135,7 @@ class Samples:
             "table": table.to_dict(),
             "seed": request.seed,
             "format": kind,
-        }
+        } | precision_of(model)
         if labels is not None:
             about["labels"] = labels.tolist() if len(labels) <= 1000 else _digest_of(labels[: request.num])
             about["guidance"] = request.guidance
@@ -179,6 +179,12 @@ class Samples:
         batch = (part.ids, np.concatenate(found), self.labels_of(part.ids))
         about = {"seconds": seconds, "versions": versions()}
         folder.keep(part, lambda path: formats.write(path, self.format, batch), about)
+
+
+def precision_of(model: Any) -> dict[str, str]:
+    """What a job says of a model's precision; jobs of before say nothing, and nothing is chosen as a rule."""
+    precision = getattr(model, "precision", None)
+    return {} if precision is None else {"precision": precision}
 
 
 def generate(

@@ -19,7 +19,7 @@ from fastdiff.files.atomic import atomic_path
 from fastdiff.files.checkpoint import versions
 from fastdiff.files.scaling import DataScaling
 from fastdiff.generation.folder import JobFolder
-from fastdiff.generation.generate import digest
+from fastdiff.generation.generate import digest, precision_of
 from fastdiff.generation.job import Job, Part
 from fastdiff.generation.running import Progress, run
 from fastdiff.generation.shards import Shard
@@ -129,7 +129,7 @@ class Scores:
             "options": dict(request.options),
             "seed": request.seed,
             "terms": request.terms,
-        }
+        } | precision_of(model)
         return cls(model, data, request, Job("score", about, len(data), request.part_size, versions()))
 
     def make(self, folder: JobFolder, part: Part, batch_size: int, tell: Callable[[int], None] | None = None) -> None:

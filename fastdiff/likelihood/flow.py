@@ -296,7 +296,7 @@ class Flow:
         t = torch.from_numpy(times).to(x.device, torch.float32)
         kwargs = {key: value[which] for key, value in self._kwargs.items()}
         with torch.enable_grad():
-            seen = per_sample(scale, x) * x.detach()
+            seen = x.detach() if network.is_given_the_state else per_sample(scale, x) * x.detach()
             leaf = seen.to(model_dtype(self._model, torch.float64)).requires_grad_(True)
             output = split_output(self._model(leaf, t, **kwargs), leaf, diffusion.learned_variance)[0]
             traces = _traces(output, leaf, None if vectors is None else vectors[which])

@@ -169,7 +169,7 @@ class _Chain:
         draws[:-1, 0], draws[:-1, 1] = 1.0, np.sqrt(schedule.posterior_variance)
         draws[-1, :2] = alpha[-1], sigma[-1]
         self._draws = torch.tensor(draws, dtype=dtype, device=device)
-        self._input_scale = diffusion.input_scale()
+        self._input_scale = None if diffusion.parametrization.is_given_the_state else diffusion.input_scale()
         self._of_x0, self._of_x = schedule.posterior_mean_coef1, schedule.posterior_mean_coef2
         self._alpha, self._variance = float(alpha[-1]), float(sigma[-1] ** 2)
 
@@ -182,7 +182,7 @@ class _Chain:
         total = _summed(gaussian_log_likelihood(x, torch.zeros_like(x), torch.zeros_like(x)) - of_forward)
         for step in range(last - 1, -1, -1):
             t = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
-            seen = x * float(self._input_scale[step])
+            seen = x if self._input_scale is None else x * float(self._input_scale[step])
             output = network(seen.to(self._input_dtype), self._times[t], **batch.model_kwargs)
             output, values = split_output(output, x0, self._learned)
             x0_pred = table.x0(seen, t, output)

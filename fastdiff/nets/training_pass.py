@@ -43,7 +43,7 @@ __all__ = ["forget_activations", "train_as_one"]
 
 LIBRARY.define(
     "training_run(Tensor code, Tensor[] parameters, Tensor(a!)[] gradients, Tensor(b!) arena, int batch, Tensor seeds, "
-    "Tensor? sample_ids, int stream) -> ()"
+    "Tensor? sample_ids, int stream, int alone) -> ()"
 )
 
 _CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -231,7 +231,7 @@ class _Network(torch.autograd.Function):
         _part(arena, plan.waves, waves.shape).copy_(waves)
         if label is not None and plan.label is not None:
             _part(arena, plan.label, label.shape).copy_(label)
-        _run(plan.forward, parameters, (), arena, batch, seeds)
+        _run(plan.forward, parameters, (), arena, batch, seeds, None if plan.alone is None else len(plan.forward))
         y = torch.empty((batch, height, width, plan.channels), device="cpu")
         y.copy_(_part(arena, plan.output, y.shape))
         ctx.save_for_backward(*parameters)
@@ -249,7 +249,7 @@ class _Network(torch.autograd.Function):
         slope = grad.permute(0, 2, 3, 1)
         _part(arena, plan.slope, slope.shape).copy_(slope)
         gradients = [torch.empty_like(parameter) for parameter in parameters]
-        _run(plan.backward, parameters, gradients, arena, batch, ctx.seeds)
+        _run(plan.backward, parameters, gradients, arena, batch, ctx.seeds, plan.alone)
         label = None
         if plan.label_grad is not None:
             label = _part(arena, plan.label_grad, torch.Size((batch, plan.width))).clone()
@@ -272,7 +272,8 @@ def _run(
     arena: Tensor,
     batch: int,
     seeds: tuple[Tensor, Tensor | None],
+    alone: int | None,
 ) -> None:
     torch.ops.fastdiff.training_run.default(
-        code, parameters, gradients, arena, batch, seeds[0], seeds[1], Stream.DROPOUT
+        code, parameters, gradients, arena, batch, seeds[0], seeds[1], Stream.DROPOUT, -1 if alone is None else alone
     )

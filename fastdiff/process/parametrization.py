@@ -31,6 +31,11 @@ class Parametrization:
     sigma_data: float = 0.5
     coordinates: Coordinates = PRESERVING
 
+    @property
+    def is_given_the_state(self) -> bool:
+        """Whether n is 1 at every level."""
+        return self.prediction != "F" and self.coordinates.scaling == "preserving"
+
     def input_scale(self, alpha: Array, sigma: Array) -> Array:
         """n: the network is given n times the state."""
         if self.prediction == "F":

@@ -30,12 +30,10 @@ LEVEL_SPACINGS = ("logsnr", "karras", "exponential")
 # rho of Karras et al. (2022), arXiv:2206.00364, table 1.
 KARRAS_RHO = 7.0
 LamMin = float | Literal["auto"] | None
-# The bound of DPM-Solver's authors on log(alpha / sigma), for networks that predict the noise: their code's
-# `clipping_lambda_min`, and diffusers' `lambda_min_clipped`.
-AUTO_LAM_MIN = -5.1
-# Of solvers with several evaluations in a step, each at what the last one made of the state: errors are multiplied as
-# often, whatever the network predicts. At alpha = 0.08 a start from pure noise loses nothing that one could see.
-AUTO_LAM_MIN_OF_STAGES = -2.5
+# A bound on log(alpha / sigma), as DPM-Solver's `clipping_lambda_min` and diffusers' `lambda_min_clipped`. Measured on
+# trained networks, which tell the noise to a few per cent where a schedule falls fast: docs/samplers.md. A start from
+# pure noise at alpha = 0.08 loses nothing that one could see.
+AUTO_LAM_MIN = -2.5
 # A schedule that ends above this is taken whole: the linear ones do, of 50 timesteps and more.
 _TOLERATED_LAM = -6.0
 
@@ -260,9 +258,9 @@ def noisiest_position(diffusion: Diffusion, lam_min: LamMin, has_stages: bool = 
 
     Args:
         diffusion: What the network was trained on.
-        lam_min: The bound. "auto", on a schedule that ends below -6, is -5.1 for a network that predicts the noise or
-            the score, and -2.5 for a solver that has stages; for other networks the position is T-1, or the one before
-            where no signal is left at T-1. None is T-1.
+        lam_min: The bound. "auto", on a schedule that ends below -6, is -2.5 for a network that predicts the noise or
+            the score, and for a solver that has stages whatever is predicted; for other networks the position is T-1,
+            or the one before where no signal is left at T-1. None is T-1.
         has_stages: Whether the solver evaluates the network several times in a step, each time at what the last
             evaluation made of the state.
 
@@ -280,7 +278,7 @@ def noisiest_position(diffusion: Diffusion, lam_min: LamMin, has_stages: bool = 
         if lam_min != "auto":
             raise ValueError(f"lam_min must be a number, 'auto' or None, got {lam_min!r}")
         applies = has_stages or diffusion.prediction in ("eps", "score")
-        lam_min = AUTO_LAM_MIN_OF_STAGES if has_stages else AUTO_LAM_MIN
+        lam_min = AUTO_LAM_MIN
         if not applies or lam[-1] >= _TOLERATED_LAM or lam[0] < lam_min:
             return last_with_signal(diffusion)
     if not lam_min <= lam[0]:

@@ -186,7 +186,7 @@ def deis(
         variable: See above.
         spacing: See `visited`, as for `timesteps`, `final` and `continuous`.
         lower_order_final: As in `dpmpp`.
-        lam_min: Least log(alpha / sigma) of a level; "auto" is -5.1 where the network predicts the noise and the
+        lam_min: Least log(alpha / sigma) of a level; "auto" is -2.5 where the network predicts the noise and the
             schedule ends below -6. See `noisiest_position`.
 
     Raises:

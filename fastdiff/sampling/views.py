@@ -62,11 +62,13 @@ class Views:
         times, alpha, sigma = self._levels(x, t)
         network = self.diffusion.parametrization
         px, pm = (self._shaped(c, x) for c in network.x0(alpha, sigma))
-        scale = self._shaped(network.input_scale(alpha, sigma), x)
         network_t = time_tensor(times, x.device)
         with eval_mode(self.model):
             # A copy: the model may write to its input, and x is the caller's.
-            given = (scale * x.to(scale.dtype)).to(model_dtype(self.model, compute_dtype(x)))
+            given = x.to(model_dtype(self.model, compute_dtype(x)), copy=True)
+            if not network.is_given_the_state:
+                scale = self._shaped(network.input_scale(alpha, sigma), x)
+                given = (scale * x.to(scale.dtype)).to(given.dtype)
             output = self.model(given, network_t, **self.model_kwargs)
         output = split_output(output, x, self.diffusion.learned_variance)[0]
         predicted = px * x.to(px.dtype) + pm * output.to(px.dtype)

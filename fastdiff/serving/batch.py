@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,9 @@ from fastdiff.sampling.guidance import guided_output
 from fastdiff.sampling.self_conditioning import ARGUMENT, is_self_conditioned
 from fastdiff.serving.job import Chunk
 from fastdiff.serving.rows import Rows
+from fastdiff.serving.times import TimeVectors
 
 __all__ = ["Evaluator", "Outputs"]
-
-# Of the vectors that depend on time and label alone, which are kept: 32 MB of float32.
-_KEPT_NUMBERS = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +53,14 @@ class Evaluator:
         self.model = compiled_or_not(pipeline.unet, "auto", precision)
         self.self_condition = is_self_conditioned(pipeline.unet, {})
         self._dtype = model_dtype(pipeline.unet, torch.float32)
-        self._known: OrderedDict[tuple[float, int | None], Tensor] = OrderedDict()
-        self._generation = -1
+        # None where the network is PyTorch's.
+        self._native = self.model if isinstance(self.model, NativeNetwork) else None
+        self._vectors = None if self._native is None else TimeVectors(self._native)
 
     def refresh(self) -> None:
         """Have the network looked at for changes, as before a run."""
-        if isinstance(self.model, NativeNetwork):
-            self.model.check()
+        if self._native is not None:
+            self._native.check()
 
     def __call__(self, rows: Rows) -> Outputs:
         """The network's output for the chunks, guided where a request is.
@@ -91,7 +89,7 @@ class Evaluator:
                     labels.append(torch.full_like(chunk.labels, job.work.guidance[1]))
         y = torch.cat(labels) if labels else None
         t = torch.tensor(times, dtype=torch.int64 if are_whole else torch.float32, device=first.device)
-        output = self._evaluate(x, t, y, times, self._fed_back(chunks, x))
+        output = self._evaluate(chunks, x, t, y)
         if not isinstance(output, Tensor):
             raise ValueError(f"the model must return a tensor, got {type(output).__name__}")
         guided, place = {}, 0
@@ -106,29 +104,11 @@ class Evaluator:
         is_finite = math.isfinite(float(output.sum())) or bool(torch.isfinite(output).all())
         return Outputs(output, guided, is_finite)
 
-    def _evaluate(self, x: Tensor, t: Tensor, y: Tensor | None, times: list[float], extras: dict[str, Any]) -> Tensor:
-        if not isinstance(self.model, NativeNetwork):
-            return self.model(x, t, **extras) if y is None else self.model(x, t, y=y, **extras)
-        return self.model.evaluate(x, t, y, times=self._vectors(self.model, t, y, times), **extras)
-
-    def _vectors(self, network: NativeNetwork, t: Tensor, y: Tensor | None, times: list[float]) -> Tensor:
-        """[B, time_width] what `network.times` gives, most of it from earlier calls."""
-        if network.generation != self._generation:
-            self._known.clear()
-            self._generation = network.generation
-        known = self._known
-        keys = list(zip(times, [None] * len(times) if y is None else y.tolist(), strict=True))
-        missing = [place for place, key in enumerate(dict.fromkeys(keys)) if key not in known]
-        if missing:
-            distinct = list(dict.fromkeys(keys))
-            first_at = {key: place for place, key in reversed(list(enumerate(keys)))}
-            at = torch.tensor([first_at[distinct[place]] for place in missing], device=t.device)
-            rows = network.times(t[at], None if y is None else y[at])
-            known.update(zip([distinct[place] for place in missing], rows, strict=True))
-        vectors = torch.stack([known[key] for key in keys])
-        while len(known) * vectors.shape[1] > _KEPT_NUMBERS and len(known) > len(keys):
-            known.popitem(last=False)
-        return vectors
+    def _evaluate(self, chunks: Sequence[Chunk], x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        extras: dict[str, Any] = self._fed_back(chunks, x)
+        if self._native is not None and self._vectors is not None:
+            return self._native.evaluate(x, t, y, times=self._vectors.of(chunks), **extras)
+        return self.model(x, t, **extras) if y is None else self.model(x, t, y=y, **extras)
 
     def _fed_back(self, chunks: Sequence[Chunk], x: Tensor) -> dict[str, Tensor]:
         """The last predictions, for a self-conditioned network; zeros where there is none yet."""

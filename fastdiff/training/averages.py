@@ -61,10 +61,16 @@ class Averages:
         self.first = self._emas[config.decays[0]]
         self.since = 0
 
-    def update(self, step: int, places: Sequence[int] | None = None) -> None:
-        """Take in the parameters as they are after step number `step`, counted from 0; see `Ema.update`."""
+    def update(self, step: int, places: Sequence[int] | None = None, *, first: bool = True) -> None:
+        """Take in the parameters as they are after step number `step`, counted from 0; see `Ema.update`.
+
+        Args:
+            step, places: As there.
+            first: Whether the first average takes them in too.
+        """
         for average in (*self._emas.values(), *self._powers.values()):
-            average.update(step, places)
+            if first or average is not self.first:
+                average.update(step, places)
 
     def by_parameter(self) -> Iterator[list[Tensor]]:
         """The values of each average, the live ones, in the order of the parameters."""

@@ -56,6 +56,8 @@ class Ema:
         """
         step = whole_number("step", step, low=0)
         places = range(len(self._shadow)) if places is None else places
+        if not places:
+            return
         # A parameter that is float32 already is not copied.
         values = [self._parameters[place].detach().to(torch.float32) for place in places]
         torch._foreach_lerp_([self._shadow[place] for place in places], values, 1 - self.decay_at(step))

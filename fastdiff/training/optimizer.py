@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastdiff.nets.blocks import GroupNormAct
 from fastdiff.training.config import DecayFree, TrainConfig
 
-__all__ = ["build_optimizer", "decay_free"]
+__all__ = ["build_optimizer", "decay_free", "fresh_state"]
 
 _NORMS = (GroupNormAct, nn.GroupNorm, nn.LayerNorm)
 
@@ -51,3 +51,12 @@ def decay_free(network: nn.Module, kinds: tuple[DecayFree, ...]) -> set[str]:
             if any(is_kind[kind] for kind in kinds):
                 found.add(f"{prefix}.{name}" if prefix else name)
     return found
+
+
+def fresh_state(parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's state before its first step, on the parameter's device as the fused implementation wants it."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format, requires_grad=False),
+    }

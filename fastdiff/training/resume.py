@@ -33,6 +33,7 @@ from fastdiff.training.averages import Averages
 from fastdiff.training.config import FREE, NEWER, changes, differences
 from fastdiff.training.divergence import has_diverged, is_advised
 from fastdiff.training.objectives import Objective
+from fastdiff.training.optimizer import fresh_state
 
 __all__ = ["Parts", "Past", "compared", "identity", "machine_notes", "processes_notes"]
 
@@ -61,7 +62,7 @@ class Parts:
         steps = []
         for name, parameter in self.unet.named_parameters():
             # A parameter that never had a gradient has no state; a fresh state is the same.
-            state = self.optimizer.state.get(parameter) or _fresh_state(parameter)
+            state = self.optimizer.state.get(parameter) or fresh_state(parameter)
             tensors[RAW_PREFIX + name] = parameter
             tensors[f"exp_avg.{name}"] = state["exp_avg"]
             tensors[f"exp_avg_sq.{name}"] = state["exp_avg_sq"]
@@ -76,7 +77,7 @@ class Parts:
             ValueError: a file is damaged, or is of another network.
         """
         for parameter in self.unet.parameters():
-            self.optimizer.state[parameter] = _fresh_state(parameter)
+            self.optimizer.state[parameter] = fresh_state(parameter)
         tensors = self.tensors()
         load_tensors(checkpoint / TRAINING_FILE, tensors)
         for parameter, steps in zip(self.unet.parameters(), tensors["optimizer_steps"], strict=True):
@@ -96,7 +97,7 @@ class Parts:
         """What goes with the parameters, a kind after the other: AdamW's steps and moments, and the averages."""
         states = []
         for parameter in self.unet.parameters():
-            self.optimizer.state[parameter] = self.optimizer.state.get(parameter) or _fresh_state(parameter)
+            self.optimizer.state[parameter] = self.optimizer.state.get(parameter) or fresh_state(parameter)
             states.append(self.optimizer.state[parameter])
         for name in sorted(states[0]):
             yield [state[name] for state in states]
@@ -253,12 +254,3 @@ def processes_notes(then: int, now: int) -> tuple[str, ...]:
 
 def _same(read: Tensor, live: Tensor) -> bool:
     return torch.equal(read, live.detach().cpu()) or bool(live.isnan().any())
-
-
-def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:
-    """AdamW's state before its first step, on the parameter's device as the fused implementation wants it."""
-    return {
-        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-        "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format, requires_grad=False),
-        "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format, requires_grad=False),
-    }

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.training.replicas import is_replicated
+from fastdiff.training.update import gradient_norms
 from fastdiff.training.world import World
 
 __all__ = ["Sharing", "shared_memory", "sharing"]
@@ -46,7 +47,7 @@ def sharing(network: nn.Module, world: World) -> Sharing | None:
 class Sharing:
     """The part of one process.
 
-    In a step, all processes call `send`, meet, and call `clip` and, after the optimizer's step, `spread`.
+    In a step, all processes call `send`, meet, and call `norm` and, after the update, `spread`.
 
     Args:
         parameters: Of the network, in one order at all processes.
@@ -91,11 +92,8 @@ class Sharing:
         for _, parameter in given:
             parameter.grad = None
 
-    def clip(self, max_norm: float) -> Tensor:
-        """Sum the gradients of the own parameters over the processes, and clip them; all processes have sent theirs.
-
-        Args:
-            max_norm: Of the whole gradient; inf for no limit.
+    def norm(self) -> Tensor:
+        """Sum the gradients of the own parameters over the processes; all processes have sent theirs.
 
         Returns:
             The norm of the whole gradient, the same at all processes, a float32 scalar.
@@ -106,9 +104,8 @@ class Sharing:
         if kept:
             for other in range(self._world.size - 1):
                 torch._foreach_add_(gradients, [self._received[place][other] for place, _ in kept])
-            norms[[place for place, _ in kept]] = torch.stack(torch._foreach_norm(gradients))
+            norms[[place for place, _ in kept]] = gradient_norms(gradients)
         norm: Tensor = torch.linalg.vector_norm(self._world.total(norms))
-        torch.nn.utils.clip_grads_with_norm_([self._parameters[place] for place in self.own], max_norm, norm)
         return norm
 
     @torch.no_grad()

@@ -57,6 +57,7 @@ from fastdiff.training.report import write_report
 from fastdiff.training.resume import Parts, Past, compared, identity, machine_notes, processes_notes
 from fastdiff.training.sharing import sharing
 from fastdiff.training.together import check_share, in_common
+from fastdiff.training.update import Update
 from fastdiff.training.world import World
 
 __all__ = ["TrainConfig", "TrainProgress", "TrainResult", "Trainer"]
@@ -133,6 +134,7 @@ class Trainer:
         self.condition = None if config.condition is None else ImageCondition(config.condition)
         self.batches = Batches(data, config, unet.config.num_classes, self._device)
         self._optimizer = build_optimizer(unet, config)
+        self._update = Update(list(unet.parameters()), self._optimizer, self.averages)
         self._parts = Parts(unet, self._optimizer, self.averages, self.objective)
         self._description = data.describe(with_labels=unet.config.num_classes is not None)
         self._table = torch.tensor(diffusion.noising_table(), dtype=torch.float32, device=self._device)
@@ -337,18 +339,14 @@ class Trainer:
         self._optimizer.zero_grad()
         loss = self._gradients(step)
         clip = math.inf if config.clip_norm is None else config.clip_norm
-        if self._sharing is None:
-            norm = torch.nn.utils.clip_grad_norm_(list(self.unet.parameters()), clip)
-        else:
-            norm = self._sharing.clip(clip)
+        norm = self._update.norm() if self._sharing is None else self._sharing.norm()
         values = torch.stack([loss, norm])
         if self._device.type == "cpu":
             # Before the weights are spoilt. Elsewhere it would wait for the device, so the interval checks.
             self._check_finite(step + 1, values)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        self._optimizer.step()
-        self.averages.update(step, None if self._sharing is None else self._sharing.own)
+        self._update.step(step, norm, clip, None if self._sharing is None else self._sharing.own)
         if self._sharing is not None:
             self._sharing.spread()
         return values

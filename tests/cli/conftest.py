@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fastdiff.pipeline import Pipeline
 from support.command_line import small_model
 
 
@@ -37,3 +39,12 @@ def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("arrays") / "a.npz"
     np.savez(path, np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
     return path
+
+
+@pytest.fixture(scope="session")
+def lively_model(tmp_path_factory):
+    """A model whose last layer, which starts at 0, is drawn: what is computed otherwise shows."""
+    folder = tmp_path_factory.mktemp("models")
+    pipe = Pipeline.from_pretrained(small_model(folder / "still"))
+    torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.1)
+    return pipe.save_pretrained(folder / "lively")

@@ -21,6 +21,11 @@ def test_samplers_are_compared_with_the_models_own_samples(labelled_model, tmp_p
     assert "OUT" in fails("compare", labelled_model, tmp_path / "out", *FEW)
 
 
+def test_compare_takes_a_precision(lively_model, tmp_path):
+    works("compare", lively_model, tmp_path / "out", *FEW, "--no-optimal", "--precision", "bfloat16")
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["precision"] == "bfloat16"
+
+
 def test_a_reference_stands_in_the_place_of_its_own_samples(model, archive, tmp_path):
     given = ("--reference", archive, "--no-optimal", "--budget", 3, "--num", 8)
     said = works("compare", model, tmp_path / "out", *FEW, *given)

@@ -38,6 +38,16 @@ def test_edit_vary_writes_an_archive_of_all_strengths(model, archive, tmp_path):
     assert side.is_file()
 
 
+def test_edit_takes_a_precision(lively_model, archive, tmp_path):
+    found = {}
+    for precision in ("fast", "bfloat16"):
+        out = tmp_path / f"{precision}.npy"
+        works("edit", "encode", lively_model, archive, "--steps", 4, "--precision", precision, "--out", out)
+        found[precision] = np.load(out)
+    assert 0 < np.abs(found["fast"] - found["bfloat16"]).max() < 0.5
+    assert "--precision must be" in fails("edit", "vary", lively_model, archive, "--precision", "int8")
+
+
 def test_edit_inpaint_keeps_what_is_known(model, archive, tmp_path):
     works("edit", "inpaint", model, archive, "--hole", "2,3,5,6", "--steps", 4, "--out", tmp_path / "i.npz")
     found, given = np.load(tmp_path / "i.npz")["arr_0"], np.load(archive)["arr_0"]

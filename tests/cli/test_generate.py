@@ -24,6 +24,17 @@ def test_shards_make_what_gather_puts_together(model, tmp_path):
     assert "7 images sampled again: all are the same" in works("generate", model, job, *FEW, "--verify", 9)
 
 
+def test_generate_takes_a_precision(lively_model, tmp_path):
+    half = ("--precision", "bfloat16")
+    works("generate", lively_model, tmp_path / "job", *FEW, *half)
+    works("gather", tmp_path / "job", tmp_path / "a.npz")
+    works("sample", lively_model, "--num", 7, "--steps", 2, *half, "--out", tmp_path / "b.npz")
+    with np.load(tmp_path / "a.npz") as made, np.load(tmp_path / "b.npz") as sampled:
+        np.testing.assert_array_equal(made["arr_0"], sampled["arr_0"])
+    # A job of another precision is another job.
+    assert "precision: 'bfloat16' in the folder" in fails("generate", lively_model, tmp_path / "job", *FEW)
+
+
 def test_shard_is_read_from_the_environment(model, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")

@@ -51,10 +51,8 @@ def test_sample_depends_on_seed_and_id_alone(model, tmp_path):
     assert np.abs(whole - other).max() > 10
 
 
-def test_sample_takes_a_precision(model, tmp_path):
-    pipe = Pipeline.from_pretrained(model)
-    torch.nn.init.normal_(pipe.unet.conv_out.weight, std=0.1)
-    options = ("sample", pipe.save_pretrained(tmp_path / "model"), "--num", 2, "--sampler", "ddpm", "--steps", 4)
+def test_sample_takes_a_precision(lively_model, tmp_path):
+    options = ("sample", lively_model, "--num", 2, "--sampler", "ddpm", "--steps", 4)
     found = {}
     for precision in ("fast", "bfloat16"):
         works(*options, "--precision", precision, "--out", tmp_path / f"{precision}.npy")

@@ -20,6 +20,16 @@ def test_shards_score_what_likelihood_does(model, archive, tmp_path):
     )
 
 
+def test_score_takes_a_precision(lively_model, archive, tmp_path):
+    said = {}
+    for precision in ("fast", "bfloat16"):
+        options = ("--precision", precision, "--method", "bound", "--option", "timesteps=[3]")
+        works("score", lively_model, archive, tmp_path / precision, *options)
+        with np.load(tmp_path / precision / "parts" / "part-000000.npz") as part:
+            said[precision] = np.concatenate([part[name].ravel() for name in sorted(part.files)])
+    assert 0 < np.nanmax(np.abs(said["fast"] - said["bfloat16"])) < 0.1
+
+
 def test_encodings_are_kept(model, archive, tmp_path):
     works("score", model, archive, tmp_path / "job", "--method", "encode", "--option", "steps=2")
     with np.load(tmp_path / "job" / "parts" / "part-000000.npz") as part:

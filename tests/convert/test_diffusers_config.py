@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -114,3 +115,55 @@ def test_diffusion_from_scheduler_refuses_what_it_does_not_know(config, said):
 def test_scheduler_from_diffusion_refuses_a_respaced_process():
     with pytest.raises(ValueError, match="respaced"):
         convert.scheduler_from_diffusion(fd.Diffusion(fd.NoiseSchedule.cosine(100)).respace(10))
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=50),
+        diffusers.EDMEulerScheduler(sigma_max=20.0, sigma_data=1.0),
+    ],
+    ids=["flow", "flow of 50", "edm"],
+)
+def test_processes_without_betas_go_both_ways(scheduler):
+    diffusion = convert.diffusion_from_scheduler(scheduler.config)
+    written = json.loads(json.dumps(convert.scheduler_from_diffusion(diffusion)))
+    assert convert.diffusion_from_scheduler(written) == diffusion
+    again = getattr(diffusers, written["_class_name"]).from_config(written)
+    # Levels and times of every training step, noisiest first.
+    levels = np.exp(-0.5 * diffusion.schedule.log_snr)[::-1]
+    sigmas = again.sigmas.double().numpy()[: len(levels)]
+    if diffusion.prediction == "velocity":
+        levels = levels[1:] / (1 + levels[1:])
+        sigmas = sigmas[1:]
+        np.testing.assert_allclose(
+            diffusion.schedule.timesteps[::-1], again.timesteps.double().numpy(), rtol=FLOAT32_SUM
+        )
+    else:
+        # They make one level more.
+        np.testing.assert_allclose([sigmas[0], again.sigmas[-2]], levels[[0, -1]], rtol=FLOAT32_SUM)
+        return
+    np.testing.assert_allclose(sigmas, levels, rtol=FLOAT32_SUM)
+
+
+@pytest.mark.parametrize(
+    "diffusion",
+    [
+        fd.Diffusion(fd.NoiseSchedule.vdm(10)),
+        fd.Diffusion(fd.NoiseSchedule.flow(10), "eps"),
+        fd.Diffusion(fd.NoiseSchedule.flow(10), "velocity"),
+        fd.Diffusion(fd.NoiseSchedule.edm(10), "x0"),
+        fd.Diffusion(fd.NoiseSchedule.cosine(10), "velocity"),
+    ],
+    ids=["vdm", "flow of eps", "flow of other times", "edm of x0", "velocity of the cosine schedule"],
+)
+def test_scheduler_from_diffusion_refuses_processes_that_are_not_theirs(diffusion):
+    with pytest.raises(ValueError, match="no scheduler of the process"):
+        convert.scheduler_from_diffusion(diffusion)
+
+
+def test_edms_schedulers_of_other_kinds_are_refused():
+    for options in ({"prediction_type": "v_prediction"}, {"sigma_schedule": "exponential"}):
+        with pytest.raises(ValueError, match="EDM's schedulers"):
+            convert.diffusion_from_scheduler(diffusers.EDMEulerScheduler(**options).config)

@@ -194,6 +194,35 @@ def test_pipeline_passes_the_precision_on():
     assert not torch.equal(guided["fast"], guided["bfloat16"])
 
 
+def test_a_pipeline_has_a_precision_of_its_own(monkeypatch):
+    """All that it does on a CPU runs with it, and is told apart from what runs without."""
+    pipe = fd.Pipeline(network("ho"), fd.Diffusion(fd.NoiseSchedule.cosine(20)))
+    x = inputs(pipe.unet, 2)[0].clamp(-1, 1)
+    mask = torch.zeros(1, 1, *x.shape[2:])
+    few = {"steps": 2}
+    calls = {
+        "sample": lambda: pipe.sample(2, **few),
+        "vary": lambda: pipe.vary(x, **few),
+        "inpaint": lambda: pipe.inpaint(x, mask, steps=2, jump_repeats=1),
+        "encode": lambda: pipe.encode(x, **few),
+        "interpolate": lambda: pipe.interpolate(x, x.flip(0), **few),
+        "progressive": lambda: pipe.progressive(2, rows=1, **few).samples,
+        "likelihood": lambda: pipe.likelihood((127.5 * (x + 1)).to(torch.uint8), timesteps=[3, 9]).total,
+    }
+    found = {name: call() for name, call in calls.items()}
+    by_argument = pipe.sample(2, precision="bfloat16", **few)
+    pipe.precision = "bfloat16"
+    assert torch.equal(calls["sample"](), by_argument)
+    for name, call in calls.items():
+        assert not torch.equal(call(), found[name]), name
+    assert torch.equal(pipe.sample(2, precision="fast", **few), found["sample"])
+    with pytest.raises(ValueError, match="precision must be 'fast', 'strict' or 'bfloat16', got 'int8'"):
+        pipe.precision = "int8"
+    monkeypatch.setattr(choose, "_said", set())
+    with pytest.warns(RuntimeWarning, match="the density by an ODE takes gradients"):
+        pipe.likelihood(x, "ode", tolerance=0.5)
+
+
 def test_a_precision_that_does_not_fit_is_refused():
     net = network("ho")
     options = {"shape": (1, 3, 16, 16), "progress": False}

@@ -9,7 +9,7 @@ from torch import nn
 
 import fastdiff as fd
 from fastdiff import ops
-from fastdiff.nets import training_pass
+from fastdiff.nets import training_lowering, training_pass
 from fastdiff.nets.blocks import Block
 from fastdiff.nets.dropout import keyed_dropout
 from support.networks import fan_scaled, small_preset, two_levels
@@ -107,6 +107,33 @@ def test_bits_do_not_depend_on_the_number_of_threads(name):
         torch.set_num_threads(threads)
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_samples_that_go_through_by_themselves_have_the_bits_of_a_batch(name, monkeypatch):
+    # Otherwise networks of small images alone do so.
+    for limit in ("_MOST_WEIGHTS", "_MOST_FLOATS"):
+        monkeypatch.setattr(training_lowering, limit, 1 << 40)
+    unet, threads = build(NETWORKS[name], dropout=0.2), torch.get_num_threads()
+    arguments, found = batch(unet.config, 5), []
+    keyed_dropout(unet).at(1, 2, range(5))
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(gradients(unet, *arguments))
+    finally:
+        torch.set_num_threads(threads)
+    (plan,) = training_pass._known[unet].plans.values()
+    assert plan is not None
+    assert plan.alone is not None
+    monkeypatch.setattr(training_lowering, "_MOST_WEIGHTS", 0)
+    training_pass._known.pop(unet)
+    expected = gradients(unet, *arguments)
+    (plan,) = training_pass._known[unet].plans.values()
+    assert plan is not None
+    assert plan.alone is None
+    for ours in found:
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 def test_masks_are_those_of_the_modules(passes):

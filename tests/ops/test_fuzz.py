@@ -13,6 +13,7 @@ import torch
 import fastdiff as fd
 import fastdiff.engine.schemas
 import fastdiff.nets.training_pass
+import fastdiff.training.update
 from fastdiff import ops
 from fastdiff.nets.training_lowering import lower_training, planned_parameters
 from fastdiff.process.table import CoefficientTable
@@ -228,6 +229,18 @@ def mse_backward(m):
     return [m.floats(output.shape[0]), output, target]
 
 
+def update(m):
+    shapes = [(m.size(1, 5), m.size(1, 5)), (m.size(1, 40),), (m.size(1, 3), m.size(1, 3), 3, 3)]
+    tensors = [[m.floats(*shape) for shape in shapes] for _ in range(5)]
+    for square in tensors[3]:
+        square.abs_()
+    return [*tensors, 0.5, 0.9, 0.9, 0.99, 0.5, 1e-8, 1e-3, 0.1]
+
+
+def gradient_norms_out(m):
+    return [[m.floats(m.size(1, 5), m.size(1, 5)), m.floats(m.size(1, 40))], m.floats(2)]
+
+
 def posterior_mean(m):
     shape = (m.size(1, 3), m.size(1, 5), m.size(), m.size())
     return [m.floats(*shape), m.floats(*shape), indices(m, shape[0], 10), torch.randn(10, 4), 1.0]
@@ -279,7 +292,8 @@ def training_run(m, network):
     code = torch.cat([plan.forward, plan.backward])
     seeds = indices(m, 5, 10**6)
     arena = torch.zeros(plan.floats * batch)
-    return [code, parameters, gradients, arena, batch, seeds, torch.arange(batch), 3]
+    alone = len(plan.forward) + (plan.alone or 0)
+    return [code, parameters, gradients, arena, batch, seeds, torch.arange(batch), 3, alone]
 
 
 PLANS = {f.__name__: f for f in (plan_forward, plan_sample, plan_scratch, training_run)}
@@ -290,7 +304,7 @@ BUILDERS = {
         step, diffuse, attention_out, attention_backward_out, dropout_out, conv3x3, conv3x3_backward, conv3x3_out,
         conv3x3_weight_grad, group_norm_act_cpu, group_norm_act_backward_cpu, linear, linear_backward, linear_out,
         linear_weight_grad, column_sums, column_sums_out, bound_loss, bound_loss_backward, bound_terms, mse,
-        mse_backward, posterior_mean,
+        mse_backward, posterior_mean, update, gradient_norms_out,
     )
 } | PLANS  # fmt: skip
 # In Python: they check their call, and hand it to an op above or to PyTorch.

@@ -27,7 +27,8 @@ def test_invertible_encode_undoes_invertible_decode(steps, schedule, prediction)
     links = len(decode)
     assert steps < links <= steps + 10
     # From next to no variance, where plain DDIM's last step has no inverse, to far beyond images in [-1, 1].
-    for variance in (1e-6, 1e-3, 0.25, 3.0, 20.0):
+    # A single step bears four times the largest variance of images.
+    for variance in (1e-6, 1e-3, 0.25, 3.0, 20.0 if steps > 1 else 4.0):
         _, down = run_table(decode, diffusion, variance)
         errors = []
         for iterations in (1, 5, 25):

@@ -17,8 +17,8 @@ OF_NOISE = ["deis", "dpm_solver", "lms", "ipndm"]
 OF_STAGES = ["plms", "pndm", "dpm_solver_singlestep"]
 
 
-@pytest.fixture(params=[0.99, 1.01])
-def wrong_by_one_per_cent(request, monkeypatch):
+@pytest.fixture(params=[0.95, 0.99, 1.01, 1.05])
+def wrong_by_per_cents(request, monkeypatch):
     """The exact network's output times this."""
     exact = gaussian_tables.network_gains
     monkeypatch.setattr(gaussian_tables, "network_gains", lambda *given: request.param * exact(*given))
@@ -28,9 +28,7 @@ def wrong_by_one_per_cent(request, monkeypatch):
 @pytest.mark.parametrize("schedule", [COSINE, BLANK], ids=["near zero", "zero"])
 @pytest.mark.parametrize("steps", [10, 20, 50])
 @pytest.mark.parametrize("name", [*OF_NOISE, *OF_STAGES])
-def test_noise_solvers_give_the_data_from_an_imperfect_network(
-    name, steps, schedule, prediction, wrong_by_one_per_cent
-):
+def test_noise_solvers_give_the_data_from_an_imperfect_network(name, steps, schedule, prediction, wrong_by_per_cents):
     diffusion = Diffusion(schedule, prediction)
     table = samplers.build(name, diffusion, steps)
     std = np.sqrt(run_table(table, diffusion, 0.25, start_variance=1.0)[0][-1])
@@ -39,14 +37,14 @@ def test_noise_solvers_give_the_data_from_an_imperfect_network(
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
 @pytest.mark.parametrize("name", OF_STAGES)
-def test_solvers_with_stages_give_the_data_from_v_networks(name, steps, wrong_by_one_per_cent):
+def test_solvers_with_stages_give_the_data_from_v_networks(name, steps, wrong_by_per_cents):
     diffusion = Diffusion(COSINE, "v")
     table = samplers.build(name, diffusion, steps)
     std = np.sqrt(run_table(table, diffusion, 0.25, start_variance=1.0)[0][-1])
     assert 0.6 < std / 0.5 < 1.3
 
 
-def test_invertible_chain_gives_the_data_from_an_imperfect_network(wrong_by_one_per_cent):
+def test_invertible_chain_gives_the_data_from_an_imperfect_network(wrong_by_per_cents):
     diffusion = Diffusion(COSINE, "eps")
     up = run_table(invertible_encode(diffusion, 50), diffusion, 0.25, start_variance=0.25)
     down = run_table(invertible_decode(diffusion, 50), diffusion, 0.25, start_variance=1.0)
@@ -73,7 +71,7 @@ def test_lam_min_leaves_other_networks_and_given_timesteps_alone():
         assert samplers.build(name, v, 20).note == ""
         assert samplers.build(name, eps, timesteps=[999, 500, 0])["t"][0] == 999
     assert samplers.unipc(eps, 20)["t"][0] == 999
-    assert samplers.unipc(eps, 20, predict_x0=False)["t"][0] == 995
+    assert samplers.unipc(eps, 20, predict_x0=False)["t"][0] == 946
 
 
 def test_lam_min_is_the_level_that_sampling_starts_at():
@@ -92,13 +90,13 @@ def test_lam_min_is_the_level_that_sampling_starts_at():
 def test_lam_min_bounds_every_spacing(spacing, final):
     table = samplers.deis(Diffusion(COSINE, "eps"), 20, spacing=spacing, final=final)
     assert len(table) == 20
-    assert table["t"].max() <= 995
+    assert table["t"].max() <= 946
     assert np.all(np.diff(table["t"]) < 0)
 
 
 def test_lam_min_takes_as_many_levels_as_there_are():
-    assert len(samplers.deis(Diffusion(COSINE, "eps"), 1000)) == 996
-    assert len(samplers.deis(Diffusion(COSINE, "eps"))) == 996
+    assert len(samplers.deis(Diffusion(COSINE, "eps"), 1000)) == 947
+    assert len(samplers.deis(Diffusion(COSINE, "eps"))) == 947
     with pytest.raises(ValueError, match="from 1 to 1000"):
         samplers.deis(Diffusion(COSINE, "eps"), 1001)
 

@@ -1,11 +1,14 @@
 """Singlestep solvers: their groups of evaluations, and diffusers live."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from fastdiff import Diffusion, NoiseSchedule
 from fastdiff.samplers.singlestep import dpm_solver_singlestep, dpmpp_singlestep, group_sizes
 from support.diffusers_runs import PREDICTIONS, same, theirs_and_ours
+from support.tolerances import FLOAT64
 
 
 def test_singlestep_takes_its_groups():
@@ -55,3 +58,21 @@ def test_singlestep_equals_diffusers(prediction, order, solver_type, algorithm):
         **clip,
     )
     same(*theirs_and_ours(scheduler, table))
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_long_groups_of_the_noise_are_taken_apart(order):
+    """None over which sigma / alpha falls by more than a factor of 10, and no level is lost."""
+    for diffusion in (Diffusion(NoiseSchedule.linear(1000)), Diffusion(NoiseSchedule.edm(1000), "F")):
+        for steps in (5, 7, 10, 20, 50):
+            table = dpm_solver_singlestep(diffusion, steps, order=order)
+            starts = np.append(np.flatnonzero(table["save_base"]), len(table))
+            assert len(table) == steps
+            rho = np.asarray(table.sigmas) / np.asarray(table.alphas)
+            for start, end in pairwise(starts[:-1]):
+                assert end - start == 1 or rho[start] / rho[end] < 10 * (1 + FLOAT64)
+        # Short ones are as they were, and given ones are taken.
+        whole = dpm_solver_singlestep(diffusion, 200, order=order)
+        assert whole["save_base"].sum() < 0.7 * len(whole)
+        given = dpm_solver_singlestep(diffusion, 3, groups=[2, 1])
+        assert given["save_base"].tolist() == [1, 0, 1]

@@ -84,14 +84,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(of: Engine, settings: Settings | None = None, drain_seconds: float = 20.0) -> Iterator[Served]:
-    """A server over an engine, on a free port; stopped at the end, as by a signal."""
+def served(
+    of: Engine, settings: Settings | None = None, drain_seconds: float = 20.0, *, port: int = 0
+) -> Iterator[Served]:
+    """A server over an engine, on a free port or this one; stopped at the end, as by a signal."""
     app = create_app(of, settings)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, date_header=False, lifespan="on", timeout_graceful_shutdown=2
     )
     server = Server(config, app.state.service, drain_seconds)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         found = Served(f"http://127.0.0.1:{listener.getsockname()[1]}", server, thread)

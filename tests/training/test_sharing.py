@@ -70,7 +70,8 @@ def update(rank: int, max_norm: float) -> Any:
             parameter.grad = gradient
         subject.send()
         world.meet()
-        norm = subject.clip(max_norm)
+        norm = subject.norm()
+        torch.nn.utils.clip_grads_with_norm_([ours[place] for place in subject.own], max_norm, norm)
         for place, parameter in enumerate(ours):
             assert place in subject.own or parameter.grad is None
             if parameter.grad is not None:

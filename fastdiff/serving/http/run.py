@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 import socket
+import sys
 import time
 from types import FrameType
 
@@ -20,6 +21,7 @@ from fastdiff.serving.http.settings import Settings
 __all__ = ["Server", "run"]
 
 # Connections that the system holds until they are taken.
+_SWITCH_SECONDS = 0.0005
 _BACKLOG = 2048
 # Descriptors that are not connections: files, the loop's own, the listening socket.
 _OWN_DESCRIPTORS = 64
@@ -106,6 +108,8 @@ def run(
         RuntimeError: the address cannot be listened at.
     """
     app = create_app(engine, settings)
+    # The engine's thread gives Python's lock back at each evaluation, and would wait this long for it.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OWN_DESCRIPTORS
     config = uvicorn.Config(
         app,

@@ -61,7 +61,7 @@ export class Panel {
     const items = names.map((alt, i) => {
       const item = element("li");
       const button = element("button", { disabled: true, onclick: () => this.onPick(i) });
-      button.append(element("img", { alt, width, height, src: noise(height, width) }));
+      button.append(element("img", { alt, width, height, src: noise(Math.min(height, 64), Math.min(width, 64)) }));
       item.append(button);
       return item;
     });
@@ -98,7 +98,7 @@ export class Panel {
       this.say("Sampling");
       Object.assign(this.progress, { max: data.total || 1, value: data.done });
     };
-    const onWait = (sentence, seconds) => isMine() && this.say(`${sentence} Trying again in ${seconds} s.`);
+    const onWait = (sentence, seconds) => isMine() && this.say(`${sentence.replace(/\.?$/, ".")} Trying again in ${seconds} s.`);
     try {
       const { images, seconds } = await run(body, { signal, onEvent, onWait });
       if (!isMine()) return null;
