@@ -124,8 +124,8 @@ class Pipeline:
         """Load a model, of this or of another project; its contents tell which.
 
         Known are fastdiff's model folders and training runs; diffusers' `UNet2DModel` and pipeline folders; weights
-        files of improved- and guided-diffusion, ddim, Ho (in PyTorch) and lucidrains; and ids of the Hugging Face
-        hub. No code in a file is run: only safetensors and plain data are read.
+        files of improved- and guided-diffusion, ddim, Ho (in PyTorch), lucidrains, score_sde and EDM (.pkl); and ids of
+        the Hugging Face hub. No code in a file is run: only safetensors and plain data are read.
 
         The files of other projects leave things open: T and the schedule, the size of the images, the heads and the
         qkv order of attention, whether weights are averaged. They are taken from the arguments below, or from the

@@ -75,6 +75,11 @@ def write_model(
         )
     with network.lock:
         network.check(thorough=True)
+        if network.labels_come_first:
+            raise ValueError(
+                "an exported model adds its labels behind the embedding of the time, and this network before it "
+                "(label_place): it cannot be exported"
+            )
         plan = network.plan(height, width)
         if (read := plan.buffers[plan.input].channels) != channels:
             raise ValueError(

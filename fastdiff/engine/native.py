@@ -27,6 +27,7 @@ from fastdiff.engine.pack import Places, encode, pack_layers, pack_weights, weig
 from fastdiff.engine.packed_cache import chosen_folder
 from fastdiff.engine.plan import Buffer, Instruction, Placement, Plan, place
 from fastdiff.engine.watch import Watch
+from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import spelt
 
 __all__ = [
@@ -47,6 +48,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Memory = Literal["normal", "low"]
 # Plans kept at a time, one per batch and size; the oldest goes. They share their memory.
 MAX_PLANS = 64
+# Vectors of times kept, likewise.
+MAX_TIMES = 64
 # Of a network that threads evaluate side by side, each with samples of its own: packed weights that the last cache
 # holds, and activations of some samples that a thread's own cache holds. Below so many operations per sample it pays
 # for fewer samples than threads as well: meeting after each instruction costs more than the others' help is worth.
@@ -252,6 +255,7 @@ class NativeNetwork:
         self._packed: dict[tuple[str, ...], tuple[Tensor, Places]] = {}
         self._projections: tuple[str, ...] = ()
         self._time_layers: tuple[Linear, ...] = ()
+        self._known_times: OrderedDict[tuple[torch.dtype, float], Tensor] = OrderedDict()
         # Whatever the engine cannot run is found here, not in the middle of sampling.
         self.check()
 
@@ -325,7 +329,7 @@ class NativeNetwork:
                 self._projections = self.plan(*self.family.size(self.unet)).projections
             if change != "nothing":
                 self._packed.clear()
-                self._time_layers = ()
+                self._forget_times()
                 self._watch.remember(self.unet)
                 self.generation += 1
 
@@ -376,15 +380,24 @@ class NativeNetwork:
         A row does not depend on the others.
         """
         with self.lock:
-            embedded, projection = self.embedded(t)
-            labels = getattr(self.unet, "label_emb", None)
+            embedded, projection = self.embedded(t, y)
+            labels = None if self.labels_come_first else getattr(self.unet, "label_emb", None)
             if labels is not None:
                 with torch.no_grad():
                     embedded = embedded + labels(y)
             return projection(embedded)
 
-    def embedded(self, t: Tensor) -> tuple[Tensor, Linear]:
-        """Embedded times [N, 4 channels], before a label's vector is added, and the layer from them to `times`."""
+    @property
+    def labels_come_first(self) -> bool:
+        """Whether the labels' vectors are part of what the first layer of the embedding is given."""
+        unet = self.unet
+        return isinstance(unet, UNet) and unet.label_emb is not None and unet.config.label_place == "before_mlp"
+
+    def embedded(self, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Linear]:
+        """Embedded times [N, 4 channels], before a label's vector is added, and the layer from them to `times`.
+
+        Labels are looked at where they come first.
+        """
         with self.lock:
             unet, family = self.unet, self.family
             if not self._time_layers:
@@ -397,25 +410,38 @@ class NativeNetwork:
                 )
             first_layer, last_layer, projection = self._time_layers
             with torch.no_grad():
-                hidden = first_layer(family.waves(unet, t))
+                hidden = first_layer(family.waves(unet, t, y))
                 # In float64, since PyTorch's GELU may round otherwise at the end of a tensor.
                 hidden = gelu(hidden.double()).float() if family.act == "gelu" else hidden
             return last_layer(hidden), projection
 
     def _times_of_batch(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """The same, [1 or N, time_width], with the work done once for equal times."""
-        if y is not None or len(t) == 1:
+        """The same, [1 or N, time_width], with the work done once for equal times; those of one time are kept."""
+        if y is not None:
             return self.times(t, y)
-        distinct, which = torch.unique(t, return_inverse=True)
-        rows = self.times(distinct)
-        return rows if len(distinct) == 1 else rows[which]
+        if len(t) > 1:
+            distinct, which = torch.unique(t, return_inverse=True)
+            if len(distinct) > 1:
+                return self.times(distinct)[which]
+            t = distinct
+        key = (t.dtype, float(t[0]))
+        known = self._known_times.get(key)
+        if known is None:
+            known = self._known_times[key] = self.times(t)
+            if len(self._known_times) > MAX_TIMES:
+                self._known_times.popitem(last=False)
+        return known
 
     def _drop(self) -> None:
         self._watch.forget()
         self._plans.clear()
         self._room.clear()
         self._packed.clear()
+        self._forget_times()
+
+    def _forget_times(self) -> None:
         self._time_layers = ()
+        self._known_times.clear()
 
     def _packed_for(self, plan: Plan) -> tuple[Tensor, Places]:
         # Image sizes share their weights where their layers have the same algorithms; else there is room for one.
