@@ -16,8 +16,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="A fastdiff or diffusers folder, a .pt of improved-diffusion, guided-diffusion, ddim, score_sde, "
-            "a .pkl of EDM, or a hub id."
+            help="A fastdiff or diffusers folder, a .pt of improved-diffusion, guided-diffusion, ddim, score_sde, a "
+            ".pkl of EDM, or a hub id."
         ),
     ],
     target: Annotated[
