@@ -140,7 +140,7 @@ class _Reader:
                 act(self, argument)
         except Refused:
             raise
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, struct.error) as error:
+        except (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError, struct.error) as error:
             raise Refused(f"it is damaged, or no pickle: {type(error).__name__}") from error
         raise Refused("it is cut short")
 
@@ -307,8 +307,8 @@ def _tensor_of(args: tuple[Any, ...]) -> Tensor:
     whole = [offset, *size, *stride] if isinstance(size, tuple) and isinstance(stride, tuple) else []
     if not isinstance(storage, _Storage) or not whole or len(size) != len(stride) or len(size) > _MAX_DIMS:
         raise Refused("it describes a tensor as PyTorch does not")
-    if any(type(number) is not int or number < 0 for number in whole):
-        raise Refused("it describes a tensor with a size, stride or offset that is no whole number from 0 up")
+    if any(type(number) is not int or not 0 <= number < 1 << 48 for number in whole):
+        raise Refused("it describes a tensor with a size, stride or offset that is no whole number in [0, 2^48)")
     count, held = math.prod(size), len(storage.values)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     # A tensor that repeats its values could be of any size.

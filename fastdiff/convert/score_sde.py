@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastdiff.convert.diffusers_unet import build_unet
 from fastdiff.convert.edm_files import diffusion_from_edm
+from fastdiff.convert.layouts import reorder_qkv
 from fastdiff.convert.unet_modules import network_modules
 from fastdiff.convert.untrusted import is_state_dict
 from fastdiff.files.checkpoint import LoadedModel, WeightKind
@@ -24,11 +26,19 @@ from fastdiff.nets.wrapped import plain_names
 from fastdiff.process.checks import check_keys, height_and_width
 from fastdiff.process.diffusion import Diffusion
 
-__all__ = ["from_score_sde", "infer_score_sde", "is_score_sde", "load_score_sde"]
+__all__ = ["from_score_sde", "infer_score_sde", "is_score_sde", "load_score_sde", "to_score_sde"]
 
 _RES = {"norm1": "GroupNorm_0", "conv1": "Conv_0", "emb_proj": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1"}
 _ATTENTION_SIZE = 16
 _HINTS = ("image_size",)
+# Of score_sde's networks: what `infer_score_sde` says of them beside what their shapes do.
+_FIXED = (
+    "resblock_updown", "skip_scale", "resample_projection", "decoder_attention", "scale_shift_norm", "norm_eps",
+    "norm_groups", "min_group_channels", "num_classes", "augment_channels", "num_heads", "head_channels",
+    "resample_filter",
+)  # fmt: skip
+# Weights of an average, as their training has it, and their learning rate.
+_EMA_DECAY, _LEARNING_RATE = 0.999, 2e-4
 
 
 def is_score_sde(content: Any) -> bool:
@@ -178,6 +188,95 @@ def from_score_sde(tensors: Mapping[str, Tensor], config: UNetConfig) -> dict[st
     return found
 
 
+def to_score_sde(tensors: Mapping[str, Tensor], config: UNetConfig, diffusion: Diffusion, step: int) -> dict[str, Any]:
+    """A checkpoint that score_sde's code restores; the inverse of `load_score_sde`.
+
+    Args:
+        tensors: `UNet(config).state_dict()`.
+        config: The network's.
+        diffusion: Its process.
+        step: Training steps taken.
+
+    Returns:
+        Its contents. The weights stand there as trained ones and as their average; the optimizer has no moments.
+
+    Raises:
+        ValueError: score_sde has no such network or process; the message names what is in the way.
+    """
+    is_exploding = config.time_embedding == "fourier"
+    expected = UNetConfig(
+        time_embedding=config.time_embedding,
+        resblock_updown=True,
+        skip_scale=math.sqrt(0.5),
+        resample_projection=True,
+        decoder_attention="last",
+        min_group_channels=4,
+        resample_filter=(1, 3, 3, 1) if config.input_pyramid else (1, 1),
+        input_pyramid=config.input_pyramid,
+    )
+    wrong = [name for name in _FIXED if getattr(config, name) != getattr(expected, name)]
+    waves = 2 * config.channels if is_exploding else config.channels
+    wrong += ["time_channels"] if config.waves != waves else []
+    wrong += ["stem_channels"] if config.stem_width != config.channels else []
+    wrong += ["time_embedding"] if config.time_embedding == "cos_sin" else []
+    wrong += ["out_channels"] if config.out_channels != config.in_channels else []
+    if wrong:
+        raise ValueError(f"score_sde has no network with such {', '.join(wrong)}")
+    levels = _levels(diffusion, is_exploding)
+    own = {name: value.detach().cpu() for name, value in tensors.items()}
+    modules: list[dict[str, Tensor]] = []
+    for kind, name, parts in _ours(config):
+        if kind == "fourier":
+            modules.append({"W": own[name]})
+        elif kind == "attention":
+            found = {f"GroupNorm_0.{end}": own[f"{name}.norm.{end}"] for end in ("weight", "bias")}
+            rows, biases = (
+                reorder_qkv(own[f"{name}.qkv.{end}"], 1, config.qkv_layout, "separate").chunk(3)
+                for end in ("weight", "bias")
+            )
+            for n in range(3):
+                found |= {f"NIN_{n}.W": rows[n].T, f"NIN_{n}.b": biases[n]}
+            modules.append(found | {"NIN_3.W": own[f"{name}.proj.weight"].T, "NIN_3.b": own[f"{name}.proj.bias"]})
+        else:
+            sign = -1 if name == "conv_out" and is_exploding else 1
+            modules.append(
+                {
+                    ".".join(filter(None, (part, end))): sign * own[".".join(filter(None, (name, ours, end)))]
+                    for ours, part in parts.items()
+                    for end in ("weight", "bias")
+                }
+            )
+    state = {
+        f"module.all_modules.{n}.{name}": value.contiguous()
+        for n, module in enumerate(modules)
+        for name, value in module.items()
+    }
+    trained = [value for name, value in state.items() if not (name.endswith(".W") and value.ndim == 1)]
+    optimizer = torch.optim.Adam([torch.nn.Parameter(value) for value in state.values()], lr=_LEARNING_RATE)
+    average = {"decay": _EMA_DECAY, "num_updates": step, "shadow_params": trained}
+    model = {"module.sigmas": levels, **state}
+    return {"optimizer": optimizer.state_dict(), "model": model, "ema": average, "step": step}
+
+
+def _levels(diffusion: Diffusion, is_exploding: bool) -> Tensor:
+    """The buffer of levels, of data in [0, 1]; where the process is the one that a loaded file would have."""
+    sigma = np.exp(-0.5 * diffusion.schedule.log_snr)
+    ends = {"sigma_min": float(sigma[0]), "sigma_max": float(sigma[-1])}
+    kind, settings = ("VEPrecond", ends) if is_exploding else ("VPPrecond", {})
+    expected = diffusion_from_edm(kind, settings)[0]
+    same = (diffusion.prediction, diffusion.variance, len(diffusion.schedule), diffusion.schedule.coordinates) == (
+        expected.prediction, expected.variance, len(expected.schedule), expected.schedule.coordinates
+    )  # fmt: skip
+    for name in ("log_snr", "timesteps"):
+        same = same and np.allclose(getattr(diffusion.schedule, name), getattr(expected.schedule, name), rtol=1e-9)
+    if not same:
+        raise ValueError(
+            f"score_sde has no such process, {diffusion.schedule.name!r} with prediction {diffusion.prediction!r}"
+        )
+    low, high = (ends["sigma_min"] / 2, ends["sigma_max"] / 2) if is_exploding else (0.01, 50.0)
+    return torch.from_numpy(np.exp(np.linspace(math.log(high), math.log(low), len(diffusion.schedule)))).float()
+
+
 def _ours(config: UNetConfig) -> Iterator[tuple[str, str, dict[str, str]]]:
     """The modules in their order: kind, our name, and our parts' names by theirs."""
     if config.time_embedding == "fourier":
@@ -243,5 +342,6 @@ def _process(is_exploding: bool, sigmas: Tensor | None) -> Diffusion:
         return diffusion_from_edm("VPPrecond", {"beta_d": 19.9, "beta_min": 0.1})[0]
     if sigmas is None or sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas > 0).all():
         raise ValueError("it has no levels (sigmas): give diffusion=")
-    low, high = 2 * float(sigmas.min()), 2 * float(sigmas.max())
+    # The authors' numbers, which float32 has rounded.
+    low, high = (2 * float(f"{float(value):.6g}") for value in (sigmas.min(), sigmas.max()))
     return diffusion_from_edm("VEPrecond", {"sigma_min": low, "sigma_max": high})[0]

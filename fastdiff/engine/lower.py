@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Op, Plan
+from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Op, Plan, PlanBuilder
 from fastdiff.nets.blocks import (
     AttentionBlock,
     Block,
@@ -145,14 +145,10 @@ def choose_algorithm(kernel: int, stride: int, channels_in: int, out: Buffer) ->
     return "winograd2"
 
 
-class _Lowering:
+class _Lowering(PlanBuilder):
     def __init__(self, unet: UNet, target: Literal["cpu", "cuda"]) -> None:
+        super().__init__(unet)
         self.unet, self.target = unet, target
-        self.names = {module: name for name, module in unet.named_modules()}
-        self.buffers: list[Buffer] = []
-        self.instructions: list[Instruction] = []
-        self.projections: list[str] = []
-        self.time_width = 0
         self.statistics: dict[int, int] = {}
         # A sum that is multiplied by a number is left as it is, and the number is that of its buffer: a norm does not
         # see it but for its epsilon, and what else reads the buffer has it in its weights.
@@ -179,9 +175,7 @@ class _Lowering:
                 f"conv_out makes {self.buffers[output].channels} channels, and the configuration says "
                 f"{unet.config.out_channels}"
             )
-        return Plan(
-            tuple(self.buffers), tuple(self.instructions), image, output, tuple(self.projections), self.time_width
-        )
+        return self.plan(image, output)
 
     def factor(self, buffer: int) -> float:
         return self.factors.get(buffer, 1.0)
@@ -189,14 +183,6 @@ class _Lowering:
     def factors_of(self, sources: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
         found = tuple((self.buffers[source].channels, self.factor(source)) for source in sources)
         return () if all(factor == 1 for _, factor in found) else found
-
-    def buffer(self, height: int, width: int, channels: int) -> int:
-        self.buffers.append(Buffer(height, width, channels))
-        return len(self.buffers) - 1
-
-    def emit(self, instruction: Instruction) -> int:
-        self.instructions.append(instruction)
-        return instruction.target
 
     def block(self, layers: nn.Module, sources: tuple[int, ...]) -> int:
         if not isinstance(layers, Block):

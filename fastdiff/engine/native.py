@@ -48,6 +48,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Memory = Literal["normal", "low"]
 # Plans kept at a time, one per batch and size; the oldest goes. They share their memory.
 MAX_PLANS = 64
+# Vectors of times kept, likewise.
+MAX_TIMES = 64
 # Of a network that threads evaluate side by side, each with samples of its own: packed weights that the last cache
 # holds, and activations of some samples that a thread's own cache holds. Below so many operations per sample it pays
 # for fewer samples than threads as well: meeting after each instruction costs more than the others' help is worth.
@@ -253,6 +255,7 @@ class NativeNetwork:
         self._packed: dict[tuple[str, ...], tuple[Tensor, Places]] = {}
         self._projections: tuple[str, ...] = ()
         self._time_layers: tuple[Linear, ...] = ()
+        self._known_times: OrderedDict[tuple[torch.dtype, float], Tensor] = OrderedDict()
         # Whatever the engine cannot run is found here, not in the middle of sampling.
         self.check()
 
@@ -326,7 +329,7 @@ class NativeNetwork:
                 self._projections = self.plan(*self.family.size(self.unet)).projections
             if change != "nothing":
                 self._packed.clear()
-                self._time_layers = ()
+                self._forget_times()
                 self._watch.remember(self.unet)
                 self.generation += 1
 
@@ -413,19 +416,32 @@ class NativeNetwork:
             return last_layer(hidden), projection
 
     def _times_of_batch(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """The same, [1 or N, time_width], with the work done once for equal times."""
-        if y is not None or len(t) == 1:
+        """The same, [1 or N, time_width], with the work done once for equal times; those of one time are kept."""
+        if y is not None:
             return self.times(t, y)
-        distinct, which = torch.unique(t, return_inverse=True)
-        rows = self.times(distinct)
-        return rows if len(distinct) == 1 else rows[which]
+        if len(t) > 1:
+            distinct, which = torch.unique(t, return_inverse=True)
+            if len(distinct) > 1:
+                return self.times(distinct)[which]
+            t = distinct
+        key = (t.dtype, float(t[0]))
+        known = self._known_times.get(key)
+        if known is None:
+            known = self._known_times[key] = self.times(t)
+            if len(self._known_times) > MAX_TIMES:
+                self._known_times.popitem(last=False)
+        return known
 
     def _drop(self) -> None:
         self._watch.forget()
         self._plans.clear()
         self._room.clear()
         self._packed.clear()
+        self._forget_times()
+
+    def _forget_times(self) -> None:
         self._time_layers = ()
+        self._known_times.clear()
 
     def _packed_for(self, plan: Plan) -> tuple[Tensor, Places]:
         # Image sizes share their weights where their layers have the same algorithms; else there is room for one.

@@ -16,7 +16,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Algorithm", "AttentionLayer", "Buffer", "Instruction", "Number", "Op", "Placement", "Plan", "place"]
+from torch import nn
+
+__all__ = [
+    "Algorithm",
+    "AttentionLayer",
+    "Buffer",
+    "Instruction",
+    "Number",
+    "Op",
+    "Placement",
+    "Plan",
+    "PlanBuilder",
+    "place",
+]
 
 Op = Literal[
     "stats", "norm", "conv", "attention", "pool", "repeat", "pixel_norm", "memory_attention", "linear_attention",
@@ -238,3 +251,35 @@ def _first_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
             return start
         start = max(start, end)
     return start
+
+
+class PlanBuilder:
+    """A plan in the making, for what lowers a network of some class.
+
+    Attributes:
+        names: Each module's name in the network.
+        buffers, instructions, projections, time_width: As those of `Plan`, as far as it got.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        self.names = {module: name for name, module in unet.named_modules()}
+        self.buffers: list[Buffer] = []
+        self.instructions: list[Instruction] = []
+        self.projections: list[str] = []
+        self.time_width = 0
+
+    def buffer(self, height: int, width: int, channels: int) -> int:
+        """Room for an image, by its number."""
+        self.buffers.append(Buffer(height, width, channels))
+        return len(self.buffers) - 1
+
+    def emit(self, instruction: Instruction) -> int:
+        """Add an instruction; its target."""
+        self.instructions.append(instruction)
+        return instruction.target
+
+    def plan(self, image: int, output: int) -> Plan:
+        """From the buffer of the input to that of the result."""
+        return Plan(
+            tuple(self.buffers), tuple(self.instructions), image, output, tuple(self.projections), self.time_width
+        )

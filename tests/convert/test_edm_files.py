@@ -9,6 +9,7 @@ import torch
 
 import fastdiff as fd
 from fastdiff.convert.edm_files import diffusion_from_edm, read_edm
+from fastdiff.convert.save import save_as
 from support.edm_files import doubled, write
 from support.edm_networks import SETTINGS, calls
 from support.tolerances import FLOAT32_DEEP, FLOAT64_PRODUCT
@@ -162,3 +163,16 @@ def test_processes_have_the_settings_of_the_file():
     assert (edm.prediction, edm.sigma_data, network) == ("F", 0.3, "DhariwalUNet")
     assert rest["out_channels"] == 3
     assert float(np.exp(-0.5 * edm.schedule.log_snr[-1])) == pytest.approx(40.0)
+
+
+def test_edm_network_becomes_a_folder_and_no_file_of_others(tmp_path):
+    write(tmp_path / "net.pkl", "ddpmpp")
+    pipe = fd.Pipeline.from_pretrained(tmp_path / "net.pkl")
+    save_as(pipe, tmp_path / "own", "fastdiff")
+    x, t, _, _ = calls("ddpmpp", torch.float32)
+    with torch.no_grad():
+        assert torch.equal(fd.Pipeline.from_pretrained(tmp_path / "own").unet(x, t), pipe.unet(x, t))
+    for target in ("diffusers", "openai"):
+        with pytest.raises(ValueError, match=r"no (network|names).*skip_scale"):
+            save_as(pipe, tmp_path / f"{target}.pt", target)
+        assert not (tmp_path / f"{target}.pt").exists()

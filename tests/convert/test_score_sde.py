@@ -1,5 +1,6 @@
 """score_sde's checkpoints: network, average and process, against the re-derivation in plain PyTorch."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import fastdiff as fd
+from fastdiff.convert.save import save_as
 from fastdiff.convert.score_sde import from_score_sde, infer_score_sde
 from support.edm_networks import SETTINGS, calls, plain, score_sde_state
 from support.tolerances import FLOAT32_DEEP, FLOAT32_SUM, FLOAT64_NETWORK, FLOAT64_PRODUCT
@@ -99,3 +101,38 @@ def test_wrong_checkpoints_are_named(tmp_path):
         from_score_sde(fewer, config)
     with pytest.raises(ValueError, match="with one output"):
         infer_score_sde(fewer, 8)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_checkpoint_goes_round(case, tmp_path):
+    """To the last bit, and with the names, order and levels that it had."""
+    first, again = tmp_path / "checkpoint_1.pth", tmp_path / "checkpoint_2.pth"
+    checkpoint(case, first)
+    pipe = fd.Pipeline.from_pretrained(first, unet={"image_size": 8})
+    save_as(pipe, again, "score_sde")
+    back = fd.Pipeline.from_pretrained(again, unet={"image_size": 8}, weights="raw")
+    assert back.diffusion == pipe.diffusion
+    assert back.unet.config == pipe.unet.config
+    state = back.unet.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in pipe.unet.state_dict().items())
+    content, expected = (torch.load(path, weights_only=True) for path in (again, first))
+    assert list(content["model"]) == list(expected["model"])
+    average = zip(content["ema"]["shadow_params"], expected["ema"]["shadow_params"], strict=True)
+    assert all(torch.equal(*pair) for pair in average)
+    # Their code restores the optimizer as well.
+    parameters = [torch.nn.Parameter(value) for value in list(content["model"].values())[1:]]
+    torch.optim.Adam(parameters).load_state_dict(content["optimizer"])
+
+
+def test_what_score_sde_does_not_have_is_named(tmp_path):
+    checkpoint("ddpmpp", tmp_path / "checkpoint_1.pth")
+    pipe = fd.Pipeline.from_pretrained(tmp_path / "checkpoint_1.pth", unet={"image_size": 8})
+    other = fd.Pipeline(pipe.unet, fd.Diffusion(fd.NoiseSchedule.linear(1000)))
+    with pytest.raises(ValueError, match="no such process, 'linear'"):
+        save_as(other, tmp_path / "other.pth", "score_sde")
+    unet = fd.UNet(dataclasses.replace(pipe.unet.config, num_classes=3))
+    with pytest.raises(ValueError, match="no network with such num_classes"):
+        save_as(fd.Pipeline(unet, pipe.diffusion), tmp_path / "other.pth", "score_sde")
+    with pytest.raises(ValueError, match=r"ends in \.pth"):
+        save_as(pipe, tmp_path / "other.bin", "score_sde")
+    assert not list(tmp_path.glob("other*"))
