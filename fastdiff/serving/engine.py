@@ -130,7 +130,7 @@ class Engine:
     Args:
         model: The pipeline, or the path of its model.
         capacity: Images evaluated at a time, at most; one with guidance takes two places.
-        precision: Of the C++ engine; see `fastdiff.compile`.
+        precision: Of the C++ engine; see `fastdiff.compile`. The pipeline's own when None.
         max_queued: Images that may be in the engine at a time; further requests are refused with `Full`.
         max_wait: Seconds that a request may wait for its first evaluation; None for any time.
         max_steps: Evaluations per image that a request may ask for; None for any number.
@@ -168,7 +168,7 @@ class Engine:
         num = self.max_queued if max_num is None else min(self.max_queued, whole_number("max_num", max_num, low=1))
         steps = None if max_steps is None else whole_number("max_steps", max_steps, low=1)
         self.limits = Limits(num, steps, None if max_pixels is None else whole_number("max_pixels", max_pixels, low=1))
-        self._evaluate = Evaluator(self.pipeline, precision)
+        self._evaluate = Evaluator(self.pipeline, self.pipeline.precision if precision is None else precision)
         # Held for the lists and counts below, and for nothing that takes time.
         self._changed = threading.Condition()
         # Held for a step.

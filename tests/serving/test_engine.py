@@ -330,6 +330,16 @@ def test_bfloat16_shares_batches_without_changing_bits():
         assert torch.equal(future.result(), expected)
 
 
+def test_the_pipelines_own_precision_holds_where_none_is_given():
+    plain = pipeline(classes=False)
+    pipe = fd.Pipeline(plain.unet, plain.diffusion, metadata=plain.metadata)
+    pipe.precision = "bfloat16"
+    engine = Engine(pipe, capacity=4)
+    future = engine.add(Request(num=2, steps=4))
+    run(engine)
+    assert torch.equal(future.result(), pipe.sample(2, steps=4))
+
+
 def test_what_is_asked_of_an_engine_is_checked():
     pipe = pipeline(classes=False)
     for options, message in [
