@@ -74,11 +74,15 @@ class SampleFuture(Future[Tensor]):
         self.id = uuid.uuid4().hex
         self.request = request
         self._drop = drop
+        # Taken by the first who cancels.
+        self._first = threading.Lock()
 
     def cancel(self) -> bool:
         """Take the request out of the engine, whether it runs or waits; False where it is done already."""
         cancelled = super().cancel()
-        if cancelled:
+        if cancelled and self._first.acquire(blocking=False):
+            # Without it nobody who waits for several futures would learn of it.
+            self.set_running_or_notify_cancel()
             self._drop(self)
         return cancelled
 

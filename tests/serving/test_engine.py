@@ -4,7 +4,7 @@ import os
 import random
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 
 import psutil
 import pytest
@@ -338,6 +338,15 @@ def test_the_pipelines_own_precision_holds_where_none_is_given():
     future = engine.add(Request(num=2, steps=4))
     run(engine)
     assert torch.equal(future.result(), pipe.sample(2, steps=4))
+
+
+def test_who_waits_for_several_futures_learns_of_a_cancelled_one():
+    engine = Engine(pipeline(classes=False), capacity=4)
+    future = engine.add(Request(num=2))
+    assert future.cancel()
+    assert wait([future], timeout=5).done == {future}
+    assert future.cancel()
+    assert engine.stats.cancelled == 1
 
 
 def test_what_is_asked_of_an_engine_is_checked():
