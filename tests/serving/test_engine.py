@@ -349,6 +349,23 @@ def test_who_waits_for_several_futures_learns_of_a_cancelled_one():
     assert engine.stats.cancelled == 1
 
 
+def test_what_the_caller_writes_to_its_tensors_later_has_no_part():
+    pipe = pipeline()
+    fields = {"num": 6, "steps": 4, "labels": torch.tensor([0, 1, 2, 0, 1, 2]), "sample_ids": torch.arange(6)}
+    image, mask = torch.zeros(6, 1, 8, 8), torch.arange(64).reshape(8, 8) < 32
+    kinds = [{}, {"image": image, "strength": 0.0}, {"image": image, "strength": 0.5}]
+    kinds += [{"image": image, "mask": mask, "options": {"jump_repeats": 1}}]
+    requests = [Request(**fields, **kind) for kind in kinds]
+    expected = [alone(pipe, request) for request in requests]
+    engine = Engine(pipe, capacity=4)
+    futures = [engine.add(request) for request in requests]
+    for tensor in (image, mask, fields["labels"], fields["sample_ids"]):
+        tensor.fill_(1)
+    run(engine)
+    for future, images in zip(futures, expected, strict=True):
+        assert torch.equal(future.result(), images)
+
+
 def test_what_is_asked_of_an_engine_is_checked():
     pipe = pipeline(classes=False)
     for options, message in [
