@@ -220,6 +220,8 @@ class Engine:
         future = SampleFuture(request, self._drop)
         with self._changed:
             self._refuse_if_closed()
+        # What does not fit shows here, before it is counted.
+        job = None if work.answer is not None else Job(request, work, on_event, self._evaluate.self_condition)
             held = sum(job.waiting + job.running for job in self._jobs.values())
             if held + work.shape[0] > self.max_queued:
                 self._counts["refused"] += 1
@@ -229,9 +231,9 @@ class Engine:
                     self._seconds_to_go(),
                 )
             self._counts["added"] += 1
-            if work.answer is None:
+            if job is not None:
                 self._number += 1
-                job = Job(request, work, self._number, on_event, self._evaluate.self_condition)
+                job.number = self._number
                 self._jobs[future] = job
                 self._future_of[job] = future
                 insort(self._queues.setdefault(job.size, []), job, key=_order)

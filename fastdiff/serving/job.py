@@ -131,10 +131,13 @@ class Job:
         level: Of priority, waiting included.
     """
 
+    Raises:
+        ValueError: a self-conditioned network, and a table that predicts noise at levels it does not say.
+
     def __init__(
-        self, request: Request, work: Work, number: int, on_event: Callable[[Event], None] | None, is_fed_back: bool
+        self, request: Request, work: Work, on_event: Callable[[Event], None] | None, is_fed_back: bool
     ) -> None:
-        self.request, self.work, self.number = request, work, number
+        self.request, self.work, self.number = request, work, 0
         self.added = self.served = time.monotonic()
         self.started: float | None = None
         self.cost = 1 if work.guidance is None else 2
@@ -145,7 +148,9 @@ class Job:
         self.has_learned_variance = work.table.learned_variance
         self.level = request.priority
         self.result = torch.empty(work.shape, device=work.ids.device)
-        self._on_event, self._is_fed_back = on_event, is_fed_back
+        self._on_event = on_event
+        # With no prediction yet, as each chunk begins.
+        self._feedback = SelfConditioning(work.table) if is_fed_back else None
         # Of each row: how many evaluations there were up to it.
         self._counts = work.table["evaluate"][work.start_row :].cumsum().astype(int).tolist()
         self._running: list[Chunk] = []
@@ -218,8 +223,8 @@ class Job:
         else:
             x = work.x_init[some].clone(memory_format=torch.channels_last)
         chunk = Chunk(self, samples, x, work.state.part(x, some), work.start_row)
-        if self._is_fed_back:
-            chunk.feedback = SelfConditioning(work.table)
+        if self._feedback is not None:
+            chunk.feedback = self._feedback.part(slice(None))
         self._next += count
         self._running.append(chunk)
         if self.started is None:

@@ -1,5 +1,6 @@
 """Tests of fastdiff.serving.engine: everyone's images are those that they would get alone, whatever else runs."""
 
+import dataclasses
 import os
 import random
 import threading
@@ -364,6 +365,22 @@ def test_what_the_caller_writes_to_its_tensors_later_has_no_part():
     run(engine)
     for future, images in zip(futures, expected, strict=True):
         assert torch.equal(future.result(), images)
+
+
+def test_a_table_that_cannot_feed_a_network_back_is_refused_alone():
+    unet = shaken(Unet(8, dim_mults=(1, 2), channels=1, self_condition=True), 0.1)
+    unet.config = two_levels()
+    pipe = fd.Pipeline(unet, fd.Diffusion(fd.NoiseSchedule.cosine(40)))
+    table = fd.samplers.pndm(pipe.diffusion, 6)
+    silent = dataclasses.replace(table, alphas=(), sigmas=())
+    assert not silent.data_prediction
+    engine = Engine(pipe, capacity=4)
+    good = engine.add(Request(steps=3))
+    with pytest.raises(ValueError, match="predicts noise at levels that it does not say"):
+        engine.add(Request(sampler=silent))
+    run(engine)
+    assert good.done()
+    assert (engine.stats.added, engine.stats.finished) == (1, 1)
 
 
 def test_what_is_asked_of_an_engine_is_checked():
