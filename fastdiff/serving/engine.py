@@ -222,13 +222,16 @@ class Engine:
             self._refuse_if_closed()
         # What does not fit shows here, before it is counted.
         job = None if work.answer is not None else Job(request, work, on_event, self._evaluate.self_condition)
-            held = sum(job.waiting + job.running for job in self._jobs.values())
+        with self._changed:
+            self._refuse_if_closed()
+            held = sum(job.left for job in self._jobs.values())
             if held + work.shape[0] > self.max_queued:
                 self._counts["refused"] += 1
+                seconds = self._seconds_to_go()
                 raise Full(
                     f"{held} of at most {self.max_queued} images are waited for, and {work.shape[0]} more were asked "
-                    f"for: try again in about {self._seconds_to_go():.0f} s",
-                    self._seconds_to_go(),
+                    f"for: try again in about {seconds:.0f} s",
+                    seconds,
                 )
             self._counts["added"] += 1
             if job is not None:

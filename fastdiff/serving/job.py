@@ -125,6 +125,7 @@ class Job:
         cost: Evaluations that a sample takes at each row: two with guidance.
         chosen: What runs in the next evaluation.
         done: Evaluations done, a guided one counted once.
+        left: Samples that are not done.
         num_rows: Of the table.
         has_whole_times: Whether the network is given whole numbers as times.
         has_learned_variance: Whether the table takes the network's variance.
@@ -155,7 +156,7 @@ class Job:
         self._counts = work.table["evaluate"][work.start_row :].cumsum().astype(int).tolist()
         self._running: list[Chunk] = []
         self._next = 0
-        self._left = work.shape[0]
+        self.left = work.shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -170,7 +171,7 @@ class Job:
     @property
     def running(self) -> int:
         """Samples that have started and are not done."""
-        return self._left - self.waiting
+        return self.left - self.waiting
 
     @property
     def total(self) -> int:
@@ -180,7 +181,7 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether all samples are there."""
-        return self._left == 0
+        return self.left == 0
 
     def begin_turn(self) -> None:
         """Choose anew what runs next."""
@@ -275,4 +276,4 @@ class Job:
             x = torch.where(known.mask[chunk.some], known.image[chunk.some], x)
         self.result[chunk.some] = x
         self._running.remove(chunk)
-        self._left -= len(chunk.samples)
+        self.left -= len(chunk.samples)
