@@ -177,6 +177,8 @@ class Engine:
         self._changed = threading.Condition()
         # Held for a step.
         self._stepping = threading.Lock()
+        # The thread that holds it.
+        self._stepper: int | None = None
         self._jobs: dict[SampleFuture, Job] = {}
         # Those of each image size in the order in which they are served; the sizes take turns.
         self._queues: dict[_Size, list[Job]] = {}
@@ -218,8 +220,6 @@ class Engine:
             self._refuse_if_closed()
         work = work_of(self.pipeline, request, self.limits)
         future = SampleFuture(request, self._drop)
-        with self._changed:
-            self._refuse_if_closed()
         # What does not fit shows here, before it is counted.
         job = None if work.answer is not None else Job(request, work, on_event, self._evaluate.self_condition)
         with self._changed:
@@ -250,30 +250,41 @@ class Engine:
 
         Returns:
             Images evaluated, a guided one counted twice; 0 where there is nothing to do.
+
+        Raises:
+            RuntimeError: called by what a step calls.
         """
+        self._refuse_within_a_step("step")
         with self._stepping, torch.no_grad():
-            began = time.perf_counter()
-            self._look_at_clocks()
-            evaluated, seconds = 0, 0.0
-            # Requests may be done without an evaluation.
-            while evaluated == 0 and (chunks := self._chosen()):
-                chunks = self._ready(chunks)
-                evaluated = sum(len(chunk.samples) * chunk.job.cost for chunk in chunks)
-                if chunks:
-                    at = time.perf_counter()
-                    evaluations = self._evaluations_of(chunks)
-                    seconds = time.perf_counter() - at
-                    for rows, outputs in evaluations:
-                        self._execute(rows, outputs)
-            self._was_idle = evaluated == 0
-            with self._changed:
-                self._seconds_network += seconds
-                self._seconds_other += time.perf_counter() - began - seconds
-                if evaluated:
-                    self._batches += 1
-                    self._evaluations += evaluated
-                    self._recent.append(evaluated / self.capacity)
-            return evaluated
+            self._stepper = threading.get_ident()
+            try:
+                return self._step()
+            finally:
+                self._stepper = None
+
+    def _step(self) -> int:
+        began = time.perf_counter()
+        self._look_at_clocks()
+        evaluated, seconds = 0, 0.0
+        # Requests may be done without an evaluation.
+        while evaluated == 0 and (chunks := self._chosen()):
+            chunks = self._ready(chunks)
+            evaluated = sum(len(chunk.samples) * chunk.job.cost for chunk in chunks)
+            if chunks:
+                at = time.perf_counter()
+                evaluations = self._evaluations_of(chunks)
+                seconds = time.perf_counter() - at
+                for rows, outputs in evaluations:
+                    self._execute(rows, outputs)
+        self._was_idle = evaluated == 0
+        with self._changed:
+            self._seconds_network += seconds
+            self._seconds_other += time.perf_counter() - began - seconds
+            if evaluated:
+                self._batches += 1
+                self._evaluations += evaluated
+                self._recent.append(evaluated / self.capacity)
+        return evaluated
 
     def cancel(self, future: SampleFuture) -> bool:
         """Take a request out, whether it runs or waits; False where it is done already."""
@@ -319,7 +330,11 @@ class Engine:
 
         Returns:
             Whether all are done.
+
+        Raises:
+            RuntimeError: called by what a step calls, which would wait for itself.
         """
+        self._refuse_within_a_step("drain")
         with self._changed:
             self._is_draining = True
         if self._thread is None:
@@ -344,6 +359,13 @@ class Engine:
     def _refuse_if_closed(self) -> None:
         if self._is_draining:
             raise Closed("no more requests are taken: the engine is " + ("closed" if self._is_closed else "draining"))
+
+    def _refuse_within_a_step(self, name: str) -> None:
+        if self._stepper == threading.get_ident():
+            raise RuntimeError(
+                f"on_event and the callbacks of futures run within a step, where {name}() would wait for itself: call "
+                "it in another thread"
+            )
 
     def _seconds_to_go(self) -> float:
         """How long the work that there is may take."""

@@ -130,10 +130,10 @@ class Job:
         has_whole_times: Whether the network is given whole numbers as times.
         has_learned_variance: Whether the table takes the network's variance.
         level: Of priority, waiting included.
-    """
 
     Raises:
         ValueError: a self-conditioned network, and a table that predicts noise at levels it does not say.
+    """
 
     def __init__(
         self, request: Request, work: Work, on_event: Callable[[Event], None] | None, is_fed_back: bool

@@ -383,6 +383,30 @@ def test_a_table_that_cannot_feed_a_network_back_is_refused_alone():
     assert (engine.stats.added, engine.stats.finished) == (1, 1)
 
 
+def test_what_a_step_calls_may_add_cancel_and_close_but_not_wait_for_the_step():
+    engine = Engine(pipeline(classes=False), capacity=4).start()
+    added, errors = [], []
+
+    def told(event):
+        if not added:
+            for wrong in (engine.step, engine.drain):
+                try:
+                    wrong()
+                except RuntimeError as error:
+                    errors.append(str(error))
+            added.append(engine.add(Request(steps=2)))
+            assert engine.cancel(added[0])
+        if event.done == event.total:
+            engine.close()
+
+    future = engine.add(Request(steps=3), told)
+    assert wait([future], timeout=60).done
+    engine.close()
+    assert [error.partition(" would")[0].rpartition(" ")[2] for error in errors] == ["step()", "drain()"]
+    assert added[0].cancelled()
+    assert engine.stats.requests == 0
+
+
 def test_what_is_asked_of_an_engine_is_checked():
     pipe = pipeline(classes=False)
     for options, message in [
