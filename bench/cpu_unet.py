@@ -1,6 +1,7 @@
 """The CPU engine against the engines that one could pick instead: `make bench-cpu`.
 
-    python bench/cpu_unet.py [--only ho-cifar10] [--engines "engine,openvino bf16"] [--conditions quiet] [--rounds 9]
+    python bench/cpu_unet.py [--only ho-cifar10] [--batches 1,8] [--engines "engine,openvino bf16"]
+        [--conditions quiet] [--rounds 9]
 
 Each engine lives in a process of its own, built from the same weights, and is stopped while another has its turn, so
 that threads which spin cannot disturb it. They take turns, call by call; least and median times, and the error relative
@@ -157,11 +158,11 @@ def _race_group(
             worker.close()
 
 
-def cases_of(only: str, conditions: Sequence[str]) -> list[tuple[str, int, str]]:
-    """What is measured: network, batch and condition."""
+def cases_of(only: str, conditions: Sequence[str], batches: Sequence[int] = ()) -> list[tuple[str, int, str]]:
+    """What is measured: network, batch and condition; of all batch sizes, or of some."""
     chosen = {"quiet": CASES, "one thread": FEW}
     found = [(*case, condition) for condition in conditions for case in chosen.get(condition, BUSY)]
-    return [case for case in found if only in case[0]]
+    return [case for case in found if only in case[0] and (not batches or case[1] in batches)]
 
 
 def main() -> None:
@@ -170,12 +171,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="networks whose name has this in it")
     parser.add_argument("--engines", default=",".join(ENGINES), help="names, with commas between them")
     parser.add_argument("--conditions", default=",".join(CONDITIONS), help="names, with commas between them")
+    parser.add_argument("--batches", default="", help="batch sizes, with commas between them; all, if left out")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-split", action="store_true", help="leave out where the engine's own time goes")
     parser.add_argument("--out", type=Path, default=RESULTS, help="results, without suffix")
     options = parser.parse_args()
     engines, missing = installed(options.engines.split(","))
-    cases = cases_of(options.only, options.conditions.split(","))
+    batches = [int(number) for number in options.batches.split(",") if number]
+    cases = cases_of(options.only, options.conditions.split(","), batches)
     results: list[dict[str, Any]] = []
     everything: dict[str, Any] = {"machine": machine(), "results": results, "missing": missing}
     if not options.no_split:

@@ -109,6 +109,25 @@ void conv3x3_weight_grad(ConvGradArgs a) {
   if (chunk < tiles) run(GRAD_FINISH);
 }
 
+Added checked_added(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const std::optional<Tensor>& residual, const Tensor& out, int64_t columns,
+                    float* (*data)(const char* name, const Tensor& x)) {
+  STD_TORCH_CHECK(!bias || (bias->scalar_type() == ScalarType::Float && bias->is_contiguous() && bias->dim() == 1 &&
+                            bias->size(0) == columns),
+                  "bias must be contiguous float32 [", columns, "]");
+  const Extent written = extent_of("out", out);
+  check_apart(written, extent_of("x", x));
+  check_apart(written, extent_of("weight", weight));
+  if (bias) check_apart(written, extent_of("bias", *bias));
+  Added added = {bias ? static_cast<const float*>(bias->data_ptr()) : nullptr, nullptr};
+  if (residual) {
+    check_same_shape("residual", *residual, out);
+    added.residual = data("residual", *residual);
+    check_apart(written, extent_of("residual", *residual));
+  }
+  return added;
+}
+
 // y = conv(x, weight) + bias + residual; `transposed`: x is the gradient of the result, and y that of the input.
 void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> residual,
                      bool transposed, Tensor out) {
@@ -120,21 +139,9 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::o
                   "weight must be float32 [C_out, C_in, 3, 3] with the channels of x and out, got ", described(weight));
   STD_TORCH_CHECK(rows > 0 && columns > 0 && rows % 16 == 0 && columns % 16 == 0,
                   "channels must be multiples of 16, at least 16, got ", rows, " and ", columns);
-  STD_TORCH_CHECK(!bias || (bias->scalar_type() == ScalarType::Float && bias->is_contiguous() && bias->dim() == 1 &&
-                            bias->size(0) == columns),
-                  "bias must be contiguous float32 [", columns, "]");
   STD_TORCH_CHECK(out.size(0) == batch && out.size(2) == x.size(2) && out.size(3) == x.size(3),
                   "out must have x's batch and size, those of ", described(x), ", got ", described(out));
-  const Extent written = extent_of("out", out);
-  check_apart(written, extent_of("x", x));
-  check_apart(written, extent_of("weight", weight));
-  if (bias) check_apart(written, extent_of("bias", *bias));
-  const float* added = nullptr;
-  if (residual) {
-    check_same_shape("residual", *residual, out);
-    added = channels_last_data("residual", *residual);
-    check_apart(written, extent_of("residual", *residual));
-  }
+  const Added added = checked_added(x, weight, bias, residual, out, columns, channels_last_data);
   if (x.numel() == 0) return;
   ConvLayer layer;
   layer.x = from;
@@ -144,8 +151,8 @@ void conv3x3_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::o
   layer.channels_in = rows;
   layer.channels_out = columns;
   layer.weight = weights_of(weight);
-  layer.bias = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
-  layer.residual = added;
+  layer.bias = added.bias;
+  layer.residual = added.residual;
   layer.transposed = transposed;
   layer.out = const_cast<float*>(to);
   conv3x3(layer);

@@ -47,7 +47,8 @@ static void channel_stats(const Work& w, int64_t unit) {
 }
 
 // Factor and offset of each channel: act(norm(x)) is then one multiplication and addition away. stats: [2, C] of each
-// source; gamma, beta: [C]; scale: [2, C] with the shift, or nullptr; target: [2, C].
+// source; gamma, beta: [C]; scale: [2, C] with the shift, or nullptr; target: [2, C]. The sources may be multiplied by
+// a number each first.
 static void norm_factors(const Work& w, int64_t sample) {
   const Instruction& i = w.i;
   const int64_t total = i.channels + i.channels2, size = total / i.groups;
@@ -58,18 +59,21 @@ static void norm_factors(const Work& w, int64_t sample) {
   const float* scale = i.time < 0 ? nullptr : time_of(w, sample);
   float* to = at(w, i.target, sample, 2 * total);
   const double epsilon = w.weights[i.epsilon];
+  const double times[2] = {i.memory == 1 ? w.weights[i.epsilon + 1] : 1.0,
+                           i.memory == 1 ? w.weights[i.epsilon + 2] : 1.0};
   for (int64_t g = 0; g < i.groups; ++g) {
     // A group may straddle both sources.
     const auto for_each_channel = [&](const auto& visit) __attribute__((always_inline)) {
       const int64_t first = g * size, last = first + size, inside = i.channels < last ? i.channels : last;
       const int64_t middle = inside < first ? first : inside;
-      for (int64_t c = first; c < middle; ++c) visit(stats[0] + c, i.channels);
-      for (int64_t c = middle; c < last; ++c) visit(stats[1] + c - i.channels, i.channels2);
+      for (int64_t c = first; c < middle; ++c) visit(stats[0] + c, i.channels, times[0]);
+      for (int64_t c = middle; c < last; ++c) visit(stats[1] + c - i.channels, i.channels2, times[1]);
     };
     double total_mean = 0, within = 0, between = 0;
-    for_each_channel([&](const float* s, int64_t count) { total_mean += s[0], within += s[count]; });
+    for_each_channel(
+        [&](const float* s, int64_t count, double f) { total_mean += f * s[0], within += f * f * s[count]; });
     const double mean = total_mean / (double)size;
-    for_each_channel([&](const float* s, int64_t) { between += (s[0] - mean) * (s[0] - mean); });
+    for_each_channel([&](const float* s, int64_t, double f) { between += (f * s[0] - mean) * (f * s[0] - mean); });
     const double rstd = 1 / __builtin_sqrt((within / pixels + between) / (double)size + epsilon);
     for (int64_t c = g * size; c < (g + 1) * size; ++c) {
       double factor = rstd * gamma[c], offset = beta[c] - mean * factor;
@@ -77,8 +81,47 @@ static void norm_factors(const Work& w, int64_t sample) {
         factor *= 1 + (double)scale[c];
         offset = offset * (1 + (double)scale[c]) + scale[total + c];
       }
-      to[c] = (float)factor;
+      to[c] = (float)(factor * times[c < i.channels ? 0 : 1]);
       to[total + c] = (float)offset;
+    }
+  }
+}
+
+// A row of the mean of 2x2 pixels, or of each pixel twice, with the filter (1, 3, 3, 1) in both directions, behind norm
+// and activation. One source [H, W, C], zeros outside of it.
+static void filter_row(const Work& w, int64_t unit, bool down) {
+  const Instruction& i = w.i;
+  const int64_t sample = unit / i.height, y = unit % i.height;
+  const float* source = at(w, i.source, sample, i.height_in * i.width_in * i.channels);
+  const float* factors = i.norm >= 0 ? at(w, i.norm, sample, 2 * i.channels) : nullptr;
+  float* to = at(w, i.target, sample, i.height * i.width * i.channels) + y * i.width * i.channels;
+  // The pixel `first` and those that follow, `count` of them, with these numbers.
+  struct Taps {
+    int64_t first, count;
+    float numbers[4];
+  };
+  const auto taps_of = [&](int64_t place) -> Taps {
+    if (down) return {2 * place - 1, 4, {0.125f, 0.375f, 0.375f, 0.125f}};
+    if (place % 2 == 0) return {place / 2 - 1, 2, {0.25f, 0.75f, 0.0f, 0.0f}};
+    return {place / 2, 2, {0.75f, 0.25f, 0.0f, 0.0f}};
+  };
+  const Taps rows = taps_of(y);
+  for (int64_t x = 0; x < i.width; ++x, to += i.channels) {
+    const Taps columns = taps_of(x);
+    for (int64_t c = 0; c < i.channels; c += 16) {
+      const int64_t count = i.channels - c;
+      f32x16 sum = {};
+      for (int64_t a = 0; a < rows.count; ++a)
+        for (int64_t b = 0; b < columns.count; ++b) {
+          const int64_t row = rows.first + a, column = columns.first + b;
+          if (row < 0 || row >= i.height_in || column < 0 || column >= i.width_in) continue;
+          f32x16 v = load_some(source + (row * i.width_in + column) * i.channels + c, count);
+          if (factors != nullptr)
+            v = multiply_add(v, load_some(factors + c, count), load_some(factors + i.channels + c, count));
+          if (i.act) v = silu_v(v);
+          sum = multiply_add(splat(rows.numbers[a] * columns.numbers[b]), v, sum);
+        }
+      store_some(to + c, sum, count);
     }
   }
 }
@@ -86,6 +129,7 @@ static void norm_factors(const Work& w, int64_t sample) {
 // A row of the mean of 2x2 pixels, or of each pixel twice, behind norm and activation. One source [H, W, C].
 static void resample_row(const Work& w, int64_t unit, bool down) {
   const Instruction& i = w.i;
+  if (i.kernel == 4) return filter_row(w, unit, down);
   const int64_t sample = unit / i.height, y = unit % i.height;
   float* to = at(w, i.target, sample, i.height * i.width * i.channels) + y * i.width * i.channels;
   for (int64_t x = 0; x < i.width; ++x, to += i.channels) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "attention.h"
 #include "conv3x3.h"
@@ -32,6 +33,14 @@ struct ConvLayer {
   float* out;  // [B, H, W, C_out]
 };
 void conv3x3(const ConvLayer& layer);
+// Of an op that writes `out` of so many columns: its bias and residual, checked, and that they, x and weight lie apart
+// from it. `data`: where a tensor's values begin, in the layout of x.
+struct Added {
+  const float *bias, *residual;
+};
+Added checked_added(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const std::optional<Tensor>& residual, const Tensor& out, int64_t columns,
+                    float* (*data)(const char* name, const Tensor& x));
 // `size` and the scratch are found here.
 void conv3x3_weight_grad(ConvGradArgs a);
 

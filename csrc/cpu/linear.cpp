@@ -110,21 +110,9 @@ void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::op
                       weight.size(transposed ? 0 : 1) == rows && weight.size(transposed ? 1 : 0) == columns,
                   "weight must be float32 [C_out, C_in] with the channels of x and out, got ", described(weight));
   STD_TORCH_CHECK(rows > 0 && columns > 0, "there must be at least one channel, got ", rows, " and ", columns);
-  STD_TORCH_CHECK(!bias || (bias->scalar_type() == ScalarType::Float && bias->is_contiguous() && bias->dim() == 1 &&
-                            bias->size(0) == columns),
-                  "bias must be contiguous float32 [", columns, "]");
   STD_TORCH_CHECK(out.size(0) == x.size(0), "out must have x's rows, those of ", described(x), ", got ",
                   described(out));
-  const Extent written = extent_of("out", out);
-  check_apart(written, extent_of("x", x));
-  check_apart(written, extent_of("weight", weight));
-  if (bias) check_apart(written, extent_of("bias", *bias));
-  const float* added = nullptr;
-  if (residual) {
-    check_same_shape("residual", *residual, out);
-    added = rows_data("residual", *residual);
-    check_apart(written, extent_of("residual", *residual));
-  }
+  const Added added = checked_added(x, weight, bias, residual, out, columns, rows_data);
   if (x.numel() == 0) return;
   LinearLayer layer;
   layer.x = from;
@@ -134,8 +122,8 @@ void linear_out_cpu(Tensor x, Tensor weight, std::optional<Tensor> bias, std::op
   layer.weight = static_cast<const float*>(weight.data_ptr());
   layer.in_stride = weight.stride(transposed ? 0 : 1);
   layer.out_stride = weight.stride(transposed ? 1 : 0);
-  layer.bias = bias ? static_cast<const float*>(bias->data_ptr()) : nullptr;
-  layer.residual = added;
+  layer.bias = added.bias;
+  layer.residual = added.residual;
   layer.out = const_cast<float*>(to);
   linear(layer);
 }

@@ -63,7 +63,8 @@ void check_numbers(const Instruction* code, int64_t length, int64_t batch) {
     const bool one = i.source2 < 0 && i.channels2 == 0, same = i.height == i.height_in && i.width == i.width_in;
     if (right && i.op == PLAN_STATS) right = one;
     if (right && i.op == PLAN_NORM)
-      right = between(1, i.groups, total) && total % i.groups == 0 && (i.stats2 < 0) == (i.channels2 == 0);
+      right = between(1, i.groups, total) && total % i.groups == 0 && (i.stats2 < 0) == (i.channels2 == 0) &&
+              between(0, i.memory, 1);
     if (right && i.op == PLAN_CONV) {
       right = between(1, i.kernel, MOST_KERNEL) && between(1, i.stride, 2) && between(0, i.pad, i.kernel - 1) &&
               (i.source2 < 0) == (i.channels2 == 0) && (i.kernel != 1 || i.stride != 1 || i.upsample || same) &&
@@ -131,7 +132,7 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
                : norm ? total
                       : 0,
                weights, !conv && !norm) &&
-        inside(i.epsilon, 1, weights, !norm) &&
+        inside(i.epsilon, norm && i.memory == 1 ? 3 : 1, weights, !norm) &&
         inside(i.time, norm || pixels ? 2 * total : i.channels_out, times, true);
     FD_CHECK(fits, "instruction ", n, " of the plan reaches outside of the arena, the weights or the times");
   }

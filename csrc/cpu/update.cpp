@@ -87,8 +87,8 @@ void update_cpu(std::vector<Tensor> parameters, std::vector<Tensor> gradients, s
   }
   check_all_apart(all);
   const auto number = [](double value) { return static_cast<float>(value); };
-  const UpdateArgs args = {pieces.data(),     number(scale), number(kept), number(1 - beta1), number(beta2),
-                           number(1 - beta2), number(root),  number(eps),  number(step_size), number(average_share)};
+  const UpdateArgs args = {pieces.data(),     number(scale),    number(kept), number(1 - beta1), number(beta2),
+                           number(1 - beta2), number(1 / root), number(eps),  number(step_size), number(average_share)};
   const Kernels& variant = kernels();
   parallel_for(0, static_cast<int64_t>(pieces.size()), LEAST_PIECES,
                [&](int64_t first, int64_t last) { variant.update(args, first, last); });

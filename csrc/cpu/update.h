@@ -16,11 +16,11 @@ constexpr int64_t UPDATE_PIECE = 4096;
 
 // With g = scale * gradient:
 //   exp_avg += share (g - exp_avg),  exp_avg_sq = beta2 exp_avg_sq + share2 g g
-//   parameter = kept parameter - step_size exp_avg / (sqrt(exp_avg_sq) / root + eps)
+//   parameter = kept parameter - step_size exp_avg / (sqrt(exp_avg_sq) * per_root + eps)
 //   average += average_share (parameter - average), from the end that is nearer
 struct UpdateArgs {
   const UpdatePiece* pieces;
-  float scale, kept, share, beta2, share2, root, eps, step_size, average_share;
+  float scale, kept, share, beta2, share2, per_root, eps, step_size, average_share;
 };
 
 // The sum of the squares of each piece's gradient, in float64.

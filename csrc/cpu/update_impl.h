@@ -24,8 +24,7 @@ FD_INLINE void update_vector(const UpdateArgs& a, const UpdatePiece& piece, int6
   const f32x16 g = load(piece.gradient) * a.scale;
   const f32x16 mean = lerp(load(piece.exp_avg), g, a.share);
   const f32x16 square = load(piece.exp_avg_sq) * a.beta2 + a.share2 * g * g;
-  const f32x16 parameter =
-      load(piece.parameter) * a.kept - a.step_size * mean / (sqrt_v(square) / splat(a.root) + a.eps);
+  const f32x16 parameter = load(piece.parameter) * a.kept - a.step_size * mean / (sqrt_v(square) * a.per_root + a.eps);
   store(piece.exp_avg, mean);
   store(piece.exp_avg_sq, square);
   store(piece.parameter, parameter);

@@ -25,7 +25,7 @@ enum PlanAlgorithm : int64_t { PLAN_DIRECT, PLAN_WINOGRAD4, PLAN_WINOGRAD2, PLAN
 struct Instruction {
   int64_t op;
   int64_t algorithm;
-  int64_t kernel, stride, pad;  // pad: rows above and columns to the left
+  int64_t kernel, stride, pad;  // pad: rows above and columns to the left; kernel of a pool or repeat: 4 for a filter
   int64_t upsample, act;        // read each pixel twice in both directions; apply SiLU behind the norm
   int64_t source, channels;     // what is read, and how many channels of it
   int64_t source2, channels2;   // the same of a second source, whose channels follow; or -1, 0
@@ -41,7 +41,8 @@ struct Instruction {
   int64_t heads;
   int64_t stats, stats2;  // [2, C]: mean and sum of squares about it, of each source
   int64_t pairs;          // products are those of bfloat16 numbers, two of which are a word where a float would be
-  int64_t memory;         // learned keys and values of an attention, in front of those of the pixels
+  int64_t memory;         // learned keys and values of an attention, in front of those of the pixels; of a norm 1 where
+                          // two numbers behind epsilon say what the sources are to be multiplied by
 };
 
 constexpr int64_t PLAN_WIDTH = sizeof(Instruction) / sizeof(int64_t);

@@ -16,11 +16,14 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="A fastdiff or diffusers folder, a .pt of improved-diffusion, guided-diffusion, ddim, or a hub id."
+            help="A fastdiff or diffusers folder, a .pt of improved-diffusion, guided-diffusion, ddim, score_sde, a "
+            ".pkl of EDM, or a hub id."
         ),
     ],
-    target: Annotated[Path, typer.Argument(help="The folder (diffusers, fastdiff) or the .pt file (openai) to write.")],
-    to: Annotated[str, typer.Option("--to", help="diffusers, openai or fastdiff.")] = "fastdiff",
+    target: Annotated[
+        Path, typer.Argument(help="The folder (diffusers, fastdiff) or the .pt file (openai, score_sde) to write.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="diffusers, openai, score_sde or fastdiff.")] = "fastdiff",
     preset: Annotated[
         str | None, typer.Option(help="Where the file does not say it all: a published network, such as ho-cifar10.")
     ] = None,
@@ -64,6 +67,8 @@ def _how_to_use(written: Path, form: str, pipe: Any) -> str:
     steps = min(50, pipe.diffusion.num_timesteps)
     if form == "openai":
         return f"its flags are in {written}.json; sample it with image_sample.py --model_path {written}"
+    if form == "score_sde":
+        return f"sample it with main.py of score_sde: its restore_checkpoint reads {written}"
     if form == "fastdiff":
         labels = "" if classes is None else ", labels=[0] * 4"
         return (

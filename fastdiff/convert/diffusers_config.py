@@ -191,6 +191,8 @@ def unet_config_to_diffusers(config: UNetConfig) -> dict[str, Any]:
     Raises:
         ValueError: diffusers has no such network; the message says which field is in the way.
     """
+    if config.of_song:
+        raise ValueError(f"diffusers has no network with {', '.join(config.of_song)}")
     widths = config.level_channels
     if widths[0] != config.channels:
         raise ValueError(

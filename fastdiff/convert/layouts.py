@@ -140,6 +140,8 @@ def layout_entries(config: UNetConfig, layout: str) -> list[Entry]:
     """
     if layout not in _NAMINGS:
         raise ValueError(f"unknown layout {layout!r}: {nearest_name(layout, get_args(Layout))}")
+    if config.of_song:
+        raise ValueError(f"the {layout} layout has no names for a network with {', '.join(config.of_song)}")
     if layout == "ddim" and config.resblock_updown:
         raise ValueError("the ddim layout has no residual blocks that resample (resblock_updown)")
     if layout == "ddim" and config.num_classes is not None:

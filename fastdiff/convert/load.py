@@ -13,11 +13,13 @@ from torch import Tensor
 
 from fastdiff.convert.diffusers_folder import load_diffusers
 from fastdiff.convert.diffusers_unet import build_unet
+from fastdiff.convert.edm_files import load_edm
 from fastdiff.convert.infer import Inferred, infer_ddim, infer_openai, recognise
 from fastdiff.convert.layouts import Layout, from_layout
 from fastdiff.convert.lucidrains import LUCIDRAINS_HINTS, load_lucidrains
 from fastdiff.convert.openai_flags import diffusion_from_flags, parse_flags, rescaled, unet_config_from_flags
 from fastdiff.convert.published import KnownModel, known_file, known_preset
+from fastdiff.convert.score_sde import is_score_sde, load_score_sde
 from fastdiff.convert.untrusted import is_optimizer_state, is_state_dict, read_json, read_tensors
 from fastdiff.files.checkpoint import FORMAT, LoadedModel, WeightKind
 from fastdiff.files.contents import check_data, check_room, check_sum, describing
@@ -129,7 +131,18 @@ def load_foreign(
         if hints.preset is not None or hints.flags is not None:
             raise ValueError(f"{path} holds its configuration: leave out preset= and flags=")
         return load_diffusers(path, device=device, weights=chosen, unet=hints.unet or {}, diffusion=hints.diffusion)
+    if path.suffix == ".pkl":
+        if hints.preset is not None or hints.flags is not None or hints.unet:
+            raise ValueError(
+                f"{path} is a file of EDM's code, which says everything: leave out preset=, flags= and unet="
+            )
+        return load_edm(path, device=device, weights=chosen, diffusion=hints.diffusion)
     content = read_tensors(path)
+    if is_score_sde(content):
+        if hints.preset is not None or hints.flags is not None:
+            raise ValueError(f"{path} is a checkpoint of score_sde: preset= and flags= are of other projects")
+        options: dict[str, Any] = {"unet": hints.unet or {}, "diffusion": hints.diffusion}
+        return load_score_sde(content, path, device=device, weights=chosen, **options)
     tensors, kind = _choose_weights(content, path, chosen)
     tensors = _plain(tensors, path)
     if _is_lucidrains(tensors):
@@ -146,7 +159,7 @@ def load_foreign(
     names = ", ".join(list(tensors)[:3])
     raise ValueError(
         f"{path} is not a network that fastdiff knows; its first tensors are {names}. Known: diffusers UNet2DModel "
-        "folders, improved- and guided-diffusion, ddim, Ho and lucidrains files"
+        "folders, improved- and guided-diffusion, ddim, Ho and lucidrains files, EDM's .pkl and score_sde's checkpoints"
     )
 
 

@@ -16,6 +16,7 @@ from fastdiff.convert.diffusers_config import DIFFUSERS_VERSION, scheduler_from_
 from fastdiff.convert.layouts import to_layout
 from fastdiff.convert.load import sidecar_path
 from fastdiff.convert.openai_flags import flags_from_model, why_not_openai
+from fastdiff.convert.score_sde import to_score_sde
 from fastdiff.convert.untrusted import CHECKSUM_KEY, read_json
 from fastdiff.files.atomic import atomic_file, atomic_folder, atomic_path
 from fastdiff.files.checkpoint import FORMAT, DescribedModel, save_described
@@ -27,7 +28,7 @@ from fastdiff.process.checks import nearest_name
 
 __all__ = ["Target", "save_as"]
 
-Target = Literal["diffusers", "openai", "fastdiff"]
+Target = Literal["diffusers", "openai", "score_sde", "fastdiff"]
 
 
 def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
@@ -37,7 +38,7 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
         pipe: The model.
         path: Must not exist. "diffusers": a pipeline folder that `DDPMPipeline.from_pretrained` reads. "openai": a
             .pt file with the names of improved- and guided-diffusion; a JSON file beside it says what it cannot hold.
-            "fastdiff": a model folder.
+            "score_sde": a checkpoint of score_sde's in PyTorch. "fastdiff": a model folder.
         target: As above.
 
     Returns:
@@ -62,7 +63,7 @@ def save_as(pipe: DescribedModel, path: str | Path, target: Target) -> Path:
     if target == "fastdiff":
         return save_described(path, pipe)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write = _save_diffusers if target == "diffusers" else _save_openai
+    write = {"diffusers": _save_diffusers, "openai": _save_openai, "score_sde": _save_score_sde}[target]
     try:
         return write(pipe, unet, path)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -112,6 +113,15 @@ def _save_diffusers(model: DescribedModel, unet: UNet, folder: Path) -> Path:
         metadata = {"format": "pt", CHECKSUM_KEY: checksum_of_tensors(plain)}
         save_file(plain, partial / "unet" / "diffusion_pytorch_model.safetensors", metadata)
     return folder
+
+
+def _save_score_sde(model: DescribedModel, unet: UNet, path: Path) -> Path:
+    if path.suffix not in (".pt", ".pth"):
+        raise ValueError(f"a checkpoint of score_sde's is a file that ends in .pth, got {path}")
+    content = to_score_sde(own_tensors(unet), unet.config, model.diffusion, model.metadata.get("step") or 0)
+    with atomic_path(path, sync=True) as partial, partial.open("r+b") as file:
+        torch.save(content, file)
+    return path
 
 
 def _save_openai(model: DescribedModel, unet: UNet, path: Path) -> Path:

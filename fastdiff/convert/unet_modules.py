@@ -36,7 +36,7 @@ class NetworkModule:
 
 
 def network_modules(config: UNetConfig) -> Iterator[NetworkModule]:
-    """Every module of `UNet(config)` that holds parameters."""
+    """Every module of `UNet(config)` that holds parameters, but the pyramid's and what labels of augmentation have."""
     widths = config.level_channels
     last = len(widths) - 1
     has_attention = [size in config.attention_resolutions for size in config.level_sizes]
@@ -47,7 +47,7 @@ def network_modules(config: UNetConfig) -> Iterator[NetworkModule]:
         yield NetworkModule("embedding", "label_emb", "stem")
     yield NetworkModule("conv", "input_blocks.0.0", "stem")
 
-    width = widths[0]
+    width = config.stem_width
     skips = [width]
     block = 1
     for level, out in enumerate(widths):
@@ -73,10 +73,11 @@ def network_modules(config: UNetConfig) -> Iterator[NetworkModule]:
             has_skip = width + skips.pop() != widths[level]
             width = widths[level]
             yield NetworkModule("res", f"output_blocks.{block}.0", "up", level, i, has_skip)
-            if has_attention[level]:
+            attends = has_attention[level] and (config.decoder_attention == "all" or i == config.num_res_blocks)
+            if attends:
                 yield NetworkModule("attention", f"output_blocks.{block}.1", "up", level, i)
             if level and i == config.num_res_blocks:
-                place = 2 if has_attention[level] else 1
+                place = 2 if attends else 1
                 yield from _resampling(config, f"output_blocks.{block}.{place}", "upsample", level)
             block += 1
 
@@ -86,6 +87,6 @@ def network_modules(config: UNetConfig) -> Iterator[NetworkModule]:
 
 def _resampling(config: UNetConfig, name: str, part: Part, level: int) -> Iterator[NetworkModule]:
     if config.resblock_updown:
-        yield NetworkModule("res", name, part, level)
+        yield NetworkModule("res", name, part, level, has_skip=config.resample_projection)
     elif config.conv_resample:
         yield NetworkModule("resample_conv", f"{name}.conv", part, level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ NUM_PROBED = 256
 """Pictures whose headers are compared before the first is decoded, spread over the set."""
 MAX_SKIPPED = 100
 """Unreadable pictures in a row that are skipped."""
+KEPT_BYTES = 64 << 20
+"""What the decoded pictures of a small set may take, to be kept from when each is read first."""
+# What a picture of any size takes beside its pixels.
+_AROUND = 512
 
 
 class PictureFiles(Protocol):
@@ -104,6 +109,8 @@ class FolderFiles:
 class PictureImages:
     """Pictures that are decoded as they are read, by several threads.
 
+    Those of a small set, which all fit into `KEPT_BYTES`, are decoded once, unless each step draws what is cut out.
+
     Attributes:
         files: Where they come from.
         decoding: How their pixels are made.
@@ -125,6 +132,7 @@ class PictureImages:
     workers: int = 2
     skip_corrupt: bool = False
     _others: dict[int, int] = field(default_factory=dict, init=False)
+    _kept: dict[int, NDArray[Any]] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __len__(self) -> int:
@@ -147,6 +155,12 @@ class PictureImages:
     def num_draws(self) -> int:
         """2 for random crops, else 0."""
         return 2 if self.decoding.crop == "random" else 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a picture is decoded once."""
+        values = 2 if self.decoding.deep else 1
+        return self.num_draws == 0 and len(self) * (values * math.prod(self.shape) + _AROUND) <= KEPT_BYTES
 
     @property
     def skipped(self) -> dict[int, int]:
@@ -221,6 +235,8 @@ class PictureImages:
         Raises:
             ValueError: it cannot be read, or has another shape.
         """
+        if (kept := self._kept.get(index)) is not None:
+            return kept
         pixels = self.decoding.read(self.files.open(index), draws)
         (channels, height, width), (found, high, wide) = self.shape, pixels.shape
         if (high, wide) != (height, width):
@@ -231,6 +247,8 @@ class PictureImages:
         if found > channels:
             raise ValueError(f"in colour, where the first images are grey: give {advised('channels', 3)} or 1")
         # Grey among colours is copied into each.
+        if self.keeps:
+            self._kept[index] = pixels.copy()
         return pixels
 
 

@@ -14,7 +14,7 @@ from fastdiff.engine.lower import Unsupported, computes_as, lower
 from fastdiff.engine.lucidrains import lower_lucidrains, waves
 from fastdiff.engine.plan import Plan
 from fastdiff.nets import lucidrains
-from fastdiff.nets.unet import UNet, timestep_embedding
+from fastdiff.nets.unet import UNet
 
 __all__ = ["Family", "family_of", "is_known", "register_alike"]
 
@@ -26,7 +26,7 @@ class Family:
     Attributes:
         lower: From (network, height, width) to the plan.
         size: Height and width in pixels for which a network is looked at first.
-        waves: From (network, times [B]) to what the first linear layer is given.
+        waves: From (network, times [B], labels [B] or None) to what the first linear layer is given.
         layers: Names of the two linear layers behind it.
         act: What stands between them.
         channels: Of the state and of the output.
@@ -37,7 +37,7 @@ class Family:
 
     lower: Callable[[Any, int, int], Plan]
     size: Callable[[Any], tuple[int, int]]
-    waves: Callable[[Any, Tensor], Tensor]
+    waves: Callable[[Any, Tensor, Tensor | None], Tensor]
     layers: tuple[str, str]
     act: Literal["silu", "gelu"]
     channels: Callable[[Any], tuple[int, int]]
@@ -80,7 +80,7 @@ def _with_low_res(_: Any, x: Tensor, extras: Mapping[str, Tensor | None]) -> Ten
 _UNET = Family(
     lower=lower,
     size=lambda unet: (unet.config.image_size, unet.config.image_size),
-    waves=lambda unet, t: timestep_embedding(t, unet.config.channels, unet.config.time_embedding),
+    waves=lambda unet, t, y: unet.waves(t, y),
     layers=("time_embed.0", "time_embed.2"),
     act="silu",
     channels=lambda unet: (unet.config.in_channels, unet.config.out_channels),
@@ -92,7 +92,7 @@ _FAMILIES: dict[type[nn.Module], Family] = {
     lucidrains.Unet: Family(
         lower=lower_lucidrains,
         size=lambda unet: (4 * unet.downsample_factor, 4 * unet.downsample_factor),
-        waves=waves,
+        waves=lambda unet, t, _: waves(unet, t),
         layers=("time_mlp.1", "time_mlp.3"),
         act="gelu",
         channels=lambda unet: (unet.channels, unet.out_dim),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Plan
+from fastdiff.engine.plan import VECTOR, Algorithm, AttentionLayer, Buffer, Instruction, Op, Plan, PlanBuilder
 from fastdiff.nets.blocks import (
     AttentionBlock,
     Block,
@@ -19,6 +19,7 @@ from fastdiff.nets.blocks import (
     Dropout,
     GroupNormAct,
     Linear,
+    PyramidConv,
     ResBlock,
     SiLU,
     Upsample,
@@ -34,18 +35,20 @@ CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "paddin
 # What a plan takes from modules besides their parameters.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     UNet: ("config",),
-    ResBlock: ("scale_shift", "resample"),
-    AttentionBlock: ("num_heads", "layout"),
+    ResBlock: ("scale_shift", "resample", "taps", "skip_scale"),
+    AttentionBlock: ("num_heads", "layout", "skip_scale"),
     Downsample: ("padding",),
     GroupNormAct: ("groups", "eps", "act"),
     nn.Conv2d: CONVOLUTION,
     Conv1x1: CONVOLUTION,
     Conv3x3: CONVOLUTION,
+    PyramidConv: (*CONVOLUTION, "taps"),
     nn.Embedding: ("max_norm",),
 }
-_METHODS = ("forward", "embed", "split_heads")
+_METHODS = ("forward", "embed", "waves", "split_heads", "whole_kernel")
 KINDS: tuple[type[nn.Module], ...] = (
-    *SETTINGS, Block, Upsample, Dropout, Linear, nn.Linear, SiLU, nn.SiLU, nn.Identity, nn.ModuleList, nn.Sequential,
+    *SETTINGS, Block, Upsample, Dropout, Linear, nn.Linear, SiLU, nn.SiLU, nn.Identity, nn.ModuleList, nn.ModuleDict,
+    nn.Sequential,
 )  # fmt: skip
 _FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in KINDS}
 # Classes that compute what one of `KINDS` does, by that kind.
@@ -77,6 +80,8 @@ def lower(unet: UNet, height: int, width: int, target: Literal["cpu", "cuda"] = 
     if height < divisor or width < divisor or height % divisor or width % divisor:
         raise ValueError(f"height and width must be positive multiples of {divisor}, got {height} x {width}")
     check_modules(unet, KINDS)
+    if target == "cuda" and unet.config.of_song:
+        raise Unsupported(f"the engine on a GPU has no networks with {', '.join(unet.config.of_song)}")
     return _Lowering(unet, target).run(height, width)
 
 
@@ -140,23 +145,25 @@ def choose_algorithm(kernel: int, stride: int, channels_in: int, out: Buffer) ->
     return "winograd2"
 
 
-class _Lowering:
+class _Lowering(PlanBuilder):
     def __init__(self, unet: UNet, target: Literal["cpu", "cuda"]) -> None:
+        super().__init__(unet)
         self.unet, self.target = unet, target
-        self.names = {module: name for name, module in unet.named_modules()}
-        self.buffers: list[Buffer] = []
-        self.instructions: list[Instruction] = []
-        self.projections: list[str] = []
-        self.time_width = 0
         self.statistics: dict[int, int] = {}
+        # A sum that is multiplied by a number is left as it is, and the number is that of its buffer: a norm does not
+        # see it but for its epsilon, and what else reads the buffer has it in its weights.
+        self.factors: dict[int, float] = {}
 
     def run(self, height: int, width: int) -> Plan:
         unet = self.unet
         self.check_embedding()
         image = self.buffer(height, width, unet.config.in_channels)
         x, skips = image, []
-        for block in unet.input_blocks:
+        level = image
+        for number, block in enumerate(unet.input_blocks):
             x = self.block(block, (x,))
+            if unet.pyramid is not None and str(number) in unet.pyramid:
+                level = x = self.pyramid(unet.pyramid[str(number)], level, x)
             skips.append(x)
         x = self.block(unet.middle_block, (x,))
         for block in unet.output_blocks:
@@ -168,17 +175,14 @@ class _Lowering:
                 f"conv_out makes {self.buffers[output].channels} channels, and the configuration says "
                 f"{unet.config.out_channels}"
             )
-        return Plan(
-            tuple(self.buffers), tuple(self.instructions), image, output, tuple(self.projections), self.time_width
-        )
+        return self.plan(image, output)
 
-    def buffer(self, height: int, width: int, channels: int) -> int:
-        self.buffers.append(Buffer(height, width, channels))
-        return len(self.buffers) - 1
+    def factor(self, buffer: int) -> float:
+        return self.factors.get(buffer, 1.0)
 
-    def emit(self, instruction: Instruction) -> int:
-        self.instructions.append(instruction)
-        return instruction.target
+    def factors_of(self, sources: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
+        found = tuple((self.buffers[source].channels, self.factor(source)) for source in sources)
+        return () if all(factor == 1 for _, factor in found) else found
 
     def block(self, layers: nn.Module, sources: tuple[int, ...]) -> int:
         if not isinstance(layers, Block):
@@ -195,7 +199,7 @@ class _Lowering:
                 x = self.pool(x) if layer.conv is None else self.conv(layer.conv, (x,), stride=2, pad=pad)
             elif isinstance(layer, Upsample):
                 x = self.repeat(x) if layer.conv is None else self.conv(layer.conv, (x,), upsample=True)
-            elif isinstance(layer, nn.Conv2d):
+            elif isinstance(layer, nn.Conv2d) and not isinstance(layer, PyramidConv):
                 x = self.conv(layer, (x,))
             else:
                 raise Unsupported(f"the engine has no instruction for {told(self.names[layer], layer)}")
@@ -217,20 +221,57 @@ class _Lowering:
         added, scaled = (None, time) if block.scale_shift else (time, None)
         if block.resample == "down":
             (x,) = self.single(block, sources)
-            h = self.conv(block.conv1, (self.pool(x, norm, block.norm1.act),), time=added)
-            sources = (self.pool(x),)
+            h = self.conv(block.conv1, (self.pool(x, norm, block.norm1.act, block.taps),), time=added)
+            sources = (self.pool(x, taps=block.taps),)
         elif block.resample == "up":
             (x,) = self.single(block, sources)
-            h = self.conv(block.conv1, sources, norm=norm, act=block.norm1.act, upsample=True, time=added)
-            sources = (self.repeat(x),)
+            if tuple(block.taps) == (1, 1):
+                h = self.conv(block.conv1, sources, norm=norm, act=block.norm1.act, upsample=True, time=added)
+            else:
+                h = self.conv(block.conv1, (self.repeat(x, norm, block.norm1.act, block.taps),), time=added)
+            sources = (self.repeat(x, taps=block.taps),)
         else:
             h = self.conv(block.conv1, sources, norm=norm, act=block.norm1.act, time=added)
         norm = self.norm(block.norm2, (h,), scaled)
         if isinstance(block.skip, nn.Identity):
             (residual,) = self.single(block, sources)
         else:
-            residual = self.conv(block.skip, sources)
-        return self.conv(block.conv2, (h,), norm=norm, act=block.norm2.act, residual=residual)
+            # The number is in both weights.
+            residual = self.conv(block.skip, sources, gain=block.skip_scale)
+            return self.conv(
+                block.conv2, (h,), norm=norm, act=block.norm2.act, residual=residual, gain=block.skip_scale
+            )
+        gain = 1 / self.factor(residual)
+        x = self.conv(block.conv2, (h,), norm=norm, act=block.norm2.act, residual=residual, gain=gain)
+        self.factors[x] = self.factor(residual) * block.skip_scale
+        return x
+
+    def pyramid(self, module: nn.Module, level: int, x: int) -> int:
+        """The block's result joined by a convolution of the last level's, or the image."""
+        if not isinstance(module, PyramidConv):
+            raise Unsupported(f"the engine has no instruction for {told(self.names[module], module)}")
+        above, beside = self.buffers[level], self.buffers[x]
+        self.check(module, PyramidConv, (beside.channels, above.channels, 3, 3))
+        found = [getattr(module, name) for name in CONVOLUTION]
+        if found != [(3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"] or module.taps not in ((1, 1), (1, 3, 3, 1)):
+            raise Unsupported(f"the engine has no instruction for {self.names[module]}: {module}")
+        target = self.buffer(beside.height, beside.width, beside.channels)
+        self.emit(
+            Instruction(
+                "conv",
+                (level,),
+                target,
+                kernel=2 + len(module.taps),
+                stride=2,
+                pad=module.pad,
+                residual=x,
+                parameter=self.names[module],
+                factors=self.factors_of((level,)),
+                gain=1 / self.factor(x),
+            )
+        )
+        self.factors[target] = self.factor(x) * self.unet.config.skip_scale
+        return target
 
     def attention(self, block: AttentionBlock, x: int) -> int:
         buffer = self.buffers[x]
@@ -247,14 +288,19 @@ class _Lowering:
         if block.num_heads == 1 and buffer.channels % VECTOR == 0:
             # Half of the linear layers' work: see fastdiff.engine.pack.
             out = self.buffer(buffer.height, buffer.width, buffer.channels)
-            qv = self.conv(block.qkv, (x,), norm=norm, qkv="folded", channels=2 * buffer.channels)
+            gain = 1 / self.factor(x)
+            qv = self.conv(block.qkv, (x,), norm=norm, qkv="folded", channels=2 * buffer.channels, gain=gain)
+            self.factors[out] = self.factor(x) * block.skip_scale
             return self.emit(Instruction("attention", (qv, x), out, norm=norm, residual=x))
         # Heads come in whole vectors, with zeros behind.
         width = block.num_heads * -(-buffer.channels // block.num_heads // VECTOR) * VECTOR
         qkv = self.conv(block.qkv, (x,), norm=norm, heads=block.num_heads, qkv="packed", channels=3 * width)
         out = self.buffer(buffer.height, buffer.width, width)
         self.emit(Instruction("attention", (qkv,), out, heads=block.num_heads))
-        return self.conv(block.proj, (out,), residual=x, heads=block.num_heads, qkv="projection")
+        gain = 1 / self.factor(x)
+        y = self.conv(block.proj, (out,), residual=x, heads=block.num_heads, qkv="projection", gain=gain)
+        self.factors[y] = self.factor(x) * block.skip_scale
+        return y
 
     def norm(self, module: GroupNormAct, sources: tuple[int, ...], time: int | None = None) -> int:
         for source in sources:
@@ -273,6 +319,7 @@ class _Lowering:
                 time=time,
                 groups=module.groups,
                 eps=module.eps,
+                factors=self.factors_of(sources),
             )
         )
 
@@ -291,6 +338,7 @@ class _Lowering:
         heads: int = 1,
         qkv: AttentionLayer = "",
         channels: int | None = None,
+        gain: float = 1.0,
     ) -> int:
         channels_in = sum(self.buffers[n].channels for n in sources)
         kernel = module.kernel_size[0] if isinstance(module, nn.Conv2d) else 1
@@ -323,19 +371,31 @@ class _Lowering:
             time=time,
             heads=heads,
             qkv=qkv,
+            # Behind a norm the values are the network's own.
+            factors=() if norm is not None else self.factors_of(sources),
+            gain=gain,
         )
         algorithm = choose_algorithm(kernel, stride, channels_in, self.buffers[target])
         return self.emit(replace(instruction, algorithm=algorithm))
 
-    def pool(self, x: int, norm: int | None = None, act: bool = False) -> int:
+    def pool(self, x: int, norm: int | None = None, act: bool = False, taps: tuple[int, ...] = (1, 1)) -> int:
         buffer = self.buffers[x]
-        target = self.buffer(buffer.height // 2, buffer.width // 2, buffer.channels)
-        return self.emit(Instruction("pool", (x,), target, norm=norm, act=act))
+        return self.resample("pool", x, buffer.height // 2, buffer.width // 2, norm, act, taps)
 
-    def repeat(self, x: int) -> int:
+    def repeat(self, x: int, norm: int | None = None, act: bool = False, taps: tuple[int, ...] = (1, 1)) -> int:
         buffer = self.buffers[x]
-        target = self.buffer(2 * buffer.height, 2 * buffer.width, buffer.channels)
-        return self.emit(Instruction("repeat", (x,), target))
+        return self.resample("repeat", x, 2 * buffer.height, 2 * buffer.width, norm, act, taps)
+
+    def resample(
+        self, op: Op, x: int, height: int, width: int, norm: int | None, act: bool, taps: tuple[int, ...]
+    ) -> int:
+        if tuple(taps) not in ((1, 1), (1, 3, 3, 1)):
+            raise Unsupported(f"the engine has no instruction for a filter of {taps}")
+        target = self.buffer(height, width, self.buffers[x].channels)
+        if norm is None:
+            self.factors[target] = self.factor(x)
+        kernel = 4 if len(taps) == 4 else 1
+        return self.emit(Instruction(op, (x,), target, norm=norm, act=act, kernel=kernel))
 
     def time(self, projection: nn.Linear, width: int) -> int:
         self.check(projection, nn.Linear, (width, 4 * self.unet.config.channels))
@@ -350,12 +410,13 @@ class _Lowering:
         kinds = (nn.Linear, nn.SiLU, nn.Linear)
         if len(unet.time_embed) != 3 or not all(map(isinstance, unet.time_embed, kinds)):
             raise Unsupported(f"the engine has no instruction for time_embed: {unet.time_embed}")
-        self.check(unet.time_embed[0], nn.Linear, (width, unet.config.channels))
+        self.check(unet.time_embed[0], nn.Linear, (width, unet.config.waves))
         self.check(unet.time_embed[2], nn.Linear, (width, width))
         if (unet.label_emb is None) != (unet.config.num_classes is None):
             raise Unsupported(f"label_emb is {unet.label_emb} with num_classes={unet.config.num_classes}")
         if unet.label_emb is not None:
-            self.check(unet.label_emb, nn.Embedding, (unet.config.num_classes or 0, width), ())
+            labels = width if unet.config.label_place == "behind_mlp" else unet.config.waves
+            self.check(unet.label_emb, nn.Embedding, (unet.config.num_classes or 0, labels), ())
             if unet.label_emb.max_norm is not None:
                 raise Unsupported("the engine has no instruction for label_emb with max_norm")
 

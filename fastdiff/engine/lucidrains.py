@@ -17,7 +17,7 @@ from fastdiff.engine.lower import (
     remember_forwards,
     told,
 )
-from fastdiff.engine.plan import VECTOR, AttentionLayer, Buffer, Instruction, Op, Plan
+from fastdiff.engine.plan import VECTOR, AttentionLayer, Instruction, Op, Plan, PlanBuilder
 from fastdiff.nets import lucidrains as nets
 
 __all__ = ["KINDS", "SETTINGS", "layer_parameters", "lower_lucidrains", "waves"]
@@ -63,14 +63,10 @@ def waves(unet: nets.Unet, t: Tensor) -> Tensor:
     return made
 
 
-class _Lowering:
+class _Lowering(PlanBuilder):
     def __init__(self, unet: nets.Unet) -> None:
+        super().__init__(unet)
         self.unet = unet
-        self.names = {module: name for name, module in unet.named_modules()}
-        self.buffers: list[Buffer] = []
-        self.instructions: list[Instruction] = []
-        self.projections: list[str] = []
-        self.time_width = 0
         self.embedding = 0
 
     def run(self, height: int, width: int) -> Plan:
@@ -99,17 +95,7 @@ class _Lowering:
             raise Unsupported(
                 f"final_conv makes {self.buffers[output].channels} channels, and out_dim is {unet.out_dim}"
             )
-        return Plan(
-            tuple(self.buffers), tuple(self.instructions), image, output, tuple(self.projections), self.time_width
-        )
-
-    def buffer(self, height: int, width: int, channels: int) -> int:
-        self.buffers.append(Buffer(height, width, channels))
-        return len(self.buffers) - 1
-
-    def emit(self, instruction: Instruction) -> int:
-        self.instructions.append(instruction)
-        return instruction.target
+        return self.plan(image, output)
 
     def level(self, level: nn.Module) -> list[nn.Module]:
         parts = list(level) if isinstance(level, nn.ModuleList) else []

@@ -12,6 +12,7 @@ from fastdiff.engine import memory, packed_cache
 from fastdiff.engine.lucidrains import layer_parameters as lucidrains_parameters
 from fastdiff.engine.plan import VECTOR, Instruction, Placement, Plan
 from fastdiff.nets import lucidrains
+from fastdiff.nets.blocks import PyramidConv
 from fastdiff.nets.unet import AttentionBlock, UNet
 
 __all__ = [
@@ -90,8 +91,30 @@ def layer_parameters(unet: nn.Module, instruction: Instruction) -> tuple[Tensor,
         return lucidrains_parameters(unet, instruction)
     assert isinstance(unet, UNet)
     if instruction.qkv:
-        return attention_weights(unet, instruction)
-    return weight_and_bias(unet.get_submodule(instruction.parameter))
+        weight, bias = attention_weights(unet, instruction)
+    else:
+        module = unet.get_submodule(instruction.parameter)
+        weight, bias = weight_and_bias(module)
+        if isinstance(module, PyramidConv):
+            weight = module.whole_kernel().detach()
+    if instruction.op != "conv" or (instruction.gain == 1 and not instruction.factors):
+        return weight, bias
+    return _multiplied(instruction, weight.double(), bias.double())
+
+
+def _multiplied(instruction: Instruction, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A convolution's parameters with its gain and the factors of its sources in them, float64."""
+    gain: Tensor | float = instruction.gain
+    if instruction.qkv == "folded":
+        # Of v alone, which is added to the input.
+        gain = torch.cat([weight.new_ones(len(bias) // 2), weight.new_full((len(bias) // 2,), instruction.gain)])
+    shape = (-1, *[1] * (weight.ndim - 1))
+    bias = bias * gain
+    weight = weight * (gain.view(shape) if isinstance(gain, Tensor) else gain)
+    if instruction.factors:
+        columns = torch.cat([weight.new_full((count,), factor) for count, factor in instruction.factors])
+        weight = weight * columns.view(1, -1, *shape[2:])
+    return weight, bias
 
 
 def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Places]:
@@ -103,6 +126,8 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
         packed[at_bias : at_bias + bias.numel()] = bias.detach()
         if instruction.op == "norm":
             packed[at_epsilon] = instruction.eps
+            for number, (_, factor) in enumerate(instruction.factors, 1):
+                packed[at_epsilon + number] = factor
         if instruction.op != "conv":
             packed[at_weight : at_weight + weight.numel()] = weight.detach().flatten()
         else:
@@ -126,7 +151,7 @@ def _places(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Places
     for number, (weight, bias) in zip(numbers, layers, strict=True):
         norm, conv = (plan.instructions[number].op == op for op in ("norm", "conv"))
         count = _packed_size(plan.instructions[number], weight) if conv else weight.numel()
-        places[number] = (take(count), take(bias.numel()), take(1) if norm else -1)
+        places[number] = (take(count), take(bias.numel()), take(3) if norm else -1)
     return places, length
 
 
@@ -175,7 +200,7 @@ def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
             "stats": places[i.stats[0]] if i.stats else -1,
             "stats2": places[i.stats[1]] if len(i.stats) > 1 else -1,
             "pairs": int(i.products == "bfloat16"),
-            "memory": i.memory,
+            "memory": int(bool(i.factors)) if i.op == "norm" else i.memory,
         }
         rows.append([values[field] for field in CODE_FIELDS])
     return torch.tensor(rows, dtype=torch.int64, device="cpu")

@@ -42,7 +42,7 @@ def name_of(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> str:
     All instruction sets read the same packed weights.
     """
     packed_for = [
-        (i.op, i.algorithm, i.products, i.kernel, i.eps, list(weight.shape), list(bias.shape))
+        (i.op, i.algorithm, i.products, i.kernel, i.eps, list(weight.shape), list(bias.shape), *i.factors)
         for i, (weight, bias) in zip((i for i in plan.instructions if i.parameter), layers, strict=True)
     ]
     digest = hashlib.sha256(json.dumps([__version__, packed_for]).encode())

@@ -16,7 +16,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Algorithm", "AttentionLayer", "Buffer", "Instruction", "Number", "Op", "Placement", "Plan", "place"]
+from torch import nn
+
+__all__ = [
+    "Algorithm",
+    "AttentionLayer",
+    "Buffer",
+    "Instruction",
+    "Number",
+    "Op",
+    "Placement",
+    "Plan",
+    "PlanBuilder",
+    "place",
+]
 
 Op = Literal[
     "stats", "norm", "conv", "attention", "pool", "repeat", "pixel_norm", "memory_attention", "linear_attention",
@@ -61,7 +74,8 @@ class Instruction:
             channel of a group norm. "conv": convolution of act(factor * x + offset) over one or two sources, plus bias,
             time and residual. "attention": softmax(q k^T) v of the packed q, k, v, with q scaled; or, of two sources,
             of the packed q and v and of keys that are factor * x + offset; plus residual. "pool": mean of 2x2 pixels of
-            act(factor * x + offset). "repeat": each pixel twice in both directions. "norm_act": act of the group norm,
+            act(factor * x + offset). "repeat": each pixel of that twice in both directions. Both with `kernel` 4: with
+            the filter (1, 3, 3, 1) in each direction, and zeros outside of the image. "norm_act": act of the norm,
             scaled and shifted by the time, of its sources, to the first of which bias, time and residual are added
             first. "add": the first source with bias, time and residual added. "pixel_norm": act of each pixel over its
             length times a gain per channel, scaled and shifted by the time, plus residual. "memory_attention":
@@ -80,6 +94,9 @@ class Instruction:
         time: Where the instruction's slice of the time vector begins: [C] to add, or [2C], scale and shift.
         groups, eps: Of a norm; groups of an attention with a memory: the numbers d of a head, without zeros.
         memory: Learned keys and values of an attention.
+        factors: Channels of each source and what they are to be multiplied by, to be the network's own values: a
+            convolution has it in its weights, a norm beside its epsilon. None where that is 1.
+        gain: What a convolution's weights and bias are multiplied by besides.
         heads: Of an attention, or the layers around it.
         bias: A convolution adds its bias.
         added: Of a "norm_act" or "add", the module whose bias is added to the first source.
@@ -119,6 +136,8 @@ class Instruction:
     added_time: int | None = None
     total: int | None = None
     memory: int = 0
+    factors: tuple[tuple[int, float], ...] = ()
+    gain: float = 1.0
 
     def reads(self) -> tuple[int, ...]:
         """All buffers that it reads."""
@@ -232,3 +251,35 @@ def _first_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
             return start
         start = max(start, end)
     return start
+
+
+class PlanBuilder:
+    """A plan in the making, for what lowers a network of some class.
+
+    Attributes:
+        names: Each module's name in the network.
+        buffers, instructions, projections, time_width: As those of `Plan`, as far as it got.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        self.names = {module: name for name, module in unet.named_modules()}
+        self.buffers: list[Buffer] = []
+        self.instructions: list[Instruction] = []
+        self.projections: list[str] = []
+        self.time_width = 0
+
+    def buffer(self, height: int, width: int, channels: int) -> int:
+        """Room for an image, by its number."""
+        self.buffers.append(Buffer(height, width, channels))
+        return len(self.buffers) - 1
+
+    def emit(self, instruction: Instruction) -> int:
+        """Add an instruction; its target."""
+        self.instructions.append(instruction)
+        return instruction.target
+
+    def plan(self, image: int, output: int) -> Plan:
+        """From the buffer of the input to that of the result."""
+        return Plan(
+            tuple(self.buffers), tuple(self.instructions), image, output, tuple(self.projections), self.time_width
+        )

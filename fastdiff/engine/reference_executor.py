@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastdiff.engine.pack import layer_parameters
 from fastdiff.engine.plan import Instruction, Plan
 from fastdiff.nets import lucidrains
+from fastdiff.nets.blocks import resampled
 from fastdiff.nets.unet import UNet
 
 __all__ = ["run_plan", "run_steps", "time_vectors"]
@@ -68,6 +69,8 @@ def _run(plan: Plan, unet: nn.Module, i: Instruction, values: dict[int, Tensor],
     if i.act:
         x = F.silu(x)
     x = x.permute(0, 3, 1, 2)
+    if i.op in ("pool", "repeat") and i.kernel == 4:
+        return resampled(x, "down" if i.op == "pool" else "up", (1, 3, 3, 1)).permute(0, 2, 3, 1)
     if i.op == "pool":
         return F.avg_pool2d(x, 2).permute(0, 2, 3, 1)
     if i.op == "repeat" or i.upsample:
@@ -131,6 +134,10 @@ def _norm(plan: Plan, unet: nn.Module, i: Instruction, values: dict[int, Tensor]
     source = plan.buffers[i.sources[0]]
     pixels = source.height * source.width
     mean, squares = torch.cat([values[n] for n in i.stats], dim=3)[:, :, 0].unbind(dim=1)
+    own = torch.ones_like(mean)
+    if i.factors:
+        own = own * torch.cat([own.new_full((count,), factor) for count, factor in i.factors])
+    mean, squares = own * mean, own.square() * squares
     grouped = mean.unflatten(1, (i.groups, -1))
     group_mean = grouped.mean(dim=2, keepdim=True)
     within = squares.unflatten(1, (i.groups, -1)) + pixels * (grouped - group_mean).square()
@@ -141,7 +148,7 @@ def _norm(plan: Plan, unet: nn.Module, i: Instruction, values: dict[int, Tensor]
     if i.time is not None:
         scale, shift = times[:, i.time : i.time + 2 * len(weight)].chunk(2, dim=1)
         factor, offset = factor * (1 + scale), offset * (1 + scale) + shift
-    return torch.stack([factor, offset], dim=1)[:, :, None]
+    return torch.stack([own * factor, offset], dim=1)[:, :, None]
 
 
 def _attention(i: Instruction, values: dict[int, Tensor]) -> Tensor:

@@ -23,8 +23,10 @@ __all__ = [
     "Conv3x3",
     "Downsample",
     "Dropout",
+    "Filter",
     "GroupNormAct",
     "Linear",
+    "PyramidConv",
     "ResBlock",
     "Resample",
     "SiLU",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 Resample = Literal["none", "down", "up"]
+Filter = tuple[int, ...]
 # Values that PyTorch does not cut by threads (at::internal::GRAIN_SIZE).
 _SERIAL = 32768
 
@@ -60,6 +63,15 @@ def timestep_embedding(t: Tensor, channels: int, kind: TimeEmbedding, *, dtype: 
     angles = t.to(dtype)[:, None] * torch.exp(exponent)[None, :]
     waves = (torch.sin, torch.cos) if kind == "sin_cos" else (torch.cos, torch.sin)
     return torch.cat([_in_parts(wave, angles) for wave in waves], dim=1)
+
+
+def fourier_embedding(t: Tensor, frequencies: Tensor) -> Tensor:
+    """Sines, then cosines, of 2 pi t f for times [B] and frequencies [n]: [B, 2n] in the type of the frequencies.
+
+    Source: Song et al. (2021), arXiv:2011.13456, appendix H; Tancik et al. (2020), arXiv:2006.10739.
+    """
+    angles = t.to(frequencies.dtype)[:, None] * (2 * math.pi * frequencies)[None, :]
+    return torch.cat([_in_parts(wave, angles) for wave in (torch.sin, torch.cos)], dim=1)
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -216,6 +228,59 @@ def _is_own(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not watched
 
 
+def resampled(x: Tensor, how: Resample, taps: Filter = (1, 1)) -> Tensor:
+    """[B, C, H, W] at half or twice the resolution, filtered in each direction.
+
+    With taps f, halving is a convolution with f / sum(f) at every other pixel, and doubling its adjoint times 4, both
+    with zeros outside of the image. (1, 1): means of 2x2 pixels, and repeated pixels.
+    """
+    if how == "none":
+        return x
+    if tuple(taps) == (1, 1):
+        return F.avg_pool2d(x, 2) if how == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
+    channels, pad = x.shape[1], (len(taps) - 1) // 2
+    kernel = filter_of(taps, x).expand(channels, 1, -1, -1)
+    if how == "down":
+        return F.conv2d(x, kernel, stride=2, padding=pad, groups=channels)
+    return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=pad, groups=channels)
+
+
+def filter_of(taps: Filter, like: Tensor) -> Tensor:
+    """The product of the taps with themselves, [n, n], with the sum 1."""
+    line = torch.tensor(taps, dtype=like.dtype, device=like.device)
+    return torch.outer(line, line) / line.sum() ** 2
+
+
+class PyramidConv(nn.Conv2d):
+    """3x3 convolution, filtered to half the resolution: one convolution of stride 2 with a larger kernel.
+
+    Parameters: weight [C_out, C_in, 3, 3], bias [C_out].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, taps: Filter) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.taps = tuple(taps)
+
+    @property
+    def pad(self) -> int:
+        """Zeros around the image."""
+        return 1 + (len(self.taps) - 1) // 2
+
+    def whole_kernel(self) -> Tensor:
+        """Kernel and filter as one kernel [C_out, C_in, n + 2, n + 2] of n taps."""
+        size = len(self.taps) - 1
+        spread = F.pad(self.weight, (size, size, size, size)).flatten(0, 1)[:, None]
+        # Symmetric, so that a correlation is the convolution.
+        joined = F.conv2d(spread, filter_of(self.taps, self.weight)[None, None])[:, 0]
+        kernel: Tensor = joined.unflatten(0, self.weight.shape[:2])
+        return kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_in, H, W] to [B, C_out, H/2, W/2]."""
+        y: Tensor = F.conv2d(x, self.whole_kernel(), self.bias, stride=2, padding=self.pad)
+        return y
+
+
 class Downsample(nn.Module):
     """Half the resolution: a 3x3 convolution of stride 2, or the average of 2x2 pixels.
 
@@ -266,9 +331,11 @@ class ResBlock(nn.Module):
     convolution (ADM, after BigGAN).
 
     Parameters: norm1 [C_in], conv1 [C, C_in, 3, 3], emb_proj [C or 2C, E], norm2 [C], conv2 [C, C, 3, 3], and
-    skip [C, C_in, 1, 1] where C differs from C_in.
+    skip [C, C_in, 1, 1] where C differs from C_in, or where it resamples with `projection`. `groups` is a function of
+    the channels. The sum is multiplied by `skip_scale`.
 
-    Source: Ho (2020), arXiv:2006.11239, appendix B; Dhariwal, Nichol (2021), arXiv:2105.05233, section 3.
+    Source: Ho (2020), arXiv:2006.11239, appendix B; Dhariwal, Nichol (2021), arXiv:2105.05233, section 3; Song et al.
+    (2021), arXiv:2011.13456, appendix H.
     """
 
     def __init__(
@@ -277,22 +344,29 @@ class ResBlock(nn.Module):
         out_channels: int,
         emb_channels: int,
         *,
-        groups: int,
+        groups: int | Callable[[int], int],
         eps: float,
         dropout: float,
         scale_shift: bool,
         resample: Resample = "none",
+        taps: Filter = (1, 1),
+        projection: bool = False,
+        skip_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
         self.resample = resample
-        self.norm1 = GroupNormAct(in_channels, groups, eps)
+        self.taps = tuple(taps)
+        self.skip_scale = skip_scale
+        num = groups if callable(groups) else lambda _: groups
+        self.norm1 = GroupNormAct(in_channels, num(in_channels), eps)
         self.conv1 = Conv3x3(in_channels, out_channels)
         self.emb_proj = Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
-        self.norm2 = GroupNormAct(out_channels, groups, eps)
+        self.norm2 = GroupNormAct(out_channels, num(out_channels), eps)
         self.dropout = Dropout(dropout)
         self.conv2 = Conv3x3(out_channels, out_channels)
-        self.skip = nn.Identity() if in_channels == out_channels else Conv1x1(in_channels, out_channels)
+        projects = in_channels != out_channels or (projection and resample != "none")
+        self.skip = Conv1x1(in_channels, out_channels) if projects else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Apply the block.
@@ -306,10 +380,7 @@ class ResBlock(nn.Module):
         """
         joins = self.training and torch.is_grad_enabled()
         h, x = self.norm1.beside(x) if joins and _is_own(self.norm1, GroupNormAct) else (self.norm1(x), x)
-        if self.resample == "down":
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        elif self.resample == "up":
-            h, x = (F.interpolate(a, scale_factor=2.0, mode="nearest") for a in (h, x))
+        h, x = (resampled(a, self.resample, self.taps) for a in (h, x))
         h = self.conv1(h)
         emb = self.emb_proj(emb)
         if self.scale_shift:
@@ -320,10 +391,9 @@ class ResBlock(nn.Module):
         h = self.dropout(h)
         if joins and _is_own(self.conv2, Conv3x3):
             y: Tensor = self.conv2(h, self.skip(x))
-            return y
-        h = self.conv2(h)
-        y = self.skip(x) + h
-        return y
+        else:
+            y = self.skip(x) + self.conv2(h)
+        return y if self.skip_scale == 1 else y * self.skip_scale
 
 
 class AttentionBlock(nn.Module):
@@ -339,9 +409,12 @@ class AttentionBlock(nn.Module):
     Source: Ho (2020), arXiv:2006.11239, appendix B; heads: Nichol, Dhariwal (2021), arXiv:2102.09672, appendix A.
     """
 
-    def __init__(self, channels: int, num_heads: int, *, groups: int, eps: float, layout: QkvLayout) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, *, groups: int, eps: float, layout: QkvLayout, skip_scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.skip_scale = skip_scale
         self.layout = layout
         self.norm = GroupNormAct(channels, groups, eps, act=False)
         self.qkv = Linear(channels, 3 * channels)
@@ -365,10 +438,10 @@ class AttentionBlock(nn.Module):
         if joins and _is_own(self.proj, Linear):
             h = self.proj(tokens, x.permute(0, 2, 3, 1).reshape(batch, height * width, channels))
             y: Tensor = h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-            return y
-        h = self.proj(tokens)
-        y = x + h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        return y
+        else:
+            h = self.proj(tokens)
+            y = x + h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return y if self.skip_scale == 1 else y * self.skip_scale
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """[B, N, 3C] to [B, N, C]; in training on the CPU in C++."""

@@ -24,7 +24,8 @@ from fastdiff.nets.blocks import (
     SiLU,
     Upsample,
 )
-from fastdiff.nets.training_plan import Image, Recorder, TrainingPlan, Unplanned
+from fastdiff.nets.training_layers import VECTOR, Layers, check_conv, expect
+from fastdiff.nets.training_plan import Image, TrainingPlan, Unplanned
 from fastdiff.process.noise import factor_of_kept, last_kept
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["lower_training", "planned_parameters"]
 
-# Channels come in whole vectors; images are as large as the smallest tile at least.
-_VECTOR = 16
-_MIN_SIZE = 4
 # Of a network whose samples go through it by themselves, for each thread packs all of the weights, and what their
 # gradients read is kept: weights, and floats of a sample.
 _MOST_WEIGHTS, _MOST_FLOATS = 1 << 22, 1 << 18
@@ -61,14 +59,11 @@ def planned_parameters(unet: UNet) -> list[Tensor]:
     return [parameter for parameter in unet.parameters() if parameter is not table]
 
 
-class _Lowering(Recorder):
+class _Lowering(Layers):
     def __init__(self, unet: UNet) -> None:
-        super().__init__()
+        super().__init__(planned_parameters(unet))
         self.unet = unet
-        self.numbers = {id(parameter): number for number, parameter in enumerate(planned_parameters(unet))}
         self.back: list[Callable[[], None]] = []
-        # Gradient of an image by its buffer, where there is one so far.
-        self.grads: dict[int, Image] = {}
         self.num_dropouts = 0
         # What the blocks see of time and label.
         self.emb: Image
@@ -111,143 +106,13 @@ class _Lowering(Recorder):
             None if label_grad is None else places[label_grad], output.channels, self.emb.channels, alone,
         )  # fmt: skip
 
-    def number(self, parameter: Tensor | None) -> int:
-        return -1 if parameter is None else self.numbers[id(parameter)]
-
-    # Gradients.
-
-    def take(self, image: Image) -> Image:
-        return self.grads[image.buffer]
-
-    def so_far(self, image: Image) -> int:
-        """The buffer of an image's gradient so far, to be added to, or -1."""
-        return self.grads[image.buffer].buffer if image.buffer in self.grads else -1
-
-    # Layers. Each emits its forward pass and gives the result; the way back is the block's.
-
-    def conv(self, x: Image, conv: nn.Conv2d, added: int = -1) -> Image:
-        _check(conv, 3, 1, 1)
-        if x.channels % _VECTOR or conv.out_channels % _VECTOR:
-            raise Unplanned(f"a convolution of {x.channels} to {conv.out_channels} channels, no multiples of {_VECTOR}")
-        if min(x.height, x.width) < _MIN_SIZE:
-            raise Unplanned(f"a convolution of {x.height} x {x.width} pixels")
-        y = self.image(x.height, x.width, conv.out_channels)
-        self.emit(
-            "conv", x=x.buffer, channels=x.channels, channels_out=y.channels, y=y.buffer, added=added,
-            weight=self.number(conv.weight), bias=self.number(conv.bias), **x.size,
-        )  # fmt: skip
-        return y
-
-    def conv_back(self, x: Image, dy: Image, conv: nn.Conv2d) -> Image:
-        """Gradients of the parameters, and of x."""
-        weight, dx = self.number(conv.weight), self.like(x)
-        self.emit(
-            "conv_grad",
-            x=x.buffer,
-            channels=x.channels,
-            dy=dy.buffer,
-            channels_out=dy.channels,
-            weight=weight,
-            **x.size,
-        )
-        self.sums(dy, conv.bias)
-        self.emit(
-            "conv", x=dy.buffer, channels=dy.channels, channels_out=x.channels, y=dx.buffer, transposed=1,
-            weight=weight, **x.size,
-        )  # fmt: skip
-        return dx
-
-    def sums(self, dy: Image, bias: Tensor | None) -> None:
-        """The gradient of a bias."""
-        if bias is not None:
-            self.emit("sums", x=dy.buffer, channels=dy.channels, bias=self.number(bias), **dy.size)
-
-    def linear(
-        self, x: Image, weight: Tensor, bias: Tensor | None, channels: int, x2: Image | None = None, added: int = -1
-    ) -> Image:
-        y = self.image(x.height, x.width, channels)
-        self.emit(
-            "linear", x=x.buffer, channels=x.channels, channels_out=channels, y=y.buffer, added=added,
-            weight=self.number(weight), bias=self.number(bias), **_second(x2), **x.size,
-        )  # fmt: skip
-        return y
-
-    def linear_grad(self, x: Image, dy: Image, weight: Tensor, bias: Tensor | None, x2: Image | None = None) -> None:
-        """Gradients of the parameters."""
-        self.emit(
-            "linear_grad", x=x.buffer, channels=x.channels, dy=dy.buffer, channels_out=dy.channels,
-            weight=self.number(weight), **_second(x2), **x.size,
-        )  # fmt: skip
-        self.sums(dy, bias)
-
-    def linear_back(self, dy: Image, weight: Tensor, channels: int, added: int = -1) -> Image:
-        """The gradient of what was read; in the place of `added` where that is given."""
-        dx = Image(added, dy.height, dy.width, channels) if added >= 0 else self.image(dy.height, dy.width, channels)
-        self.emit(
-            "linear", x=dy.buffer, channels=dy.channels, channels_out=channels, y=dx.buffer, added=added, transposed=1,
-            weight=self.number(weight), **dy.size,
-        )  # fmt: skip
-        return dx
-
-    def norm(
-        self, x: Image, norm: GroupNormAct, x2: Image | None = None, time: int = -1, scale: int = -1
-    ) -> tuple[Image, dict[str, int | float]]:
-        """The result, and what the way back has in common with it."""
-        channels = x.channels + (0 if x2 is None else x2.channels)
-        y = self.image(x.height, x.width, channels)
-        common = {
-            "x": x.buffer, "channels": x.channels, "weight": self.number(norm.weight), "bias": self.number(norm.bias),
-            "act": norm.act, "time": time, "scale": scale, "stats": self.spread_buffer(2 * norm.groups),
-            "groups": norm.groups, "number": norm.eps, **_second(x2), **x.size,
-        }  # fmt: skip
-        self.emit("norm", y=y.buffer, **common)
-        return y, common
-
-    def norm_back(
-        self, common: dict[str, int | float], dy: Image, y: Image, *, y2: int = -1, added: int = -1, more: int = -1,
-        total: int = -1, emb: int = -1,
-    ) -> None:  # fmt: skip
-        """Gradients of x, into y, and of the parameters.
-
-        `total`: where the gradient of the time goes that was added; `emb`: where those of scale and shift go.
-        """
-        channels = int(common["channels"]) + int(common.get("channels2", 0))
-        sums, products = self.vector(channels), self.vector(channels)
-        self.emit(
-            "norm_grad", dy=dy.buffer, y=y.buffer, y2=y2, added=added, more=more, sums=sums.buffer,
-            products=products.buffer, total=total, **common,
-        )  # fmt: skip
-        weight, bias = int(common["weight"]), int(common["bias"])
-        if emb >= 0:
-            self.emit(
-                "scale_grad", channels=channels, sums=sums.buffer, products=products.buffer, scale=common["scale"],
-                weight=weight, bias=bias, y=emb,
-            )  # fmt: skip
-        self.emit("sums", x=products.buffer, channels=channels, bias=weight)
-        self.emit("sums", x=sums.buffer, channels=channels, bias=bias)
-
-    def resample(self, x: Image, up: bool, *, factor: float, added: int = -1) -> Image:
-        """Each pixel four times, or the sum of four, times the factor."""
-        y = (
-            self.image(2 * x.height, 2 * x.width, x.channels)
-            if up
-            else self.image(x.height // 2, x.width // 2, x.channels)
-        )
-        self.emit(
-            "repeat" if up else "pool", x=x.buffer, channels=x.channels, y=y.buffer, height_out=y.height,
-            width_out=y.width, added=added, number=factor, **x.size,
-        )  # fmt: skip
-        return y
-
-    # Parts of the network.
-
     def embed(self, channels: int, has_labels: bool) -> tuple[Image, Image | None]:
         """What the blocks see of time and label; gives the embedded time and the embedded label."""
         layers: list[nn.Module] = list(self.unet.time_embed)
         if len(layers) != 3:
             raise Unplanned(f"an embedding of {len(layers)} layers")
-        _expect(Linear, layers[0], layers[2])
-        _expect(SiLU, layers[1])
+        expect(Linear, layers[0], layers[2])
+        expect(SiLU, layers[1])
         first, second = cast(nn.Linear, layers[0]), cast(nn.Linear, layers[2])
         waves = self.vector(channels)
         hidden = self.linear(waves, first.weight, first.bias, first.out_features)
@@ -268,17 +133,9 @@ class _Lowering(Recorder):
         self.back.append(back)
         return waves, label
 
-    def alike(self, op: str, x: Image, x2: Image | None = None) -> Image:
-        y = self.like(x)
-        self.emit(
-            op, x=x.buffer, channels=x.channels, y=y.buffer, x2=-1 if x2 is None else x2.buffer, height_out=x.height,
-            width_out=x.width, **x.size,
-        )  # fmt: skip
-        return y
-
     def first(self, x: Image, conv: nn.Conv2d) -> Image:
         """The first convolution. It has few channels to read: their pixels under the kernel are a linear layer's."""
-        _check(conv, 3, 1, 1)
+        check_conv(conv, 3, 1, 1)
         columns = self.unfold(x, 1, 1, x.height, x.width)
         y = self.linear(columns, conv.weight, conv.bias, conv.out_channels)
         self.back.append(lambda: self.linear_grad(columns, self.take(y), conv.weight, conv.bias))
@@ -288,8 +145,8 @@ class _Lowering(Recorder):
         """Norm and last convolution. It has few channels to write: a linear layer gives each pixel's part in all those
         around it, which are then summed.
         """
-        _check(conv, 3, 1, 1)
-        _expect(GroupNormAct, norm)
+        check_conv(conv, 3, 1, 1)
+        expect(GroupNormAct, norm)
         n, common = self.norm(h, norm)
         columns = self.linear(n, conv.weight, None, 9 * conv.out_channels)
         y = self.image(h.height, h.width, conv.out_channels)
@@ -308,15 +165,6 @@ class _Lowering(Recorder):
             self.grads[h.buffer] = dn
 
         self.back.append(back)
-        return y
-
-    def unfold(self, x: Image, stride: int, pad: int, height: int, width: int, *, transposed: bool = False) -> Image:
-        """The 3x3 pixels under a kernel, as channels."""
-        y = self.image(height, width, 9 * x.channels)
-        self.emit(
-            "unfold", x=x.buffer, channels=x.channels, y=y.buffer, height_out=height, width_out=width, stride=stride,
-            pad=pad, transposed=transposed, **x.size,
-        )  # fmt: skip
         return y
 
     def block(self, block: Block, x: Image, x2: Image | None = None) -> Image:
@@ -338,12 +186,12 @@ class _Lowering(Recorder):
         return x
 
     def res_block(self, block: ResBlock, x: Image, x2: Image | None) -> Image:
-        _expect(GroupNormAct, block.norm1, block.norm2)
-        _expect(Linear, block.emb_proj)
-        _expect(Dropout, block.dropout)
+        expect(GroupNormAct, block.norm1, block.norm2)
+        expect(Linear, block.emb_proj)
+        expect(Dropout, block.dropout)
         skip = block.skip if isinstance(block.skip, Conv1x1) else None
         if skip is None:
-            _expect(nn.Identity, block.skip)
+            expect(nn.Identity, block.skip)
         if x2 is not None and (skip is None or block.resample != "none"):
             raise Unplanned("a residual block of two images that adds them to its result, or changes their size")
         n1, common1 = self.norm(x, block.norm1, x2)
@@ -358,7 +206,7 @@ class _Lowering(Recorder):
         h2, masks = self.dropout(n2, block.dropout.p)
         shortcut = beside
         if skip is not None:
-            _check(skip, 1, 1, 0)
+            check_conv(skip, 1, 1, 0)
             shortcut = self.linear(beside, skip.weight, skip.bias, skip.out_channels, x2)
         y = self.conv(h2, block.conv2, shortcut.buffer)
 
@@ -415,10 +263,10 @@ class _Lowering(Recorder):
         return y, masks
 
     def attention(self, block: AttentionBlock, x: Image) -> Image:
-        _expect(GroupNormAct, block.norm)
-        _expect(Linear, block.qkv, block.proj)
+        expect(GroupNormAct, block.norm)
+        expect(Linear, block.qkv, block.proj)
         heads = block.num_heads
-        if block.layout == "edm" or x.channels % (_VECTOR * heads):
+        if block.layout == "edm" or x.channels % (VECTOR * heads):
             raise Unplanned(
                 f"attention of {heads} heads of {x.channels // heads} channels in the layout {block.layout!r}"
             )
@@ -457,7 +305,7 @@ class _Lowering(Recorder):
             self.back.append(back_of_pool)
             return y
         pad = 1 if layer.padding == "symmetric" else 0
-        _check(conv, 3, 2, pad)
+        check_conv(conv, 3, 2, pad)
         columns = self.unfold(x, 2, pad, x.height // 2, x.width // 2)
         y = self.linear(columns, conv.weight, conv.bias, conv.out_channels)
 
@@ -490,25 +338,6 @@ class _Lowering(Recorder):
         return y
 
 
-def _expect(kind: type[nn.Module], *modules: nn.Module) -> None:
-    """Raise Unplanned unless modules are of a class."""
-    for module in modules:
-        if not isinstance(module, kind):
-            raise Unplanned(f"a {type(module).__name__} in the place of a {kind.__name__}")
-
-
 def _is_dense(parameter: Tensor) -> bool:
     """Whether a parameter lies as [C_out, (H, W,) C_in]."""
     return (parameter.permute(0, 2, 3, 1) if parameter.ndim == 4 else parameter).is_contiguous()
-
-
-def _check(conv: nn.Conv2d, kernel: int, stride: int, pad: int) -> None:
-    """Raise Unplanned unless a convolution is what its class makes."""
-    _expect(nn.Conv2d, conv)
-    found = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
-    if found != ((kernel, kernel), (stride, stride), (pad, pad), (1, 1), 1, "zeros"):
-        raise Unplanned("a convolution with a kernel, stride or padding of its own")
-
-
-def _second(x2: Image | None) -> dict[str, int]:
-    return {} if x2 is None else {"x2": x2.buffer, "channels2": x2.channels}

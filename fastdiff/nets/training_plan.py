@@ -136,7 +136,7 @@ class Recorder:
             How many instructions of the way back come before them; None, and nothing is moved, where one of them reads
             what is written to afterwards.
         """
-        last_written = {}
+        last_written: dict[int, int] = {}
         for step, instruction in enumerate(self.code):
             last_written |= {instruction[name]: step for name in _WRITTEN if instruction[name] >= 0}
         back = list(enumerate(self.code))[forward:]

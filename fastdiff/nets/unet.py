@@ -1,4 +1,4 @@
-"""The U-Net of Ho (2020), improved-diffusion and guided-diffusion, in one class.
+"""The U-Net of Ho (2020), improved- and guided-diffusion, Song (2021) and EDM, in one class.
 
 The modules (`fastdiff.nets.blocks`) are PyTorch's, with fused ops for norm, attention and, in training on the CPU,
 convolution and dropout. They are laid out flat so that the engine can lower them one by one: every group norm with its
@@ -18,7 +18,9 @@ Parameter names, and those of an OpenAI state dict (the number j counts the laye
 | Downsample: conv; Upsample: conv | op; conv |
 | norm_out, conv_out | out.{0,2} |
 
-Each name ends in .weight or .bias, except label_emb, which has only .weight.
+Each name ends in .weight or .bias, except label_emb, which has only .weight. Song's and EDM's networks may have
+time_freqs [n], augment_emb.weight and pyramid.k, the convolution that joins the block behind level k, besides;
+`fastdiff.convert.edm` has their names.
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ from fastdiff.nets.blocks import (
     Downsample,
     GroupNormAct,
     Linear,
+    PyramidConv,
     Resample,
     ResBlock,
     SiLU,
     Upsample,
+    fourier_embedding,
     silu,
     timestep_embedding,
 )
@@ -76,7 +80,8 @@ class UNet(nn.Module):
         config: Shape and conventions; see `UNetConfig` and `UNetConfig.preset`.
 
     Source: Ho (2020), arXiv:2006.11239, appendix B; Nichol, Dhariwal (2021), arXiv:2102.09672;
-    Dhariwal, Nichol (2021), arXiv:2105.05233.
+    Dhariwal, Nichol (2021), arXiv:2105.05233; Song et al. (2021), arXiv:2011.13456; Karras et al. (2022),
+    arXiv:2206.00364.
     """
 
     is_its_config = True
@@ -86,17 +91,25 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         emb_channels = 4 * config.channels
-        self.time_embed = nn.Sequential(
-            Linear(config.channels, emb_channels), SiLU(), Linear(emb_channels, emb_channels)
-        )
-        self.label_emb = None if config.num_classes is None else nn.Embedding(config.num_classes, emb_channels)
+        # A parameter, so that whoever looks for changes of a network sees it; it is not trained.
+        freqs = nn.Parameter(torch.empty(config.waves // 2), requires_grad=False)
+        self.time_freqs = freqs if config.time_embedding == "fourier" else None
+        self.time_embed = nn.Sequential(Linear(config.waves, emb_channels), SiLU(), Linear(emb_channels, emb_channels))
+        label_channels = emb_channels if config.label_place == "behind_mlp" else config.waves
+        self.label_emb = None if config.num_classes is None else nn.Embedding(config.num_classes, label_channels)
+        self.augment_emb = None
+        if config.augment_channels is not None:
+            self.augment_emb = nn.Linear(config.augment_channels, config.waves, bias=False)
 
         widths = config.level_channels
         has_attention = [size in config.attention_resolutions for size in config.level_sizes]
         last = len(widths) - 1
-        width = widths[0]
+        width = config.stem_width
         self.input_blocks = nn.ModuleList([Block([Conv3x3(config.in_channels, width)])])
         skip_widths = [width]
+        # By the number of the input block that it joins, as text.
+        self.pyramid = nn.ModuleDict() if config.input_pyramid else None
+        pyramid_width = config.in_channels
         for level, out_width in enumerate(widths):
             for _ in range(config.num_res_blocks):
                 layers: list[nn.Module] = [self._res_block(width, out_width)]
@@ -106,6 +119,10 @@ class UNet(nn.Module):
                 self.input_blocks.append(Block(layers))
                 skip_widths.append(width)
             if level != last:
+                if self.pyramid is not None:
+                    conv = PyramidConv(pyramid_width, width, config.resample_filter)
+                    self.pyramid[str(len(self.input_blocks))] = conv
+                    pyramid_width = width
                 self.input_blocks.append(Block([self._downsample(width)]))
                 skip_widths.append(width)
 
@@ -118,41 +135,57 @@ class UNet(nn.Module):
             for i in range(config.num_res_blocks + 1):
                 layers = [self._res_block(width + skip_widths.pop(), widths[level])]
                 width = widths[level]
-                if has_attention[level]:
+                if has_attention[level] and (config.decoder_attention == "all" or i == config.num_res_blocks):
                     layers.append(self._attention(width))
                 if level and i == config.num_res_blocks:
                     layers.append(self._upsample(width))
                 self.output_blocks.append(Block(layers))
 
-        self.norm_out = GroupNormAct(width, config.norm_groups, config.norm_eps)
+        self.norm_out = GroupNormAct(width, config.groups(width), config.norm_eps)
         self.conv_out = Conv3x3(width, config.out_channels)
         self._init_parameters()
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
-    def embed(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def embed(self, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """Embedding of time and label with its SiLU applied, which is all that the blocks see of them.
 
         Args:
             t: Times [B].
             y: Labels [B], or None where the network has none.
+            augment: Augmentation labels [B, augment_channels], or None.
 
         Returns:
             Embedding [B, 4 * channels].
         """
         # Each residual block takes the SiLU of the same embedding, so it is computed once.
-        return silu(self._embed_linearly(t, y))
+        return silu(self._embed_linearly(t, y, augment))
 
-    def _embed_linearly(self, t: Tensor, y: Tensor | None) -> Tensor:
+    def waves(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """What the first layer of the embedding is given of times [B], and of labels that enter there, [B, waves].
+
+        In float32 at least.
+        """
+        wide = torch.promote_types(self.conv_out.weight.dtype, torch.float32)
+        if self.time_freqs is not None:
+            waves = fourier_embedding(t, self.time_freqs.to(wide))
+        else:
+            waves = timestep_embedding(t, self.config.waves, self.config.time_embedding, dtype=wide)
+        if self.label_emb is not None and self.config.label_place == "before_mlp":
+            waves = waves + self.label_emb(y).to(wide)
+        return waves
+
+    def _embed_linearly(self, t: Tensor, y: Tensor | None, augment: Tensor | None = None) -> Tensor:
         """`embed` without the SiLU."""
         dtype = self.conv_out.weight.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        waves = timestep_embedding(t, self.config.channels, self.config.time_embedding, dtype=wide)
-        emb: Tensor = self.time_embed(waves.to(dtype))
-        if self.label_emb is not None:
+        waves = self.waves(t, y).to(dtype)
+        if self.augment_emb is not None and augment is not None:
+            waves = waves + self.augment_emb(augment.to(dtype))
+        emb: Tensor = self.time_embed(waves)
+        if self.label_emb is not None and self.config.label_place == "behind_mlp":
             emb = emb + self.label_emb(y)
         return emb
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """Evaluate the network.
 
         Args:
@@ -160,6 +193,8 @@ class UNet(nn.Module):
                 type of the parameters.
             t: Times [B] in network timesteps, int64 or float32 (int32 and float64 are taken too).
             y: Labels [B] in [0, num_classes), int64, for a network with labels; None for one without.
+            augment: Augmentation labels [B, augment_channels] for a network that was trained with them; None for images
+                as they are.
 
         Returns:
             Output [B, out_channels, H, W], channels_last, in the type of the parameters or of autocast. Blocks may
@@ -171,17 +206,21 @@ class UNet(nn.Module):
                 CPU, out of range. (On CUDA the embedding's own device-side check reports them: no synchronisation.)
         """
         self._check_inputs(x, t, y)
-        if self.training and type(self) is UNet:
+        self._check_augment(x, augment)
+        if self.training and type(self) is UNet and not self.config.of_song:
             label_emb = self.label_emb
             whole = train_as_one(self, x, t, None if label_emb is None else lambda: label_emb(y))
             if whole is not None:
                 return whole
-        emb = self.embed(t, y)
+        emb = self.embed(t, y) if augment is None else self.embed(t, y, augment)
         inner, outer = cast(nn.Conv2d, cast(Block, self.input_blocks[0])[0]).weight.dtype, self.conv_out.weight.dtype
         h = x.to(inner).contiguous(memory_format=torch.channels_last)
         skips: list[Tensor] = []
-        for block in self.input_blocks:
+        level = h
+        for number, block in enumerate(self.input_blocks):
             h = block(h, emb)
+            if self.pyramid is not None and str(number) in self.pyramid:
+                level = h = (h + self.pyramid[str(number)](level)) * self.config.skip_scale
             skips.append(h)
         h = self.middle_block(h, emb)
         for block in self.output_blocks:
@@ -236,17 +275,31 @@ class UNet(nn.Module):
         if readable and not 0 <= int(y.min()) <= int(y.max()) < config.num_classes:
             raise ValueError(f"y must lie in [0, {config.num_classes}), got {int(y.min())} to {int(y.max())}")
 
+    def _check_augment(self, x: Tensor, augment: Tensor | None) -> None:
+        if augment is None:
+            return
+        if self.config.augment_channels is None:
+            raise ValueError(
+                "this network has no augmentation labels, got augment; leave it out or set augment_channels"
+            )
+        expected = [x.shape[0], self.config.augment_channels]
+        if list(augment.shape) != expected:
+            raise ValueError(f"augment must have shape {expected}, got {list(augment.shape)}")
+
     def _res_block(self, in_channels: int, out_channels: int, resample: Resample = "none") -> ResBlock:
         config = self.config
         return ResBlock(
             in_channels,
             out_channels,
             4 * config.channels,
-            groups=config.norm_groups,
+            groups=config.groups,
             eps=config.norm_eps,
             dropout=config.dropout,
             scale_shift=config.scale_shift_norm,
             resample=resample,
+            taps=config.resample_filter,
+            projection=config.resample_projection,
+            skip_scale=config.skip_scale,
         )
 
     def _attention(self, channels: int) -> AttentionBlock:
@@ -254,9 +307,10 @@ class UNet(nn.Module):
         return AttentionBlock(
             channels,
             config.heads(channels),
-            groups=config.norm_groups,
+            groups=config.groups(channels),
             eps=config.norm_eps,
             layout=config.qkv_layout,
+            skip_scale=config.skip_scale,
         )
 
     def _downsample(self, channels: int) -> nn.Module:
@@ -288,6 +342,9 @@ class UNet(nn.Module):
                 nn.init.uniform_(module.qkv.weight, -bound, bound)
                 nn.init.zeros_(module.proj.weight)
         nn.init.zeros_(self.conv_out.weight)
+        if self.time_freqs is not None:
+            # Song et al. (2021), appendix H.
+            nn.init.normal_(self.time_freqs, std=16.0)
 
 
 def num_parameters(config: UNetConfig) -> int:

@@ -33,7 +33,7 @@ def gradient_norms(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of each of some gradients, float32 [n]; on the CPU the same for any number of threads."""
     if not gradients:
         return torch.zeros(0)
-    if not has_extension() or not all(_is_plain(gradient) for gradient in gradients):
+    if not has_extension() or not all(g.is_cpu and g.dtype == torch.float32 for g in gradients):
         return torch.stack(torch._foreach_norm(list(gradients))).float()
     norms = torch.empty(len(gradients), device="cpu")
     torch.ops.fastdiff.gradient_norms_out.default(list(gradients), norms)
@@ -55,8 +55,12 @@ class Update:
         self._averages = averages
         places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
         self._group_of = {places[id(p)]: n for n, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        # Steps that each parameter has taken, by its place, which would otherwise be read out of a tensor each.
+        # Steps that each parameter has taken, by its place: as numbers, and as the tensors of the optimizer's state,
+        # which are views of one so that one addition counts for all.
         self._taken: dict[int, int] = {}
+        self._steps = torch.zeros(len(self._parameters), device="cpu")
+        # Places whose parameter and average lie alike.
+        self._alike: set[int] = set()
 
     def norm(self) -> Tensor:
         """The norm of the whole gradient, a float32 scalar."""
@@ -117,7 +121,7 @@ class Update:
             rate / (1 - beta1 ** (taken + 1)),
             average_share,
         )
-        torch._foreach_add_([state["step"] for state in states], 1)
+        self._steps[places] += 1
         self._taken |= dict.fromkeys(places, taken + 1)
 
     def _groups(self, moving: Sequence[int]) -> Iterator[tuple[dict[str, Any], int, list[int]]]:
@@ -129,6 +133,7 @@ class Update:
                 parameter = self._parameters[place]
                 states[parameter] = states.get(parameter) or fresh_state(parameter)
                 self._taken[place] = int(states[parameter]["step"])
+                states[parameter]["step"] = self._steps[place].copy_(states[parameter]["step"])
             found.setdefault((self._group_of[place], self._taken[place]), []).append(place)
         for (number, taken), places in found.items():
             yield self._optimizer.param_groups[number], taken, places
@@ -136,14 +141,11 @@ class Update:
     def _lies_alike(self, place: int, shadow: Tensor) -> bool:
         """Whether a parameter, its gradient and its average lie in one stretch of memory each, in one order."""
         parameter = self._parameters[place]
-        gradient = parameter.grad
-        return (
-            gradient is not None
-            and _is_plain(gradient)
-            and _is_plain(parameter)
-            and _follows(gradient, parameter)
-            and _follows(shadow, parameter)
-        )
+        if place not in self._alike:
+            if not (_is_plain(parameter) and _follows(shadow, parameter)):
+                return False
+            self._alike.add(place)
+        return parameter.grad is not None and _follows(parameter.grad, parameter)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastdiff.data import pictures
 from fastdiff.data.pictures import FolderFiles, PictureImages, open_pictures
 from fastdiff.data.source import ImageSource, UnreadableImageError
 from fastdiff.files.data import load_folder
@@ -43,6 +44,22 @@ def test_pictures_on_disk_are_those_in_memory(tmp_path: Path, grey: bool, size: 
     assert data.shape == held.shape
     order = np.array([5, 1, 1])
     assert torch.equal(data.read(order), held.read(order))
+
+
+def test_small_sets_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, drawn = opened(folder(tmp_path)), opened(tmp_path, Decoding(8, crop="random"))
+    first = data.read(ALL)
+    words = np.zeros((1, 2), np.uint32)
+    drawn.read(ALL[:1], words)
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "KEPT_BYTES", 1000)
+        large = opened(tmp_path)
+        large.read(ALL)
+    (tmp_path / "0.png").unlink()
+    assert torch.equal(data.read(ALL[::-1].copy()), first.flip(0))
+    for subject, given in ((drawn, words), (large, None)):
+        with pytest.raises(UnreadableImageError, match=r"0\.png"):
+            subject.read(ALL[:1], given)
 
 
 def test_pictures_of_grey_among_colours_are_copied_into_each(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import fastdiff as fd
 from fastdiff.cli.app import app
-from support import peer_lucidrains
+from support import edm_files, peer_lucidrains
 from support.diffusers_networks import SMALL, diffusers_model
 from support.tolerances import PEER_RUN
 
@@ -54,6 +54,11 @@ def test_migration_of_the_loader_runs(here):
     pipe = run("loader: hints")["pipe"]
     assert pipe.unet.config.image_size == 32
     assert pipe.unet.config.num_heads == 4
+
+
+def test_migration_of_an_edm_file_runs(here):
+    edm_files.write(here / "edm-cifar10-32x32-cond-vp.pkl", "ddpmpp with labels")
+    assert run("loader: edm")["images"].shape == (4, 3, 8, 8)
 
 
 def test_migration_of_openai_runs(here):

@@ -198,7 +198,7 @@ def test_a_pipeline_has_a_precision_of_its_own(monkeypatch):
     """All that it does on a CPU runs with it, and is told apart from what runs without."""
     pipe = fd.Pipeline(network("ho"), fd.Diffusion(fd.NoiseSchedule.cosine(20)))
     x = inputs(pipe.unet, 2)[0].clamp(-1, 1)
-    mask = torch.zeros(1, 1, *x.shape[2:])
+    mask, pixels = torch.zeros(1, 1, *x.shape[2:]), (127.5 * (x + 1)).to(torch.uint8)
     few = {"steps": 2}
     calls = {
         "sample": lambda: pipe.sample(2, **few),
@@ -207,7 +207,7 @@ def test_a_pipeline_has_a_precision_of_its_own(monkeypatch):
         "encode": lambda: pipe.encode(x, **few),
         "interpolate": lambda: pipe.interpolate(x, x.flip(0), **few),
         "progressive": lambda: pipe.progressive(2, rows=1, **few).samples,
-        "likelihood": lambda: pipe.likelihood((127.5 * (x + 1)).to(torch.uint8), timesteps=[3, 9]).total,
+        "likelihood": lambda: pipe.likelihood(pixels, timesteps=[3, 9]).total,
     }
     found = {name: call() for name, call in calls.items()}
     by_argument = pipe.sample(2, precision="bfloat16", **few)
@@ -220,7 +220,7 @@ def test_a_pipeline_has_a_precision_of_its_own(monkeypatch):
         pipe.precision = "int8"
     monkeypatch.setattr(choose, "_said", set())
     with pytest.warns(RuntimeWarning, match="the density by an ODE takes gradients"):
-        pipe.likelihood(x, "ode", tolerance=0.5)
+        pipe.likelihood(pixels, "ode", tolerance=0.5)
 
 
 def test_a_precision_that_does_not_fit_is_refused():

@@ -6,7 +6,7 @@ import torch
 
 import fastdiff as fd
 from fastdiff import convert
-from fastdiff.engine import Buffer, Instruction
+from fastdiff.engine import Buffer, Instruction, native
 from support.diffusers_networks import CASES as DIFFUSERS_CASES
 from support.diffusers_networks import diffusers_model
 from support.engine_instructions import CONVOLUTIONS, convolution, run_one
@@ -138,3 +138,21 @@ def test_native_does_not_depend_on_batch_or_threads(case, precision):
             assert torch.equal(compiled(x, t, y), whole)
     finally:
         torch.set_num_threads(before)
+
+
+def test_vectors_of_times_are_kept_until_their_layers_change():
+    net = network("ho")
+    x, _, _ = inputs(net, 2)
+    compiled = fd.compile(net)
+    times = torch.arange(native.MAX_TIMES + 6)
+    found = [compiled(x, t.expand(2)) for t in times]
+    assert len(compiled._known_times) == native.MAX_TIMES
+    fresh = fd.compile(net)
+    for t in (0, 5, 6, 69):
+        assert torch.equal(compiled(x, times[t : t + 1].expand(2)), found[t])
+        assert torch.equal(fresh(x[:1], times[t : t + 1]), found[t][:1])
+    assert not torch.equal(compiled(x, torch.full((2,), 5.5)), found[5])
+    with torch.no_grad():
+        net.time_embed[-1].weight.mul_(1.5)
+    assert not torch.equal(compiled(x, times[:1].expand(2)), found[0])
+    assert torch.equal(compiled(x, times[:1].expand(2)), fd.compile(net)(x, times[:1].expand(2)))

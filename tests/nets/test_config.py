@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fastdiff.nets.config import EDM_PRESETS
 from fastdiff.nets.unet import (
     PRESETS,
     UNet,
@@ -43,9 +44,9 @@ def test_unet_parameter_count_needs_no_allocation() -> None:
     assert 500_000 <= count <= 1_500_000
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PRESETS | EDM_PRESETS)
 def test_unet_config_survives_json(preset: str) -> None:
-    config = PRESETS[preset]
+    config = (PRESETS | EDM_PRESETS)[preset]
     back = UNetConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert back == config
     assert hash(back) == hash(config)
@@ -130,3 +131,28 @@ def test_unet_config_errors_are_clear(fields: dict[str, Any], match: str) -> Non
 def test_unet_config_is_frozen() -> None:
     with pytest.raises(AttributeError):
         UNetConfig().channels = 64  # type: ignore[misc]
+
+
+def test_networks_of_before_are_written_as_before() -> None:
+    assert all("skip_scale" not in config.to_dict() and not config.of_song for config in PRESETS.values())
+    assert list(UNetConfig().to_dict())[-1] == "qkv_layout"
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"skip_scale": 0}, "skip_scale must be a number in"),
+        ({"resample_filter": (1, 2, 1)}, "resample_filter must be"),
+        ({"input_pyramid": True}, "set resblock_updown"),
+        ({"resample_filter": (1, 3, 3, 1)}, "set resblock_updown"),
+        ({"stem_channels": 33}, "stem_channels must be a multiple"),
+        ({"time_channels": 3}, "time_channels must be even"),
+        ({"decoder_attention": "first"}, "decoder_attention"),
+        ({"label_place": "nowhere"}, "label_place"),
+        ({"augment_channels": 0}, "augment_channels"),
+        ({"min_group_channels": 0}, "min_group_channels"),
+    ],
+)
+def test_fields_of_songs_networks_are_checked(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        UNetConfig(**fields)

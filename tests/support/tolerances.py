@@ -8,6 +8,8 @@ FLOAT64_PRODUCT = 1e-10
 FLOAT64_DIFFERENCE = 1e-9
 # The same through a whole run, or a quotient by a sigma near 0: coefficients reach 1e4 where little signal is left.
 FLOAT64_RUN = 1e-8
+# A small network in float64 computed in two orders, relative to the largest value.
+FLOAT64_NETWORK = 1e-12
 # float32 results against float64: a handful of roundings of 6e-8 on values of order 10.
 FLOAT32 = 2e-6
 # One rounding to float32, relative: 6e-8.

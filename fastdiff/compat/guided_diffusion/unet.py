@@ -212,11 +212,11 @@ class UNetModel(UNet, _Convertible):
             raise AttributeError("the last layers of this network are norm_out and conv_out: replace those, not out")
         super().__setattr__(name, value)
 
-    def embed(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def embed(self, t: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Embedding [B, 4 * model_channels] of times [B] and labels [B]; the blocks apply the SiLU."""
         return self._embed_linearly(t, y)
 
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Images [B, C, H, W], times [B] and labels [B] to [B, out_channels, H, W], in the type of x."""
         return super().forward(x, timesteps, y).to(x.dtype)
 

@@ -163,11 +163,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
         responses=_fails(401, 404),
     )
     async def delete_request(id: str) -> Response:
-        job = job_of(id)
-        if job.ended.is_set():
-            service.kept.drop(id)
-        else:
-            service.cancel(job)
+        service.forget(job_of(id))
         return Response(status_code=204)
 
     schemas = ImagesRequest.model_json_schema()

@@ -63,8 +63,9 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = [(b"x-request-id", id.encode()), (b"date", _date(int(time.time())))]
-                if scope["path"].startswith("/v1/"):
-                    own.append((b"cache-control", b"no-store"))
+                # The page's modules fit those of their own version alone, so a browser asks by their ETag.
+                cached = b"no-store" if scope["path"].startswith("/v1/") else b"no-cache"
+                own.append((b"cache-control", cached))
                 message = {**message, "headers": [*message.get("headers", ()), *own, *_HEADERS]}
             await send(message)
 

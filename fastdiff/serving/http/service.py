@@ -152,10 +152,15 @@ class Service:
         if refusal is not None:
             raise refusal
 
-    def cancel(self, job: Job) -> None:
-        """Take a job out of the engine, wherever it is."""
-        if job.future is not None:
-            job.future.cancel()
+    def cancel(self, job: Job) -> bool:
+        """Take a job out of the engine, wherever it is; False where it is done already."""
+        return job.future is not None and job.future.cancel()
+
+    def forget(self, job: Job) -> None:
+        """Cancel a job, or forget what came out of it."""
+        # It may be done in the engine, and its end not yet be told here.
+        if job.ended.is_set() or not self.cancel(job):
+            self.kept.drop(job.id)
 
     async def answer(self, job: Job, kind: str, is_float: bool) -> tuple[bytes, dict[str, str]]:
         """The images of a job that has them, and headers that belong to them.

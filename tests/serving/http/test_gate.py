@@ -74,6 +74,7 @@ def test_every_answer_has_its_headers(client):
         assert "unsafe" not in headers["Content-Security-Policy"]
         assert email.utils.parsedate_to_datetime(headers["Date"])
     assert client.get("/v1/info").headers["Cache-Control"] == "no-store"
+    assert client.get("/").headers["Cache-Control"] == "no-cache"
 
 
 def test_answers_are_logged_with_ids_and_without_keys(client, caplog):

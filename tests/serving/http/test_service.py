@@ -93,6 +93,23 @@ def test_results_beyond_their_bounds_are_forgotten():
         assert [client.get(f"/v1/requests/{id}").status_code for id in ids] == [404, 404, 200, 200]
 
 
+def test_a_job_whose_end_is_on_its_way_is_forgotten():
+    of = engine(Held)
+    with served(of) as server, server.client() as client:
+        id = client.post("/v1/images?wait=0", json=ASKED).json()["id"]
+        job = server.service.kept.get(id)
+
+        def finish_and_forget():
+            while of.step():
+                pass
+            assert not job.ended.is_set()
+            server.service.forget(job)
+
+        server.in_loop(finish_and_forget)
+        assert client.get(f"/v1/requests/{id}").status_code == 404
+        assert server.service.kept.num_bytes == 0
+
+
 def test_a_large_body_is_parsed_beside_the_event_loop():
     with served(engine()) as server, server.client() as client:
         padded = {**ASKED, "options": {}, "sample_ids": None, "sampler": "x" * 5000}
