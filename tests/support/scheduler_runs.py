@@ -18,6 +18,8 @@ EVERY = [name for name in ours.__all__ if name.endswith("Scheduler") and name !=
 # Of processes without betas; test_processes.py has them.
 WITHOUT_BETAS = [name for name in EVERY if name.startswith(("EDM", "Flow"))]
 NAMES = [name for name in EVERY if name not in WITHOUT_BETAS]
+# Theirs take no network that predicts the image.
+WITHOUT_X0 = ("EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler")
 # What the drop-ins promise; diffusers computes its levels and states in float32.
 SAME_IMAGES = 1e-4
 

@@ -43,6 +43,7 @@ from fastdiff.compat.diffusers._processes import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
+from fastdiff.compat.diffusers._two_stage import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
 
 __all__ = [
     "DDIMInverseScheduler",
@@ -60,6 +61,8 @@ __all__ = [
     "FusedScheduler",
     "FusedUNet2DModel",
     "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "RePaintScheduler",
