@@ -258,7 +258,9 @@ def _step(scheduler, m, t, state, options):
     return scheduler.step(m, t, state, **options)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("DPM", "Uni", "DEIS", "Euler", "Heun", "KDPM2"))])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n.startswith(("DPM", "Uni", "DEIS", "Euler", "Heun", "KDPM2", "LCM", "TCD"))]
+)
 def test_scheduler_starts_in_the_middle(name):
     """As image-to-image pipelines do: by set_begin_index, and by the first timestep that is given.
 
@@ -343,7 +345,7 @@ def sigmas_in_place(scheduler):
     scheduler.sigmas *= 0.5
 
 
-BY_SIGMA = [name for name in NAMES if not name.startswith(("DD", "PNDM", "RePaint"))]
+BY_SIGMA = [name for name in NAMES if not name.startswith(("DD", "PNDM", "RePaint", "LCM", "TCD"))]
 IN_ORDER = [name for name in NAMES if name != "RePaintScheduler"]
 
 
