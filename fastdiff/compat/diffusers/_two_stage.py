@@ -36,7 +36,7 @@ class _Halves(BySigma):
             begins = (times[::2] == timestep).nonzero()
             if len(begins):
                 return 2 * int(begins[0])
-        return super(BySigma, self).index_for_timestep(timestep, schedule_timesteps)  # type: ignore[no-any-return]
+        return super(BySigma, self).index_for_timestep(timestep, schedule_timesteps)  # type: ignore[misc, no-any-return]
 
     def _levels_of_steps(self) -> tuple[Array, Array, Array, Array]:
         """[N] each: rho where the steps begin, in their middle and where they lead to, and the noise then added."""

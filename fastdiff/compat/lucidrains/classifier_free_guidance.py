@@ -21,7 +21,7 @@ __getattr__ = explained(
 )
 
 
-class GaussianDiffusion(unguided.GaussianDiffusion):  # type: ignore[misc]
+class GaussianDiffusion(unguided.GaussianDiffusion):
     """A network of classes with its process: called with images and classes it gives the loss, `sample` gives images.
 
     It takes lucidrains' `Unet` of classes, and any module with `channels`, `out_dim` and `cond_drop_prob` that is
@@ -274,7 +274,7 @@ class GaussianDiffusion(unguided.GaussianDiffusion):  # type: ignore[misc]
         loss = loss * weights
         return loss if loss_reduction == "none" else loss.mean()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         img: Tensor,
         *args: Any,
