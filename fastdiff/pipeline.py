@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff import likelihood as scoring
 from fastdiff.engine.choose import Runner, compiled_or_not, say_what_is_used
 from fastdiff.engine.compiled import checked_size
 from fastdiff.engine.export import write_model
@@ -22,16 +19,17 @@ from fastdiff.files.atomic import atomic_file
 from fastdiff.files.checkpoint import load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.files.progress import watched
+from fastdiff.likelihood.methods import Method, checked_method
 from fastdiff.nets.conditions import Concatenated, ImageCondition
 from fastdiff.nets.model import Model
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
-from fastdiff.process.arguments import advised, check_options, spelt
-from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
+from fastdiff.process.arguments import advised, check_options
+from fastdiff.process.checks import check_keys, whole_number
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.sampling import editing
 from fastdiff.sampling.conditions import checked_condition, no_condition
-from fastdiff.sampling.guidance import ClassifierFreeGuidance
+from fastdiff.sampling.guidance import ClassifierFreeGuidance, checked_guidance
 from fastdiff.sampling.labels import Classes, Labels
 from fastdiff.sampling.runner import SamplingStep, sample
 from fastdiff.sampling.seeds import Seed, checked_seeds
@@ -44,18 +42,6 @@ __all__ = ["Pipeline", "default_steps"]
 
 # How far continuous data may lie outside [-1, 1]: the rounding of float32.
 _RANGE_TOLERANCE = 1e-6
-
-Method = Literal["bound", "estimate", "ode", "iwae", "rate_distortion"]
-_METHODS = get_args(Method)
-_SCORERS: dict[str, Callable[..., Any]] = {
-    "bound": scoring.bound,
-    "estimate": scoring.bound_estimate,
-    "ode": scoring.ode,
-    "iwae": scoring.iwae,
-    "rate_distortion": scoring.rate_distortion,
-}
-# Options that ask for a subset of the bound's terms.
-_OF_ESTIMATE = {"target_error", "allocation", "draws", "max_rounds"}
 
 
 class Pipeline:
@@ -371,14 +357,7 @@ class Pipeline:
         Raises:
             ValueError: unknown method or option, or images that do not fit.
         """
-        if method not in _METHODS:
-            raise ValueError(f"unknown {spelt('method')} {method!r}: {nearest_name(str(method), _METHODS)}")
-        if method == "bound" and _OF_ESTIMATE & set(options):
-            method = "estimate"
-        scorer = _SCORERS[method]
-        known = [key for key in inspect.signature(scorer).parameters if key not in ("model", "diffusion", "x")]
-        check_keys(options, [key for key in known if key != "model_kwargs"], f"likelihood method {method!r}")
-        check_options(options, scorer, f"likelihood method {method!r}")
+        method, scorer = checked_method(method, options)
         self._check_images(x, "x")
         kwargs = self._kwargs(self._checked_labels(labels, x.shape[0]))
         levels = self.scaling.levels
@@ -598,22 +577,9 @@ class Pipeline:
         Raises:
             ValueError: no finite number, no null class, or a null class without guidance.
         """
-        if guidance is None:
-            if null_label is not None:
-                name, guided = spelt("null_label", "a null label"), advised("guidance")
-                raise ValueError(f"{name} is for guidance: give {guided} as well, or leave it out")
-            return None
-        if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
-            raise ValueError(f"{spelt('guidance')} must be a finite number, 1 for none, got {shown(guidance)}")
-        null = self.classes.null_of(null_label)
         training = self.metadata.get("training")
-        if isinstance(training, dict) and not training.get("label_dropout"):
-            warnings.warn(
-                f"no label was dropped in the training of this network, so its null class {null} means nothing, and "
-                "guidance leads away from noise",
-                stacklevel=4,
-            )
-        return float(guidance), null
+        is_untrained = isinstance(training, dict) and not training.get("label_dropout")
+        return checked_guidance(self.classes, guidance, null_label, is_untrained=is_untrained)
 
 
 def _checked_network(unet: Any) -> Any:

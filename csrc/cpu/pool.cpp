@@ -1,10 +1,6 @@
 // A pool whose loops need no lock.
 #include "pool.h"
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
-
 #include <algorithm>
 #include <cstdint>
 #include <functional>
@@ -26,39 +22,6 @@ void pause() {
   __builtin_ia32_pause();
 #endif
 }
-
-int processor() {
-#if defined(__linux__)
-  return sched_getcpu();
-#else
-  return -1;
-#endif
-}
-
-// The processors of a thread, but for one. Linux wakes a thread on the processor of whoever woke it where no other is
-// idle, so that a helper would wait for its own caller, however little another process wants of the next processor.
-class Places {
- public:
-  // Off the processor where the caller was last, if this thread is there too and has another.
-  void leave([[maybe_unused]] int caller) {
-#if defined(__linux__)
-    if (caller < 0 || caller >= CPU_SETSIZE || sched_getcpu() != caller) return;
-    if (!known_) {
-      known_ = true;
-      if (sched_getaffinity(0, sizeof all_, &all_) != 0) CPU_ZERO(&all_);
-    }
-    cpu_set_t others = all_;
-    CPU_CLR(caller, &others);
-    if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
-#endif
-  }
-
- private:
-#if defined(__linux__)
-  cpu_set_t all_;
-  bool known_ = false;
-#endif
-};
 
 // Waits until the number is another; returns it.
 uint32_t await_change(const std::atomic<uint32_t>& number, uint32_t known) {
@@ -100,7 +63,6 @@ void Pool::run(int64_t begin, int64_t end, int64_t grain, const std::function<vo
   if (count == 1) return body(begin, end);
   // Nobody has a range of the last loop any more, so nobody reads this.
   loop_ = {begin, end, length, &body};
-  caller_.store(processor(), std::memory_order_relaxed);
   finished_.store(0, std::memory_order_relaxed);
   const uint64_t number = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
   ticket_.store(number << 32 | static_cast<uint64_t>(count) << 16, std::memory_order_release);
@@ -127,12 +89,9 @@ bool Pool::take_range() {
 }
 
 void Pool::help() {
-  Places places;
   uint32_t known = epoch_.load(std::memory_order_acquire);
   while (!stopping_.load(std::memory_order_acquire)) {
-    if (take_range()) continue;
-    known = await_change(epoch_, known);
-    places.leave(caller_.load(std::memory_order_relaxed));
+    if (!take_range()) known = await_change(epoch_, known);
   }
 }
 

@@ -49,7 +49,6 @@ class Pool {
   Loop loop_ = {};
   // Number of the loop, its ranges, and those taken: 32, 16 and 16 bits.
   std::atomic<uint64_t> ticket_{0};
-  std::atomic<int> caller_{-1};        // the processor on which the loop's caller was
   std::atomic<uint32_t> finished_{0};  // ranges
   std::atomic<uint32_t> epoch_{0};     // raised when there is something new to look at
   std::atomic<bool> stopping_{false};

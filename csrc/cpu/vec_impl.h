@@ -60,8 +60,8 @@ FD_INLINE void store_some(float* p, f32x16 v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
 
-// a * b + c, rounded once where there are instructions for that. Compilers make them of a product and a sum in one block
-// of code; across the branches of `load_some` they may or may not.
+// a * b + c, rounded once where there are instructions for that. Compilers make them of a product and a sum in one
+// block of code; across the branches of `load_some` they may or may not.
 FD_INLINE f32x16 multiply_add(f32x16 a, f32x16 b, f32x16 c) {
 #if defined(FD_AVX512)
   return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from fastdiff.engine.loop import check_output
-from fastdiff.engine.native import NativeNetwork, lanes_of
+from fastdiff.engine.native import NativeNetwork
 from fastdiff.engine.pack import CODE_FIELDS, PANEL, Places, encode
 from fastdiff.engine.plan import Plan, place
+from fastdiff.engine.prepared import lanes_of
 from fastdiff.ops.table_state import TableState
 from fastdiff.process.table import ROW_WIDTH, CoefficientTable
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdiff.engine.native import NativeNetwork, prepared_for
+from fastdiff.engine.native import NativeNetwork
 from fastdiff.engine.pack import pack_layers
 from fastdiff.engine.plan import ITEM_BYTES, Buffer, Instruction, Number, Plan
+from fastdiff.engine.prepared import prepared_for
 
 __all__ = ["InstructionTime", "copy_speed", "engine_peak", "matrix_peak", "products_made", "profile"]
 

@@ -11,6 +11,8 @@ On the CPU, `fastdiff.compile(unet)` in the place of a `UNet` makes a guided mod
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.nets.model import InputKeeper
+from fastdiff.process.arguments import advised, spelt
+from fastdiff.process.checks import shown
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import Array
+from fastdiff.sampling.labels import Classes
 from fastdiff.sampling.self_conditioning import ARGUMENT, is_self_conditioned
 from fastdiff.tensors import per_sample
 
@@ -202,6 +207,40 @@ class ClassifierGuidance(Guided):
         prediction = output[:, : x.shape[1]]
         guided = prediction + per_sample(self.scale * shift[place], x) * gradient.to(prediction.dtype)
         return torch.cat([guided, output[:, x.shape[1] :]], dim=1)
+
+
+def checked_guidance(
+    classes: Classes, guidance: float | None, null_label: int | str | None, *, is_untrained: bool = False
+) -> tuple[float, int] | None:
+    """The scale of classifier-free guidance and the null class; None without guidance.
+
+    Args:
+        classes: Of the network.
+        guidance: The scale.
+        null_label: The null class, where the model does not say which it is.
+        is_untrained: Whether the network is known to have been trained without dropping labels.
+
+    Warns:
+        UserWarning: it was.
+
+    Raises:
+        ValueError: no finite number, no null class, or a null class without guidance.
+    """
+    if guidance is None:
+        if null_label is not None:
+            name, guided = spelt("null_label", "a null label"), advised("guidance")
+            raise ValueError(f"{name} is for guidance: give {guided} as well, or leave it out")
+        return None
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
+        raise ValueError(f"{spelt('guidance')} must be a finite number, 1 for none, got {shown(guidance)}")
+    null = classes.null_of(null_label)
+    if is_untrained:
+        warnings.warn(
+            f"no label was dropped in the training of this network, so its null class {null} means nothing, and "
+            "guidance leads away from noise",
+            stacklevel=5,
+        )
+    return float(guidance), null
 
 
 def guided_output(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import urllib.error
@@ -23,6 +24,16 @@ from fastdiff.serving.http.pictures import has_pictures, png
 __all__ = ["Asked", "Busy", "Client", "ServedEvent"]
 
 _HEALTH_SECONDS = 5.0
+
+
+class _Stays(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else: the key is for this server, and a request for images would lose its body on the way."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stays)
 
 
 class Asked(TypedDict, total=False):
@@ -148,7 +159,7 @@ class Client:
             id = json.load(response)["id"]
         is_done = False
         try:
-            with self._opened(f"/v1/requests/{id}/events") as stream:
+            with self._opened(f"/v1/requests/{id}/events") as stream, self._read():
                 for kind, data in _events(stream):
                     if kind == "error":
                         is_done = True
@@ -184,10 +195,18 @@ class Client:
 
     def _archive(self, path: str, asked: Asked) -> Mapping[str, NDArray[Any]]:
         body = json.dumps(_plain(asked)).encode()
-        with self._opened(path, body, accept="application/x-npz") as response:
+        with self._opened(path, body, accept="application/x-npz") as response, self._read():
             data = response.read()
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return dict(archive)
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[None]:
+        """While an answer is read, whose head was there."""
+        try:
+            yield
+        except (HTTPException, ConnectionError) as error:
+            raise RuntimeError(f"{self.url} broke off before the images were there: {error}") from error
 
     def _cancel(self, id: str) -> None:
         try:
@@ -210,15 +229,20 @@ class Client:
             headers["Content-Type"] = "application/json"
         request = urllib.request.Request(self.url + path, body, headers, method=method)
         try:
-            response: HTTPResponse = urllib.request.urlopen(request, timeout=timeout or self.timeout)
+            response: HTTPResponse = _OPENER.open(request, timeout=timeout or self.timeout)
         except urllib.error.HTTPError as error:
             with error:
-                raise _error(error.code, _detail(error), float(error.headers.get("Retry-After") or 1)) from None
+                raise _error(error.code, _detail(error), _seconds(error.headers.get("Retry-After"))) from None
         except TimeoutError as error:
             raise TimeoutError(f"{self.url} said nothing for {timeout or self.timeout} s") from error
         except (OSError, HTTPException) as error:
             raise RuntimeError(f"{self.url} cannot be reached: {getattr(error, 'reason', error)}") from error
         return response
+
+
+def _seconds(text: str | None) -> float:
+    """Of a header Retry-After; a proxy may write a date there."""
+    return float(text) if text is not None and text.isdecimal() else 1.0
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

@@ -74,11 +74,15 @@ class SampleFuture(Future[Tensor]):
         self.id = uuid.uuid4().hex
         self.request = request
         self._drop = drop
+        # Taken by the first who cancels.
+        self._first = threading.Lock()
 
     def cancel(self) -> bool:
         """Take the request out of the engine, whether it runs or waits; False where it is done already."""
         cancelled = super().cancel()
-        if cancelled:
+        if cancelled and self._first.acquire(blocking=False):
+            # Without it nobody who waits for several futures would learn of it.
+            self.set_running_or_notify_cancel()
             self._drop(self)
         return cancelled
 
@@ -130,7 +134,7 @@ class Engine:
     Args:
         model: The pipeline, or the path of its model.
         capacity: Images evaluated at a time, at most; one with guidance takes two places.
-        precision: Of the C++ engine; see `fastdiff.compile`.
+        precision: Of the C++ engine; see `fastdiff.compile`. The pipeline's own when None.
         max_queued: Images that may be in the engine at a time; further requests are refused with `Full`.
         max_wait: Seconds that a request may wait for its first evaluation; None for any time.
         max_steps: Evaluations per image that a request may ask for; None for any number.
@@ -168,11 +172,13 @@ class Engine:
         num = self.max_queued if max_num is None else min(self.max_queued, whole_number("max_num", max_num, low=1))
         steps = None if max_steps is None else whole_number("max_steps", max_steps, low=1)
         self.limits = Limits(num, steps, None if max_pixels is None else whole_number("max_pixels", max_pixels, low=1))
-        self._evaluate = Evaluator(self.pipeline, precision)
+        self._evaluate = Evaluator(self.pipeline, self.pipeline.precision if precision is None else precision)
         # Held for the lists and counts below, and for nothing that takes time.
         self._changed = threading.Condition()
         # Held for a step.
         self._stepping = threading.Lock()
+        # The thread that holds it.
+        self._stepper: int | None = None
         self._jobs: dict[SampleFuture, Job] = {}
         # Those of each image size in the order in which they are served; the sizes take turns.
         self._queues: dict[_Size, list[Job]] = {}
@@ -214,20 +220,23 @@ class Engine:
             self._refuse_if_closed()
         work = work_of(self.pipeline, request, self.limits)
         future = SampleFuture(request, self._drop)
+        # What does not fit shows here, before it is counted.
+        job = None if work.answer is not None else Job(request, work, on_event, self._evaluate.self_condition)
         with self._changed:
             self._refuse_if_closed()
-            held = sum(job.waiting + job.running for job in self._jobs.values())
+            held = sum(job.left for job in self._jobs.values())
             if held + work.shape[0] > self.max_queued:
                 self._counts["refused"] += 1
+                seconds = self._seconds_to_go()
                 raise Full(
                     f"{held} of at most {self.max_queued} images are waited for, and {work.shape[0]} more were asked "
-                    f"for: try again in about {self._seconds_to_go():.0f} s",
-                    self._seconds_to_go(),
+                    f"for: try again in about {seconds:.0f} s",
+                    seconds,
                 )
             self._counts["added"] += 1
-            if work.answer is None:
+            if job is not None:
                 self._number += 1
-                job = Job(request, work, self._number, on_event, self._evaluate.self_condition)
+                job.number = self._number
                 self._jobs[future] = job
                 self._future_of[job] = future
                 insort(self._queues.setdefault(job.size, []), job, key=_order)
@@ -241,30 +250,41 @@ class Engine:
 
         Returns:
             Images evaluated, a guided one counted twice; 0 where there is nothing to do.
+
+        Raises:
+            RuntimeError: called by what a step calls.
         """
+        self._refuse_within_a_step("step")
         with self._stepping, torch.no_grad():
-            began = time.perf_counter()
-            self._look_at_clocks()
-            evaluated, seconds = 0, 0.0
-            # Requests may be done without an evaluation.
-            while evaluated == 0 and (chunks := self._chosen()):
-                chunks = self._ready(chunks)
-                evaluated = sum(len(chunk.samples) * chunk.job.cost for chunk in chunks)
-                if chunks:
-                    at = time.perf_counter()
-                    evaluations = self._evaluations_of(chunks)
-                    seconds = time.perf_counter() - at
-                    for rows, outputs in evaluations:
-                        self._execute(rows, outputs)
-            self._was_idle = evaluated == 0
-            with self._changed:
-                self._seconds_network += seconds
-                self._seconds_other += time.perf_counter() - began - seconds
-                if evaluated:
-                    self._batches += 1
-                    self._evaluations += evaluated
-                    self._recent.append(evaluated / self.capacity)
-            return evaluated
+            self._stepper = threading.get_ident()
+            try:
+                return self._step()
+            finally:
+                self._stepper = None
+
+    def _step(self) -> int:
+        began = time.perf_counter()
+        self._look_at_clocks()
+        evaluated, seconds = 0, 0.0
+        # Requests may be done without an evaluation.
+        while evaluated == 0 and (chunks := self._chosen()):
+            chunks = self._ready(chunks)
+            evaluated = sum(len(chunk.samples) * chunk.job.cost for chunk in chunks)
+            if chunks:
+                at = time.perf_counter()
+                evaluations = self._evaluations_of(chunks)
+                seconds = time.perf_counter() - at
+                for rows, outputs in evaluations:
+                    self._execute(rows, outputs)
+        self._was_idle = evaluated == 0
+        with self._changed:
+            self._seconds_network += seconds
+            self._seconds_other += time.perf_counter() - began - seconds
+            if evaluated:
+                self._batches += 1
+                self._evaluations += evaluated
+                self._recent.append(evaluated / self.capacity)
+        return evaluated
 
     def cancel(self, future: SampleFuture) -> bool:
         """Take a request out, whether it runs or waits; False where it is done already."""
@@ -310,7 +330,11 @@ class Engine:
 
         Returns:
             Whether all are done.
+
+        Raises:
+            RuntimeError: called by what a step calls, which would wait for itself.
         """
+        self._refuse_within_a_step("drain")
         with self._changed:
             self._is_draining = True
         if self._thread is None:
@@ -335,6 +359,13 @@ class Engine:
     def _refuse_if_closed(self) -> None:
         if self._is_draining:
             raise Closed("no more requests are taken: the engine is " + ("closed" if self._is_closed else "draining"))
+
+    def _refuse_within_a_step(self, name: str) -> None:
+        if self._stepper == threading.get_ident():
+            raise RuntimeError(
+                f"on_event and the callbacks of futures run within a step, where {name}() would wait for itself: call "
+                "it in another thread"
+            )
 
     def _seconds_to_go(self) -> float:
         """How long the work that there is may take."""

@@ -125,16 +125,20 @@ class Job:
         cost: Evaluations that a sample takes at each row: two with guidance.
         chosen: What runs in the next evaluation.
         done: Evaluations done, a guided one counted once.
+        left: Samples that are not done.
         num_rows: Of the table.
         has_whole_times: Whether the network is given whole numbers as times.
         has_learned_variance: Whether the table takes the network's variance.
         level: Of priority, waiting included.
+
+    Raises:
+        ValueError: a self-conditioned network, and a table that predicts noise at levels it does not say.
     """
 
     def __init__(
-        self, request: Request, work: Work, number: int, on_event: Callable[[Event], None] | None, is_fed_back: bool
+        self, request: Request, work: Work, on_event: Callable[[Event], None] | None, is_fed_back: bool
     ) -> None:
-        self.request, self.work, self.number = request, work, number
+        self.request, self.work, self.number = request, work, 0
         self.added = self.served = time.monotonic()
         self.started: float | None = None
         self.cost = 1 if work.guidance is None else 2
@@ -145,12 +149,14 @@ class Job:
         self.has_learned_variance = work.table.learned_variance
         self.level = request.priority
         self.result = torch.empty(work.shape, device=work.ids.device)
-        self._on_event, self._is_fed_back = on_event, is_fed_back
+        self._on_event = on_event
+        # With no prediction yet, as each chunk begins.
+        self._feedback = SelfConditioning(work.table) if is_fed_back else None
         # Of each row: how many evaluations there were up to it.
         self._counts = work.table["evaluate"][work.start_row :].cumsum().astype(int).tolist()
         self._running: list[Chunk] = []
         self._next = 0
-        self._left = work.shape[0]
+        self.left = work.shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -165,7 +171,7 @@ class Job:
     @property
     def running(self) -> int:
         """Samples that have started and are not done."""
-        return self._left - self.waiting
+        return self.left - self.waiting
 
     @property
     def total(self) -> int:
@@ -175,7 +181,7 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether all samples are there."""
-        return self._left == 0
+        return self.left == 0
 
     def begin_turn(self) -> None:
         """Choose anew what runs next."""
@@ -218,8 +224,8 @@ class Job:
         else:
             x = work.x_init[some].clone(memory_format=torch.channels_last)
         chunk = Chunk(self, samples, x, work.state.part(x, some), work.start_row)
-        if self._is_fed_back:
-            chunk.feedback = SelfConditioning(work.table)
+        if self._feedback is not None:
+            chunk.feedback = self._feedback.part(slice(None))
         self._next += count
         self._running.append(chunk)
         if self.started is None:
@@ -270,4 +276,4 @@ class Job:
             x = torch.where(known.mask[chunk.some], known.image[chunk.some], x)
         self.result[chunk.some] = x
         self._running.remove(chunk)
-        self._left -= len(chunk.samples)
+        self.left -= len(chunk.samples)

@@ -143,8 +143,10 @@ def work_of(pipeline: Pipeline, request: Request, limits: Limits) -> Work:
         raise ValueError(f"{spelt('deadline')} must be a positive number of seconds, got {shown(request.deadline)}")
     seed = check_seed(request.seed)
     device = pipeline.device
-    ids = checked_ids(request.sample_ids, num, device)
+    # The caller may write to its tensors before the request is done.
+    ids = checked_ids(request.sample_ids, num, device).clone()
     labels = pipeline.classes.checked(request.labels, num, device)
+    labels = None if labels is None else labels.clone()
     guidance = pipeline.checked_guidance(request.guidance, request.null_label)
     image = None if request.image is None else _checked_image(pipeline, request.image, num, "image")
     x_init = None if request.x_init is None else _checked_image(pipeline, request.x_init, num, "x_init", largest=None)
@@ -155,7 +157,7 @@ def work_of(pipeline: Pipeline, request: Request, limits: Limits) -> Work:
     known = answer = None
     if request.mask is not None:
         assert image is not None
-        known = Known(image, checked_mask(request.mask, image))
+        known = Known(image, checked_mask(request.mask, image).clone())
         state = TableState(_inpainting_table(pipeline.diffusion, request))
     else:
         state = _state(pipeline.diffusion, request)
@@ -229,7 +231,7 @@ def _size(pipeline: Pipeline, request: Request, *images: Tensor | None) -> tuple
 def _checked_image(
     pipeline: Pipeline, image: Tensor, num: int, name: str, *, largest: float | None = _LARGEST
 ) -> Tensor:
-    """The image of each sample, as states are, [num, C, H, W] float32."""
+    """The image of each sample, as states are, [num, C, H, W] float32, of memory of its own."""
     channels = pipeline.image_shape[0]
     if image.ndim != 4 or image.shape[1] != channels or image.shape[0] not in (1, num):
         counts = f"{num}" if num == 1 else f"1 or {num}"
@@ -245,7 +247,7 @@ def _checked_image(
             f"{name} must be images in [-1, 1], got values from {float(image.min()):g} to {float(image.max()):g}"
         )
     image = image.detach().to(pipeline.device, torch.float32)
-    return image.expand(num, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    return image.expand(num, -1, -1, -1).clone(memory_format=torch.channels_last)
 
 
 def _state(diffusion: Diffusion, request: Request) -> TableState:

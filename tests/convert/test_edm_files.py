@@ -14,7 +14,7 @@ from support.edm_files import doubled, write
 from support.edm_networks import SETTINGS, calls
 from support.tolerances import FLOAT32_DEEP, FLOAT64_PRODUCT
 
-LEVELS = [0.005, 1.0, 70.0]
+LEVELS = [(case, 1.0) for case in SETTINGS] + [("ncsnpp", 0.005), ("ddpmpp", 70.0)]
 
 
 def denoised(pipe, x, sigma, y=None):
@@ -37,8 +37,7 @@ def time_at(diffusion, sigma):
     return np.interp(math.log1p(sigma**2), -schedule.log_alphas_cumprod, schedule.timesteps)
 
 
-@pytest.mark.parametrize("sigma", LEVELS)
-@pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.parametrize(("case", "sigma"), LEVELS)
 def test_edm_file_denoises_as_karras_say(case, sigma, tmp_path):
     """Table 1: D = c_skip x + c_out F(c_in x; log(sigma) / 4)."""
     model = write(tmp_path / "net.pkl", case).double()
@@ -57,7 +56,7 @@ def test_edm_file_denoises_as_karras_say(case, sigma, tmp_path):
     assert pipe.classes.num == SETTINGS[case][1].get("label_dim")
 
 
-@pytest.mark.parametrize("sigma", [0.05, 1.0, 20.0])
+@pytest.mark.parametrize("sigma", [0.05, 20.0])
 def test_ve_file_denoises_as_song_says(sigma, tmp_path):
     model = write(tmp_path / "net.pkl", "ncsnpp", "VEPrecond").double()
     x, _, _, _ = calls("ncsnpp")
@@ -69,7 +68,7 @@ def test_ve_file_denoises_as_song_says(sigma, tmp_path):
     assert (actual - expected).abs().max() < FLOAT32_DEEP * expected.abs().max()
 
 
-@pytest.mark.parametrize("step", [0, 99, 700])
+@pytest.mark.parametrize("step", [0, 700])
 def test_vp_file_denoises_as_song_says(step, tmp_path):
     model = write(tmp_path / "net.pkl", "ddpmpp", "VPPrecond").double()
     time = (step + 1) / 1000

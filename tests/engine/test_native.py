@@ -1,7 +1,5 @@
 """The engine: plans, their reference executor, and the C++ executor, whole and instruction by instruction."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -158,22 +156,3 @@ def test_vectors_of_times_are_kept_until_their_layers_change():
         net.time_embed[-1].weight.mul_(1.5)
     assert not torch.equal(compiled(x, times[:1].expand(2)), found[0])
     assert torch.equal(compiled(x, times[:1].expand(2)), fd.compile(net)(x, times[:1].expand(2)))
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say where a thread may run")
-def test_threads_keep_to_the_processors_of_the_process():
-    """Helpers leave their caller's, and no more."""
-    net, before = network("ho"), torch.get_num_threads()
-    x, t, _ = inputs(net, 3)
-    torch.set_num_threads(3)
-    try:
-        for _ in range(20):
-            fd.compile(net)(x, t)
-        allowed = os.sched_getaffinity(0)
-        for task in os.listdir("/proc/self/task"):
-            found = os.sched_getaffinity(int(task))
-            assert found
-            assert found <= allowed
-            assert len(found) >= len(allowed) - 1
-    finally:
-        torch.set_num_threads(before)

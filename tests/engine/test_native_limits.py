@@ -155,30 +155,6 @@ def test_training_mode_makes_no_difference():
     assert torch.equal(fd.sample(net.eval(), TABLE, shape=(2, 3, 8, 8), runner="native", progress=False), sampled)
 
 
-def test_so_many_plans_are_kept_in_one_room(monkeypatch):
-    monkeypatch.setattr(engine_native, "MAX_PLANS", 4)
-    net = network("ho")
-    compiled = NativeNetwork(net)
-    alone = {batch: NativeNetwork(net)(*inputs(net, batch)[:2]) for batch in range(1, 8)}
-    # The first time round the room grows to what the largest needs.
-    for batch in (7, 1, 2, 3, 4, 5, 6) * 2:
-        assert torch.equal(compiled(*inputs(net, batch)[:2]), alone[batch])
-    assert [key[0] for key in compiled._room.plans] == [3, 4, 5, 6]
-    kept = compiled._room.plans.values()
-    assert len({plan.arena.data_ptr() for plan in kept}) == len({plan.scratch.data_ptr() for plan in kept}) == 1
-
-
-def test_plans_go_when_their_room_has_to_grow():
-    net = network("ho")
-    compiled = NativeNetwork(net)
-    for batch in (1, 2, 8):
-        compiled(*inputs(net, batch)[:2])
-    assert [key[0] for key in compiled._room.plans] == [8]
-    # A plan of the smaller room is none of the larger one's: its memory is gone with it.
-    compiled(*inputs(net, 1)[:2])
-    assert [key[0] for key in compiled._room.plans] == [8, 1]
-
-
 def test_a_plan_without_room_is_refused():
     net = network("ho")
     compiled = NativeNetwork(net)

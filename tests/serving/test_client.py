@@ -1,5 +1,9 @@
 """Tests of fastdiff.serving.client against a real server."""
 
+import contextlib
+import socket
+import threading
+
 import numpy as np
 import pytest
 
@@ -122,6 +126,45 @@ def test_reports(client, server):
     assert client.info()["model"] == "tiny"
     assert client.stats()["finished"] >= 0
     assert repr(client) == f"Client({server.url!r})"
+
+
+@contextlib.contextmanager
+def answering(*answers):
+    """A server that gives these bytes to one connection after the other; its URL, and what it was sent."""
+    asked = []
+
+    def answer():
+        for found in answers:
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(connection.recv(65536))
+                connection.sendall(found)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
+
+
+def test_an_answer_that_breaks_off_is_a_runtime_error():
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+    with answering(head + b"PK") as (url, _), pytest.raises(RuntimeError, match="broke off before the images"):
+        Client(url, timeout=20).sample()
+
+
+def test_a_proxy_that_is_busy_may_name_a_date():
+    head = b"HTTP/1.1 503 Busy\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\nContent-Length: 0\r\n\r\n"
+    with answering(head) as (url, _), pytest.raises(Busy) as caught:
+        Client(url, timeout=20).info()
+    assert caught.value.retry_after == 1
+
+
+def test_the_key_goes_to_no_other_server():
+    with answering(b"") as (other, asked):
+        head = f"HTTP/1.1 302 Found\r\nLocation: {other}/v1/info\r\nContent-Length: 0\r\n\r\n".encode()
+        with answering(head) as (url, _), pytest.raises(RuntimeError, match="the server answered 302"):
+            Client(url, KEY, timeout=20).info()
+        assert asked == []
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "127.0.0.1:8000", "ftp://a"])

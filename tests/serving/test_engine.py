@@ -1,10 +1,11 @@
 """Tests of fastdiff.serving.engine: everyone's images are those that they would get alone, whatever else runs."""
 
+import dataclasses
 import os
 import random
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 
 import psutil
 import pytest
@@ -328,6 +329,82 @@ def test_bfloat16_shares_batches_without_changing_bits():
     for request, future in zip(requests, futures, strict=True):
         expected = pipe.sample(2, steps=4, seed=request.seed, precision="bfloat16")
         assert torch.equal(future.result(), expected)
+
+
+def test_the_pipelines_own_precision_holds_where_none_is_given():
+    plain = pipeline(classes=False)
+    pipe = fd.Pipeline(plain.unet, plain.diffusion, metadata=plain.metadata)
+    pipe.precision = "bfloat16"
+    engine = Engine(pipe, capacity=4)
+    future = engine.add(Request(num=2, steps=4))
+    run(engine)
+    assert torch.equal(future.result(), pipe.sample(2, steps=4))
+
+
+def test_who_waits_for_several_futures_learns_of_a_cancelled_one():
+    engine = Engine(pipeline(classes=False), capacity=4)
+    future = engine.add(Request(num=2))
+    assert future.cancel()
+    assert wait([future], timeout=5).done == {future}
+    assert future.cancel()
+    assert engine.stats.cancelled == 1
+
+
+def test_what_the_caller_writes_to_its_tensors_later_has_no_part():
+    pipe = pipeline()
+    fields = {"num": 6, "steps": 4, "labels": torch.tensor([0, 1, 2, 0, 1, 2]), "sample_ids": torch.arange(6)}
+    image, mask = torch.zeros(6, 1, 8, 8), torch.arange(64).reshape(8, 8) < 32
+    kinds = [{}, {"image": image, "strength": 0.0}, {"image": image, "strength": 0.5}]
+    kinds += [{"image": image, "mask": mask, "options": {"jump_repeats": 1}}]
+    requests = [Request(**fields, **kind) for kind in kinds]
+    expected = [alone(pipe, request) for request in requests]
+    engine = Engine(pipe, capacity=4)
+    futures = [engine.add(request) for request in requests]
+    for tensor in (image, mask, fields["labels"], fields["sample_ids"]):
+        tensor.fill_(1)
+    run(engine)
+    for future, images in zip(futures, expected, strict=True):
+        assert torch.equal(future.result(), images)
+
+
+def test_a_table_that_cannot_feed_a_network_back_is_refused_alone():
+    unet = shaken(Unet(8, dim_mults=(1, 2), channels=1, self_condition=True), 0.1)
+    unet.config = two_levels()
+    pipe = fd.Pipeline(unet, fd.Diffusion(fd.NoiseSchedule.cosine(40)))
+    table = fd.samplers.pndm(pipe.diffusion, 6)
+    silent = dataclasses.replace(table, alphas=(), sigmas=())
+    assert not silent.data_prediction
+    engine = Engine(pipe, capacity=4)
+    good = engine.add(Request(steps=3))
+    with pytest.raises(ValueError, match="predicts noise at levels that it does not say"):
+        engine.add(Request(sampler=silent))
+    run(engine)
+    assert good.done()
+    assert (engine.stats.added, engine.stats.finished) == (1, 1)
+
+
+def test_what_a_step_calls_may_add_cancel_and_close_but_not_wait_for_the_step():
+    engine = Engine(pipeline(classes=False), capacity=4).start()
+    added, errors = [], []
+
+    def told(event):
+        if not added:
+            for wrong in (engine.step, engine.drain):
+                try:
+                    wrong()
+                except RuntimeError as error:
+                    errors.append(str(error))
+            added.append(engine.add(Request(steps=2)))
+            assert engine.cancel(added[0])
+        if event.done == event.total:
+            engine.close()
+
+    future = engine.add(Request(steps=3), told)
+    assert wait([future], timeout=60).done
+    engine.close()
+    assert [error.partition(" would")[0].rpartition(" ")[2] for error in errors] == ["step()", "drain()"]
+    assert added[0].cancelled()
+    assert engine.stats.requests == 0
 
 
 def test_what_is_asked_of_an_engine_is_checked():

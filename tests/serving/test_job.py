@@ -14,7 +14,7 @@ from support.tolerances import FLOAT32_RUN
 
 def job_of(request, on_event=None):
     pipe = pipeline(classes=False)
-    return Job(request, work_of(pipe, request, Limits()), 0, on_event, False)
+    return Job(request, work_of(pipe, request, Limits()), on_event, False)
 
 
 def advance(job, slots):
@@ -52,7 +52,7 @@ def test_pieces_are_cut_where_slots_are_few_and_go_on_where_they_were():
 def test_a_guided_sample_takes_two_slots():
     pipe = pipeline()
     request = Request(num=3, labels=[0, 1, 2], guidance=2.0)
-    job = Job(request, work_of(pipe, request, Limits()), 0, None, False)
+    job = Job(request, work_of(pipe, request, Limits()), None, False)
     job.begin_turn()
     assert job.claim(1) == 0
     assert job.claim(5) == 4

@@ -22,6 +22,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH: apt-get install chromium")
 expect = playwright.expect
+expect.set_options(timeout=20_000)
 
 from fastdiff.serving import Engine  # noqa: E402
 from fastdiff.serving.http.settings import Settings  # noqa: E402
@@ -112,7 +113,7 @@ def sample(page, panel="#main-panel"):
 
 def pictures(page, panel="#main-panel"):
     """uint8 [n, H, W] of a panel, when all of them are done."""
-    expect(page.locator(f"{panel} .note")).to_have_text(re.compile("pictures? in"), timeout=20_000)
+    expect(page.locator(f"{panel} .note")).to_have_text(re.compile("pictures? in"))
     return decoded(page.eval_on_selector_all(f"{panel} .gallery img", "images => images.map(image => image.src)"))
 
 
@@ -448,10 +449,11 @@ def test_chart_is_drawn_and_an_idle_page_asks_nothing(opened, server):
     expect(page.locator("#fill")).to_have_text(re.compile(r"\d+ %"))
     assert page.locator("#load path").get_attribute("d").startswith("M")
     # The last look at the chart comes within a second.
-    page.wait_for_timeout(1200)
+    expect(page.locator("#queue")).to_have_text("0 running, 0 waiting")
+    page.wait_for_timeout(1500)
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(2000)
     assert asked == []
 
 

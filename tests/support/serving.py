@@ -98,8 +98,8 @@ def table(steps: int, eta: bool) -> CoefficientTable:
 def chunks_of(pipe: fd.Pipeline, requests: list[Request], slots: int = 64) -> list[Chunk]:
     """The samples of each request at their first row, as much as fits."""
     chunks = []
-    for number, request in enumerate(requests):
-        job = Job(request, work_of(pipe, request, Limits()), number, None, False)
+    for request in requests:
+        job = Job(request, work_of(pipe, request, Limits()), None, False)
         job.begin_turn()
         while taken := job.claim(slots):
             slots -= taken

@@ -99,7 +99,8 @@ def _add_images(app: FastAPI, service: Service) -> None:
 
     def job_of(id: str) -> Job:
         job = service.kept.get(id)
-        if job is None:
+        # The engine may still refuse one whose future is not there.
+        if job is None or job.future is None:
             raise Refusal(404, f"there is no request {id!r}: results are kept {service.settings.keep_seconds:g} s", "")
         return job
 

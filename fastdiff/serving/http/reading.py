@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from fastdiff.files.decoding import height_and_width
 from fastdiff.pipeline import Pipeline
 from fastdiff.process.checks import nearest_name, shown
+from fastdiff.samplers.registry import registered
+from fastdiff.sampling.editing import inpainting_table
 from fastdiff.sampling.tables import default_steps
 from fastdiff.serving import Request
 from fastdiff.serving.http.pictures import decoded_image, decoded_mask
@@ -20,7 +23,7 @@ from fastdiff.serving.http.schemas import ImagesRequest
 __all__ = ["as_request", "described", "numbers_of"]
 
 # Rows that a table may come to before it is built and the engine counts them, by steps and by whole numbers among the
-# options, such as the repeats of inpainting's jumps.
+# options, such as the repeats of inpainting's jumps. A builder takes 5.0 for 5.
 _MAX_ROWS = 100_000
 
 
@@ -81,12 +84,24 @@ def numbers_of(asked: ImagesRequest, pipeline: Pipeline) -> list[int] | None:
 
 
 def _check_rows(asked: ImagesRequest, steps: int) -> None:
-    whole = [value for value in asked.options.values() if type(value) is int and value > 1]
+    counts = _counts(asked)
+    whole = [
+        int(value)
+        for name, value in asked.options.items()
+        if (type(value) is int or (type(value) is float and name in counts)) and value > 1
+    ]
     if steps * math.prod(whole) > _MAX_ROWS:
         raise ValueError(
             f"steps times the whole numbers among options must be at most {_MAX_ROWS}, got "
             f"{shown([steps, *whole])}: take fewer"
         )
+
+
+def _counts(asked: ImagesRequest) -> set[str]:
+    """The options that are whole numbers."""
+    build = registered(asked.sampler).build if asked.mask is None else inpainting_table
+    parameters = inspect.signature(build).parameters.values()
+    return {parameter.name for parameter in parameters if str(parameter.annotation).startswith("int")}
 
 
 def _images(given: str | list[str], num: int, shape: tuple[int, int, int]) -> Tensor:

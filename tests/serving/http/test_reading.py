@@ -53,6 +53,14 @@ def test_tables_of_too_many_rows_are_not_built(options):
         read(options=options)
 
 
+def test_counts_may_be_written_as_floats_and_are_bounded_all_the_same():
+    with pytest.raises(ValueError, match="at most 100000"):
+        read(image=as_base64(IMAGE), mask=as_base64(IMAGE), options={"jump_repeats": 1e9})
+    # A level of noise is no count.
+    fields = {"sampler": "edm", "steps": 1000, "options": {"sigma_max": 80.0, "rho": 7.0}}
+    assert as_request(ImagesRequest(**fields), pipeline(), ["edm"]).options == fields["options"]
+
+
 def test_answers_say_what_was_left_out():
     assert described(ImagesRequest(num=2), pipeline()) == {
         "seed": 0,

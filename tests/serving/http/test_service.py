@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from fastdiff.serving.http.failures import Refusal
+from fastdiff.serving.http.jobs import Job
 from fastdiff.serving.http.service import Service
 from fastdiff.serving.http.settings import Settings
 from support.servers import Held, engine, served
@@ -49,6 +50,15 @@ def test_a_client_that_goes_away_from_an_asynchronous_request_cancels_nothing():
             pass
         assert httpx.get(f"{server.url}/v1/requests/{id}", trust_env=False).status_code == 200
         assert of.stats.cancelled == 0
+
+
+def test_a_request_that_the_engine_has_not_taken_yet_is_not_there():
+    of = engine(Held)
+    with served(of) as server, server.client() as client:
+        server.service.kept.add(Job("early", server.service._loop))
+        for method, path in [("GET", ""), ("GET", "/events"), ("DELETE", "")]:
+            assert client.request(method, f"/v1/requests/early{path}").status_code == 404
+        server.service.kept.drop("early")
 
 
 def test_an_answered_request_is_forgotten_at_once():
