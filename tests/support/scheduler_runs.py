@@ -16,10 +16,14 @@ QUIET = [
 ]
 EVERY = [name for name in ours.__all__ if name.endswith("Scheduler") and name != "FusedScheduler"]
 # Of processes without betas; test_processes.py has them.
-WITHOUT_BETAS = [name for name in EVERY if name.startswith(("EDM", "Flow"))]
+WITHOUT_BETAS = [name for name in EVERY if name.startswith(("EDM", "Flow", "IPNDM"))]
 NAMES = [name for name in EVERY if name not in WITHOUT_BETAS]
+# Theirs take no network that predicts the image.
+WITHOUT_X0 = ("EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler")
 # What the drop-ins promise; diffusers computes its levels and states in float32.
 SAME_IMAGES = 1e-4
+
+_PREDICTED = ("pred_original_sample", "denoised", "pred_noised_sample")
 
 
 def pair(name, **options):
@@ -46,8 +50,7 @@ def run(scheduler, *, shape=(2, 3, 4, 4), dtype=torch.float32, model=toy, genera
         result = scheduler.step(m, t, x, **options)
         x = result.prev_sample
         seen.append(x)
-        if result.get("pred_original_sample") is not None:
-            seen.append(result.pred_original_sample)
+        seen += [result[name] for name in _PREDICTED if result.get(name) is not None]
     return seen
 
 

@@ -23,6 +23,7 @@ from fastdiff.compat.diffusers._ancestral import (
     RePaintScheduler,
 )
 from fastdiff.compat.diffusers._base import FusedScheduler
+from fastdiff.compat.diffusers._consistency import LCMScheduler, TCDScheduler
 from fastdiff.compat.diffusers._euler import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -42,7 +43,9 @@ from fastdiff.compat.diffusers._processes import (
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    IPNDMScheduler,
 )
+from fastdiff.compat.diffusers._two_stage import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
 
 __all__ = [
     "DDIMInverseScheduler",
@@ -60,9 +63,14 @@ __all__ = [
     "FusedScheduler",
     "FusedUNet2DModel",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
     "RePaintScheduler",
+    "TCDScheduler",
     "UniPCMultistepScheduler",
     "accelerate",
 ]

@@ -48,6 +48,8 @@ class FusedScheduler:
     seed: int | None = None
     sample_ids: Tensor | None = None
     compat: Literal["diffusers"] | None = None
+    # What diffusers computes of the schedule, and `set_timesteps` leaves as diffusers has it.
+    _lists: tuple[str, ...] = ("alphas_cumprod", "timesteps", "sigmas")
     _run: Run | None = None
     _why_not: str | None = None
     # The levels of the timesteps in float64, where the sigmas follow from the timesteps.
@@ -114,13 +116,13 @@ class FusedScheduler:
         if not self._refresh():
             return
         if self.compat is None and hasattr(self, "sigmas") and not _chosen_by_level(self.config):
-            theirs = self.alphas_cumprod, self.timesteps, self.sigmas
+            theirs = {name: getattr(self, name) for name in self._lists}
             self.alphas_cumprod = torch.from_numpy(np.exp(self._log_alphas_cumprod))
             try:
                 super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
                 self._levels = self.sigmas
             finally:
-                self.alphas_cumprod, self.timesteps, self.sigmas = theirs
+                vars(self).update(theirs)
 
     def _refresh(self) -> bool:
         """Forget the tables where the timesteps, sigmas or alphas_cumprod are others than those they were built for.

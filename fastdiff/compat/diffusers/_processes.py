@@ -20,6 +20,7 @@ from fastdiff.compat.diffusers._multistep import dpmpp_table
 from fastdiff.compat.diffusers._run import output_of
 from fastdiff.compat.levels import Levels, variance_exploding
 from fastdiff.process.table import CoefficientTable
+from fastdiff.samplers.pndm import ADAMS_BASHFORTH
 
 # Stands where other schedulers have abar.
 _NO_ALPHAS = torch.ones(1)
@@ -45,6 +46,62 @@ class _WithoutBetas(BySigma):
     def _is_index(self, timestep: Any) -> bool:
         """Whether it is a place in the list, which theirs refuses."""
         return isinstance(timestep, (int, torch.IntTensor, torch.LongTensor))
+
+
+class IPNDMScheduler(_WithoutBetas, diffusers.IPNDMScheduler):  # type: ignore[misc]
+    """diffusers.IPNDMScheduler: v networks of the process with sigma = sin^2(t pi / 2), by Adams-Bashforth on eps.
+
+    Put right: the first step reads the network, as x_0 = -v where alpha is 0; theirs, and `compat="diffusers"`, divides
+    by 1e-8 what rounding has made 0. The levels are float64, where the alpha of theirs has lost digits near 1.
+    """
+
+    betas: Tensor
+    alphas: Tensor
+
+    def _unsupported(self) -> str | None:
+        return "a schedule with betas above 1" if bool((self.betas > 1).any()) else None
+
+    def _types(self, model_output: Tensor, sample: Tensor) -> tuple[torch.dtype, torch.dtype]:
+        both = torch.promote_types(sample.dtype, model_output.dtype)
+        return both, both
+
+    def _levels_of_steps(self) -> tuple[Any, Any]:
+        """[N + 1] alpha and sigma."""
+        if self.compat is not None:
+            return self.alphas.double().numpy(), self.betas.double().numpy()
+        if self.config.trained_betas is not None:
+            sigma = np.asarray(self.config.trained_betas, dtype=np.float64)
+        else:
+            sigma = np.sin(np.linspace(1.0, 0.0, len(self.betas)) * (np.pi / 2)) ** 2
+        return np.sqrt((1 - sigma) * (1 + sigma)), sigma
+
+    def _build(self, start: int, key: Any) -> CoefficientTable:
+        alpha, sigma = (x[start:] for x in self._levels_of_steps())
+        num_rows = alpha.size - 1
+        a, s, a_next, s_next = alpha[:-1], sigma[:-1], alpha[1:], sigma[1:]
+        # Every row pushes e = s x + a m, and E = sum w_k e_k leads to a' (x - s E) / a + s' E, with e written out.
+        weights = np.zeros((num_rows, 4))
+        for row in range(num_rows):
+            own = ADAMS_BASHFORTH[min(row, 3)]
+            weights[row, : len(own)] = own
+        floor = np.maximum(a, 1e-8)
+        per_value = s_next - a_next * s / floor
+        columns = {
+            "t": self.timesteps[start:].double().cpu().numpy(), "px": s, "pm": a, "push": np.ones(num_rows),
+            "cx": a_next / floor + weights[:, 0] * per_value * s, "cm": weights[:, 0] * per_value * a,
+        } | {f"c{age}": weights[:, age] * per_value for age in (1, 2, 3)}  # fmt: skip
+        if self.compat is None or a[0] > 1e-8:
+            # With e alone no division is left.
+            columns["cx"][0] = a_next[0] * a[0] + s_next[0] * s[0]
+            columns["cm"][0] = s_next[0] * a[0] - a_next[0] * s[0]
+        return CoefficientTable(columns, "ipndm", data_prediction=False)
+
+    def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True) -> Any:
+        """As in diffusers."""
+        if self.num_inference_steps is None or self._peer_steps(sample):
+            return super().step(model_output, timestep, sample, return_dict)
+        out, _ = self._advance(model_output, timestep, sample)
+        return output_of(SchedulerOutput, return_dict, prev_sample=out)
 
 
 class _Flow(_WithoutBetas):

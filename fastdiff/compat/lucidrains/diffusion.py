@@ -278,14 +278,17 @@ class GaussianDiffusion(nn.Module):
 
     def _can_fuse(self, *methods: str) -> bool:
         """Whether a step is a row of a table: no method that it stands for was replaced, and no buffer."""
+        return self._keeps(GaussianDiffusion, *methods) and self._has_its_buffers()
+
+    def _keeps(self, owner: type[GaussianDiffusion], *methods: str) -> bool:
+        """Whether methods, and those that read the network, are the ones that a class has."""
         predictions = (
             "model_predictions", "predict_noise_from_start", "predict_start_from_noise", "predict_start_from_v",
         )  # fmt: skip
-        kept = all(
-            name not in vars(self) and getattr(type(self), name) is getattr(GaussianDiffusion, name)
+        return all(
+            name not in vars(self) and getattr(type(self), name) is getattr(owner, name)
             for name in (*methods, *predictions)
         )
-        return kept and self._has_its_buffers()
 
     def _has_its_buffers(self) -> bool:
         """Whether the buffers are those of the constructor; a file that was loaded may have others."""

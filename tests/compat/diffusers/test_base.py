@@ -12,7 +12,7 @@ import torch
 diffusers = pytest.importorskip("diffusers", reason="diffusers is in the test extra")
 
 from fastdiff.compat import diffusers as ours  # noqa: E402
-from support.scheduler_runs import NAMES, QUIET, assert_same, pair, run, toy, with_timesteps  # noqa: E402
+from support.scheduler_runs import NAMES, QUIET, WITHOUT_X0, assert_same, pair, run, toy, with_timesteps  # noqa: E402
 
 pytestmark = QUIET
 SPACINGS = ["leading", "trailing", "linspace"]
@@ -28,7 +28,7 @@ def grid():
             if name == "DDIMInverseScheduler" and spacing == "linspace":
                 continue
             for prediction in ("epsilon", "sample", "v_prediction"):
-                if prediction == "sample" and name in ("EulerAncestralDiscreteScheduler", "PNDMScheduler"):
+                if prediction == "sample" and name in (*WITHOUT_X0, "PNDMScheduler"):
                     continue
                 for steps in (5, 12):
                     yield name, spacing, prediction, steps
@@ -258,7 +258,9 @@ def _step(scheduler, m, t, state, options):
     return scheduler.step(m, t, state, **options)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("DPM", "Uni", "DEIS", "Euler", "Heun"))])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n.startswith(("DPM", "Uni", "DEIS", "Euler", "Heun", "KDPM2", "LCM", "TCD"))]
+)
 def test_scheduler_starts_in_the_middle(name):
     """As image-to-image pipelines do: by set_begin_index, and by the first timestep that is given.
 
@@ -343,7 +345,7 @@ def sigmas_in_place(scheduler):
     scheduler.sigmas *= 0.5
 
 
-BY_SIGMA = [name for name in NAMES if not name.startswith(("DD", "PNDM", "RePaint"))]
+BY_SIGMA = [name for name in NAMES if not name.startswith(("DD", "PNDM", "RePaint", "LCM", "TCD"))]
 IN_ORDER = [name for name in NAMES if name != "RePaintScheduler"]
 
 
@@ -407,7 +409,7 @@ def test_alphas_cumprod_set_by_hand_is_used(name, compat):
         for prediction in ("epsilon", "sample", "v_prediction")
         # PNDM runs their own step; the others have none for this, or divide by 0 in it.
         if not (name == "PNDMScheduler" and prediction != "epsilon")
-        and not (prediction == "sample" and name in ("EulerAncestralDiscreteScheduler", "DDIMInverseScheduler"))
+        and not (prediction == "sample" and name in (*WITHOUT_X0, "DDIMInverseScheduler"))
     ],
 )
 def test_state_and_output_of_two_types_give_the_type_of_diffusers(name, prediction, types):
