@@ -88,7 +88,7 @@ asan: setup-dev  ## Run the ops' and the engine's tests under AddressSanitizer a
 	FASTDIFF_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-base build/asan-objects --build-lib build/asan
 	$(SANITIZED) -c "import torch, fastdiff._C as c; assert 'build/asan' in c.__file__, c.__file__"
 	$(SANITIZED) -m pytest -q -n 0 tests/ops tests/engine/test_native.py tests/engine/test_native_limits.py \
-		tests/engine/test_lucidrains.py
+		tests/engine/test_lucidrains.py tests/engine/test_edm_networks.py tests/serving/test_rows.py
 	FASTDIFF_FUZZ_FILES=10000 $(BIN)/python -m pytest -q -n 0 tests/csrc/test_standalone.py -k "sanitizers or valgrind"
 
 clean:  ## Remove .venv, build products and caches

@@ -40,8 +40,8 @@ __all__ = [
 
 SECTIONS = ("out", "init_from", "unet", "diffusion", "data", "train")
 """Of a settings file."""
-FIELDS = {field.name for field in fields(UNetConfig)}
-"""Keys of the section "unet"."""
+FIELDS = frozenset(UNetConfig.preset("digits").to_dict())
+"""Keys of the section "unet" in the settings of every run; those of other families are there where they count."""
 
 T = TypeVar("T")
 R = TypeVar("R")

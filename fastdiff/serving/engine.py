@@ -8,7 +8,7 @@ import time
 import uuid
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,8 +23,8 @@ from fastdiff.engine.native import Precision
 from fastdiff.pipeline import Pipeline
 from fastdiff.process.checks import NotFinite, whole_number
 from fastdiff.serving.batch import Evaluator, Outputs
-from fastdiff.serving.job import Chunk, Event, Job
-from fastdiff.serving.policy import deal
+from fastdiff.serving.job import PIECE, Chunk, Event, Job
+from fastdiff.serving.policy import deal_to_both
 from fastdiff.serving.request import Limits, Request, Work, work_of
 from fastdiff.serving.rows import Rows
 
@@ -421,12 +421,13 @@ class Engine:
             size = next(iter(self._queues))
             queue = self._queues[size] = self._queues.pop(size)
             left, chosen = self.capacity, []
-            # Each takes a slot at least.
-            for _, level in groupby(queue[:left], lambda job: job.level):
-                claimants = list(level)
+            for _, level in groupby(queue, lambda job: job.level):
+                if left == 0:
+                    break
+                large, small, claimants = _first_of(level, left)
                 for job in claimants:
                     job.begin_turn()
-                left -= deal(claimants, left)
+                left -= deal_to_both(large, small, claimants, left)
                 for job in claimants:
                     if job.chosen:
                         job.served = now
@@ -547,6 +548,21 @@ class Engine:
             job = self._jobs.get(future)
             if job is not None and self._take_out(job) is not None:
                 self._counts["cancelled"] += 1
+
+
+def _first_of(level: Iterable[Job], count: int) -> tuple[list[Job], list[Job], list[Job]]:
+    """The first so many large requests, small ones, and all of these; there is a slot for each of them at the most."""
+    large: list[Job] = []
+    small: list[Job] = []
+    both: list[Job] = []
+    for job in level:
+        own = large if job.work.shape[0] > PIECE else small
+        if len(own) < count:
+            own.append(job)
+            both.append(job)
+        elif len(large) + len(small) == 2 * count:
+            break
+    return large, small, both
 
 
 def _order(job: Job) -> tuple[int, float, int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["Claimant", "deal"]
+__all__ = ["Claimant", "deal", "deal_to_both"]
 
 
 class Claimant(Protocol):
@@ -40,3 +40,24 @@ def deal(claimants: Iterable[C], slots: int) -> int:
             left -= taken
             turns.append(claimant)
     return slots - left
+
+
+def deal_to_both(large: Sequence[C], small: Sequence[C], everyone: Iterable[C], slots: int) -> int:
+    """Deal to those who want much and to those who want little: half of the slots at least to each, where wanted.
+
+    So many large ones in front do not keep the small ones waiting, nor the other way round. What one half has no use
+    for goes to everyone in their order.
+
+    Args:
+        large, small: Each in the order in which they are served.
+        everyone: Both, in that order.
+        slots: How many there are.
+
+    Returns:
+        How many were taken.
+    """
+    taken = 0
+    if large and small:
+        taken = deal(large, slots // 2)
+        taken += deal(small, slots - taken)
+    return taken + deal(everyone, slots - taken)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from fastdiff.cli.train_plan import plan_training, read_config_file
-from fastdiff.nets.config import PRESETS
+from fastdiff.cli.train_plan import FIELDS, plan_training, read_config_file
+from fastdiff.nets.config import PRESETS, UNetConfig
 from support.command_line import fails, works
 
 
@@ -121,3 +121,11 @@ def test_label_dropout_makes_room_for_a_null_class():
     plan = plan_training(digits | {"unet": {"preset": "digits", "num_classes": 12}})
     assert plan.unet.num_classes == 12
     assert plan_training(digits | {"unet": {"preset": "digits"}, "train": {}}).unet.num_classes is None
+
+
+def test_every_settings_file_says_all_of_the_network():
+    """Networks of all families, and those of files from before there were others."""
+    for name in ("digits", "ho-cifar10", "edm-cifar10-ncsnpp"):
+        assert set(UNetConfig.preset(name).to_dict()) >= FIELDS
+    assert {"channels", "channel_mult", "attention_resolutions", "norm_groups"} < FIELDS
+    assert "resample_filter" not in FIELDS

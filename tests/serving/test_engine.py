@@ -114,6 +114,18 @@ def test_a_large_request_does_not_starve_small_ones():
     assert torch.equal(large.result(), alone(engine.pipeline, large.request))
 
 
+def test_many_large_requests_do_not_starve_a_small_one():
+    engine = Engine(pipeline(classes=False), capacity=4)
+    large = [engine.add(Request(num=40, steps=10, seed=seed)) for seed in range(6)]
+    engine.step()
+    small = engine.add(Request(num=2, steps=10))
+    for _ in range(10):
+        engine.step()
+    assert small.done()
+    assert not any(future.done() for future in large)
+    assert set(engine.stats.recent_fill) == {1.0}
+
+
 def test_small_requests_do_not_starve_a_large_one():
     engine = Engine(pipeline(classes=False), capacity=4)
     large = engine.add(Request(num=12, steps=4))
@@ -122,8 +134,8 @@ def test_small_requests_do_not_starve_a_large_one():
         engine.step()
         if large.done():
             break
-    # A share of the slots in each round: three pieces of four samples, four rows each.
-    assert seed <= 3 * 4
+    # Half of the slots: two of twelve samples at a time, four rows each.
+    assert seed <= 6 * 4
 
 
 def test_priority_goes_first_and_waiting_makes_up_for_it(monkeypatch):

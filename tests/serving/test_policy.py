@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdiff.serving.policy import deal
+from fastdiff.serving.policy import deal, deal_to_both
 
 
 class Wants:
@@ -35,6 +35,25 @@ def test_a_slot_that_one_has_no_use_for_goes_to_the_next():
     guided, plain = Wants(9, cost=2), Wants(9)
     assert deal([guided, plain], 7) == 7
     assert (guided.got, plain.got) == (6, 1)
+
+
+def test_large_ones_in_front_leave_half_to_small_ones():
+    large, small = [Wants(100) for _ in range(6)], [Wants(1), Wants(2), Wants(2)]
+    assert deal_to_both(large, small, [*large, *small], 16) == 16
+    assert [claimant.got for claimant in small] == [1, 2, 2]
+    assert sum(claimant.got for claimant in large) == 11
+
+
+def test_small_ones_in_front_leave_half_to_large_ones():
+    large, small = [Wants(100)], [Wants(4) for _ in range(9)]
+    assert deal_to_both(large, small, [*small, *large], 16) == 16
+    assert (large[0].got, sum(claimant.got for claimant in small)) == (8, 8)
+
+
+def test_alone_either_has_all():
+    small = [Wants(4) for _ in range(3)]
+    assert deal_to_both([], small, small, 10) == 10
+    assert [claimant.got for claimant in small] == [4, 4, 2]
 
 
 @given(st.lists(st.integers(0, 40), max_size=12), st.integers(0, 40))

@@ -157,14 +157,17 @@ def test_run_has_diffusers_states_and_gradients(name, options, watched):
     for kind in (diffusers, ours):
         scheduler = getattr(kind, name)(**options)
         scheduler.set_timesteps(10)
-        x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+        x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
         draws = {"generator": torch.Generator().manual_seed(1)} if "Ancestral" in name or "DDPM" in name else {}
         states, leaves = [], []
         for i, t in enumerate(scheduler.timesteps):
             if i in watched:
                 x = x.detach().requires_grad_() if len(watched) < 3 or i == 0 else x
                 leaves.append(x)
-            x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, **draws).prev_sample
+            # diffusers' schedulers of flows have neither.
+            given = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            x = scheduler.step(network(given, t), t, x, **draws).prev_sample
             states.append(x)
             if len(watched) < 3:
                 if i in watched:
@@ -219,7 +222,8 @@ def test_run_of_one_state_goes_on_as_a_batch(name):
     for kind in (diffusers, ours):
         scheduler = getattr(kind, name)()
         scheduler.set_timesteps(10)
-        x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+        x = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
         states = []
         for i, t in enumerate(scheduler.timesteps):
             m = network(scheduler.scale_model_input(x, t), t)
