@@ -1,5 +1,7 @@
 """Multistep and singlestep solvers: measured orders, identities, and diffusers live."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,9 @@ ORDERS = {
 def test_solver_has_its_order(case, schedule, prediction):
     builder, options, theory = ORDERS[case]
     diffusion = Diffusion(SCHEDULES[schedule], prediction)
-    order, errors = convergence_order(lambda d, n: builder(d, n, **options, **EVEN), diffusion, COUNTS)
+    # From the schedule's own end, where the first steps, which have no past and so a lower order, change little.
+    whole = {"lam_min": None} if "lam_min" in inspect.signature(builder).parameters else {}
+    order, errors = convergence_order(lambda d, n: builder(d, n, **options, **whole, **EVEN), diffusion, COUNTS)
     assert abs(order - theory) < ORDER, errors
 
 

@@ -27,7 +27,8 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        entry |= {key: value for key, value in record.__dict__.items() if key not in _OWN}
+        # With an underscore: of a record factory, as Ray's.
+        entry |= {key: value for key, value in record.__dict__.items() if key not in _OWN and key[0] != "_"}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
