@@ -12,6 +12,7 @@ pytest.importorskip("pytest_benchmark", reason="needs the extra bench")
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(900)
 def test_results_of_one_suite_leave_those_of_all(tmp_path):
     results = ROOT / "bench" / "results"
     before = (results / "cpu.json").read_bytes()
