@@ -91,8 +91,9 @@ def test_run_outputs_keep_their_values(name):
             value.fill_(7.0)
         x = following
     assert all(bool((value == 7.0).all()) for seen in held for value in seen.values())
-    places = [value.data_ptr() for seen in held for value in seen.values()]
-    assert len(set(places)) == len(places)
+    # The last of a consistency model's samples is its predicted image itself, as theirs.
+    values = {id(value): value for seen in held for value in seen.values()}
+    assert len({value.data_ptr() for value in values.values()}) == len(values)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,10 @@ def test_run_past_the_dispatcher_in_every_grad_mode(mode, dense_calls):
     assert not seen[-1].prev_sample.requires_grad
 
 
-GRADIENT_RUNS = [(name, {}) for name in NAMES] + [("PNDMScheduler", {"skip_prk_steps": True})]
+# Theirs begins IPNDM where alpha is 0: it drops what the network says, and its gradients there are roundings.
+GRADIENT_RUNS = [(name, {}) for name in NAMES if name != "IPNDMScheduler"] + [
+    ("PNDMScheduler", {"skip_prk_steps": True})
+]
 
 
 @pytest.mark.parametrize(("name", "options"), GRADIENT_RUNS, ids=str)
@@ -159,7 +163,8 @@ def test_run_has_diffusers_states_and_gradients(name, options, watched):
         scheduler.set_timesteps(10)
         x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-        draws = {"generator": torch.Generator().manual_seed(1)} if "Ancestral" in name or "DDPM" in name else {}
+        is_random = any(part in name for part in ("Ancestral", "DDPM", "LCM", "TCD"))
+        draws = {"generator": torch.Generator().manual_seed(1)} if is_random else {}
         states, leaves = [], []
         for i, t in enumerate(scheduler.timesteps):
             if i in watched:

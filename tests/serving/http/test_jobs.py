@@ -115,16 +115,16 @@ def test_kept_bounds_number_and_bytes():
 def test_kept_forgets_after_its_time_by_one_timer():
     async def main():
         loop = asyncio.get_running_loop()
-        kept = Kept(loop, 0.05, num=10, num_bytes=100)
+        kept = Kept(loop, 1.0, num=10, num_bytes=100)
         jobs = [Job(str(number), loop) for number in range(3)]
         for job in jobs:
             kept.add(job)
         kept.end(jobs[0], 1)
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.6)
         kept.end(jobs[1], 1)
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.6)
         assert [kept.get(job.id) is job for job in jobs] == [False, True, True]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.6)
         assert [kept.get(job.id) is job for job in jobs] == [False, False, True]
         assert kept.num_bytes == 0
         assert kept.running() == [jobs[2]]
