@@ -149,6 +149,7 @@ void linear_weight_grad_cpu(Tensor x, Tensor grad, Tensor out) {
 }
 
 void column_sums(const float* x, int64_t rows, int64_t columns, float* out) {
+  if (columns == 0) return;
   const int64_t parts = ceil_div(rows, SUM_ROWS);
   const ColumnSumsArgs a = {x, rows, columns, workspace(parts * columns)};
   const Kernels& variant = kernels();

@@ -132,3 +132,10 @@ def test_linear_modules_are_the_op_in_training_only():
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(linear.eval()(tokens), F.linear(tokens, linear.weight, linear.bias))
     assert torch.equal(pointwise.eval()(x), F.conv2d(x, pointwise.weight, pointwise.bias))
+
+
+@pytest.mark.parametrize("shape", [(5, 0), (0, 3), (0, 0)])
+def test_column_sums_of_nothing_are_zero(shape):
+    out = torch.full((shape[1],), torch.nan)
+    torch.ops.fastdiff.column_sums_out(torch.zeros(shape), out)
+    assert torch.equal(out, torch.zeros(shape[1]))
