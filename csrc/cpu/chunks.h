@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "step.h"
+
 namespace fastdiff {
 
 // Samples that are at one row of one table. 64-bit numbers throughout, filled in by Python (fastdiff/serving/rows.py,
@@ -23,6 +25,9 @@ struct Chunk {
   int64_t learned_variance;
   uint64_t seed;
 };
+
+// What a row's kernel is given of a chunk, which must outlive it.
+StepArgs args_of(const Chunk& chunk);
 
 // Writes what the network is given for each chunk's row: ci x.
 void chunk_inputs(const Chunk* chunks, int64_t count);

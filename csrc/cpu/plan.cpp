@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <limits>
 
+#include "chunks.h"
 #include "failure.h"
 #include "instructions.h"
 #include "noise_layout.h"
@@ -241,26 +242,25 @@ void run_rows(const Program& p, const Ends& ends, const Rows& rows) {
   for (int64_t r = rows.first; r < rows.last; ++r)
     check_row(rows.table + ROW_WIDTH * rows.numbers[r], rows.numbers[r], true, rows.base != nullptr,
               rows.history_depth);
-  // One that fits both layouts is contiguous.
-  const bool channels_last = rows.channels != 1 || rows.channels_out != 1;
-  const auto matrix = [&](float* data, int64_t channels, int64_t first_channel) {
-    if (data == nullptr) return Matrix{};
-    return Matrix{data + first_channel, Dtype::F32, rows.pixels * channels, channels_last ? channels : 0};
-  };
-  StepArgs args;
-  args.shape = channels_last ? Shape{p.batch, rows.pixels, rows.channels, true}
-                             : Shape{p.batch, 1, rows.pixels * rows.channels, false};
-  args.x = args.out = matrix(rows.x, rows.channels, 0);
-  args.model_output = matrix(rows.model_output, rows.channels_out, 0);
-  if (rows.learned_variance) args.variance_output = matrix(rows.model_output, rows.channels_out, rows.channels);
-  args.base = matrix(rows.base, rows.channels, 0);
-  args.pred_out = matrix(rows.pred_out, rows.channels, 0);
-  args.history_depth = static_cast<int>(rows.history_depth);
-  for (int i = 0; i < args.history_depth; ++i)
-    args.history[i] = matrix(rows.history + i * rows.history_stride, rows.channels, 0);
-  args.noise = {{}, rows.seed, STREAM_SAMPLING, rows.sample_ids, nullptr, 0};
-  args.row_stride = 0;
-  args.rows = rows.table;
+  const Chunk state = {.x = rows.x,
+                       .model_output = rows.model_output,
+                       .base = rows.base,
+                       .history = rows.history,
+                       .pred_out = rows.pred_out,
+                       .input = nullptr,
+                       .rows = rows.table,
+                       .sample_ids = rows.sample_ids,
+                       .history_depth = rows.history_depth,
+                       .history_stride = rows.history_stride,
+                       .row = rows.first,
+                       .samples = p.batch,
+                       .pixels = rows.pixels,
+                       .channels = rows.channels,
+                       .channels_out = rows.channels_out,
+                       .copies = 1,
+                       .learned_variance = rows.learned_variance,
+                       .seed = rows.seed};
+  StepArgs args = args_of(state);
   for (int64_t r = rows.first; r < rows.last; ++r) {
     const float* row = rows.table + ROW_WIDTH * r;
     if (row[ROW_EVALUATE] != 0.0f)

@@ -3,8 +3,11 @@
 
 #include <cstdint>
 
+#include "chunks.h"
 #include "failure.h"
 #include "kernels.h"
+#include "matrix.h"
+#include "noise_layout.h"
 #include "row_layout.h"
 #include "step.h"
 #include "threads.h"
@@ -58,6 +61,31 @@ void step_dense(const DenseStep& call) {
   args.row_stride = 0;
   args.rows = call.rows;
   launch_step(args);
+}
+
+StepArgs args_of(const Chunk& c) {
+  // One that fits both layouts is contiguous.
+  const bool channels_last = c.channels != 1 || c.channels_out != 1;
+  const auto matrix = [&](float* data, int64_t channels, int64_t first_channel) {
+    if (data == nullptr) return Matrix{};
+    return Matrix{data + first_channel, Dtype::F32, c.pixels * channels, channels_last ? channels : 0};
+  };
+  StepArgs args;
+  args.shape =
+      channels_last ? Shape{c.samples, c.pixels, c.channels, true} : Shape{c.samples, 1, c.pixels * c.channels, false};
+  args.x = args.out = matrix(c.x, c.channels, 0);
+  args.model_output = matrix(c.model_output, c.channels_out, 0);
+  if (c.learned_variance != 0) args.variance_output = matrix(c.model_output, c.channels_out, c.channels);
+  args.base = matrix(c.base, c.channels, 0);
+  args.pred_out = matrix(c.pred_out, c.channels, 0);
+  args.history_depth = static_cast<int>(c.history_depth);
+  for (int slot = 0; slot < args.history_depth; ++slot)
+    args.history[slot] = matrix(c.history + slot * c.history_stride, c.channels, 0);
+  args.noise = {{}, c.seed, STREAM_SAMPLING, c.sample_ids, &c.row, 0};
+  args.row = &c.row;
+  args.row_stride = 0;
+  args.rows = c.rows;
+  return args;
 }
 
 }  // namespace fastdiff
