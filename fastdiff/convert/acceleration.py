@@ -10,7 +10,7 @@ from torch import nn
 
 from fastdiff import ops
 from fastdiff.convert.foreign import foreign_of
-from fastdiff.convert.in_engine import InEngine, engine_of, forget
+from fastdiff.convert.in_engine import InEngine, engine_of, forget, what_of
 from fastdiff.nets import acceleration as modules
 from fastdiff.nets.acceleration import AccelerationReport, Left, Replaced, restore
 from fastdiff.nets.acceleration_check import difference, evaluate, judge, quiet
@@ -23,11 +23,13 @@ __all__ = ["accelerate"]
 def accelerate(model: nn.Module, check: Any = None, *, tolerance: float | None = None) -> AccelerationReport:
     """Make a network of another project fast, in place: in the engine, or by fused ops.
 
-    On a CPU, diffusers' `UNet2DModel`, OpenAI's `UNetModel` and lucidrains' `Unet` run in the engine whenever it can
-    express all of them: in eval mode, without gradients, in float32. Their outputs differ by rounding, as was seen once
-    on small images. Weights that change are noticed, and packed anew once they have stayed the same for three
-    evaluations. A network with a hook inside, another type, autocast, training or gradients is its own forward, with
-    its modules fused. The engine holds copies of the weights, packed (about four times the network's).
+    On a CPU, diffusers' `UNet2DModel`, OpenAI's `UNetModel`, `SuperResModel` and `EncoderUNetModel` and lucidrains'
+    `Unet` run in the engine whenever it can express all of them: in eval mode, without gradients, in float32. A
+    classifier's gradient of its images, which guidance takes, is the engine's as well. Their outputs differ by
+    rounding, as was seen once on small images. Weights that change are noticed, and packed anew once they have stayed
+    the same for three evaluations. A network with a hook inside, another type, autocast, training or gradients is its
+    own forward, with its modules fused. The engine holds copies of the weights, packed (about four times the
+    network's).
 
     Fused modules, on any device, are diffusers' `ResnetBlock2D`, `Attention` and `UNet2DModel`, OpenAI's `ResBlock` and
     `QKVAttention`, lucidrains' `Block` (with group norm) and `Attend`, and in any network each `nn.GroupNorm`, with the
@@ -90,7 +92,7 @@ def _with_engine(
         network.__class__ = own
         left = Left("", name, f"not in the engine: {engine.obstacle}")
         return replace(report, left=(left, *report.left))
-    known = Replaced("", name, InEngine.what, report.error)
+    known = Replaced("", name, what_of(network), report.error)
     return replace(report, replaced=(known, *(entry for entry in report.replaced if entry.name)))
 
 

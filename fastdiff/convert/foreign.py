@@ -15,8 +15,9 @@ from fastdiff.convert.diffusers_unet import build_unet, to_unet
 from fastdiff.convert.infer import infer_openai
 from fastdiff.convert.layouts import from_layout
 from fastdiff.convert.lucidrains import infer_unet
-from fastdiff.nets.acceleration import qkv_layout_of
+from fastdiff.convert.openai_encoder import conventions_of, encoder_from_openai
 from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.encoder import EncoderUNet
 from fastdiff.nets.fused_modules import own_class
 from fastdiff.nets.lucidrains import Unet
 
@@ -43,12 +44,14 @@ class Foreign:
     Attributes:
         to_own: The network as one that the engine runs, with copies of its weights. Raises ValueError.
         takes_low_res: Half of the channels are a small image's, which a call is given as `low_res`.
+        classifies: It gives logits, and their gradient is wanted.
         call: From (module, positional, keyword arguments) to the call; None for one that is not known.
     """
 
     to_own: Callable[[Any], nn.Module]
     call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Call | None]
     takes_low_res: bool = False
+    classifies: bool = False
 
     def example(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of a call that gives a network of its own these images, times and labels."""
@@ -65,6 +68,10 @@ def foreign_of(module: nn.Module) -> Foreign | None:
     if kind.__name__ == "UNet2DModel" and kind.__module__.startswith("diffusers."):
         return Foreign(to_unet, _diffusers_call)
     parts = set(module._modules)
+    if {"time_embed", "input_blocks", "middle_block", "out"} == parts and kind.__name__ == "EncoderUNetModel":
+        return (
+            None if isinstance(module, EncoderUNet) else Foreign(encoder_from_openai, _classifier_call, classifies=True)
+        )
     if {"time_embed", "input_blocks", "middle_block", "output_blocks", "out"} <= parts:
         if kind.__name__ == "UNetModel":
             return Foreign(_from_openai, _openai_call)
@@ -116,6 +123,14 @@ def _openai_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) ->
     return None if given is None else _call(given.get("x"), given.get("timesteps"), given.get("y"), {})
 
 
+def _classifier_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
+    given = _bound(("x", "timesteps"), args, options)
+    if given is None or not isinstance(given.get("x"), Tensor):
+        return None
+    call = _call(given["x"].detach(), given.get("timesteps"), None, {})
+    return None if call is None else replace(call, x=given["x"])
+
+
 def _super_res_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
     given = _bound(("x", "timesteps", "low_res", "y"), args, options)
     if given is None or not isinstance(given.get("low_res"), Tensor):
@@ -138,15 +153,6 @@ def _from_openai(model: Any) -> nn.Module:
     """improved- and guided-diffusion's `UNetModel`."""
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     inferred = infer_openai(tensors)
-    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
-    blocks = [module for module in model.modules() if hasattr(module, "qkv") and hasattr(module, "attention")]
-    layouts = {qkv_layout_of(block.attention) for block in blocks}
-    heads = {(block.qkv.weight.shape[0] // 3, int(block.num_heads)) for block in blocks}
-    if len({(norm.num_groups, norm.eps) for norm in norms}) != 1 or len(layouts) != 1 or None in layouts:
-        raise ValueError("its norms or its attentions are not all alike")
-    counts, sizes = {num for _, num in heads}, {width // num for width, num in heads}
-    if len(counts) != 1 and len(sizes) != 1:
-        raise ValueError("its attentions have neither one number of heads nor one number of channels per head")
     levels = len(inferred.fields["channel_mult"])
     size = int(getattr(model, "image_size", 0) or 8 << levels)
     config = UNetConfig.from_dict(
@@ -154,12 +160,8 @@ def _from_openai(model: Any) -> nn.Module:
             **inferred.fields,
             "image_size": size,
             "attention_resolutions": tuple(size >> level for level in inferred.attention_levels),
-            "num_heads": max(counts),
-            "head_channels": None if len(counts) == 1 else max(sizes),
-            "norm_groups": norms[0].num_groups,
-            "norm_eps": norms[0].eps,
+            **conventions_of(model),
             "dropout": 0.0,
-            "qkv_layout": layouts.pop(),
         }
     )
     return build_unet(config, from_layout(tensors, config, "openai"))
