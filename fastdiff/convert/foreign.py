@@ -15,6 +15,7 @@ from fastdiff.convert.diffusers_unet import build_unet, to_unet
 from fastdiff.convert.infer import infer_openai
 from fastdiff.convert.layouts import from_layout
 from fastdiff.convert.lucidrains import infer_unet
+from fastdiff.convert.lucidrains_variants import is_variant, variant_from_lucidrains
 from fastdiff.convert.openai_encoder import conventions_of, encoder_from_openai
 from fastdiff.nets.config import UNetConfig
 from fastdiff.nets.encoder import EncoderUNet
@@ -44,6 +45,7 @@ class Foreign:
     Attributes:
         to_own: The network as one that the engine runs, with copies of its weights. Raises ValueError.
         takes_low_res: Half of the channels are a small image's, which a call is given as `low_res`.
+        is_flat: Its images are rows [B, C, N], which the engine is given as images of one pixel height.
         classifies: It gives logits, and their gradient is wanted.
         call: From (module, positional, keyword arguments) to the call; None for one that is not known.
     """
@@ -52,10 +54,13 @@ class Foreign:
     call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Call | None]
     takes_low_res: bool = False
     classifies: bool = False
+    is_flat: bool = False
 
     def example(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of a call that gives a network of its own these images, times and labels."""
         labels = () if y is None else (y,)
+        if self.is_flat:
+            return (x[:, :, 0], t), {}
         if not self.takes_low_res:
             return (x, t, *labels), {}
         image, small = x.chunk(2, dim=1)
@@ -77,8 +82,11 @@ def foreign_of(module: nn.Module) -> Foreign | None:
             return Foreign(_from_openai, _openai_call)
         if kind.__name__ == "SuperResModel":
             return Foreign(_from_openai, _super_res_call, takes_low_res=True)
-    if kind.__name__ == "Unet" and {"init_conv", "time_mlp", "downs", "mid_attn", "final_conv"} <= parts:
-        return Foreign(_from_lucidrains, _lucidrains_call)
+    if kind.__name__ in ("Unet", "Unet1D") and {"downs", "mid_attn", "ups", "final_conv"} <= parts:
+        flat = kind.__name__ == "Unet1D"
+        variant = flat or is_variant(module)
+        call = _lucidrains_row_call if flat else _lucidrains_call
+        return Foreign(variant_from_lucidrains if variant else _from_lucidrains, call, is_flat=flat)
     return None
 
 
@@ -147,6 +155,19 @@ def _lucidrains_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]
     if given is None:
         return None
     return _call(given.get("x"), given.get("time"), None, {"x_self_cond": given.get("x_self_cond")})
+
+
+def _lucidrains_row_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
+    given = _bound(("x", "time", "x_self_cond"), args, options)
+    if given is None:
+        return None
+    rows = {
+        name: value[:, :, None] if isinstance(value, Tensor) and value.ndim == 3 else value
+        for name, value in given.items()
+        if name != "time"
+    }
+    extras = {"x_self_cond": rows.get("x_self_cond")}
+    return _call(rows.get("x"), given.get("time"), None, extras, lambda output: output[:, :, 0])
 
 
 def _from_openai(model: Any) -> nn.Module:

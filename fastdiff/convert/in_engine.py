@@ -108,7 +108,8 @@ def _difference(module: nn.Module, network: NativeNetwork, own: Any) -> float:
     """How far the engine's output is from the module's own on small random images, over the largest value."""
     family, generator = family_of(own), torch.Generator().manual_seed(0)
     divisor = int(getattr(own, "downsample_factor", 0) or own.config.size_divisor)
-    x = torch.randn(2, family.channels(own)[0], 2 * divisor, 2 * divisor, generator=generator)
+    height = 1 if getattr(own, "is_flat", False) else 2 * divisor
+    x = torch.randn(2, family.channels(own)[0], height, 2 * divisor, generator=generator)
     classes = getattr(getattr(own, "config", None), "num_classes", None)
     foreign = foreign_of(module)
     assert foreign is not None
@@ -119,7 +120,8 @@ def _difference(module: nn.Module, network: NativeNetwork, own: Any) -> float:
     with torch.no_grad():
         expected = own_class(module).forward(module, *given, **options)
         expected = expected if isinstance(expected, Tensor) else expected[0]
-        found = network(call.x, call.t, call.y, **call.extras)
+        found = call.wrap(network(call.x, call.t, call.y, **call.extras))
+        found = found if isinstance(found, Tensor) else found[0]
     if found.shape != expected.shape:
         return float("inf")
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -103,6 +103,8 @@ class _ResnetBlock(nn.Module):
 class _LinearAttention(nn.Module):
     """Attention whose cost is linear in the pixels: softmax over channels of q and over pixels of k."""
 
+    divides_values = False
+
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.heads = heads
@@ -116,6 +118,8 @@ class _LinearAttention(nn.Module):
         q, k, v = self.to_qkv(self.norm(x)).view(batch, 3, self.heads, -1, height * width).unbind(1)
         memory = self.mem_kv[:, None].expand(-1, batch, -1, -1, -1)
         k, v = torch.cat((memory[0], k), dim=-1), torch.cat((memory[1], v), dim=-1)
+        if self.divides_values:
+            v = v / (height * width)
         q = q.softmax(dim=-2) / math.sqrt(q.shape[-2])
         h = (v @ k.softmax(dim=-1).transpose(-1, -2)) @ q
         y: Tensor = self.to_out(h.reshape(batch, -1, height, width))
@@ -254,6 +258,16 @@ class Unet(nn.Module):
         """What height and width must be divisible by."""
         return 1 << (len(self.downs) - 1)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether its images have one pixel height."""
+        return False
+
+    @property
+    def divisors(self) -> tuple[int, int]:
+        """What height must be divisible by, and what width."""
+        return (self.downsample_factor, self.downsample_factor)
+
     def forward(self, x: Tensor, time: Tensor, x_self_cond: Tensor | None = None) -> Tensor:
         """Evaluate the network.
 
@@ -268,7 +282,7 @@ class Unet(nn.Module):
         Raises:
             ValueError: height or width is not divisible by `downsample_factor`.
         """
-        if any(size % self.downsample_factor for size in x.shape[-2:]):
+        if any(size % divisor for size, divisor in zip(x.shape[-2:], self.divisors, strict=True)):
             raise ValueError(
                 f"height and width must be divisible by {self.downsample_factor}, got {list(x.shape[-2:])}"
             )
