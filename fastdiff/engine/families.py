@@ -14,6 +14,7 @@ from fastdiff.engine.lower import Unsupported, computes_as, lower
 from fastdiff.engine.lucidrains import lower_lucidrains, waves
 from fastdiff.engine.plan import Plan
 from fastdiff.nets import lucidrains
+from fastdiff.nets.encoder import EncoderUNet
 from fastdiff.nets.lucidrains_variants import VariantUnet
 from fastdiff.nets.unet import UNet
 
@@ -141,5 +142,7 @@ def family_of(network: nn.Module) -> Family:
     """
     if not is_known(network):
         hint = "" if isinstance(network, UNet) else "; fastdiff.convert.to_unet makes one of diffusers' networks"
+        if isinstance(network, EncoderUNet):
+            hint = "; a classifier in evaluation runs in C++ as it is"
         raise Unsupported(f"the engine takes a fastdiff.UNet, got {type(network).__name__}{hint}")
     return _FAMILIES[type(network)]

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import fastdiff as fd
+from fastdiff.convert import acceleration
 from fastdiff.convert.in_engine import engine_of
 from fastdiff.convert.openai_encoder import conventions_of, encoder_from_openai
 from fastdiff.nets.encoder import POOLS
@@ -52,6 +53,25 @@ def test_gradients_of_its_parameters_stay_its_own():
     net(image, t).square().sum().backward()
     for parameter, slope in zip(net.parameters(), expected, strict=True):
         assert near(parameter.grad, slope, TRAINING_NETWORK)
+
+
+@pytest.mark.parametrize("times", [(2e-3, 1e-3), (1e-3, 2e-3)], ids=["faster", "slower"])
+def test_the_check_times_and_compares_the_gradient(times, monkeypatch):
+    net, (x, t) = live("attention"), inputs()
+    seen = []
+
+    def least_times(calls, rounds):
+        seen.append([call() for call in calls])
+        return times
+
+    monkeypatch.setattr(acceleration, "least_times", least_times)
+    report = fd.accelerate(net, (x, t))
+    (before, after) = seen[0]
+    assert [value.shape for value in after] == [(3, 7), x.shape]
+    assert all(near(a, b, TRAINING_NETWORK) for a, b in zip(after, before, strict=True))
+    slower = times[1] > times[0]
+    assert ("slower: 2.00 ms against 1.00 ms on the example" in str(report)) == slower
+    assert (engine_of(net).network is None) == slower
 
 
 CHANGES = {
