@@ -346,7 +346,7 @@ class Pipeline(TrainedModel):
         )
 
     def views(self, *, labels: Labels | None = None, clip: float | None = None) -> Views:
-        """The network as eps, x_0, v, score and denoiser; see `fastdiff.sampling.views.Views`."""
+        """The network as eps, x_0, v, score, velocity, F and denoiser; see `fastdiff.sampling.views.Views`."""
         no_condition(self.extra_channels)
         checked = None if labels is None else self._checked_labels(labels, len(labels))
         return Views(self.unet, self.diffusion, self._kwargs(checked) or {}, clip)
