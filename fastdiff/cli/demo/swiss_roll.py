@@ -30,7 +30,8 @@ from fastdiff.process.checks import nearest_name
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream, integers
 from fastdiff.process.schedule import Array, NoiseSchedule
-from fastdiff.sampling.runner import SamplingStep, sample
+from fastdiff.sampling.callbacks import SamplingStep
+from fastdiff.sampling.runner import sample
 from fastdiff.training.densities import draw, log_normal
 
 __all__ = ["PROCESSES", "WRITTEN", "PointNet", "SwissRollConfig", "roll_log_density", "roll_points", "run_swiss_roll"]
