@@ -161,13 +161,11 @@ def _lucidrains_row_call(module: Any, args: tuple[Any, ...], options: dict[str, 
     given = _bound(("x", "time", "x_self_cond"), args, options)
     if given is None:
         return None
-    rows = {
-        name: value[:, :, None] if isinstance(value, Tensor) and value.ndim == 3 else value
-        for name, value in given.items()
-        if name != "time"
-    }
-    extras = {"x_self_cond": rows.get("x_self_cond")}
-    return _call(rows.get("x"), given.get("time"), None, extras, lambda output: output[:, :, 0])
+    rows = [given.get(name) for name in ("x", "x_self_cond")]
+    if not all(row is None or (isinstance(row, Tensor) and row.ndim == 3) for row in rows):
+        return None
+    x, last = (None if row is None else row[:, :, None] for row in rows)
+    return _call(x, given.get("time"), None, {"x_self_cond": last}, lambda output: output[:, :, 0])
 
 
 def _from_openai(model: Any) -> nn.Module:

@@ -93,7 +93,9 @@ class _Known:
             arena = self.arenas.pop()
             if arena.numel() == floats:
                 return arena
-        return torch.empty(floats, device="cpu")
+        # Used again by calls that are in no inference mode.
+        with torch.inference_mode(False):
+            return torch.empty(floats, device="cpu")
 
 
 _known: weakref.WeakKeyDictionary[EncoderUNet, _Known] = weakref.WeakKeyDictionary()

@@ -96,6 +96,17 @@ def test_there_is_no_second_derivative():
         slope.sum().backward()
 
 
+def test_inference_mode_comes_and_goes(passes):
+    net, (x, t) = encoder("attention"), inputs()
+    with torch.inference_mode():
+        inside = net(x, t)
+    with torch.no_grad():
+        assert torch.equal(net(x, t), inside)
+    with torch.inference_mode():
+        assert torch.equal(net(x.clone(), t), inside)
+    assert len(passes) == 3
+
+
 def change_weights(net):
     net.out[3].weight.data.mul_(2)
     net.input_blocks[1][0].conv1.weight.data.mul_(1.5)
