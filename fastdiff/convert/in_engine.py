@@ -68,9 +68,12 @@ class _Engine:
         assert foreign is not None
         try:
             own = foreign.to_own(module)
-            network = own if isinstance(own, EncoderUNet) else NativeNetwork(own)
-            is_encoder = isinstance(network, EncoderUNet)
-            apart = _difference_of_logits(module, network) if is_encoder else _difference(module, network, own)
+            network: NativeNetwork | EncoderUNet
+            if isinstance(own, EncoderUNet):
+                network, apart = own, _difference_of_logits(module, own)
+            else:
+                network = NativeNetwork(own)
+                apart = _difference(module, network, own)
         except (ValueError, RuntimeError, AttributeError, LookupError, TypeError) as error:
             # Whatever a class of the same name lacks.
             self.obstacle = str(error).splitlines()[0]
@@ -134,10 +137,12 @@ def _difference_of_logits(module: nn.Module, own: EncoderUNet) -> float:
     lower_encoder(own, size, size, gradient=True)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, own.config.in_channels, size, size, generator=generator)
-    kind, t = own_class(module), torch.tensor([500])
+    kind: Any = own_class(module)
+    t = torch.tensor([500])
     weights = torch.randn(1, own.config.out_channels, generator=generator)
     values = []
-    for forward in (lambda image: kind.forward(module, image, t), lambda image: own(image, t)):
+    forwards: tuple[Any, ...] = (lambda image: kind.forward(module, image, t), lambda image: own(image, t))
+    for forward in forwards:
         with torch.enable_grad():
             image = x.clone().requires_grad_()
             logits = forward(image)

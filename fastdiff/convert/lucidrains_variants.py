@@ -47,14 +47,15 @@ def variant_from_lucidrains(model: Any) -> VariantUnet:
         re.sub(r"\.fn\.fn\.|\.fn\.(?=norm\.)", ".", name): value.detach() for name, value in model.state_dict().items()
     }
     parts, settings = _parts_and_settings(model, levels, tensors)
-    unet = _loaded(parts, settings, tensors)
+    unet: Any = _loaded(parts, settings, tensors)
     if parts.num_memory == 0 and not _attends_alike(levels[0][2], unet.downs[0][2]):
         unet = _loaded(replace(parts, divides_values=True), settings, tensors)
         if not _attends_alike(levels[0][2], unet.downs[0][2]):
             raise ValueError("its attention of the first level, downs.0.2, computes something else")
     if parts.num_memory == 0 and not _attends_alike(model.mid_attn, unet.mid_attn):
         raise ValueError("its attention in the middle, mid_attn, is none of products of queries and keys alone")
-    return unet
+    found: VariantUnet = unet
+    return found
 
 
 def _inner(module: Any) -> Any:

@@ -75,7 +75,7 @@ class _Block(nn.Module):
     def __init__(self, dim: int, dim_out: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.proj = nn.Conv2d(dim, dim_out, 3, padding=1)
-        self.norm = _RMSNorm(dim_out)
+        self.norm: nn.Module = _RMSNorm(dim_out)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -108,7 +108,7 @@ class _LinearAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = _RMSNorm(dim)
+        self.norm: nn.Module = _RMSNorm(dim)
         self.mem_kv = nn.Parameter(torch.randn(2, heads, dim_head, _NUM_MEMORY))
         self.to_qkv = nn.Conv2d(dim, 3 * heads * dim_head, 1, bias=False)
         self.to_out = nn.Sequential(nn.Conv2d(heads * dim_head, dim, 1), _RMSNorm(dim))
@@ -130,7 +130,7 @@ class _Attention(nn.Module):
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = _RMSNorm(dim)
+        self.norm: nn.Module = _RMSNorm(dim)
         self.mem_kv = nn.Parameter(torch.randn(2, heads, _NUM_MEMORY, dim_head))
         self.to_qkv = nn.Conv2d(dim, 3 * heads * dim_head, 1, bias=False)
         self.to_out = nn.Conv2d(heads * dim_head, dim, 1)

@@ -7,7 +7,7 @@ They differ from today's in their norms, their attention and how they halve, and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,8 @@ class StandardizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C_in, H, W] to [B, C_out, H, W]."""
-        return self._conv_forward(x, standardized(self.weight), self.bias)
+        y: Tensor = self._conv_forward(x, standardized(self.weight), self.bias)
+        return y
 
 
 def standardized(weight: Tensor) -> Tensor:
@@ -106,8 +107,9 @@ class VariantUnet(Unet):
             self._change_attention(attention)
         if parts.halves == "convolution":
             for level in list(self.downs)[:-1]:
-                following = level[3][1].out_channels
-                level[3] = nn.Conv2d(level[3][1].in_channels // 4, following, 4, stride=2, padding=1)
+                layers = cast(nn.ModuleList, level)
+                joined = cast(nn.Conv2d, cast(nn.Sequential, layers[3])[1])
+                layers[3] = nn.Conv2d(joined.in_channels // 4, joined.out_channels, 4, stride=2, padding=1)
         if parts.is_flat:
             self._flatten()
 
