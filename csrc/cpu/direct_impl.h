@@ -89,10 +89,10 @@ static void direct_multiply(const Work& w, int64_t threads, int64_t unit, float*
   for (int64_t panel = group * panels / groups; panel < (group + 1) * panels / groups; ++panel) {
     const float* packed = w.weights + i.weight + panel * i.kernel * i.kernel * words * PANEL;
     const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
-    for (int64_t p = first; p < last; p += GEMM_ROWS) {
-      const int64_t rows = last - p < GEMM_ROWS ? last - p : GEMM_ROWS;
-      const float* a[GEMM_ROWS];
-      Writer writers[GEMM_ROWS];
+    for (int64_t p = first; p < last; p += F::ROWS) {
+      const int64_t rows = last - p < F::ROWS ? last - p : F::ROWS;
+      const float* a[F::ROWS];
+      Writer writers[F::ROWS];
       for (int64_t m = 0; m < rows; ++m) {
         const int64_t sample = (p + m) / pixels, y = (p + m) % pixels / i.width, x = (p + m) % i.width;
         writers[m] = writer_of(w, sample);

@@ -51,23 +51,30 @@ FD_KERNELS(generic)
 #if defined(__x86_64__)
 FD_KERNELS(avx2)
 FD_KERNELS(avx512)
-// Of AVX-512 with BF16 the instructions over pairs alone are other ones.
-namespace avx512bf16 {
-void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch);
-static const Kernels& table() {
-  static const Kernels chosen = [] {
-    Kernels k = avx512::table;
-    k.name = "avx512bf16";
-    k.pairs = run_pairs_unit;
-    return k;
-  }();
-  return chosen;
-}
-}  // namespace avx512bf16
+// Of AVX-512 with BF16, and of AMX, the instructions over pairs alone are other ones.
+#define FD_PAIRS(VARIANT)                                                          \
+  namespace VARIANT {                                                              \
+  void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch); \
+  static const Kernels& table() {                                                  \
+    static const Kernels chosen = [] {                                             \
+      Kernels k = avx512::table;                                                   \
+      k.name = #VARIANT;                                                           \
+      k.pairs = run_pairs_unit;                                                    \
+      return k;                                                                    \
+    }();                                                                           \
+    return chosen;                                                                 \
+  }                                                                                \
+  }
+
+FD_PAIRS(avx512bf16)
+FD_PAIRS(avx512amx)
+FD_PAIRS(avx512amxmodel)
 #endif
 
 const Kernels& kernels() {
 #if defined(__x86_64__)
+  if (chosen_isa() == Isa::AVX512AMX_MODEL) return avx512amxmodel::table();
+  if (chosen_isa() == Isa::AVX512AMX) return avx512amx::table();
   if (chosen_isa() == Isa::AVX512BF16) return avx512bf16::table();
   if (chosen_isa() == Isa::AVX512) return avx512::table;
   if (chosen_isa() == Isa::AVX2) return avx2::table;

@@ -412,7 +412,7 @@ def check_precision(precision: object) -> None:
 def has_bfloat16_products() -> bool:
     """Whether the instruction set in use multiplies bfloat16 numbers, or widens them to float32 first."""
     name: str = import_module("fastdiff._C").cpu_isa()
-    return name.endswith("bf16")
+    return name in ("avx512bf16", "avx512amx", "avx512amxmodel")
 
 
 @functools.cache
