@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fastdiff.cli.options import Command
+from fastdiff.cli.options import Command, MemoryOption
 from fastdiff.process.arguments import advised, spelt
 
 if TYPE_CHECKING:
@@ -200,6 +200,7 @@ def plan(
     size: Annotated[int | None, typer.Option(min=1, help="Height and width; the network's own if left out.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="As --precision strict: direct convolutions alone.")] = False,
     precision: Annotated[str | None, typer.Option(help="fast, strict or bfloat16; fast, if left out.")] = None,
+    memory: MemoryOption = "normal",
     device: Annotated[
         str | None, typer.Option(help="A GPU, sm_90 or sm_80: its plan, and what it costs by paper arithmetic.")
     ] = None,
@@ -222,7 +223,7 @@ def plan(
     check_precision(chosen)
     unet = _named_network(network)
     side = size or unet.config.image_size
-    compiled = NativeNetwork(unet, precision=chosen)  # type: ignore[arg-type]
+    compiled = NativeNetwork(unet, precision=chosen, memory=memory)  # type: ignore[arg-type]
     times = profile(compiled, batch, (side, side))
     table = _table("", "instruction", "algorithm", "products", "shapes", "GFLOP", "MB", "predicted, ms", "measured, ms")
     for found in times:

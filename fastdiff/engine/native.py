@@ -36,6 +36,7 @@ __all__ = [
     "NativeNetwork",
     "Precision",
     "cached_network",
+    "check_memory",
     "check_precision",
     "has_bfloat16_products",
 ]
@@ -130,8 +131,7 @@ class NativeNetwork:
     ) -> None:
         self.family = family_of(unet)
         check_precision(precision)
-        if memory not in ("normal", "low"):
-            raise ValueError(f"memory must be 'normal' or 'low', got {memory!r}")
+        check_memory(memory)
         if not ops.has_extension():
             raise RuntimeError(f"the engine needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
         if precision == "bfloat16" and not has_bfloat16_products():
@@ -409,6 +409,12 @@ def check_precision(precision: object) -> None:
         raise ValueError(f"{spelt('precision')} must be 'fast', 'strict' or 'bfloat16', got {precision!r}")
 
 
+def check_memory(memory: object) -> None:
+    """A choice of the room for packed weights, or a ValueError that names those there are."""
+    if memory not in ("normal", "low"):
+        raise ValueError(f"{spelt('memory')} must be 'normal' or 'low', got {memory!r}")
+
+
 def has_bfloat16_products() -> bool:
     """Whether the instruction set in use multiplies bfloat16 numbers, or widens them to float32 first."""
     name: str = import_module("fastdiff._C").cpu_isa()
@@ -425,15 +431,18 @@ def _say_that_bfloat16_is_widened() -> None:
     )
 
 
-_cache: weakref.WeakKeyDictionary[nn.Module, dict[Precision, NativeNetwork]] = weakref.WeakKeyDictionary()
+_cache: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Precision, Memory], NativeNetwork]] = (
+    weakref.WeakKeyDictionary()
+)
 _cache_lock = threading.Lock()
 
 
-def cached_network(unet: nn.Module, precision: Precision = "fast") -> NativeNetwork:
+def cached_network(unet: nn.Module, precision: Precision = "fast", memory: Memory = "normal") -> NativeNetwork:
     """The network compiled, kept as long as the network itself. Raises as `NativeNetwork`, at every call."""
+    key = (precision, memory)
     with _cache_lock:
         networks = _cache.get(unet, {})
-        if precision not in networks:
-            networks[precision] = NativeNetwork(unet, precision, hold=False)
+        if key not in networks:
+            networks[key] = NativeNetwork(unet, precision, memory=memory, hold=False)
             _cache[unet] = networks
-    return networks[precision]
+    return networks[key]
