@@ -14,6 +14,7 @@ namespace fastdiff {
   void run_attention_backward(const AttentionGradArgs&, int64_t, float* scratch);   \
   void run_dropout(const DropoutArgs&, int64_t first_unit, int64_t last_unit);      \
   void run_losses(const LossArgs&, int64_t first_unit, int64_t last_unit);          \
+  void run_packing(const PackedLayerArgs&, int64_t first_unit, int64_t last_unit);  \
   void run_pixels(const PixelArgs&, int64_t first_unit, int64_t last_unit);         \
   void run_update(const UpdateArgs&, int64_t first_piece, int64_t last_piece);      \
   void run_squares(const SquaresArgs&, int64_t first_piece, int64_t last_piece);    \
@@ -33,6 +34,7 @@ namespace fastdiff {
       .attention_backward = run_attention_backward,                                 \
       .dropout = run_dropout,                                                       \
       .losses = run_losses,                                                         \
+      .packing = run_packing,                                                       \
       .pixels = run_pixels,                                                         \
       .update = run_update,                                                         \
       .squares = run_squares,                                                       \
