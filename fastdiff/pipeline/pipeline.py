@@ -22,9 +22,10 @@ from fastdiff.pipeline.base import TrainedModel
 from fastdiff.process.arguments import check_options
 from fastdiff.process.checks import check_keys, whole_number
 from fastdiff.sampling import editing
+from fastdiff.sampling.callbacks import SamplingStep
 from fastdiff.sampling.conditions import no_condition
 from fastdiff.sampling.labels import Labels
-from fastdiff.sampling.runner import SamplingStep, sample
+from fastdiff.sampling.runner import sample
 from fastdiff.sampling.seeds import Seed, checked_seeds
 from fastdiff.sampling.tables import Sampler, default_steps, table_of
 from fastdiff.sampling.thresholding import DynamicThreshold

@@ -79,6 +79,7 @@ def test_cli_convert_prints_lines_that_sample_processes_without_betas(tmp_path, 
     torch.manual_seed(0)
     exec("\n".join(lines), names)
     if "x" in names:
+        # The spread of 256 pixels.
         assert float(names["x"].std()) == pytest.approx(spread, rel=0.1)
     else:
         assert len(names["images"]) == 4
