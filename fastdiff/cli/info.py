@@ -245,11 +245,11 @@ def plan(
         peaks.append(f"{engine_peak(products='bfloat16') / 1e9:,.0f} in bfloat16")
     total, flops = sum(found.milliseconds for found in times), sum(found.flops for found in times)
     predicted = sum(found.predicted_ms for found in times)
-    memory = [4 * part.numel() / 2**20 for part in (prepared.arena, prepared.scratch, compiled.weights(side, side))]
+    sizes = [4 * part.numel() / 2**20 for part in (prepared.arena, prepared.scratch, compiled.weights(side, side))]
     typer.echo(
         f"{len(times)} instructions, {flops / 1e9:,.2f} GFLOP, {total:,.1f} ms for {batch} images of {side}x{side} "
-        f"({predicted:,.1f} predicted); arena {memory[0]:,.1f} MiB, scratch {memory[1]:,.1f} MiB, weights "
-        f"{memory[2]:,.1f} MiB; products reach {' and '.join(peaks)} here, and PyTorch's {matrix_peak() / 1e9:,.0f}"
+        f"({predicted:,.1f} predicted); arena {sizes[0]:,.1f} MiB, scratch {sizes[1]:,.1f} MiB, weights "
+        f"{sizes[2]:,.1f} MiB; products reach {' and '.join(peaks)} here, and PyTorch's {matrix_peak() / 1e9:,.0f}"
     )
 
 
