@@ -32,8 +32,10 @@ void plan_pack_cpu(Tensor weight, Tensor packed, int64_t algorithm, bool pairs) 
                       packed.size(0) == points * panels * words * PANEL,
                   "packed must be float32 [", points * panels * words * PANEL, "], got ", described(packed));
   check_apart(extent_of("packed", packed), extent_of("weight", weight));
+  // A name in the environment that is no instruction set raises here: loops keep no message.
+  const auto run = kernels().packing;
   parallel_for(0, panels * ceil_div(args.channels, PACKED_ROWS), 1,
-               [&](int64_t first, int64_t last) { kernels().packing(args, first, last); });
+               [&](int64_t first, int64_t last) { run(args, first, last); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, m) { m.impl("plan_pack", TORCH_BOX(&plan_pack_cpu)); }

@@ -104,9 +104,10 @@ class NativeNetwork:
             these take beside images, times and labels (`low_res`, `x_self_cond`), a call takes by name.
         precision: "fast" computes 3x3 convolutions by Winograd's method where that is faster, with errors of about
             1e-6 relative to float64; "strict" computes all of them directly. "bfloat16" stores weights in 16 bits and
-            multiplies bfloat16 numbers, by the processor's own instructions where it has them (AVX512-BF16), and sums
-            in float32, in which the state, noise, norms and all between layers stay: errors of about 3e-3 to 3e-2 of
-            the largest value, at most twice those of PyTorch's bfloat16, and other bits with another instruction set.
+            multiplies bfloat16 numbers, by the processor's own instructions where it has them (AVX512-BF16, AMX), and
+            sums in float32, in which the state, noise, norms and all between layers stay: errors of about 3e-3 to 3e-2
+            of the largest value, at most twice those of PyTorch's bfloat16, and other bits with another instruction
+            set.
         memory: "low" takes 2x2 tiles for Winograd's method, whose weights are 16/9 of the network's own and not 4
             times as large; it is slower (docs/performance.md), and a little more exact.
         cache: Folder in which packed weights are kept for other processes, found by the network's weights and this

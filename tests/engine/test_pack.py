@@ -1,6 +1,9 @@
 """Packed weights and code: the layout that the executor reads."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +102,27 @@ def test_packed_weights_of_any_kernel_are_its_taps(kernel, channels, pairs):
 def test_weights_that_cannot_be_packed_are_refused(shape, dtype, algorithm, size, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.fastdiff.plan_pack(torch.zeros(shape, dtype=dtype), torch.zeros(size), algorithm, False)
+
+
+DIGESTS = """
+import hashlib, torch, fastdiff.engine, fastdiff._C
+weight = 0.02 * torch.randn(200, 40, 9, generator=torch.Generator().manual_seed(0))
+weight[0] = 0
+for points, algorithm, pairs in ((36, 1, False), (36, 1, True), (16, 2, False)):
+    packed = torch.zeros(points * 4 * (40 // (2 if pairs else 1)) * 64)
+    torch.ops.fastdiff.plan_pack(weight, packed, algorithm, pairs)
+    print(hashlib.sha256(packed.numpy().tobytes()).hexdigest())
+"""
+
+
+@needs_extension
+@pytest.mark.slow
+def test_packed_weights_are_the_same_with_every_instruction_set():
+    found = {}
+    for isa in ("generic", "avx2", "avx512"):
+        environment = os.environ | {"FASTDIFF_CPU_ISA": isa}
+        done = subprocess.run([sys.executable, "-c", DIGESTS], capture_output=True, text=True, env=environment)
+        if "must be one of" not in done.stderr:
+            assert done.returncode == 0, done.stderr[-3000:]
+            found[isa] = done.stdout
+    assert len(set(found.values())) == 1, found
