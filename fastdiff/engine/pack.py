@@ -104,7 +104,7 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
     for (number, (at_weight, at_bias, at_epsilon)), (weight, bias) in zip(places.items(), layers, strict=True):
         instruction = plan.instructions[number]
         packed[at_bias : at_bias + bias.numel()] = bias.detach()
-        if instruction.op == "norm":
+        if at_epsilon >= 0:
             packed[at_epsilon] = instruction.eps
             for number, (_, factor) in enumerate(instruction.factors, 1):
                 packed[at_epsilon + number] = factor
@@ -130,9 +130,17 @@ def _places(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Places
 
     for number, (weight, bias) in zip(numbers, layers, strict=True):
         norm, conv = (plan.instructions[number].op == op for op in ("norm", "conv"))
+        norm = norm or _pixel_norm(plan.instructions[number]) == 1
         count = _packed_size(plan.instructions[number], weight) if conv else weight.numel()
         places[number] = (take(count), take(bias.numel()), take(3) if norm else -1)
     return places, length
+
+
+def _pixel_norm(instruction: Instruction) -> int:
+    """Which of its norms a "pixel_norm" is: see `csrc/include/plan_layout.h`."""
+    if instruction.op != "pixel_norm":
+        return 0
+    return 2 if instruction.norm is not None else int(instruction.eps > 0)
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -180,7 +188,7 @@ def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
             "stats": places[i.stats[0]] if i.stats else -1,
             "stats2": places[i.stats[1]] if len(i.stats) > 1 else -1,
             "pairs": int(i.products == "bfloat16"),
-            "memory": int(bool(i.factors)) if i.op == "norm" else i.memory,
+            "memory": int(bool(i.factors)) if i.op == "norm" else i.memory or _pixel_norm(i),
         }
         rows.append([values[field] for field in CODE_FIELDS])
     return torch.tensor(rows, dtype=torch.int64, device="cpu")

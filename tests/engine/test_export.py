@@ -161,7 +161,7 @@ def test_layout_is_that_of_the_executor():
 
 
 # Of the headers without comments and blanks, by version of the format.
-LAYOUTS = {1: "3ce93808978a0138"}
+LAYOUTS = {1: "3ce93808978a0138", 2: "8954655cc3b3f2f0"}
 
 
 def test_a_changed_layout_has_a_new_version():
