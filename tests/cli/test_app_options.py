@@ -65,6 +65,7 @@ WRONG = {
     "level": ["2", "-1"],
     "loss": ["mse", "hybrid"],
     "mask": ["{new}/missing.png"],
+    "memory": ["little"],
     "method": ["bond"],
     "metrics": ["fiid", "fid,,kid", "is"],
     "mode": ["cubic"],

@@ -134,7 +134,7 @@ print(fastdiff._C.cpu_isa())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16", "avx512amx"])
 def test_program_samples_what_python_does_with_every_instruction_set(isa, tmp_path):
     standalone.program()
     command = [sys.executable, "-c", ISA, str(tmp_path)]
