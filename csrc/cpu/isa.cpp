@@ -5,7 +5,8 @@
 #include <cstring>
 #include <string>
 
-#if defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -15,9 +16,14 @@
 namespace fastdiff {
 
 #if defined(__x86_64__)
-// Whether the system lets this process use the registers of AMX. It wants to be asked, once for all threads.
-static bool tiles_are_granted() {
+// Whether the processor has tiles and their products of bfloat16 numbers, and the system lets this process use them,
+// which wants to be asked, once for all threads. Older compilers know no name for such a processor.
+static bool has_tiles() {
 #if defined(__linux__)
+  constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & AMX_BF16) == 0 || (edx & AMX_TILE) == 0)
+    return false;
   constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
   return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 #else
@@ -41,8 +47,7 @@ static Isa choose() {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     wide = true;
     if (__builtin_cpu_supports("avx512bf16")) {
-      if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && tiles_are_granted())
-        available[count++] = {"avx512amx", Isa::AVX512AMX};
+      if (has_tiles()) available[count++] = {"avx512amx", Isa::AVX512AMX};
       available[count++] = {"avx512bf16", Isa::AVX512BF16};
     }
     available[count++] = {"avx512", Isa::AVX512};
