@@ -24,9 +24,10 @@ from fastdiff.pipeline.base import TrainedModel
 from fastdiff.process.arguments import check_options
 from fastdiff.process.checks import check_keys, whole_number
 from fastdiff.sampling import editing
+from fastdiff.sampling.callbacks import SamplingStep
 from fastdiff.sampling.conditions import no_condition
 from fastdiff.sampling.labels import Labels
-from fastdiff.sampling.runner import SamplingStep, sample
+from fastdiff.sampling.runner import sample
 from fastdiff.sampling.seeds import Seed, checked_seeds
 from fastdiff.sampling.tables import Sampler, default_steps, table_of
 from fastdiff.sampling.thresholding import DynamicThreshold
@@ -409,7 +410,7 @@ class Pipeline(TrainedModel):
         )
 
     def views(self, *, labels: Labels | None = None, clip: float | None = None) -> Views:
-        """The network as eps, x_0, v, score and denoiser; see `fastdiff.sampling.views.Views`."""
+        """The network as eps, x_0, v, score, velocity, F and denoiser; see `fastdiff.sampling.views.Views`."""
         no_condition(self.extra_channels)
         checked = None if labels is None else self._checked_labels(labels, len(labels))
         return Views(self.unet, self.diffusion, self._kwargs(checked) or {}, clip)

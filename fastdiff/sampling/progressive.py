@@ -13,7 +13,8 @@ from fastdiff.engine.choose import Runner
 from fastdiff.nets.model import Model
 from fastdiff.process.checks import whole_number
 from fastdiff.process.table import CoefficientTable
-from fastdiff.sampling.runner import SamplingStep, sample
+from fastdiff.sampling.callbacks import SamplingStep
+from fastdiff.sampling.runner import sample
 
 __all__ = ["Progress", "progressive"]
 
