@@ -39,8 +39,8 @@ def check_folder(folder: Path) -> None:
     """
     face = folder / "__init__.py"
     if not face.exists():
-        # Some installations are of compiled files alone.
-        if not face.with_suffix(".pyc").exists():
+        # Programs that are frozen into one file, and compiled installations, have none of the sources.
+        if (folder / "version.py").exists():
             raise WrongPackage(f"{face} is missing, as if another package had been uninstalled over it; {REMEDY}")
         return
     if not any((folder / name).exists() for name in _THEIRS):

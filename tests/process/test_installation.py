@@ -14,7 +14,8 @@ OURS = Path(fastdiff.__file__)
 
 @pytest.fixture
 def folder(tmp_path):
-    shutil.copy(OURS, tmp_path)
+    for name in ("__init__.py", "version.py"):
+        shutil.copy(OURS.with_name(name), tmp_path)
     return tmp_path
 
 
@@ -42,8 +43,10 @@ def test_a_package_without_its_first_file_is_an_error(folder):
     (folder / "__init__.py").unlink()
     with pytest.raises(WrongPackage, match="is missing"):
         check_folder(folder)
-    (folder / "__init__.pyc").touch()
+    # A frozen program has no sources at all.
+    (folder / "version.py").unlink()
     check_folder(folder)
+    check_folder(folder / "nowhere")
 
 
 def test_the_look_costs_an_import_nothing():
