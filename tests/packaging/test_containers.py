@@ -94,3 +94,10 @@ def test_the_recipe_asks_for_what_the_package_asks_for():
     theirs = {one.replace(" ", "").lower() for one in recipe["requirements"]["run"]}
     ours = {one.lower().replace("torch", "pytorch") for one in PROJECT["dependencies"]}
     assert theirs == ours | {f"python{PROJECT['requires-python']}"}
+
+
+def test_what_pytorch_pins_itself_is_not_pinned_here():
+    """Its CUDA builds ask for one Triton, and another in constraints.txt would leave pip without a solution."""
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert "torch" in pinned
+    assert not {"triton", "pytorch-triton"} & pinned
