@@ -75,6 +75,7 @@ lint: setup-dev  ## Check style and types
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 format: setup-dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
