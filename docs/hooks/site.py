@@ -18,6 +18,8 @@ import reference  # noqa: E402
 
 # Files of the repository that are pages, and where.
 OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+# A script of the examples is a page, where another page leads to it.
+EXAMPLE_PAGES = {f"docs/examples/{name}.py": f"examples/{name}.md" for name in examples.SCRIPTS}
 OPTIONAL = {"SECURITY.md": "security.md", "CITATION.cff": "assets/CITATION.cff", "LICENSE": "assets/LICENSE.txt"}
 
 
@@ -48,22 +50,27 @@ def relinked(text: str, place: str) -> str:
     home = sources.get(place, f"docs/{place}")
 
     def link(match: re.Match[str]) -> str:
-        target, anchor = match[1], match[2] or ""
+        mark, words, target, anchor = match[1], match[2], match[3], match[4] or ""
         path = posixpath.normpath(posixpath.join(posixpath.dirname(home), target))
         there = places.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
         if path == "README.md":
             there = "index.md"
+        if path in EXAMPLE_PAGES and place not in EXAMPLE_PAGES.values():
+            there = EXAMPLE_PAGES[path]
+        if (ROOT / path).is_dir():
+            there = f"{there}/index.md"
         if there is None:
-            return match[0]
-        return f"]({posixpath.relpath(there, posixpath.dirname(place) or '.')}{anchor})"
+            # A file of the repository that the site has not: its name alone.
+            return words if (ROOT / path).is_file() else match[0]
+        return f"{mark}[{words}]({posixpath.relpath(there, posixpath.dirname(place) or '.')}{anchor})"
 
     parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
     for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)", link, parts[i])
+        parts[i] = re.sub(r"(!?)\[([^][]*)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)", link, parts[i])
     return "".join(parts)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links as they are on the site; without comments, in which the tests find their set-up."""
     text = relinked(markdown, page.file.src_uri)
-    return re.sub(r"^<!--.*?-->\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^ *<!--.*?-->\n", "", text, flags=re.MULTILINE | re.DOTALL)
