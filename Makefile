@@ -13,7 +13,7 @@ SANITIZED = PYTHONSAFEPATH=1 PYTHONPATH=build/asan FASTDIFF_FUZZ_CALLS=500 ASAN_
 SOURCES := setup.py pyproject.toml constraints.txt $(filter-out csrc/standalone/%,$(BUILT_FILES)) $(wildcard csrc/cuda/*.py csrc/cuda/*.map)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo docs docs-serve examples standalone test lint format bench bench-cpu bench-gpu asan clean
+.PHONY: help setup setup-dev demo docs docs-serve examples standalone wheel test lint format bench bench-cpu bench-gpu asan clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/.tools
 # The compiler's warnings are errors here, and in no one else's build.
 # The peers of the live tests come without their dependencies, of which torchvision would bring another PyTorch.
 $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
-	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,serve,browser,test,bench,lint,docs]"
+	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,serve,hub,browser,test,bench,lint,docs,release]"
 	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch torch-fidelity
 	@touch $@ $(VENV)/.run
 
@@ -68,6 +68,17 @@ out/demo/checkpoints:
 standalone:  ## Build the library and the program that sample without Python into build/standalone/ (needs CMake)
 	cmake -S csrc/standalone -B build/standalone -DCMAKE_BUILD_TYPE=Release
 	cmake --build build/standalone --parallel
+
+# From the source archive, which so proves to be whole. auditwheel refuses what a glibc of 2.28 would not load; PyTorch's
+# libraries are found where it is installed. Without the CUDA part, which a glibc of 2.34 would have to load: docs/install.md.
+WHEEL_PLATFORM ?= manylinux_2_28_x86_64
+wheel: setup-dev  ## Build the source archive and the wheel that needs no compiler into dist/
+	rm -rf build/wheel dist
+	FASTDIFF_CUDA=0 $(BIN)/python -m build --no-isolation --outdir build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --strip --only-plat --plat $(WHEEL_PLATFORM) --exclude "libtorch*.so" \
+		--exclude "libc10*.so" --wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist/
+	@ls -l dist
 
 test: setup-dev  ## Run the whole test suite
 	$(BIN)/python -m pytest -n auto tests

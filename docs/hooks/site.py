@@ -17,15 +17,20 @@ import examples  # noqa: E402
 import reference  # noqa: E402
 
 # Files of the repository that are pages, and where.
-OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+OUTSIDE = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "CITATION.cff": "assets/CITATION.cff",
+    "LICENSE": "assets/LICENSE.txt",
+}
 # A script of the examples is a page, where another page leads to it.
 EXAMPLE_PAGES = {f"docs/examples/{name}.py": f"examples/{name}.md" for name in examples.SCRIPTS}
-OPTIONAL = {"SECURITY.md": "security.md", "CITATION.cff": "assets/CITATION.cff", "LICENSE": "assets/LICENSE.txt"}
 
 
 def outside() -> dict[str, str]:
     """Path in the repository to path on the site, of all that lies outside of docs/."""
-    found = OUTSIDE | {name: place for name, place in OPTIONAL.items() if (ROOT / name).is_file()}
+    found = dict(OUTSIDE)
     for path in sorted((ROOT / "bench" / "results").glob("*.*")):
         found[f"bench/results/{path.name}"] = f"results/{path.name}"
     return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["info_app"]
 
 info_app = typer.Typer(
-    help="Versions and the machine; or presets, schedules, samplers, a sampler's table, a model.",
+    help="Versions and the machine; a bug report's facts; or presets, schedules, samplers, a sampler's table, a model.",
     invoke_without_command=True,
 )
 
@@ -43,6 +43,18 @@ def _overview(ctx: typer.Context) -> None:
     table.add_row("GPU", ", ".join(found["gpus"]) or "none that PyTorch can use")
     table.add_row("system", found["system"])
     _print(table)
+
+
+@info_app.command(cls=Command)
+def report() -> None:
+    """All that a bug report needs, as plain text to paste: the above, settings, and what PyTorch gathers of itself."""
+    from fastdiff.cli.environment import installed_in, machine, settings, torch_report, versions
+
+    rows = {**versions(), "installed in": installed_in(), **machine(), **settings()}
+    for name, value in rows.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        typer.echo(f"{name}: {'none' if text in (None, '') else text}")
+    typer.echo(f"\n{torch_report()}")
 
 
 @info_app.command(cls=Command)

@@ -81,7 +81,8 @@ class TrainedModel:
         names of published files. What no one says raises; `metadata["said"]` tells who said what.
 
         Args:
-            path: Folder, file, or hub id: "hf://owner/name", or "owner/name" that does not look like a local path.
+            path: Folder, file, or hub id: "hf://owner/name", or "owner/name" that does not look like a local path. A
+                revision may follow "hf://owner/name", behind an "@".
             device: Where the network goes.
             weights: "ema" or "raw"; None takes what the model was saved with, the average where there are both. Of the
                 several averages of a training, "ema:0.999" is the one of that decay, "power:0.05" that of a width.
@@ -91,8 +92,8 @@ class TrainedModel:
             diffusion: What the network was trained on.
 
         Raises:
-            ValueError: the path does not exist or is not known, the model is damaged, refused or contradicts the
-                arguments, or something is left open.
+            ValueError: the path does not exist or is not known, on this disk or on the hub, the model is damaged,
+                refused or contradicts the arguments, or something is left open.
             RuntimeError: a hub id that cannot be fetched.
         """
         from fastdiff.convert.hub import fetch, is_hub_id

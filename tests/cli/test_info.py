@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 import fastdiff
+from fastdiff.cli import environment
 from fastdiff.nets.config import PRESETS
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
@@ -16,6 +17,19 @@ def test_info_tells_versions_and_the_machine():
     printed = works("info")
     for word in ("fastdiff", "python", "torch", "C++ extension", "threads", "GPU"):
         assert word in printed
+
+
+def test_info_gathers_a_bug_report(monkeypatch):
+    monkeypatch.setattr(environment, "torch_report", lambda: "PyTorch's own words")
+    monkeypatch.setenv("FASTDIFF_CPU_ISA", "generic")
+    monkeypatch.setenv("FASTDIFF_API_KEY", "a secret")
+    printed = works("info", "report")
+    for line in (f"fastdiff: {fastdiff.__version__}", "FASTDIFF_CPU_ISA: generic", "FASTDIFF_API_KEY: (set)"):
+        assert line in printed.splitlines()
+    assert "installed in: " in printed
+    assert "gpus: " in printed
+    assert printed.rstrip().endswith("PyTorch's own words")
+    assert "a secret" not in printed
 
 
 def test_info_lists_presets_with_the_papers_sizes():

@@ -124,7 +124,7 @@ def test_question_is_answered_by_its_pages(pages, question, links, words):
     text = ""
     for link in links:
         name, _, anchor = link.partition("#")
-        page = pages[name.replace(".md", ".html")]
+        page = pages[name.removeprefix("../").lower().replace(".md", ".html")]
         assert not anchor or anchor in page.ids
         text += page.text
     assert all(word in text for word in words), [word for word in words if word not in text]
