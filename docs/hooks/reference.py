@@ -83,7 +83,6 @@ def page(title: str, first: str, names: tuple[str, ...]) -> str:
 
 def index() -> str:
     rows = "\n".join(f"- [{title}]({name}.md): {first}" for name, (title, first, _) in PAGES.items())
-    rows = rows.replace("](../", "](../")
     return (
         "# Reference\n\nEvery public name, out of its docstring. `import fastdiff as fd` loads no torch before a name "
         f"that needs it is used.\n\n{rows}\n- [Commands](commands.md): the command line, with every option.\n"
@@ -100,14 +99,19 @@ def command_pages(command: click.Command, words: list[str]) -> str:
         rows = [record for param in command.params if (record := param.get_help_record(context))]
         if rows:
             text += "| option | |\n|---|---|\n"
-            text += "".join(f"| `{cell(option)}` | {cell(told)} |\n" for option, told in rows) + "\n"
+            text += "".join(f"| `{line(option)}` | {escaped(line(told))} |\n" for option, told in rows) + "\n"
     for name, inner in sorted(getattr(command, "commands", {}).items()):
         text += command_pages(inner, [*words, name])
     return text
 
 
-def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
+def line(text: str) -> str:
+    """In one line, as a cell of a table takes it."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("[", "\\[")
 
 
 def commands() -> str:
