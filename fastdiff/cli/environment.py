@@ -38,7 +38,7 @@ def versions() -> dict[str, str | None]:
 
 
 def extension() -> str | None:
-    """The instruction set that the C++ kernels use, from "generic" to "avx512bf16"; None where they are not built."""
+    """The instruction set that the C++ kernels use, from "generic" to "avx512amx"; None where they are not built."""
     from fastdiff import ops
 
     if not ops.has_extension():

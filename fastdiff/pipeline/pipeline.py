@@ -50,6 +50,7 @@ class Pipeline(TrainedModel):
         metadata: Where the model came from: "path", "weights", "step", "training", "data", "versions", where known.
         precision: Of the C++ engine on a CPU, see `fastdiff.sample`, for all that runs there; "fast" when None. May be
             set.
+        memory: Of the same: "low" for smaller packed weights, see `fastdiff.compile`. May be set.
 
     Args:
         unet: As above. The wrappers of `torch.compile`, `DataParallel` and `DistributedDataParallel` are taken off.
@@ -163,7 +164,7 @@ class Pipeline(TrainedModel):
         """Write the model and a sampler into one file, from which programs without Python sample: docs/standalone.md.
 
         Their images are those of `sample` for the same seed, ids and labels, without guidance, known pixels,
-        thresholding or a condition.
+        thresholding or a condition. `memory` is the pipeline's.
 
         Args:
             path: The file.
@@ -185,7 +186,7 @@ class Pipeline(TrainedModel):
         channels, *trained = self.image_shape
         height, width = checked_size(size, trained)
         text = f"sampler: {table!r}\nprocess: {self.diffusion!r}\nprecision: {precision}\nfastdiff {__version__}"
-        network = NativeNetwork(self.unet, precision)
+        network = NativeNetwork(self.unet, precision, memory=self.memory)
         turn = self.classes.num_real if self.classes.num else None
         with atomic_file(path) as file:
             write_model(file, network, table, (channels, height, width), text=text, classes_in_turn=turn)

@@ -68,6 +68,7 @@ WRONG = {
     "license": ["MIT License", ""],
     "loss": ["mse", "hybrid"],
     "mask": ["{new}/missing.png"],
+    "memory": ["little"],
     "method": ["bond"],
     "metrics": ["fiid", "fid,,kid", "is"],
     "mode": ["cubic"],

@@ -26,7 +26,7 @@ def test_versions_are_the_installed_ones(monkeypatch):
 
 def test_extension_is_named_by_its_instruction_set_where_it_is_built(monkeypatch):
     if ops.has_extension():
-        assert environment.extension() in ("generic", "avx2", "avx512", "avx512bf16")
+        assert environment.extension() in ("generic", "avx2", "avx512", "avx512bf16", "avx512amx")
     monkeypatch.setattr(ops, "has_extension", lambda: False)
     assert environment.extension() is None
 

@@ -80,6 +80,11 @@ def test_info_prints_a_plan(model):
     half = works("info", "plan", "digits", "--precision", "bfloat16")
     assert "bfloat16" in half
     assert "in bfloat16 here" in half
+    weights = [
+        float(re.search(r"weights ([\d.]+) MiB", works("info", "plan", "digits", "--memory", memory))[1])
+        for memory in ("normal", "low")
+    ]
+    assert weights[1] < 0.6 * weights[0]
     assert "--strict is --precision strict" in fails("info", "plan", "digits", "--strict", "--precision", "bfloat16")
     assert "instructions" in works("info", "plan", model)
     assert "for 1 images of 16x16" in works("info", "plan", "digits", "--size", 16)
