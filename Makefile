@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # On a machine without a GPU: TORCH_INDEX=https://download.pytorch.org/whl/cpu fetches PyTorch's CPU build.
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+# PyTorch's CUDA builds bring the Triton that they ask for; beside its CPU build, which has none, the tests take this one.
+TRITON := $$($(BIN)/python -c "import importlib.metadata as m; any(r.startswith('triton') for r in m.requires('torch')) or print('triton==3.9.0')")
 BUILT_FILES := $(sort $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu))
 CXX_FILES := $(BUILT_FILES) $(sort $(wildcard tests/csrc/*/*.cpp tests/csrc/*/*.c tests/csrc/*/*.h))
 SANITIZED = PYTHONSAFEPATH=1 PYTHONPATH=build/asan FASTDIFF_FUZZ_CALLS=500 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
@@ -33,7 +35,7 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/.tools
 # The compiler's warnings are errors here, and in no one else's build.
 # The peers of the live tests come without their dependencies, of which torchvision would bring another PyTorch.
 $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
-	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,serve,hub,browser,test,bench,lint,docs,release]"
+	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,serve,hub,browser,test,bench,lint,docs,release]" $(TRITON)
 	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch torch-fidelity
 	@touch $@ $(VENV)/.run
 
