@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from fastdiff.samplers import registry
 from support.pages import ROOT, RUN, PageRun, blocks, free_port, pages
 
 BLOCKS = {path.relative_to(ROOT).as_posix(): blocks(path.read_text(encoding="utf-8")) for path in pages()}
@@ -16,6 +17,8 @@ PORT = "PORT"
 @pytest.mark.parametrize("page", [name for name, found in BLOCKS.items() if any(b.is_run or b.says for b in found)])
 def test_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    # A page registers a sampler.
+    monkeypatch.setattr(registry, "SAMPLERS", dict(registry.SAMPLERS))
     torch.manual_seed(0)
     port = str(free_port())
     run = PageRun(tmp_path)
