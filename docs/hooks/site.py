@@ -24,6 +24,10 @@ OUTSIDE = {
     "CITATION.cff": "assets/CITATION.cff",
     "LICENSE": "assets/LICENSE.txt",
 }
+# How much a page's words count in the search, by what its path begins with.
+SEARCH_WEIGHTS = {"changelog": 0.1, "results/": 0.1, "reference/": 0.5, "contributing": 0.5, "versions": 0.5}
+SEARCH_WEIGHTS |= {"questions": 6, "design": 2, "performance": 1}
+GUIDE_WEIGHT = 4
 # A script of the examples is a page, where another page leads to it.
 EXAMPLE_PAGES = {f"docs/examples/{name}.py": f"examples/{name}.md" for name in examples.SCRIPTS}
 
@@ -77,5 +81,9 @@ def relinked(text: str, place: str) -> str:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links as they are on the site; without comments, in which the tests find their set-up."""
-    text = relinked(markdown, page.file.src_uri)
+    place = page.file.src_uri
+    text = relinked(markdown, place)
+    # Guides are what is searched for; lists that have every word come after them.
+    weights = [weight for start, weight in SEARCH_WEIGHTS.items() if place.startswith(start)]
+    page.meta["search"] = {"boost": weights[0] if weights else GUIDE_WEIGHT}
     return re.sub(r"^ *<!--.*?-->\n", "", text, flags=re.MULTILINE | re.DOTALL)

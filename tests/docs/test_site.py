@@ -191,12 +191,25 @@ def test_pages_have_no_serious_fault_of_accessibility(site, browser, scheme):
     page.close()
 
 
-def test_search_answers(site, browser):
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto((site / "index.html").as_uri())
-    page.locator("input.md-search__input").click()
-    page.keyboard.type("RePaint", delay=10)
-    first = page.locator(".md-search-result__item a").first
-    first.wait_for(timeout=20_000)
-    assert "RePaint" in first.inner_text()
-    page.close()
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("RePaint", "samplers"),
+        ("which sampler steps", "which-sampler"),
+        ("fill hole known pixels", "editing"),
+        ("machine died job", "faq"),
+        ("safe checkpoint downloaded", "faq"),
+        ("folder classes train", "own-images"),
+        ("fewer evaluations bits/dim", "likelihood"),
+    ],
+)
+def test_search_finds(site, browser, words, page):
+    tab = browser.new_page(viewport={"width": 1440, "height": 900})
+    tab.goto((site / "index.html").as_uri())
+    tab.locator("input.md-search__input").click()
+    tab.keyboard.type(words, delay=5)
+    tab.locator(".md-search-result__item a").first.wait_for(timeout=20_000)
+    # Results come while one types.
+    wanted = f".md-search-result__item a[href*='{page}.html']"
+    tab.locator(wanted).first.wait_for(state="attached", timeout=20_000)
+    tab.close()
