@@ -15,7 +15,7 @@ SANITIZED = PYTHONSAFEPATH=1 PYTHONPATH=build/asan FASTDIFF_FUZZ_CALLS=500 ASAN_
 SOURCES := setup.py pyproject.toml constraints.txt $(filter-out csrc/standalone/%,$(BUILT_FILES)) $(wildcard csrc/cuda/*.py csrc/cuda/*.map)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo standalone wheel test lint format bench bench-cpu bench-gpu asan clean
+.PHONY: help setup setup-dev demo docs docs-serve examples standalone wheel test lint format bench bench-cpu bench-gpu asan clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ $(VENV)/.run: $(SOURCES) | $(VENV)/.tools
 # The compiler's warnings are errors here, and in no one else's build.
 # The peers of the live tests come without their dependencies, of which torchvision would bring another PyTorch.
 $(VENV)/.dev: $(SOURCES) | $(VENV)/.tools
-	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,serve,hub,browser,test,bench,lint,release]" $(TRITON)
+	FASTDIFF_WERROR=1 $(PIP) -q --no-build-isolation -e ".[demo,triton,serve,hub,browser,test,bench,lint,docs,release]" $(TRITON)
 	$(PIP) -q --no-deps denoising-diffusion-pytorch einops ema-pytorch torch-fidelity
 	@touch $@ $(VENV)/.run
 
@@ -50,6 +50,22 @@ setup-dev: $(VENV)/.dev  ## The same, with the tools for tests, linting and benc
 
 demo: setup  ## Train on handwritten digits, sample and score them; writes out/demo/
 	$(BIN)/fastdiff demo --overwrite
+
+docs: setup-dev  ## Build the site into build/site, strictly: a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: setup-dev  ## Serve the site at http://127.0.0.1:8000 while its pages are written
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+EXAMPLES := train samplers likelihood edit own_sampler
+examples: setup out/demo/checkpoints  ## Run docs/examples with their full settings; writes their pictures and what they print
+	mkdir -p build/examples
+	cd build/examples && for name in $(EXAMPLES); do \
+		MODEL=../../out/demo ../../$(BIN)/python ../../docs/examples/$$name.py > $$name.txt || exit 1; done
+	cp build/examples/*.png build/examples/*.txt docs/examples/
+
+out/demo/checkpoints:
+	$(MAKE) demo
 
 standalone:  ## Build the library and the program that sample without Python into build/standalone/ (needs CMake)
 	cmake -S csrc/standalone -B build/standalone -DCMAKE_BUILD_TYPE=Release
