@@ -101,8 +101,21 @@ def ops(data: Data) -> Section:
     )
 
 
+# Of an evaluation by the engine against the best peer in the same numbers, on a quiet machine.
+ENGINE_GOALS = {
+    ("ho-cifar10", 1, "float32"): 2.0,
+    ("ho-cifar10", 8, "float32"): 2.8,
+    ("ho-cifar10", 16, "float32"): 2.8,
+    ("ho-cifar10", 1, "bf16"): 1.6,
+    ("ho-cifar10", 8, "bf16"): 1.8,
+    ("iddpm-imagenet64", 1, "float32"): 2.0,
+    ("adm-imagenet64", 1, "float32"): 2.0,
+    ("digits", 64, "float32"): 2.5,
+}
+
+
 def networks(data: Data) -> Section:
-    rows, bars = [], []
+    rows, bars, goals = [], [], []
     for race in data["results"]:
         engines = {name: value["ms"] for name, value in race["engines"].items()}
         where = f"{race['preset']}, batch {race['batch']}, {race['condition']}"
@@ -115,6 +128,12 @@ def networks(data: Data) -> Section:
             rows.append([where, name, number, f"{ms:.1f} ms", f"{ours:.1f} ms", times(ms / ours)])
             best.setdefault(number, (ms / ours, name))
         bars += [(f"{where}, {number}: {name}", ratio) for number, (ratio, name) in sorted(best.items(), reverse=True)]
+        for number, (ratio, name) in sorted(best.items(), reverse=True):
+            goal = ENGINE_GOALS.get((race["preset"], race["batch"], number))
+            if goal is not None and race["condition"] == "quiet":
+                goals.append(
+                    Goal(f"evaluating {race['preset']}, batch {race['batch']}, {number}, against {name}", ratio, goal)
+                )
     return Section(
         "cpu_unet",
         "A network's evaluation on the CPU",
@@ -127,6 +146,7 @@ def networks(data: Data) -> Section:
         ["network", "peer", "numbers", "its time", "fastdiff's", "faster by"],
         rows,
         bars,
+        goals,
     )
 
 
@@ -270,6 +290,9 @@ def evaluation(data: Data) -> Section:
     )
 
 
+SERVING_GOALS = {"digits": 2.5, "ho-cifar10": 1.3}
+
+
 def serving(data: Data) -> Section:
     cases = {name: case for name, case in data.items() if "times" in case}
     rows = [
@@ -291,6 +314,7 @@ def serving(data: Data) -> Section:
         ["network", "one at a time", "together", "faster by", "waiting, one at a time", "waiting, together"],
         rows,
         [(name, case["times"]) for name, case in cases.items()],
+        [Goal(f"serving {name} together", case["times"], SERVING_GOALS[name]) for name, case in cases.items()],
     )
 
 
