@@ -4,7 +4,8 @@ What a reader does not see stands in a comment right before a block:
 
     <!-- tests: set-up          Python, run before the block, in the names that the page's Python shares
     CODE -->
-    <!-- tests: OLD -> NEW; OLD -> NEW -->       the block is run with these words changed: less work, another port
+    <!-- tests: OLD -> NEW; OLD -> NEW -->       the block is run with these words changed: less work, another port,
+                                                 and `true` for a line that another page runs
     <!-- tests: says            Python that raises or warns, or a command that fails, with this block's text
     CODE -->
     <!-- tests: not run: REASON -->
