@@ -12,6 +12,9 @@ PACKAGE, TESTS = ROOT / "fastdiff", ROOT / "tests"
 TESTED_ELSEWHERE = {
     "engine/cuda/kernels.py": "imports alone",
     "compat/lucidrains/unet.py": "it hands on fastdiff.nets.lucidrains, which has its own",
+    "serving/answers.py": "what it gives is asked for throughout tests/serving/test_engine.py",
+    "evaluation/feature_values.py": "tests/evaluation/test_features.py and test_feature_files.py are about its values",
+    "sampling/callbacks.py": "what it holds is given by every run: tests/sampling/test_runner.py",
     "samplers/two_stage_method.py": "its methods are built and tested as tables: tests/samplers/test_two_stage.py",
     "version.py": "tests/test_package.py holds it to the installed metadata",
 }

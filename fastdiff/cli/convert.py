@@ -76,21 +76,30 @@ def _how_to_use(written: Path, form: str, pipe: Any) -> str:
             "    import fastdiff as fd\n"
             f"    images = fd.Pipeline.from_pretrained({str(written)!r}).sample(4{labels})"
         )
-    if classes is None:
+    is_edm = pipe.diffusion.prediction == "F"
+    if classes is None and not is_edm:
         return (
             "to sample it:\n"
             "    import diffusers\n"
             f"    pipe = diffusers.DDPMPipeline.from_pretrained({str(written)!r})\n"
             f"    images = pipe(4, num_inference_steps={steps}).images"
         )
-    # DDPMPipeline and DDIMPipeline call the network with no labels, which it then refuses.
+    # DDPMPipeline and DDIMPipeline call the network with no labels, which it then refuses, and scale nothing.
+    why = "scales nothing, as EDM's scheduler wants it"
+    if classes is not None:
+        why = f"gives a network no labels, and this one has {classes} classes"
+    labels = "" if classes is None else ", class_labels=torch.zeros(4).long()"
+    noise, given = f"torch.randn(4, {channels}, {height}, {width})", "x"
+    if is_edm:
+        noise, given = f"{noise} * pipe.scheduler.init_noise_sigma", "pipe.scheduler.scale_model_input(x, t)"
     return (
-        f"diffusers' DDPMPipeline gives a network no labels, and this one has {classes} classes; to sample it:\n"
+        f"diffusers' DDPMPipeline {why}; to sample it:\n"
         "    import diffusers, torch\n"
         f"    pipe = diffusers.DDPMPipeline.from_pretrained({str(written)!r})\n"
         f"    pipe.scheduler.set_timesteps({steps})\n"
-        f"    x, labels = torch.randn(4, {channels}, {height}, {width}), torch.zeros(4).long()\n"
-        "    for t in pipe.scheduler.timesteps:\n"
-        "        output = pipe.unet(x, t, class_labels=labels).sample\n"
-        "        x = pipe.scheduler.step(output, t, x).prev_sample"
+        f"    x = {noise}\n"
+        "    with torch.no_grad():\n"
+        "        for t in pipe.scheduler.timesteps:\n"
+        f"            output = pipe.unet({given}, t{labels}).sample\n"
+        "            x = pipe.scheduler.step(output, t, x).prev_sample"
     )

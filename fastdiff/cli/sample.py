@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastdiff.pipeline import Pipeline
-    from fastdiff.sampling.runner import SamplingStep
+    from fastdiff.sampling.callbacks import SamplingStep
 
 __all__ = ["sample"]
 

@@ -48,6 +48,8 @@ R = TypeVar("R")
 
 # How often a training is looked at, and between how many steps at least.
 _LOOKS, _FEWEST_STEPS = 10, 100
+# What networks of flows and of EDM predict, which give no variance unless one is asked for.
+_WITHOUT_VARIANCE = ("velocity", "F")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -150,6 +152,8 @@ def plan_training(given: Mapping[str, Any]) -> TrainingPlan:
     network = merged(recipe.get("unet", {}), sections["unet"])
     process = merged(recipe.get("diffusion", {}), sections["diffusion"])
     training = merged(recipe.get("train", {}), sections["train"])
+    if process.get("prediction") in _WITHOUT_VARIANCE and "variance" not in sections["diffusion"]:
+        process.pop("variance", None)
     diffusion, process = build_diffusion(process)
     images, held_out, source = open_section(sections["data"], given.get("out"))
     base = PRESETS[preset] if preset is not None else UNetConfig()

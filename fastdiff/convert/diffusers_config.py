@@ -277,6 +277,9 @@ def diffusion_from_scheduler(config: Mapping[str, Any], *, learned_variance: boo
 def scheduler_from_diffusion(diffusion: Diffusion) -> dict[str, Any]:
     """The configuration of the `DDPMScheduler` of a process; of a flow's or EDM's own scheduler for theirs.
 
+    A flow's has as many training steps as its network's times reach up to (1000, the `time_scale`), since diffusers
+    takes the one from the other; how many the process here has is lost.
+
     Raises:
         ValueError: diffusers has no such process; the message says why.
     """
@@ -321,9 +324,16 @@ def _without_betas(config: Mapping[str, Any], num: int) -> Diffusion:
 def _own_scheduler(diffusion: Diffusion) -> dict[str, Any]:
     settings, num = diffusion.schedule.to_dict(), len(diffusion.schedule)
     options: dict[str, float] = settings.get("options", {})
+    if diffusion.learned_variance:
+        raise ValueError(
+            "diffusers' schedulers of flows and of EDM take networks that predict no variance: convert one that was "
+            f"trained with variance 'fixed_small', got {diffusion.variance!r}"
+        )
     common = {"_diffusers_version": DIFFUSERS_VERSION, "num_train_timesteps": num}
     kind = (settings["name"], diffusion.prediction, "betas" in settings and "num_timesteps" not in settings)
-    if kind == ("flow", "velocity", False) and options.get("time_scale", 1000.0) == num:
+    scale = float(options.get("time_scale", 1000.0))
+    if kind == ("flow", "velocity", False) and scale >= 1 and scale.is_integer():
+        common["num_train_timesteps"] = int(scale)
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", **common, "shift": options.get("shift", 1.0)}
     if kind == ("edm", "F", False):
         levels = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0} | options
@@ -333,7 +343,7 @@ def _own_scheduler(diffusion: Diffusion) -> dict[str, Any]:
         }  # fmt: skip
     raise ValueError(
         f"diffusers has no scheduler of the process {diffusion.schedule.name!r} with prediction "
-        f"{diffusion.prediction!r}: it has flows of velocities whose times are those of T steps, and EDM's of F"
+        f"{diffusion.prediction!r}: it has flows of velocities, with a whole number for a time_scale, and EDM's of F"
     )
 
 

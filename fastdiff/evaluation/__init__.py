@@ -4,7 +4,8 @@ Import the names from here; `fastdiff.evaluation.metrics` is for images small en
 """
 
 from fastdiff.evaluation.evaluate import METRICS, EvaluationSettings, Measured, SetScores, evaluate, measure
-from fastdiff.evaluation.features import Features, open_features
+from fastdiff.evaluation.feature_values import Features
+from fastdiff.evaluation.features import open_features
 from fastdiff.evaluation.images import ImageSet, open_reference, open_set
 from fastdiff.evaluation.inception_score import InceptionScore, ScoreSums
 from fastdiff.evaluation.kid import KernelDistance, kernel_distance, polynomial_mmd

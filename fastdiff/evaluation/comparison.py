@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastdiff import samplers
 from fastdiff.evaluation.evaluate import EvaluationSettings, Measured, compare_sets, measure
-from fastdiff.evaluation.features import Features
+from fastdiff.evaluation.feature_values import Features
 from fastdiff.evaluation.images import ImageSet, Pixels
 from fastdiff.evaluation.moments import Gaussian
 from fastdiff.process.arguments import spelt

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastdiff.evaluation.features import Features
+from fastdiff.evaluation.feature_values import Features
 from fastdiff.evaluation.images import ImageSet, Pixels
 from fastdiff.evaluation.inception_score import SPLITS, InceptionScore, ScoreSums
 from fastdiff.evaluation.kid import LEAST, kernel_distance

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from fastdiff.evaluation.features import Features, require_values
+from fastdiff.evaluation.feature_values import Features, require_values
 from fastdiff.process.arguments import spelt
 
 __all__ = ["KINDS", "dinov2", "inception", "torchscript"]

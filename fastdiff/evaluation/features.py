@@ -10,20 +10,18 @@ Nothing is ever downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from fastdiff.evaluation import feature_files
+from fastdiff.evaluation.feature_values import Features
 from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import nearest_name
 from fastdiff.process.noise import Stream, normals
 
-__all__ = ["FORMS", "Features", "open_features", "require_values"]
+__all__ = ["FORMS", "open_features"]
 
 FORMS = "'builtin', 'pixels', 'inception:FILE', 'dinov2:FOLDER' or the path of a TorchScript module (.pt)"
 # A covariance of more values takes gigabytes.
@@ -31,23 +29,6 @@ MOST_PIXELS = 4096
 # Output channels of the layers of the built-in network.
 _WIDTHS = (32, 64, 128)
 _SEED = 20260101
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """A function from images to features.
-
-    Attributes:
-        name: As it was asked for.
-        compute: From uint8 [n, C, H, W] to features float32 [n, D], and logits of classes [n, K] or None.
-        has_classes: Whether there are logits.
-        about: For the report: "resize", what is done to an image first; "sha256" of a file; a "note".
-    """
-
-    name: str
-    compute: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-    has_classes: bool
-    about: Mapping[str, Any]
 
 
 def open_features(text: str, channels: int, device: torch.device | str = "cpu") -> Features:
@@ -66,8 +47,6 @@ def open_features(text: str, channels: int, device: torch.device | str = "cpu") 
         return Features(text, _pixels, False, {"resize": "none"})
     if text == "builtin":
         return builtin(channels, device)
-    from fastdiff.evaluation import feature_files
-
     kind, colon, path = text.partition(":")
     if colon and kind in feature_files.KINDS:
         return feature_files.KINDS[kind](text, path, torch.device(device))
@@ -109,17 +88,6 @@ def builtin(channels: int, device: torch.device | str = "cpu") -> Features:
 
     note = "fixed random weights, for tests and quick looks: not comparable with a published FID"
     return Features("builtin", compute, False, {"resize": "none", "note": note})
-
-
-def require_values(features: Tensor, what: str) -> Tensor:
-    """Features as float32 [n, D] on the CPU.
-
-    Raises:
-        ValueError: another shape, or too many for a covariance.
-    """
-    if features.ndim != 2 or not features.is_floating_point():
-        raise ValueError(f"{what} must return features, floats [n, D], got {features.dtype} {list(features.shape)}")
-    return features.detach().to("cpu", torch.float32)
 
 
 def _pixels(images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastdiff.evaluation.evaluate import EvaluationSettings, Measured, SetScores
-from fastdiff.evaluation.features import Features
+from fastdiff.evaluation.feature_values import Features
 from fastdiff.evaluation.moments import Gaussian
 from fastdiff.evaluation.seeds import Spread, over_seeds
 from fastdiff.evaluation.written import write_report

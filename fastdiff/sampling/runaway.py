@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastdiff.process.table import CoefficientTable
-
-if TYPE_CHECKING:
-    from fastdiff.sampling.runner import SamplingStep
+from fastdiff.sampling.callbacks import SamplingStep
 
 # Root mean square of a sample: noise has 1, images in [-1, 1] at most 1, standardised data about 1.
 LARGEST_RMS = 5.0

@@ -22,32 +22,13 @@ from fastdiff.process.checks import NotFinite, nearest_name
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream
 from fastdiff.process.table import CoefficientTable
+from fastdiff.sampling.callbacks import SamplingStep
 from fastdiff.sampling.known_pixels import Known, KnownPixels
 from fastdiff.sampling.runaway import RanAway, RowWatch, first_time, runs_away, warn_of
 from fastdiff.sampling.seeds import Seed, Seeds, checked_seeds
 from fastdiff.sampling.self_conditioning import SelfConditioning, is_self_conditioned
 from fastdiff.sampling.tables import Sampler, table_of
 from fastdiff.sampling.thresholding import DynamicThreshold
-
-
-@dataclass(frozen=True)
-class SamplingStep:
-    """What a callback is given after each row.
-
-    Attributes:
-        row: The row just executed, 0-based.
-        num_rows: Rows of the table.
-        t: The row's timestep, as the network sees it.
-        x: The state after the row, [B, C, ...]. It is overwritten by the next row: clone it to keep it.
-        prediction: The predicted x_0, clipped (the predicted noise where the table's `data_prediction` is False),
-            [B, C, ...]; None for a row without an evaluation. Clone it to keep it.
-    """
-
-    row: int
-    num_rows: int
-    t: float
-    x: Tensor
-    prediction: Tensor | None
 
 
 def sample(

@@ -1,4 +1,4 @@
-"""One network, seen as everything that it can predict: eps, x_0, v, the score, the denoiser D(x; sigma)."""
+"""One network, seen as everything that it can predict: eps, x_0, v, the score, a velocity, EDM's F, D(x; sigma)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdiff.nets.model import Model, eval_mode, model_dtype, split_output
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.interpolation import log_abar_at_time, signal_noise_at, time_at_position
+from fastdiff.process.parametrization import Parametrization, Prediction
 from fastdiff.process.schedule import Array
 from fastdiff.samplers.levels import position_of
 from fastdiff.tensors import compute_dtype, per_sample, time_tensor
@@ -24,8 +25,9 @@ __all__ = ["Views"]
 class Views:
     """The predictions of one network, for x = alpha x_0 + sigma eps, alpha^2 + sigma^2 = 1, at the network's time t.
 
-    They are one thing in five ways: x_0 = (x - sigma eps) / alpha, v = alpha eps - sigma x_0, score = -eps / sigma, and
-    D(y; s) is the x_0 of alpha y at the t where sigma / alpha = s. Between the timesteps log alpha is linear in t.
+    They are one thing in seven ways: x_0 = (x - sigma eps) / alpha, v = alpha eps - sigma x_0, score = -eps / sigma,
+    a flow's velocity is eps - x_0, EDM's F has x_0 = c_skip x + c_out F, and D(y; s) is the x_0 of alpha y at the t
+    where sigma / alpha = s. Between the timesteps log alpha is linear in t.
 
     Attributes:
         model: Any callable (x [B, C, ...], t [B], **model_kwargs) -> [B, C or 2C, ...]; run in eval mode.
@@ -34,7 +36,7 @@ class Views:
         clip: Bound on the predicted x_0, in units of the data, before the other views are taken; None for no bound.
 
     Source: Ho et al. (2020), arXiv:2006.11239, eq. 15; Salimans and Ho (2022), arXiv:2202.00512, appendix D; Karras et
-    al. (2022), arXiv:2206.00364, eq. 3.
+    al. (2022), arXiv:2206.00364, eq. 3 and 7; Lipman et al. (2023), arXiv:2210.02747.
     """
 
     model: Model
@@ -81,7 +83,7 @@ class Views:
         return (x.to(x0.dtype) - self._shaped(alpha, x) * x0) / self._shaped(sigma, x)
 
     def v(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """The velocity alpha eps - sigma x_0 = (alpha x - x_0) / sigma; arguments as `x0`."""
+        """alpha eps - sigma x_0 = (alpha x - x_0) / sigma; arguments as `x0`."""
         _, alpha, sigma = self._levels(x, t)
         x0 = self.x0(x, t)
         return (self._shaped(alpha, x) * x.to(x0.dtype) - x0) / self._shaped(sigma, x)
@@ -91,6 +93,14 @@ class Views:
         _, alpha, sigma = self._levels(x, t)
         x0 = self.x0(x, t)
         return (self._shaped(alpha, x) * x0 - x.to(x0.dtype)) / self._shaped(sigma, x) ** 2
+
+    def velocity(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """A flow's velocity eps - x_0, that of (1 - s) x_0 + s eps in s; arguments as `x0`."""
+        return self._predicted("velocity", x, t)
+
+    def F(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """The raw output of EDM's networks, for the `sigma_data` of the diffusion; arguments as `x0`."""
+        return self._predicted("F", x, t)
 
     def denoise(self, y: Tensor, sigma: Tensor | float) -> Tensor:
         """D(y; sigma): the mean of the image given y = x_0 + sigma n.
@@ -118,6 +128,14 @@ class Views:
         times = np.where(np.abs(times - np.round(times)) < 1e-9 * max(1.0, times.max()), np.round(times), times)
         alpha = self._shaped(1 / np.sqrt(1 + rho**2), y)
         return self.x0(alpha * y.to(alpha.dtype), torch.from_numpy(times))
+
+    def _predicted(self, prediction: Prediction, x: Tensor, t: Tensor | float) -> Tensor:
+        """What a network of that prediction would give: x_0 = px x + pm m."""
+        _, alpha, sigma = self._levels(x, t)
+        x0 = self.x0(x, t)
+        network = Parametrization(prediction, self.diffusion.sigma_data)
+        px, pm = (self._shaped(c, x) for c in network.x0(alpha, sigma))
+        return (x0 - px * x.to(x0.dtype)) / pm
 
     def _levels(self, x: Tensor, t: Tensor | float) -> tuple[Array, Array, Array]:
         """t, alpha and sigma, [B] each."""

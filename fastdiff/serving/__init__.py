@@ -4,8 +4,9 @@ Import the names from here. `Engine` is the core, free of any server, which is `
 `docs/serving.md` says how to run it.
 """
 
+from fastdiff.serving.answers import Closed, Full, SampleFuture, Stats, TookTooLong
 from fastdiff.serving.client import Busy, Client, ServedEvent
-from fastdiff.serving.engine import Closed, Engine, Full, SampleFuture, Stats, TookTooLong
+from fastdiff.serving.engine import Engine
 from fastdiff.serving.job import Event
 from fastdiff.serving.ray_serve import deployment
 from fastdiff.serving.request import Request

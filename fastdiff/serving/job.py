@@ -15,8 +15,8 @@ from fastdiff.sampling.known_pixels import Known, KnownPixels
 from fastdiff.sampling.runner import initial_noise
 from fastdiff.sampling.seeds import Seeds
 from fastdiff.sampling.self_conditioning import SelfConditioning
+from fastdiff.serving.places import Places, is_plain
 from fastdiff.serving.request import Request, Work
-from fastdiff.serving.rows import Places, is_plain
 
 __all__ = ["PIECE", "Chunk", "Event", "Job"]
 
@@ -68,7 +68,9 @@ class Chunk:
         if work.known is not None:
             known = Known(work.known.image[some], work.known.mask[some])
             self._pixels = KnownPixels(known, work.table, x, self.ids, Seeds(work.seed))
-        self.places = Places(self) if is_plain(x) else None
+        self.places = None
+        if is_plain(x):
+            self.places = Places(state, x, self.ids, seed=work.seed, copies=job.cost)
 
     @property
     def some(self) -> slice:

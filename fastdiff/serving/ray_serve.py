@@ -24,7 +24,8 @@ from torch import Tensor
 from fastdiff.engine.native import Precision
 from fastdiff.pipeline import Pipeline
 from fastdiff.process.checks import NotFinite, whole_number
-from fastdiff.serving.engine import Closed, Engine, Full, SampleFuture, Stats, TookTooLong
+from fastdiff.serving.answers import Closed, Full, SampleFuture, Stats, TookTooLong
+from fastdiff.serving.engine import Engine
 from fastdiff.serving.http.jobs import Job
 from fastdiff.serving.job import Event
 from fastdiff.serving.request import Limits, Request, work_of

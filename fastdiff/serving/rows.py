@@ -4,66 +4,24 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastdiff import ops
 from fastdiff.engine.loop import check_output
+from fastdiff.serving.job import Chunk
+from fastdiff.serving.places import FIELDS, is_plain
 
-if TYPE_CHECKING:
-    from fastdiff.serving.job import Chunk
+__all__ = ["Rows"]
 
-__all__ = ["FIELDS", "Places", "Rows", "is_plain"]
-
-# Of a chunk in C++, csrc/cpu/chunks.h, in its order.
-FIELDS = (
-    "x", "model_output", "base", "history", "pred_out", "input", "rows", "sample_ids", "history_depth",
-    "history_stride", "row", "samples", "pixels", "channels", "channels_out", "copies", "learned_variance", "seed",
-)  # fmt: skip
 _AT = {name: place for place, name in enumerate(FIELDS)}
 _OUTPUT, _PREDICTION, _INPUT, _ROW, _SAMPLES, _OUT_CHANNELS, _COPIES = (
     _AT[name] for name in ("model_output", "pred_out", "input", "row", "samples", "channels_out", "copies")
 )
 _FLOAT_BYTES = 4
-
-
-class Places:
-    """Where C++ finds a chunk's state and what is kept of it; it holds the tensors.
-
-    Attributes:
-        values: [len(FIELDS)] int64, without what differs from row to row.
-    """
-
-    def __init__(self, chunk: Chunk) -> None:
-        state, x, work = chunk.state, chunk.x, chunk.job.work
-        state.make_room(x)
-        base, history, rows, ids = state.base, state.history, state.rows(x), chunk.ids.contiguous()
-        self._held = (x, base, history, rows, ids)
-        fields = dict.fromkeys(FIELDS, 0)
-        fields |= {"x": x.data_ptr(), "rows": rows.data_ptr(), "sample_ids": ids.data_ptr()}
-        fields |= {"base": 0 if base is None else base.data_ptr()}
-        if history is not None:
-            fields |= {"history": history.data_ptr(), "history_depth": len(history)}
-            fields |= {"history_stride": history.stride(0)}
-        fields |= {"samples": len(x), "channels": x.shape[1], "pixels": x.shape[2] * x.shape[3]}
-        fields |= {"copies": chunk.job.cost, "learned_variance": int(state.table.learned_variance)}
-        # As C++ reads it, 64 bits without a sign.
-        fields["seed"] = int(np.uint64(work.seed).astype(np.int64))
-        self.values = np.array([fields[name] for name in FIELDS], dtype=np.int64)
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether C++ may read and write a tensor [B, C, H, W] by its address: float32 in channels_last, on the CPU."""
-    return (
-        ops.has_extension()
-        and x.is_cpu
-        and x.dtype is torch.float32
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
 
 
 class Rows:

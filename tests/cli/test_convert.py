@@ -51,3 +51,35 @@ def test_cli_convert_prints_lines_that_sample(tmp_path, form, num_classes):
     names = {}
     exec("\n".join(lines), names)
     assert any(name in names for name in ("images", "x"))
+
+
+@pytest.mark.parametrize("num_classes", [None, 3], ids=["no labels", "labels"])
+@pytest.mark.parametrize(
+    ("diffusion", "spread"),
+    [
+        # F = 0 is the denoiser of N(0, sigma_data^2), and a velocity of 0 leaves the noise as it is.
+        (fd.Diffusion(fd.NoiseSchedule.edm(200), "F", sigma_data=0.5), 0.5),
+        (fd.Diffusion(fd.NoiseSchedule.flow(200), "velocity"), 1.0),
+    ],
+    ids=["edm", "flow"],
+)
+def test_cli_convert_prints_lines_that_sample_processes_without_betas(tmp_path, diffusion, spread, num_classes):
+    pytest.importorskip("diffusers", reason="the other side")
+    config = fd.UNetConfig(image_size=8, channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(),
+                           num_classes=num_classes)  # fmt: skip
+    unet = fd.UNet(config)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.zero_()
+    fd.Pipeline(unet, diffusion).save_pretrained(tmp_path / "model")
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "model"), str(tmp_path / "out"), "--to", "diffusers"])
+    assert done.exit_code == 0, done.output
+    lines = [line.removeprefix("    ") for line in done.output.splitlines() if line.startswith("    ")]
+    names = {}
+    torch.manual_seed(0)
+    exec("\n".join(lines), names)
+    if "x" in names:
+        # The spread of 256 pixels.
+        assert float(names["x"].std()) == pytest.approx(spread, rel=0.1)
+    else:
+        assert len(names["images"]) == 4

@@ -113,6 +113,16 @@ def test_messages_cut_what_they_quote(tmp_path):
     assert len(said) < 500
 
 
+@pytest.mark.parametrize(("schedule", "prediction"), [("flow", "velocity"), ("edm", "F")])
+def test_networks_of_flows_and_edm_learn_a_variance_only_where_asked(schedule, prediction):
+    flags = ["--data", "digits", "--schedule", schedule, "--prediction", prediction, "--print-config"]
+    plain = yaml.safe_load(works("train", *flags))
+    assert plain["diffusion"]["variance"] == "fixed_small"
+    assert (plain["unet"]["out_channels"], plain["train"]["loss"]) == (1, "simple")
+    asked = yaml.safe_load(works("train", *flags, "--variance", "learned_range"))
+    assert (asked["unet"]["out_channels"], asked["train"]["loss"]) == (2, "hybrid")
+
+
 def test_label_dropout_makes_room_for_a_null_class():
     digits = {"data": {"source": "digits", "split": "test"}, "train": {"label_dropout": 0.1}}
     plan = plan_training(digits | {"unet": {"preset": "digits"}})

@@ -152,7 +152,7 @@ def test_processes_without_betas_go_both_ways(scheduler):
     [
         fd.Diffusion(fd.NoiseSchedule.vdm(10)),
         fd.Diffusion(fd.NoiseSchedule.flow(10), "eps"),
-        fd.Diffusion(fd.NoiseSchedule.flow(10), "velocity"),
+        fd.Diffusion(fd.NoiseSchedule.flow(10, time_scale=1.0 / 3), "velocity"),
         fd.Diffusion(fd.NoiseSchedule.edm(10), "x0"),
         fd.Diffusion(fd.NoiseSchedule.cosine(10), "velocity"),
     ],
@@ -160,6 +160,30 @@ def test_processes_without_betas_go_both_ways(scheduler):
 )
 def test_scheduler_from_diffusion_refuses_processes_that_are_not_theirs(diffusion):
     with pytest.raises(ValueError, match="no scheduler of the process"):
+        convert.scheduler_from_diffusion(diffusion)
+
+
+@pytest.mark.parametrize(("steps", "shift", "scale"), [(10, 1.0, 1000.0), (100, 3.0, 1000.0), (40, 1.0, 250.0)])
+def test_a_flow_of_any_number_of_steps_keeps_its_times_and_levels(steps, shift, scale):
+    schedule = fd.NoiseSchedule.flow(steps, shift, scale)
+    written = convert.scheduler_from_diffusion(fd.Diffusion(schedule, "velocity"))
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler.from_config(written)
+    sigma = 1 / (1 + np.exp(0.5 * schedule.log_snr))
+    # Their network is given a thousand times sigma, whatever the shift.
+    times, levels = theirs.timesteps.double().numpy()[::-1], theirs.sigmas.double().numpy()[::-1]
+    np.testing.assert_allclose(np.interp(schedule.timesteps[1:], times, levels), sigma[1:], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "diffusion",
+    [
+        fd.Diffusion(fd.NoiseSchedule.flow(10), "velocity", "learned_range"),
+        fd.Diffusion(fd.NoiseSchedule.edm(10), "F", "learned_range"),
+    ],
+    ids=["flow", "edm"],
+)
+def test_learned_variances_beside_velocities_are_refused(diffusion):
+    with pytest.raises(ValueError, match="no variance"):
         convert.scheduler_from_diffusion(diffusion)
 
 

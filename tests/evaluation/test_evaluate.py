@@ -16,7 +16,7 @@ from fastdiff.evaluation import (
     open_features,
     prdc,
 )
-from fastdiff.evaluation.features import Features
+from fastdiff.evaluation.feature_values import Features
 from support.tolerances import FLOAT64_PRODUCT
 
 RNG = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Encode, decode, vary, interpolate, inpaint and preview: exact where they should be, whatever the batch."""
+"""Encode, decode, vary, interpolate and inpaint: exact where they should be, whatever the batch."""
 
 import math
 
@@ -160,24 +160,6 @@ def test_inpaint_fills_from_the_conditional_distribution():
     assert float(filled.std()) == pytest.approx(math.sqrt((1 - r * r) * variance), rel=0.15)
 
 
-def test_progressive_keeps_the_predictions_of_chosen_rows(net):
-    table = samplers.ddim(DIFFUSION, 12)
-    seen = {}
-    fd.sample(
-        net, table, shape=(2, 1, 8, 8), seed=3, progress=False,
-        callback=lambda step: seen.update({step.row: step.prediction.clone()}),
-    )  # fmt: skip
-    found = editing.progressive(net, table, shape=(2, 1, 8, 8), seed=3, rows=4)
-    assert found.rows == [0, 4, 7, 11]
-    assert found.times == [float(table["t"][row]) for row in found.rows]
-    for row, preview in zip(found.rows, found.previews, strict=True):
-        assert torch.equal(preview, seen[row])
-    # DDIM's last row is the predicted image itself.
-    torch.testing.assert_close(found.previews[-1], found.samples, rtol=0, atol=1e-6)
-    assert editing.progressive(net, table, shape=(1, 1, 8, 8), rows=[11, 2]).rows == [2, 11]
-    assert len(editing.progressive(net, table, shape=(1, 1, 8, 8), rows=100).rows) == 12
-
-
 HALF = torch.zeros(8, 8)
 BAD = {
     "range": (lambda: editing.vary(GAUSSIAN, DIFFUSION, X * 255), r"\[-1, 1\]"),
@@ -203,12 +185,6 @@ BAD = {
     "mask shape": (lambda: editing.inpaint(GAUSSIAN, DIFFUSION, X, HALF[:5]), "mask must have the images' shape"),
     "mask channels": (lambda: editing.inpaint(GAUSSIAN, DIFFUSION, X, HALF.expand(3, 3, 8, 8)), "mask must have"),
     "mask values": (lambda: editing.inpaint(GAUSSIAN, DIFFUSION, X, HALF + 0.5), "boolean"),
-    "rows": (lambda: editing.progressive(GAUSSIAN, samplers.ddim(DIFFUSION, 4), shape=(1, 1, 8, 8), rows=[4]), "rows"),
-    "no rows": (lambda: editing.progressive(GAUSSIAN, samplers.ddim(DIFFUSION, 4), shape=(1, 1, 8, 8), rows=0), "rows"),
-    "noise": (
-        lambda: editing.progressive(GAUSSIAN, samplers.dpm_solver(DIFFUSION, 4), shape=(1, 1, 8, 8)),
-        "predicts noise",
-    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""One model seen in five ways: the identities between them, at whole and fractional times."""
+"""One model seen in seven ways: the identities between them, at whole and fractional times."""
 
 import math
 
@@ -17,7 +17,7 @@ SCHEDULE = fd.NoiseSchedule.cosine(100)
 
 
 @pytest.mark.parametrize("t", [0, 37, 99, 12.25, torch.tensor([0, 5, 50, 99])])
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "velocity", "F"])
 def test_views_are_the_closed_forms_of_gaussian_data(prediction, t):
     diffusion = fd.Diffusion(SCHEDULE, prediction)
     views = Views(gaussian_network(diffusion, 0.25), diffusion)
@@ -29,6 +29,10 @@ def test_views_are_the_closed_forms_of_gaussian_data(prediction, t):
     total = alpha**2 * 0.25 + sigma**2
     expected = {"eps": sigma * X / total, "x0": alpha * 0.25 * X / total, "score": -X / total}
     expected["v"] = alpha * expected["eps"] - sigma * expected["x0"]
+    expected["velocity"] = expected["eps"] - expected["x0"]
+    # Karras et al. (2022), table 1, of x / alpha at the level s = sigma / alpha, for data of this spread.
+    s = sigma / alpha
+    expected["F"] = (expected["x0"] - 0.25 / (s**2 + 0.25) * X / alpha) * (s**2 + 0.25).sqrt() / (0.5 * s)
     for name, value in expected.items():
         # At fractional times the network is given float32.
         torch.testing.assert_close(getattr(views, name)(X, t), value, rtol=1e-6, atol=FLOAT64_RUN)

@@ -1,22 +1,11 @@
 """Tests of fastdiff.serving.rows: C++ by addresses, and the same by the tables' own state."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 
 from fastdiff.serving import Request
-from fastdiff.serving.rows import FIELDS, Places, Rows, is_plain
+from fastdiff.serving.rows import Rows
 from support.serving import chunks_of, pipeline
-
-
-def test_fields_are_those_of_cpp():
-    header = (Path(__file__).parents[2] / "csrc" / "cpu" / "chunks.h").read_text(encoding="utf-8")
-    body = re.sub(r"//.*", "", header[header.index("struct Chunk {") : header.index("};")].partition("{")[2])
-    names = [name for line in body.split(";") for name in re.findall(r"(\w+)\s*(?:,|$)", line.strip())]
-    assert tuple(names) == FIELDS
-
 
 REQUESTS = [
     Request(num=5, labels=[0, 1, 2, 0, 1], sampler="ddpm", steps=6, seed=2**64 - 1, sample_ids=[9, 8, 7, 2**62, 0]),
@@ -76,11 +65,3 @@ def test_an_output_that_does_not_fit_leaves_all_rows_as_they_were():
         with pytest.raises(ValueError, match=message):
             Rows(chunks).step(bad, {}, [False] * len(chunks))
         assert all(map(torch.equal, states, (chunk.x for chunk in chunks)))
-
-
-def test_only_the_engines_memory_is_named_by_address():
-    assert is_plain(torch.zeros(2, 3, 4, 4).contiguous(memory_format=torch.channels_last))
-    assert not is_plain(torch.zeros(2, 3, 4, 4))
-    assert not is_plain(torch.zeros(2, 1, 4, 4, dtype=torch.float64))
-    (chunk,) = chunks_of(pipeline(), REQUESTS[2:])
-    assert dict(zip(FIELDS, Places(chunk).values.tolist(), strict=True))["samples"] == 2

@@ -20,7 +20,8 @@ from fastdiff.files.data import ImageData
 from fastdiff.likelihood import Bound
 from fastdiff.nets.unet import UNet
 from fastdiff.process.table import CoefficientTable
-from fastdiff.sampling.runner import SamplingStep, sample
+from fastdiff.sampling.callbacks import SamplingStep
+from fastdiff.sampling.runner import sample
 
 __all__ = ["WRITTEN", "Outcome", "draw", "report"]
 

@@ -30,7 +30,8 @@ from fastdiff.process.checks import nearest_name
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.noise import Stream, integers
 from fastdiff.process.schedule import Array, NoiseSchedule
-from fastdiff.sampling.runner import SamplingStep, sample
+from fastdiff.sampling.callbacks import SamplingStep
+from fastdiff.sampling.runner import sample
 from fastdiff.training.densities import draw, log_normal
 
 __all__ = ["PROCESSES", "WRITTEN", "PointNet", "SwissRollConfig", "roll_log_density", "roll_points", "run_swiss_roll"]
@@ -279,11 +280,12 @@ def _train(diffusion: Diffusion, config: SwissRollConfig, update: Any) -> tuple[
 
 
 def _density(diffusion: Diffusion, config: SwissRollConfig) -> Array | None:
-    """How often each timestep is drawn, as the authors of a process have it; None for evenly."""
-    if config.process == "edm":
-        return log_normal(diffusion)
-    # The logit of a flow's t is log(sigma / alpha).
-    return log_normal(diffusion, 0.0, 1.0) if config.process == "flow" else None
+    """How often each timestep is drawn; None for evenly.
+
+    EDM's as its authors have it. A flow's logit-normal density, made for large images, leaves one draw in nine to the
+    levels at which the roll's arms can be told apart.
+    """
+    return log_normal(diffusion) if config.process == "edm" else None
 
 
 def _forward(diffusion: Diffusion, points: Tensor, config: SwissRollConfig) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -10,7 +12,7 @@ from fastdiff.process.checks import shown
 from fastdiff.serving.http.failures import Refusal
 from fastdiff.serving.http.settings import Settings
 
-__all__ = ["JSON", "NPZ", "PNG", "is_asynchronous", "read_body", "wanted"]
+__all__ = ["JSON", "NPZ", "PNG", "gone", "is_asynchronous", "read_body", "wanted"]
 
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
 # What a range of types stands for here.
@@ -81,3 +83,9 @@ def is_asynchronous(request: Request) -> bool:
     """Whether the client wants an id at once, and the images later."""
     preferred = {part.strip().lower() for part in request.headers.get("prefer", "").split(",")}
     return request.query_params.get("wait") == "0" or "respond-async" in preferred
+
+
+async def gone(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Return when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

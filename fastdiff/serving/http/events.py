@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
+from fastdiff.serving.http.bodies import gone
 from fastdiff.serving.http.failures import told
 from fastdiff.serving.http.jobs import Job, Preview
 from fastdiff.serving.http.pictures import as_base64, pixels
+from fastdiff.serving.http.service import Service
 
-if TYPE_CHECKING:
-    from fastdiff.serving.http.service import Service
-
-__all__ = ["EventStream", "encoded_preview", "gone", "message"]
+__all__ = ["EventStream", "encoded_preview", "message"]
 
 _COMMENT = b": still here\n\n"
 
@@ -127,9 +126,3 @@ class EventStream:
 
 def _encoded_images(images: Tensor) -> list[str]:
     return [as_base64(image) for image in pixels(images)]
-
-
-async def gone(receive: Callable[[], Awaitable[Any]]) -> None:
-    """Return when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -18,7 +18,7 @@ from fastdiff import samplers
 from fastdiff.sampling.tables import default_steps, table_of
 from fastdiff.serving import Closed, Engine, Full, SampleFuture
 from fastdiff.serving.http import pictures
-from fastdiff.serving.http.events import gone
+from fastdiff.serving.http.bodies import gone
 from fastdiff.serving.http.failures import Refusal, refused, told
 from fastdiff.serving.http.jobs import Job, Kept, Taken
 from fastdiff.serving.http.logs import LOGGER

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from fastdiff.cli.demo import swiss_roll
 from fastdiff.cli.demo.swiss_roll import (
     PROCESSES,
     PointNet,
@@ -70,6 +71,17 @@ def test_swiss_roll_runs_on_every_process(tmp_path, process):
     assert (tmp_path / "score.png").is_file()
     assert math.isfinite(result["ode"]["bits_per_dim"])
     assert result["bound"]["bits_per_dim"] > result["data_bits_per_dim"]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_training_sees_the_levels_that_tell_the_arms_apart(process):
+    """Above a noise of 0.3 the arms, 0.2 apart, are one; the roll itself is 0.03 wide."""
+    config = SwissRollConfig(process=process)
+    diffusion = config.diffusion()
+    density = swiss_roll._density(diffusion, config)
+    levels = np.exp(-0.5 * diffusion.schedule.log_snr)
+    weights = np.full(len(levels), 1 / len(levels)) if density is None else density / density.sum()
+    assert weights[levels < 0.3].sum() > 0.15
 
 
 def test_swiss_roll_refuses_an_unknown_process(tmp_path):
