@@ -223,8 +223,8 @@ def _ddim(levels: Levels, start: int, end: int) -> tuple[float, float]:
 
 
 def _evaluation(levels: Levels, i: int) -> dict[str, float]:
-    ex, em = levels.eps()
-    return {"t": levels.t[i], "ci": levels.input_scale()[i], "px": ex[i], "pm": em[i]}
+    ex, em, scale = levels.of_noise
+    return {"t": levels.t[i], "ci": scale[i], "px": ex[i], "pm": em[i]}
 
 
 def _multistep_row(levels: Levels, i: int, order: int) -> dict[str, float]:
