@@ -7,6 +7,7 @@ FASTDIFF_SANITIZE=address,undefined builds it with those sanitizers, and with me
 FASTDIFF_WERROR=1 takes the compiler's warnings for errors (`make setup-dev`); a user's newer compiler may know others.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -34,6 +35,18 @@ Install torch>=2.10 first and build without isolation:
     pip install --no-build-isolation .
 Without a compiler, install the pure-Python package, which runs the slow reference implementations:
     FASTDIFF_EXT=0 pip install ."""
+
+
+def refuse_beside_the_other():
+    """Leave with a word where the other package of this name is installed, over which this one would be written."""
+    try:
+        importlib.metadata.distribution("fastdiff")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    sys.exit(
+        "the package index's `fastdiff`, which compares texts, is installed here, and its files would be mixed with "
+        "those of fastdiff-ddpm: `pip uninstall -y fastdiff` first"
+    )
 
 
 def flag(name, default):
@@ -139,6 +152,7 @@ def extension_arguments():
     }
 
 
+refuse_beside_the_other()
 setup(
     packages=[*find_packages(include=["fastdiff", "fastdiff.*"]), "fastdiff.kernels"],
     package_dir={"fastdiff": "fastdiff", "fastdiff.kernels": "kernels"},

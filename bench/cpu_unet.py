@@ -1,7 +1,7 @@
 """The CPU engine against the engines that one could pick instead: `make bench-cpu`.
 
     python bench/cpu_unet.py [--only ho-cifar10] [--batches 1,8] [--engines "engine,openvino bf16"]
-        [--conditions quiet] [--rounds 9]
+        [--conditions quiet] [--rounds 9] [--add]
 
 Each engine lives in a process of its own, built from the same weights, and is stopped while another has its turn, so
 that threads which spin cannot disturb it. They take turns, call by call; least and median times, and the error relative
@@ -9,8 +9,9 @@ to float64. Conditions: two threads on a quiet machine, one thread, and two thre
 each keep a processor busy. There the median is compared with the fair share: the quiet time, times (threads + busy) /
 processors. Networks that would fill the memory if all engines held them race in pairs.
 
-Writes bench/results/cpu_unet.json and .md. Engines that are not installed are left out and named; `pip install -e
-".[peers]"` brings them.
+Writes bench/results/cpu_unet.json and .md; with --add what is measured joins what stands there, case by case and engine
+by engine, with the machine and commit of its own. Engines that are not installed are left out and named; `pip install
+-e ".[peers]"` brings them.
 """
 
 from __future__ import annotations
@@ -165,6 +166,17 @@ def cases_of(only: str, conditions: Sequence[str], batches: Sequence[int] = ()) 
     return [case for case in found if only in case[0] and (not batches or case[1] in batches)]
 
 
+def add(results: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """A result to those there are: to that of its case, whose engines stay what they were, or as a new one."""
+    names = ("preset", "batch", "condition")
+    for result in results:
+        if all(result[name] == found[name] for name in names):
+            result["engines"] = found["engines"] | result["engines"]
+            return
+    of_its_condition = [n for n, result in enumerate(results) if result["condition"] == found["condition"]]
+    results.insert(of_its_condition[-1] + 1 if of_its_condition else len(results), found)
+
+
 def main() -> None:
     """Run everything and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -173,6 +185,7 @@ def main() -> None:
     parser.add_argument("--conditions", default=",".join(CONDITIONS), help="names, with commas between them")
     parser.add_argument("--batches", default="", help="batch sizes, with commas between them; all, if left out")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--add", action="store_true", help="to the results that there are, without the splits")
     parser.add_argument("--no-split", action="store_true", help="leave out where the engine's own time goes")
     parser.add_argument("--out", type=Path, default=RESULTS, help="results, without suffix")
     options = parser.parse_args()
@@ -181,7 +194,10 @@ def main() -> None:
     cases = cases_of(options.only, options.conditions.split(","), batches)
     results: list[dict[str, Any]] = []
     everything: dict[str, Any] = {"machine": machine(), "results": results, "missing": missing}
-    if not options.no_split:
+    if options.add:
+        everything = json.loads(options.out.with_suffix(".json").read_text())
+        results = everything["results"]
+    elif not options.no_split:
         with torch.no_grad():
             quiet = [case[:2] for case in cases if case[2] == "quiet"]
             everything["splits"] = [cpu_profile.split_of(preset, batch) for preset, batch in quiet]
@@ -192,8 +208,12 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for preset, batch, condition in cases:
         taking_part = engines if condition == "quiet" else [name for name in engines if name in BESIDE]
-        results.append(measure(preset, batch, taking_part, condition, options.rounds))
-        print("\n".join(to_lines(results[-1])), flush=True)
+        found = measure(preset, batch, taking_part, condition, options.rounds)
+        print("\n".join(to_lines(found)), flush=True)
+        if options.add:
+            add(results, found | {"machine": machine()})
+        else:
+            results.append(found)
         # After each, so that a run that is stopped has what it measured.
         options.out.with_suffix(".json").write_text(json.dumps(everything, indent=1) + "\n")
         options.out.with_suffix(".md").write_text(to_markdown(everything))
@@ -240,6 +260,11 @@ def to_markdown(everything: dict[str, Any]) -> str:
     ]
     if everything["missing"]:
         lines += ["", f"Not installed: {', '.join(everything['missing'])}."]
+    for result in results:
+        if "machine" in result:
+            own = result["machine"]
+            case = f"{result['preset']}, batch {result['batch']}, {result['condition']}"
+            lines += ["", f"{case}: {own['processor']}, {own['isa']}, load {own['load']}, commit {own['commit']}."]
     for condition, group in itertools.groupby(results, key=lambda result: result["condition"]):
         lines += ["", f"**{condition}**", ""]
         lines += [

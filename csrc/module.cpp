@@ -77,7 +77,7 @@ static PyMethodDef methods[] = {
     {"chunk_steps", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(over_chunks<fastdiff::chunk_steps>)),
      METH_FASTCALL, "Execute the row of each of some chunks of samples: address, count."},
     {"cpu_isa", cpu_isa, METH_NOARGS,
-     "The instruction set of the kernels in use: generic, avx2, avx512 or avx512bf16."},
+     "The instruction set of the kernels in use: generic, avx2, avx512, avx512bf16 or avx512amx."},
     {"step_dense", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step_dense)), METH_FASTCALL,
      "A row without noise, over float32 tensors of one dense layout. Addresses of x, the model's output, out, "
      "pred_out, base and history (0 where absent), the history's depth, the number of elements, the rows' address, "

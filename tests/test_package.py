@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fastdiff as fd
 from support.networks import one_level
@@ -111,4 +112,9 @@ def test_versions_agree():
     assert importlib.metadata.version("fastdiff-ddpm") == fd.__version__
     dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
     assert dynamic["version"]["attr"] == "fastdiff.version.__version__"
-    assert f"## {fd.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    changelog, citation = ((ROOT / name).read_text() for name in ("CHANGELOG.md", "CITATION.cff"))
+    released = yaml.safe_load(citation)
+    assert released["version"] == fd.__version__
+    # The newest section is this version's, with the day of its release.
+    newest = next(line for line in changelog.splitlines() if line.startswith("## "))
+    assert newest == f"## {fd.__version__}, {released['date-released']}"

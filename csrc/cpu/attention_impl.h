@@ -56,7 +56,7 @@ static inline void attention_keys(const Work& w, int64_t unit) {
 }
 
 // Rows of softmax(q k^T) v, plus the residual; q comes scaled. scores: [QUERY_BLOCK, panels of keys * PANEL], and
-// behind them room for [GEMM_ROWS, words of d] where F is Pairs; q and v: columns of the source [keys, C]; target and
+// behind them room for [F::ROWS, words of d] where F is Pairs; q and v: columns of the source [keys, C]; target and
 // residual: [keys, width].
 template <typename F>
 static void attention_queries(const Work& w, int64_t unit, float* scores) {
@@ -73,9 +73,9 @@ static void attention_queries(const Work& w, int64_t unit, float* scores) {
   float* rounded = scores + QUERY_BLOCK * stride;
   float* to = at(w, i.target, sample, keys * width) + first * width + head * d;
   const float* residual = i.residual < 0 ? nullptr : at(w, i.residual, sample, keys * width) + first * width + head * d;
-  const float* a[GEMM_ROWS];
-  for (int64_t q = 0; q < count; q += GEMM_ROWS) {
-    const int64_t rows = count - q < GEMM_ROWS ? count - q : GEMM_ROWS;
+  const float* a[F::ROWS];
+  for (int64_t q = 0; q < count; q += F::ROWS) {
+    const int64_t rows = count - q < F::ROWS ? count - q : F::ROWS;
     for (int64_t m = 0; m < rows; ++m) {
       a[m] = qkv + (first + q + m) * i.channels + head * d;
       if (!F::PAIRED) continue;

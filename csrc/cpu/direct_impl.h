@@ -37,8 +37,8 @@ static void multiply_dots(const Work& w, const Padded& padded, const int64_t* ta
 }
 
 // weights: room for [channels_out, num_taps, C], which are taken from the panel [num_taps, C, PANEL].
-static void direct_dots(const Work& w, const Padded& padded, const int64_t* taps, int64_t first, int64_t last,
-                        float* weights) {
+static inline void direct_dots(const Work& w, const Padded& padded, const int64_t* taps, int64_t first, int64_t last,
+                               float* weights) {
   const int64_t rows = w.i.kernel * w.i.kernel * (w.i.channels + w.i.channels2);
   for (int64_t o = 0; o < w.i.channels_out; ++o)
     for (int64_t row = 0; row < rows; ++row) weights[o * rows + row] = w.weights[w.i.weight + row * PANEL + o];
@@ -85,14 +85,16 @@ static void direct_multiply(const Work& w, int64_t threads, int64_t unit, float*
   int64_t taps[MOST_TAPS];
   for (int64_t ky = 0; ky < i.kernel; ++ky)
     for (int64_t kx = 0; kx < i.kernel; ++kx) taps[ky * i.kernel + kx] = (ky * padded.width + kx) * words;
-  if (by_dots(i)) return direct_dots(w, padded, taps, first, last, scratch);
+  if constexpr (!F::PAIRED) {
+    if (by_dots(i)) return direct_dots(w, padded, taps, first, last, scratch);
+  }
   for (int64_t panel = group * panels / groups; panel < (group + 1) * panels / groups; ++panel) {
     const float* packed = w.weights + i.weight + panel * i.kernel * i.kernel * words * PANEL;
     const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
-    for (int64_t p = first; p < last; p += GEMM_ROWS) {
-      const int64_t rows = last - p < GEMM_ROWS ? last - p : GEMM_ROWS;
-      const float* a[GEMM_ROWS];
-      Writer writers[GEMM_ROWS];
+    for (int64_t p = first; p < last; p += F::ROWS) {
+      const int64_t rows = last - p < F::ROWS ? last - p : F::ROWS;
+      const float* a[F::ROWS];
+      Writer writers[F::ROWS];
       for (int64_t m = 0; m < rows; ++m) {
         const int64_t sample = (p + m) / pixels, y = (p + m) % pixels / i.width, x = (p + m) % i.width;
         writers[m] = writer_of(w, sample);

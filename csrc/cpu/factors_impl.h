@@ -15,9 +15,10 @@ typedef uint32_t u32x16u __attribute__((vector_size(64), aligned(4), may_alias))
 typedef uint32_t word __attribute__((may_alias));
 
 // Each kind says how a sum is taken: in STEPS parts, with what a part takes of sixteen columns and of a row's number.
-// `words`: so many that a row of `count` numbers has.
+// `words`: so many that a row of `count` numbers has; ROWS: as many rows as are multiplied at a time.
 struct Floats {
   static constexpr bool PAIRED = false;
+  static constexpr int64_t ROWS = 6;
   static constexpr int STEPS = 1;
   static constexpr int64_t words(int64_t count) { return count; }
   static inline __attribute__((always_inline)) f32x16 columns(const float* p, int) { return load16(p); }
@@ -30,6 +31,12 @@ struct Floats {
 struct Pairs {
   static constexpr bool PAIRED = true;
   static constexpr int64_t words(int64_t count) { return (count + 1) / 2; }
+#if defined(FD_AMX)
+  // Two tiles of them (gemm_amx_impl.h).
+  static constexpr int64_t ROWS = 32;
+#else
+  static constexpr int64_t ROWS = Floats::ROWS;
+#endif
 #if defined(FD_AVX512BF16)
   // Both products of a pair at once, added in float32; the sum is rounded once for each, to nearest.
   static constexpr int STEPS = 1;
@@ -57,6 +64,13 @@ struct Pairs {
     sum += number * columns;
   }
 #endif
+};
+
+// Weights that are wanted next, fetched into the second-level cache while others are used: `lines` cache lines with
+// every row of those.
+struct Ahead {
+  const float* next = nullptr;
+  int64_t lines = 0;
 };
 
 // The bits of the nearest bfloat16 of each, ties to even.

@@ -8,20 +8,14 @@
 #include <cstdint>
 
 #include "factors_impl.h"
+#include "gemm_amx_impl.h"
 #include "rounding.h"
 #include "vec_impl.h"
 
 namespace fastdiff::FD_VARIANT {
 
-// Rows at a time.
-constexpr int64_t GEMM_ROWS = 6;
-
-// Weights that are wanted next, fetched into the second-level cache while others are used: `lines` cache lines with
-// every row of b.
-struct Ahead {
-  const float* next = nullptr;
-  int64_t lines = 0;
-};
+// Rows at a time, of numbers; F::ROWS of either kind.
+constexpr int64_t GEMM_ROWS = Floats::ROWS;
 
 // acc[m][v] += sum over tap and k of a[m][taps[tap] + k] * b[tap][k][16 v, 16 v + 16).
 template <typename F, int ROWS, int VECTORS>
@@ -95,6 +89,10 @@ template <typename F = Floats, typename Finish>
 static inline void multiply_panel(int64_t num_rows, const float* const* a, const int64_t* taps, int64_t num_taps,
                                   int64_t length, const float* b, int64_t b_stride, int64_t columns,
                                   const Finish& finish, Ahead ahead = {}) {
+#if defined(FD_AMX)
+  if constexpr (F::PAIRED)
+    return multiply_panel_by_tiles(num_rows, a, taps, num_taps, length, b, b_stride, columns, finish, ahead);
+#endif
   const int64_t vectors = ceil_div(columns, 16);
   int64_t v = 0;
   for (; v + WIDE <= vectors; v += WIDE)

@@ -14,6 +14,7 @@ namespace fastdiff {
   void run_attention_backward(const AttentionGradArgs&, int64_t, float* scratch);   \
   void run_dropout(const DropoutArgs&, int64_t first_unit, int64_t last_unit);      \
   void run_losses(const LossArgs&, int64_t first_unit, int64_t last_unit);          \
+  void run_packing(const PackedLayerArgs&, int64_t first_unit, int64_t last_unit);  \
   void run_pixels(const PixelArgs&, int64_t first_unit, int64_t last_unit);         \
   void run_update(const UpdateArgs&, int64_t first_piece, int64_t last_piece);      \
   void run_squares(const SquaresArgs&, int64_t first_piece, int64_t last_piece);    \
@@ -33,6 +34,7 @@ namespace fastdiff {
       .attention_backward = run_attention_backward,                                 \
       .dropout = run_dropout,                                                       \
       .losses = run_losses,                                                         \
+      .packing = run_packing,                                                       \
       .pixels = run_pixels,                                                         \
       .update = run_update,                                                         \
       .squares = run_squares,                                                       \
@@ -51,23 +53,30 @@ FD_KERNELS(generic)
 #if defined(__x86_64__)
 FD_KERNELS(avx2)
 FD_KERNELS(avx512)
-// Of AVX-512 with BF16 the instructions over pairs alone are other ones.
-namespace avx512bf16 {
-void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch);
-static const Kernels& table() {
-  static const Kernels chosen = [] {
-    Kernels k = avx512::table;
-    k.name = "avx512bf16";
-    k.pairs = run_pairs_unit;
-    return k;
-  }();
-  return chosen;
-}
-}  // namespace avx512bf16
+// Of AVX-512 with BF16, and of AMX, the instructions over pairs alone are other ones.
+#define FD_PAIRS(VARIANT)                                                          \
+  namespace VARIANT {                                                              \
+  void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch); \
+  static const Kernels& table() {                                                  \
+    static const Kernels chosen = [] {                                             \
+      Kernels k = avx512::table;                                                   \
+      k.name = #VARIANT;                                                           \
+      k.pairs = run_pairs_unit;                                                    \
+      return k;                                                                    \
+    }();                                                                           \
+    return chosen;                                                                 \
+  }                                                                                \
+  }
+
+FD_PAIRS(avx512bf16)
+FD_PAIRS(avx512amx)
+FD_PAIRS(avx512amxmodel)
 #endif
 
 const Kernels& kernels() {
 #if defined(__x86_64__)
+  if (chosen_isa() == Isa::AVX512AMX_MODEL) return avx512amxmodel::table();
+  if (chosen_isa() == Isa::AVX512AMX) return avx512amx::table();
   if (chosen_isa() == Isa::AVX512BF16) return avx512bf16::table();
   if (chosen_isa() == Isa::AVX512) return avx512::table;
   if (chosen_isa() == Isa::AVX2) return avx2::table;

@@ -18,6 +18,7 @@ struct LossArgs;
 struct NormArgs;
 struct NormGradArgs;
 struct PackArgs;
+struct PackedLayerArgs;
 struct PixelArgs;
 struct SquaresArgs;
 struct StepArgs;
@@ -33,6 +34,7 @@ struct Kernels {
   void (*attention_backward)(const AttentionGradArgs&, int64_t unit, float* scratch);
   void (*dropout)(const DropoutArgs&, int64_t first_unit, int64_t last_unit);
   void (*losses)(const LossArgs&, int64_t first_unit, int64_t last_unit);
+  void (*packing)(const PackedLayerArgs&, int64_t first_unit, int64_t last_unit);
   void (*pixels)(const PixelArgs&, int64_t first_unit, int64_t last_unit);
   void (*update)(const UpdateArgs&, int64_t first_piece, int64_t last_piece);
   void (*squares)(const SquaresArgs&, int64_t first_piece, int64_t last_piece);

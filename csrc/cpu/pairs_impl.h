@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "amx_impl.h"
 #include "attention_impl.h"
 #include "convolution_impl.h"
 #include "factors_impl.h"
@@ -43,6 +44,9 @@ static void attention_pairs(const Work& w, int64_t unit) {
 
 // scratch: [thread_scratch(...)].
 void run_pairs_unit(const Work& w, int64_t threads, int64_t unit, float* scratch) {
+#if defined(FD_AMX)
+  const TilesInUse in_use;
+#endif
   if (w.i.op == PLAN_CONV) return convolution<Pairs>(w, threads, unit, scratch);
   w.phase == 0 ? attention_pairs(w, unit) : attention_queries<Pairs>(w, unit, scratch);
 }

@@ -78,7 +78,9 @@ void check_numbers(const Instruction* code, int64_t length, int64_t batch) {
               (i.source2 < 0 ? i.channels == 3 * width && i.channels2 == 0 : i.channels == 2 * width) &&
               product({batch, width, i.height * i.width + PANEL}) <= MOST && i.channels_out == width;
     }
-    if (right && i.op == PLAN_PIXEL_NORM) right = one && same && i.channels_out == i.channels;
+    if (right && i.op == PLAN_PIXEL_NORM)
+      right = one && same && i.channels_out == i.channels && between(0, i.memory, PIXEL_NORMS - 1) &&
+              (i.memory == PIXEL_NORM_FACTORS) == (i.norm >= 0) && (i.memory == PIXEL_NORM_LENGTH || i.time < 0);
     if (right && (i.op == PLAN_MEMORY_ATTENTION || i.op == PLAN_LINEAR_ATTENTION)) {
       const int64_t width = i.channels / 3;
       right = one && same && i.channels == 3 * width && between(1, i.heads, width) && width % i.heads == 0 &&
@@ -111,7 +113,9 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
     const int64_t written = i.op == PLAN_STATS  ? 2 * i.channels
                             : i.op == PLAN_NORM ? 2 * total
                                                 : i.height * i.width * width;
-    const bool conv = i.op == PLAN_CONV, norm = i.op == PLAN_NORM, pixels = i.op == PLAN_PIXEL_NORM;
+    const bool conv = i.op == PLAN_CONV, norm = i.op == PLAN_NORM;
+    const bool pixels = i.op == PLAN_PIXEL_NORM && i.memory != PIXEL_NORM_FACTORS;
+    const bool layer = i.op == PLAN_PIXEL_NORM && i.memory == PIXEL_NORM_LAYER;
     // Numbers that an instruction does not have were not looked at.
     const int64_t taps = !conv                           ? 0
                          : i.algorithm == PLAN_DIRECT    ? i.kernel * i.kernel
@@ -127,13 +131,13 @@ void check_code(const Instruction* code, int64_t length, int64_t part, int64_t a
         inside(i.target, part * written, arena, false) && inside(i.residual, part * written, arena, true) &&
         inside(i.norm, part * 2 * (i.op == PLAN_ATTENTION ? width : total), arena, true) &&
         inside(i.stats, part * 2 * i.channels, arena, !norm) && inside(i.stats2, part * 2 * i.channels2, arena, true) &&
-        inside(i.weight, packed, weights, !conv && !norm && !pixels && i.memory == 0) &&
+        inside(i.weight, packed, weights, !conv && !norm && !pixels && (!memory || i.memory == 0)) &&
         inside(i.bias,
-               conv   ? i.channels_out
-               : norm ? total
-                      : 0,
-               weights, !conv && !norm) &&
-        inside(i.epsilon, norm && i.memory == 1 ? 3 : 1, weights, !norm) &&
+               conv            ? i.channels_out
+               : norm || layer ? total
+                               : 0,
+               weights, !conv && !norm && !layer) &&
+        inside(i.epsilon, norm && i.memory == 1 ? 3 : 1, weights, !norm && !layer) &&
         inside(i.time, norm || pixels ? 2 * total : i.channels_out, times, true);
     FD_CHECK(fits, "instruction ", n, " of the plan reaches outside of the arena, the weights or the times");
   }

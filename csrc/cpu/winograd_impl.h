@@ -172,12 +172,12 @@ FD_INLINE void winograd_multiply(const Work& w, int64_t point, int64_t panel, in
   float* to = m + point * point_stride(tiles, width);
   const int64_t columns = i.channels_out - panel * PANEL < PANEL ? i.channels_out - panel * PANEL : PANEL;
   // Spread over the first groups of rows: PANEL / 16 lines are a row of the panel.
-  const int64_t groups = ceil_div(tiles, GEMM_ROWS), lines = groups >= 4 ? 1 : groups >= 2 ? 2 : 4;
+  const int64_t groups = ceil_div(tiles, F::ROWS), lines = groups >= 4 ? 1 : groups >= 2 ? 2 : 4;
   const float* next = packed + distance * words * PANEL;
-  for (int64_t t = 0, left = PANEL / 16; t < tiles; t += GEMM_ROWS, left -= lines) {
-    const int64_t rows = tiles - t < GEMM_ROWS ? tiles - t : GEMM_ROWS;
+  for (int64_t t = 0, left = PANEL / 16; t < tiles; t += F::ROWS, left -= lines) {
+    const int64_t rows = tiles - t < F::ROWS ? tiles - t : F::ROWS;
     const Ahead ahead = {next + (PANEL - 16 * left) * words, left > 0 ? lines : 0};
-    const float* a[GEMM_ROWS];
+    const float* a[F::ROWS];
     for (int64_t r = 0; r < rows; ++r) a[r] = from + (t + r) * words;
     multiply_panel<F>(
         rows, a, &none, 1, words, packed, PANEL, columns,

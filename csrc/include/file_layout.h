@@ -7,7 +7,7 @@
 namespace fastdiff {
 
 // Raised with each change of this file, of plan_layout.h or row_layout.h, or of how weights are packed.
-constexpr uint32_t FILE_VERSION = 1;
+constexpr uint32_t FILE_VERSION = 2;
 constexpr char FILE_MAGIC[] = "fastdiff";
 // Reads as another number where the machine's word order is another.
 constexpr uint32_t FILE_WORD_ORDER = 0x01020304;

@@ -18,6 +18,9 @@ enum PlanOp : int64_t {
   PLAN_LINEAR_ATTENTION,
   PLAN_OPS
 };
+// What a PLAN_PIXEL_NORM divides a pixel by: its length; the deviation of its channels, whose mean is taken off; or
+// nothing, where the factors and offsets of a group norm are given.
+enum PixelNorm : int64_t { PIXEL_NORM_LENGTH, PIXEL_NORM_LAYER, PIXEL_NORM_FACTORS, PIXEL_NORMS };
 enum PlanAlgorithm : int64_t { PLAN_DIRECT, PLAN_WINOGRAD4, PLAN_WINOGRAD2, PLAN_ALGORITHMS };
 
 // Places are counted in floats from the start of the arena or of the weights; -1 is none. A place in the arena is that
@@ -42,7 +45,8 @@ struct Instruction {
   int64_t stats, stats2;  // [2, C]: mean and sum of squares about it, of each source
   int64_t pairs;          // products are those of bfloat16 numbers, two of which are a word where a float would be
   int64_t memory;         // learned keys and values of an attention, in front of those of the pixels; of a norm 1 where
-                          // two numbers behind epsilon say what the sources are to be multiplied by
+                          // two numbers behind epsilon say what the sources are to be multiplied by; of a pixel norm
+                          // which
 };
 
 constexpr int64_t PLAN_WIDTH = sizeof(Instruction) / sizeof(int64_t);

@@ -38,9 +38,9 @@ typedef struct fastdiff_info {
   int64_t rows;                    /* of the coefficient table */
   int64_t evaluations;             /* of the network, for one sample */
   int64_t file_bytes;
-  const char* text; /* what it was exported from, for people; as long as the model is open */
-  const char*
-      instruction_set; /* generic, avx2, avx512 or avx512bf16; FASTDIFF_CPU_ISA in the environment chooses another */
+  const char* text;            /* what it was exported from, for people; as long as the model is open */
+  const char* instruction_set; /* generic, avx2, avx512, avx512bf16 or avx512amx; FASTDIFF_CPU_ISA in the environment
+                                  chooses another */
 } fastdiff_info;
 
 /* Zeros are the defaults. */

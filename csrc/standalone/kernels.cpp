@@ -1,6 +1,7 @@
 // The kernels that a plan and its table need, of each instruction set.
 #include "kernels.h"
 
+#include "failure.h"
 #include "isa.h"
 
 namespace fastdiff {
@@ -28,20 +29,27 @@ FD_KERNELS(generic, generic)
 FD_KERNELS(avx2, avx2)
 // AVX2 has the same bits there, and the program stays small.
 FD_KERNELS(avx512, avx2)
-// Of AVX-512 with BF16 the instructions over pairs alone are other ones.
-namespace avx512bf16 {
-void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch);
-static Kernels make() {
-  Kernels table = avx512::make();
-  table.name = "avx512bf16";
-  table.pairs = run_pairs_unit;
-  return table;
-}
-}  // namespace avx512bf16
+// Of AVX-512 with BF16, and of AMX, the instructions over pairs alone are other ones.
+#define FD_PAIRS(VARIANT)                                                          \
+  namespace VARIANT {                                                              \
+  void run_pairs_unit(const Work&, int64_t threads, int64_t unit, float* scratch); \
+  static Kernels make() {                                                          \
+    Kernels table = avx512::make();                                                \
+    table.name = #VARIANT;                                                         \
+    table.pairs = run_pairs_unit;                                                  \
+    return table;                                                                  \
+  }                                                                                \
+  }
+
+FD_PAIRS(avx512bf16)
+FD_PAIRS(avx512amx)
 #endif
 
 static Kernels choose() {
 #if defined(__x86_64__)
+  if (chosen_isa() == Isa::AVX512AMX_MODEL)
+    fail("FASTDIFF_CPU_ISA=avx512amxmodel is for tests of the Python extension: it is not built here");
+  if (chosen_isa() == Isa::AVX512AMX) return avx512amx::make();
   if (chosen_isa() == Isa::AVX512BF16) return avx512bf16::make();
   if (chosen_isa() == Isa::AVX512) return avx512::make();
   if (chosen_isa() == Isa::AVX2) return avx2::make();

@@ -28,6 +28,7 @@ from fastdiff.cli.generate import gather, generate
 from fastdiff.cli.info import info_app
 from fastdiff.cli.likelihood import likelihood
 from fastdiff.cli.options import Command, UsageFault
+from fastdiff.cli.push import push
 from fastdiff.cli.sample import sample
 from fastdiff.cli.score import score
 from fastdiff.cli.serve import serve
@@ -128,6 +129,7 @@ for command in (
     likelihood,
     convert,
     export,
+    push,
     serve,
     ema,
 ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,17 @@ from typing import Any
 from fastdiff.process.arguments import spelt
 from fastdiff.version import __version__
 
-__all__ = ["extension", "machine", "resolve_device", "versions"]
+__all__ = ["extension", "installed_in", "machine", "resolve_device", "settings", "torch_report", "versions"]
 
+# Of other projects.
+_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "GOMP_SPINCOUNT",
+    "OMP_WAIT_POLICY",
+    "CUDA_VISIBLE_DEVICES",
+    "TRITON_INTERPRET",
+    "HF_ENDPOINT",
+)
 _LIBRARIES = ("torch", "triton", "numpy", "safetensors", "scikit-learn", "matplotlib")
 
 
@@ -28,7 +38,7 @@ def versions() -> dict[str, str | None]:
 
 
 def extension() -> str | None:
-    """The instruction set that the C++ kernels use, from "generic" to "avx512bf16"; None where they are not built."""
+    """The instruction set that the C++ kernels use, from "generic" to "avx512amx"; None where they are not built."""
     from fastdiff import ops
 
     if not ops.has_extension():
@@ -52,6 +62,25 @@ def machine() -> dict[str, Any]:
         "gpus": gpus,
         "extension": extension(),
     }
+
+
+def installed_in() -> str:
+    """The package's folder, and whether it is a checkout that is worked on."""
+    folder = Path(__file__).parents[1]
+    return f"{folder}{', a checkout' if (folder.parent / 'setup.py').is_file() else ''}"
+
+
+def settings() -> dict[str, str]:
+    """The environment's variables that change what runs; of a key, only that it is set."""
+    names = [name for name in os.environ if name.startswith("FASTDIFF_") or name in _SETTINGS]
+    return {name: "(set)" if "KEY" in name or "TOKEN" in name else os.environ[name] for name in sorted(names)}
+
+
+def torch_report() -> str:
+    """What PyTorch gathers for its own bug reports, in some seconds: builds, CUDA, compilers, packages."""
+    from torch.utils import collect_env
+
+    return str(collect_env.get_pretty_env_info())  # type: ignore[no-untyped-call]
 
 
 def resolve_device(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fastdiff.cli.options import (
+    MemoryOption,
     ModelArgument,
     SamplerOptions,
     StepsOption,
@@ -37,6 +38,7 @@ def export(
         str,
         typer.Option(help="fast, strict (all convolutions direct) or bfloat16 (weights in half the room)."),
     ] = "fast",
+    memory: MemoryOption = "normal",
     weights: WeightsOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there.")] = False,
 ) -> None:
@@ -55,7 +57,7 @@ def export(
     from fastdiff.sampling.tables import read_table, table_of
 
     check_precision(precision)
-    pipe = load_pipeline(model, "cpu", weights)
+    pipe = load_pipeline(model, "cpu", weights, memory=memory)
     named = (sampler or "ddim") if table is None else read_table(table, "--table")
     with blaming("--option", option):
         rows = table_of(named, pipe.diffusion, steps, options)

@@ -11,6 +11,7 @@ import typer
 
 from fastdiff.cli.options import (
     DeviceOption,
+    MemoryOption,
     ModelArgument,
     PrecisionOption,
     SamplerOptions,
@@ -90,6 +91,7 @@ def generate(
         int, typer.Option(min=1, help="Images at a time; changes nothing but speed and memory.")
     ] = 64,
     precision: PrecisionOption = None,
+    memory: MemoryOption = "normal",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -107,7 +109,7 @@ def generate(
         raise ValueError("--table is the whole sampler: leave out --sampler, --steps and --option")
     chosen: Any = sampler if table is None else read_table(table, "--table")
     classes = _labels(labels)
-    pipe = load_pipeline(model, device, weights, precision)
+    pipe = load_pipeline(model, device, weights, precision, memory)
     check_writable(out)
 
     from fastdiff.generation.generate import Request
@@ -203,7 +205,7 @@ def _by_ray(
     from fastdiff.generation.generate import Samples
     from fastdiff.generation.ray_engine import run_by_ray
 
-    load = partial(_samples, model.absolute(), str(pipe.device), weights, pipe.precision, request)
+    load = partial(_samples, model.absolute(), str(pipe.device), weights, pipe.precision, pipe.memory, request)
     with counted("generating") as tell:
         folder = run_by_ray(
             Samples.of(pipe, request), load, out, workers=workers, batch_size=batch_size,
@@ -212,11 +214,13 @@ def _by_ray(
     _say(folder)
 
 
-def _samples(model: Path, device: str, weights: str | None, precision: str | None, request: Request) -> Any:
+def _samples(
+    model: Path, device: str, weights: str | None, precision: str | None, memory: str, request: Request
+) -> Any:
     """The work of an actor."""
     from fastdiff.generation.generate import Samples
 
-    return Samples.of(load_pipeline(model, device, weights, precision), request)
+    return Samples.of(load_pipeline(model, device, weights, precision, memory), request)
 
 
 def _say(folder: Any) -> None:

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fastdiff.cli.options import Command
+from fastdiff.cli.options import Command, MemoryOption
 from fastdiff.process.arguments import advised, spelt
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["info_app"]
 
 info_app = typer.Typer(
-    help="Versions and the machine; or presets, schedules, samplers, a sampler's table, a model.",
+    help="Versions and the machine; a bug report's facts; or presets, schedules, samplers, a sampler's table, a model.",
     invoke_without_command=True,
 )
 
@@ -43,6 +43,18 @@ def _overview(ctx: typer.Context) -> None:
     table.add_row("GPU", ", ".join(found["gpus"]) or "none that PyTorch can use")
     table.add_row("system", found["system"])
     _print(table)
+
+
+@info_app.command(cls=Command)
+def report() -> None:
+    """All that a bug report needs, as plain text to paste: the above, settings, and what PyTorch gathers of itself."""
+    from fastdiff.cli.environment import installed_in, machine, settings, torch_report, versions
+
+    rows = {**versions(), "installed in": installed_in(), **machine(), **settings()}
+    for name, value in rows.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        typer.echo(f"{name}: {'none' if text in (None, '') else text}")
+    typer.echo(f"\n{torch_report()}")
 
 
 @info_app.command(cls=Command)
@@ -200,6 +212,7 @@ def plan(
     size: Annotated[int | None, typer.Option(min=1, help="Height and width; the network's own if left out.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="As --precision strict: direct convolutions alone.")] = False,
     precision: Annotated[str | None, typer.Option(help="fast, strict or bfloat16; fast, if left out.")] = None,
+    memory: MemoryOption = "normal",
     device: Annotated[
         str | None, typer.Option(help="A GPU, sm_90 or sm_80: its plan, and what it costs by paper arithmetic.")
     ] = None,
@@ -222,7 +235,7 @@ def plan(
     check_precision(chosen)
     unet = _named_network(network)
     side = size or unet.config.image_size
-    compiled = NativeNetwork(unet, precision=chosen)  # type: ignore[arg-type]
+    compiled = NativeNetwork(unet, precision=chosen, memory=memory)  # type: ignore[arg-type]
     times = profile(compiled, batch, (side, side))
     table = _table("", "instruction", "algorithm", "products", "shapes", "GFLOP", "MB", "predicted, ms", "measured, ms")
     for found in times:
@@ -244,11 +257,11 @@ def plan(
         peaks.append(f"{engine_peak(products='bfloat16') / 1e9:,.0f} in bfloat16")
     total, flops = sum(found.milliseconds for found in times), sum(found.flops for found in times)
     predicted = sum(found.predicted_ms for found in times)
-    memory = [4 * part.numel() / 2**20 for part in (prepared.arena, prepared.scratch, compiled.weights(side, side))]
+    sizes = [4 * part.numel() / 2**20 for part in (prepared.arena, prepared.scratch, compiled.weights(side, side))]
     typer.echo(
         f"{len(times)} instructions, {flops / 1e9:,.2f} GFLOP, {total:,.1f} ms for {batch} images of {side}x{side} "
-        f"({predicted:,.1f} predicted); arena {memory[0]:,.1f} MiB, scratch {memory[1]:,.1f} MiB, weights "
-        f"{memory[2]:,.1f} MiB; products reach {' and '.join(peaks)} here, and PyTorch's {matrix_peak() / 1e9:,.0f}"
+        f"({predicted:,.1f} predicted); arena {sizes[0]:,.1f} MiB, scratch {sizes[1]:,.1f} MiB, weights "
+        f"{sizes[2]:,.1f} MiB; products reach {' and '.join(peaks)} here, and PyTorch's {matrix_peak() / 1e9:,.0f}"
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Command",
     "DeviceOption",
+    "MemoryOption",
     "ModelArgument",
     "PrecisionOption",
     "SamplerOptions",
@@ -125,6 +126,10 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option(help="Of the engine on a CPU: fast, strict or bfloat16; fast, if left out."),
 ]
+MemoryOption = Annotated[
+    str,
+    typer.Option(help="Of the engine on a CPU: normal, or low for packed weights that take about half, and slower."),
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
@@ -194,11 +199,14 @@ def key_values(pairs: list[str], option: str = "--option") -> dict[str, Any]:
     return options
 
 
-def load_pipeline(model: Path, device: str, weights: str | None = None, precision: str | None = None) -> Pipeline:
-    """The model that a command was given. Raises ValueError for a path, a device or a precision that does not fit."""
+def load_pipeline(
+    model: Path, device: str, weights: str | None = None, precision: str | None = None, memory: str = "normal"
+) -> Pipeline:
+    """The model that a command was given. Raises ValueError for a path or an option that does not fit."""
     from fastdiff.cli.environment import resolve_device
     from fastdiff.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(model, device=resolve_device(device), weights=weights)
     pipe.precision = precision  # type: ignore[assignment]
+    pipe.memory = memory  # type: ignore[assignment]
     return pipe

@@ -12,6 +12,7 @@ import typer
 
 from fastdiff.cli.options import (
     DeviceOption,
+    MemoryOption,
     ModelArgument,
     PrecisionOption,
     SamplerOptions,
@@ -78,6 +79,7 @@ def sample(
         int, typer.Option(min=1, help="Images at a time; changes nothing but speed and memory.")
     ] = 64,
     precision: PrecisionOption = None,
+    memory: MemoryOption = "normal",
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -90,7 +92,7 @@ def sample(
     options = key_values(option or [])
     if table is not None and (sampler is not None or steps is not None or options):
         raise ValueError("--table is the whole sampler: leave out --sampler, --steps and --option")
-    pipe = load_pipeline(model, device, weights, precision)
+    pipe = load_pipeline(model, device, weights, precision, memory)
     if pipe.extra_channels:
         commands = "fastdiff edit upscale and fastdiff edit inpaint give it such"
         raise ValueError(f"{model} makes images of other images: {commands}, or Pipeline.sample(condition=...)")
@@ -194,6 +196,8 @@ def _about(work: Work, turn: list[int] | None, start_id: int) -> dict[str, Any]:
     # Folders of before do not say it.
     if work.pipe.precision is not None:
         about["precision"] = work.pipe.precision
+    if work.pipe.memory != "normal":
+        about["memory"] = work.pipe.memory
     if turn is not None:
         # By number: a command that starts elsewhere takes its labels in turn from there.
         about["labels"] = [turn[(number - start_id) % len(turn)] for number in range(len(turn))]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastdiff.cli.options import DeviceOption, ModelArgument, ThreadsOption, WeightsOption, load_pipeline
+from fastdiff.cli.options import DeviceOption, MemoryOption, ModelArgument, ThreadsOption, WeightsOption, load_pipeline
 from fastdiff.process.arguments import spelt
 from fastdiff.process.checks import shown
 
@@ -27,6 +27,7 @@ def serve(
     precision: Annotated[
         str | None, typer.Option(help="Of the engine on a CPU: fast, strict or bfloat16; fast, if left out.")
     ] = None,
+    memory: MemoryOption = "normal",
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +78,7 @@ def serve(
     chosen: Any = precision
     if precision is not None:
         check_precision(precision)
-    pipe = load_pipeline(model, device, weights)
+    pipe = load_pipeline(model, device, weights, memory=memory)
     _, height, width = pipe.image_shape
     engine = Engine(
         pipe,

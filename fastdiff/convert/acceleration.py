@@ -10,10 +10,10 @@ from torch import nn
 
 from fastdiff import ops
 from fastdiff.convert.foreign import foreign_of
-from fastdiff.convert.in_engine import InEngine, engine_of, forget
+from fastdiff.convert.in_engine import InEngine, engine_of, forget, what_of
 from fastdiff.nets import acceleration as modules
 from fastdiff.nets.acceleration import AccelerationReport, Left, Replaced, restore
-from fastdiff.nets.acceleration_check import difference, evaluate, judge, quiet
+from fastdiff.nets.acceleration_check import difference, evaluate, evaluate_with_gradient, judge, quiet
 from fastdiff.nets.acceleration_timing import least_times
 from fastdiff.nets.fused_modules import fused_class, own_class
 
@@ -23,11 +23,13 @@ __all__ = ["accelerate"]
 def accelerate(model: nn.Module, check: Any = None, *, tolerance: float | None = None) -> AccelerationReport:
     """Make a network of another project fast, in place: in the engine, or by fused ops.
 
-    On a CPU, diffusers' `UNet2DModel`, OpenAI's `UNetModel` and lucidrains' `Unet` run in the engine whenever it can
-    express all of them: in eval mode, without gradients, in float32. Their outputs differ by rounding, as was seen once
-    on small images. Weights that change are noticed, and packed anew once they have stayed the same for three
-    evaluations. A network with a hook inside, another type, autocast, training or gradients is its own forward, with
-    its modules fused. The engine holds copies of the weights, packed (about four times the network's).
+    On a CPU, diffusers' `UNet2DModel`, OpenAI's `UNetModel`, `SuperResModel` and `EncoderUNetModel` and lucidrains'
+    `Unet` run in the engine whenever it can express all of them: in eval mode, without gradients, in float32. A
+    classifier's gradient of its images, which guidance takes, is the engine's as well. Their outputs differ by
+    rounding, as was seen once on small images. Weights that change are noticed, and packed anew once they have stayed
+    the same for three evaluations. A network with a hook inside, another type, autocast, training or gradients is its
+    own forward, with its modules fused. The engine holds copies of the weights, packed (about four times the
+    network's).
 
     Fused modules, on any device, are diffusers' `ResnetBlock2D`, `Attention` and `UNet2DModel`, OpenAI's `ResBlock` and
     `QKVAttention`, lucidrains' `Block` (with group norm) and `Attend`, and in any network each `nn.GroupNorm`, with the
@@ -40,8 +42,9 @@ def accelerate(model: nn.Module, check: Any = None, *, tolerance: float | None =
     Args:
         model: The network, changed in place; or a pipeline of diffusers, whose `unet` is meant.
         check: Arguments for one evaluation, to compare before and after: a tensor, a tuple of positional arguments or a
-            dict of keyword arguments. The network is evaluated some times, without gradients and in eval mode. On a CPU
-            each fused module, and the engine, is also timed against its own class, and what would be slower stays.
+            dict of keyword arguments. The network is evaluated some times, without gradients and in eval mode; a
+            classifier's gradient of its first argument is taken as well. On a CPU each fused module, and the engine, is
+            also timed against its own class, and what would be slower stays.
         tolerance: Largest difference of the outputs allowed by the check, over the largest value; by default 1e-3 in
             float32, 3e-2 in float16 and 1e-1 in bfloat16, where each module by itself has to be closer.
 
@@ -90,7 +93,7 @@ def _with_engine(
         network.__class__ = own
         left = Left("", name, f"not in the engine: {engine.obstacle}")
         return replace(report, left=(left, *report.left))
-    known = Replaced("", name, InEngine.what, report.error)
+    known = Replaced("", name, what_of(network), report.error)
     return replace(report, replaced=(known, *(entry for entry in report.replaced if entry.name)))
 
 
@@ -99,9 +102,12 @@ def _judge(
 ) -> tuple[float, tuple[float, float]]:
     """The difference of the engine's output from the fused network's, and the seconds of the two."""
 
+    foreign = foreign_of(network)
+    run = evaluate_with_gradient if foreign is not None and foreign.classifies else evaluate
+
     def evaluated(kind: type[nn.Module]) -> list[torch.Tensor]:
         network.__class__ = kind
-        return evaluate(network, check)
+        return run(network, check)
 
     inside = fused_class(InEngine, own)
     before, after = evaluated(own), evaluated(inside)

@@ -15,8 +15,10 @@ from fastdiff.convert.diffusers_unet import build_unet, to_unet
 from fastdiff.convert.infer import infer_openai
 from fastdiff.convert.layouts import from_layout
 from fastdiff.convert.lucidrains import infer_unet
-from fastdiff.nets.acceleration import qkv_layout_of
+from fastdiff.convert.lucidrains_variants import is_variant, variant_from_lucidrains
+from fastdiff.convert.openai_encoder import conventions_of, encoder_from_openai
 from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.encoder import EncoderUNet
 from fastdiff.nets.fused_modules import own_class
 from fastdiff.nets.lucidrains import Unet
 
@@ -43,16 +45,22 @@ class Foreign:
     Attributes:
         to_own: The network as one that the engine runs, with copies of its weights. Raises ValueError.
         takes_low_res: Half of the channels are a small image's, which a call is given as `low_res`.
+        is_flat: Its images are rows [B, C, N], which the engine is given as images of one pixel height.
+        classifies: It gives logits, and their gradient is wanted.
         call: From (module, positional, keyword arguments) to the call; None for one that is not known.
     """
 
     to_own: Callable[[Any], nn.Module]
     call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Call | None]
     takes_low_res: bool = False
+    classifies: bool = False
+    is_flat: bool = False
 
     def example(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of a call that gives a network of its own these images, times and labels."""
         labels = () if y is None else (y,)
+        if self.is_flat:
+            return (x[:, :, 0], t), {}
         if not self.takes_low_res:
             return (x, t, *labels), {}
         image, small = x.chunk(2, dim=1)
@@ -65,13 +73,20 @@ def foreign_of(module: nn.Module) -> Foreign | None:
     if kind.__name__ == "UNet2DModel" and kind.__module__.startswith("diffusers."):
         return Foreign(to_unet, _diffusers_call)
     parts = set(module._modules)
+    if {"time_embed", "input_blocks", "middle_block", "out"} == parts and kind.__name__ == "EncoderUNetModel":
+        return (
+            None if isinstance(module, EncoderUNet) else Foreign(encoder_from_openai, _classifier_call, classifies=True)
+        )
     if {"time_embed", "input_blocks", "middle_block", "output_blocks", "out"} <= parts:
         if kind.__name__ == "UNetModel":
             return Foreign(_from_openai, _openai_call)
         if kind.__name__ == "SuperResModel":
             return Foreign(_from_openai, _super_res_call, takes_low_res=True)
-    if kind.__name__ == "Unet" and {"init_conv", "time_mlp", "downs", "mid_attn", "final_conv"} <= parts:
-        return Foreign(_from_lucidrains, _lucidrains_call)
+    if kind.__name__ in ("Unet", "Unet1D") and {"downs", "mid_attn", "ups", "final_conv"} <= parts:
+        flat = kind.__name__ == "Unet1D"
+        variant = flat or is_variant(module)
+        call = _lucidrains_row_call if flat else _lucidrains_call
+        return Foreign(variant_from_lucidrains if variant else _from_lucidrains, call, is_flat=flat)
     return None
 
 
@@ -116,6 +131,14 @@ def _openai_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) ->
     return None if given is None else _call(given.get("x"), given.get("timesteps"), given.get("y"), {})
 
 
+def _classifier_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
+    given = _bound(("x", "timesteps"), args, options)
+    if given is None or not isinstance(given.get("x"), Tensor):
+        return None
+    call = _call(given["x"].detach(), given.get("timesteps"), None, {})
+    return None if call is None else replace(call, x=given["x"])
+
+
 def _super_res_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
     given = _bound(("x", "timesteps", "low_res", "y"), args, options)
     if given is None or not isinstance(given.get("low_res"), Tensor):
@@ -134,19 +157,21 @@ def _lucidrains_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]
     return _call(given.get("x"), given.get("time"), None, {"x_self_cond": given.get("x_self_cond")})
 
 
+def _lucidrains_row_call(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Call | None:
+    given = _bound(("x", "time", "x_self_cond"), args, options)
+    if given is None:
+        return None
+    rows = [given.get(name) for name in ("x", "x_self_cond")]
+    if not all(row is None or (isinstance(row, Tensor) and row.ndim == 3) for row in rows):
+        return None
+    x, last = (None if row is None else row[:, :, None] for row in rows)
+    return _call(x, given.get("time"), None, {"x_self_cond": last}, lambda output: output[:, :, 0])
+
+
 def _from_openai(model: Any) -> nn.Module:
     """improved- and guided-diffusion's `UNetModel`."""
     tensors = {name: value.detach() for name, value in model.state_dict().items()}
     inferred = infer_openai(tensors)
-    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
-    blocks = [module for module in model.modules() if hasattr(module, "qkv") and hasattr(module, "attention")]
-    layouts = {qkv_layout_of(block.attention) for block in blocks}
-    heads = {(block.qkv.weight.shape[0] // 3, int(block.num_heads)) for block in blocks}
-    if len({(norm.num_groups, norm.eps) for norm in norms}) != 1 or len(layouts) != 1 or None in layouts:
-        raise ValueError("its norms or its attentions are not all alike")
-    counts, sizes = {num for _, num in heads}, {width // num for width, num in heads}
-    if len(counts) != 1 and len(sizes) != 1:
-        raise ValueError("its attentions have neither one number of heads nor one number of channels per head")
     levels = len(inferred.fields["channel_mult"])
     size = int(getattr(model, "image_size", 0) or 8 << levels)
     config = UNetConfig.from_dict(
@@ -154,12 +179,8 @@ def _from_openai(model: Any) -> nn.Module:
             **inferred.fields,
             "image_size": size,
             "attention_resolutions": tuple(size >> level for level in inferred.attention_levels),
-            "num_heads": max(counts),
-            "head_channels": None if len(counts) == 1 else max(sizes),
-            "norm_groups": norms[0].num_groups,
-            "norm_eps": norms[0].eps,
+            **conventions_of(model),
             "dropout": 0.0,
-            "qkv_layout": layouts.pop(),
         }
     )
     return build_unet(config, from_layout(tensors, config, "openai"))

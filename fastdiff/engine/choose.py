@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdiff import ops
 from fastdiff.engine.families import is_known
 from fastdiff.engine.lower import Unsupported
-from fastdiff.engine.native import NativeNetwork, Precision, cached_network, check_precision
+from fastdiff.engine.native import Memory, NativeNetwork, Precision, cached_network, check_precision
 from fastdiff.nets.model import Model, is_float32
 from fastdiff.nets.unet import UNet
 from fastdiff.process.arguments import advised, spelt
@@ -128,7 +128,9 @@ def say_what_is_used(precision: Precision | None, reason: str) -> None:
         )
 
 
-def compiled_or_not(unet: Model, runner: str = "auto", precision: Precision | None = None) -> Model:
+def compiled_or_not(
+    unet: Model, runner: str = "auto", precision: Precision | None = None, memory: Memory = "normal"
+) -> Model:
     """The network compiled for the CPU, to be called in its place; itself where the engine cannot run it."""
     _check_precision(unet, runner, precision)
     if runner == "eager" or isinstance(unet, NativeNetwork):
@@ -142,7 +144,7 @@ def compiled_or_not(unet: Model, runner: str = "auto", precision: Precision | No
         reason = "it computes in float32 on the CPU: no other type of weights, and no autocast"
     else:
         try:
-            network = cached_network(unet, precision or "fast")
+            network = cached_network(unet, precision or "fast", memory)
             network.check(thorough=True)
             return network
         except Unsupported as error:

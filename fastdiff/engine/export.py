@@ -24,7 +24,7 @@ from fastdiff.process.table import ROW_WIDTH, CoefficientTable
 
 __all__ = ["ALIGNMENT", "HEADER", "KINDS", "MAGIC", "NUMBERS", "SECTION", "VERSION", "WORD_ORDER", "write_model"]
 
-MAGIC, VERSION, WORD_ORDER = b"fastdiff", 1, 0x01020304
+MAGIC, VERSION, WORD_ORDER = b"fastdiff", 2, 0x01020304
 # Of sections, in bytes.
 ALIGNMENT = 64
 # In the machine's own word order: magic, word order, version, size, number of sections, checksum.

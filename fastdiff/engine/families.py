@@ -14,6 +14,8 @@ from fastdiff.engine.lower import Unsupported, computes_as, lower
 from fastdiff.engine.lucidrains import lower_lucidrains, waves
 from fastdiff.engine.plan import Plan
 from fastdiff.nets import lucidrains
+from fastdiff.nets.encoder import EncoderUNet
+from fastdiff.nets.lucidrains_variants import VariantUnet
 from fastdiff.nets.unet import UNet
 
 __all__ = ["Family", "family_of", "is_known", "register_alike"]
@@ -52,13 +54,15 @@ class Family:
 
 def _check_lucidrains(unet: lucidrains.Unet, x: Tensor, t: Tensor, y: Tensor | None) -> None:
     channels = unet.channels * (2 if unet.self_condition else 1)
-    divisor = unet.downsample_factor
+    rows, columns = unet.divisors
     if y is not None:
         raise ValueError("this network has no labels, got y; leave it out")
     if x.ndim != 4 or x.shape[1] != channels or not x.is_floating_point():
         raise ValueError(f"x must be floating [B, {unet.channels}, H, W], got {x.dtype} {list(x.shape)}")
-    if any(size == 0 or size % divisor for size in x.shape[2:]):
-        raise ValueError(f"height and width must be divisible by {divisor}, got {list(x.shape[2:])}")
+    if unet.is_flat and x.shape[2] != 1:
+        raise ValueError(f"images of this network are one row of pixels, got {x.shape[2]} rows")
+    if any(size == 0 or size % divisor for size, divisor in zip(x.shape[2:], (rows, columns), strict=True)):
+        raise ValueError(f"height and width must be divisible by {columns}, got {list(x.shape[2:])}")
     if t.shape != x.shape[:1]:
         raise ValueError(f"t must have shape [{x.shape[0]}], one time per image, got {list(t.shape)}")
 
@@ -91,7 +95,7 @@ _FAMILIES: dict[type[nn.Module], Family] = {
     UNet: _UNET,
     lucidrains.Unet: Family(
         lower=lower_lucidrains,
-        size=lambda unet: (4 * unet.downsample_factor, 4 * unet.downsample_factor),
+        size=lambda unet: (1 if unet.is_flat else 4 * unet.downsample_factor, 4 * unet.downsample_factor),
         waves=lambda unet, t, _: waves(unet, t),
         layers=("time_mlp.1", "time_mlp.3"),
         act="gelu",
@@ -101,6 +105,9 @@ _FAMILIES: dict[type[nn.Module], Family] = {
         extras=("x_self_cond",),
     ),
 }
+
+
+_FAMILIES[VariantUnet] = _FAMILIES[lucidrains.Unet]
 
 
 def register_alike(kind: type[UNet], *, low_res: bool = False) -> None:
@@ -135,5 +142,7 @@ def family_of(network: nn.Module) -> Family:
     """
     if not is_known(network):
         hint = "" if isinstance(network, UNet) else "; fastdiff.convert.to_unet makes one of diffusers' networks"
+        if isinstance(network, EncoderUNet):
+            hint = "; a classifier in evaluation runs in C++ as it is"
         raise Unsupported(f"the engine takes a fastdiff.UNet, got {type(network).__name__}{hint}")
     return _FAMILIES[type(network)]

@@ -19,17 +19,22 @@ from fastdiff.engine.lower import (
 )
 from fastdiff.engine.plan import VECTOR, AttentionLayer, Instruction, Op, Plan, PlanBuilder
 from fastdiff.nets import lucidrains as nets
+from fastdiff.nets import lucidrains_variants as variants
 
 __all__ = ["KINDS", "SETTINGS", "layer_parameters", "lower_lucidrains", "waves"]
 
 # What a plan takes from modules besides their parameters.
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nets.Unet: ("channels", "out_dim", "self_condition"),
+    variants.VariantUnet: ("channels", "out_dim", "self_condition", "parts"),
     nets._RMSNorm: ("scale",),
+    variants.LayerNorm: ("eps",),
+    nn.GroupNorm: ("num_groups", "eps"),
     nets._Sinusoid: ("num_waves", "theta"),
-    nets._LinearAttention: ("heads",),
+    nets._LinearAttention: ("heads", "divides_values"),
     nets._Attention: ("heads",),
     nn.Conv2d: CONVOLUTION,
+    variants.StandardizedConv2d: CONVOLUTION,
     nn.GELU: ("approximate",),
     nn.Upsample: ("scale_factor", "mode", "size"),
 }
@@ -46,12 +51,15 @@ def lower_lucidrains(unet: nets.Unet, height: int, width: int) -> Plan:
     Its input has the channels of the image, after those of its last prediction where it is self-conditioned.
 
     Raises:
-        ValueError: the size is no multiple of `unet.downsample_factor`.
+        ValueError: the size is no multiple of `unet.downsample_factor`, or of an image of one row it is not one row.
         Unsupported: a module that has no instruction.
     """
-    divisor = unet.downsample_factor
-    if height < divisor or width < divisor or height % divisor or width % divisor:
-        raise ValueError(f"height and width must be positive multiples of {divisor}, got {height} x {width}")
+    rows, columns = unet.divisors
+    if height < 1 or width < 1 or height % rows or width % columns or (unet.is_flat and height > 1):
+        expected = (
+            f"one row, and columns that are multiples of {columns}" if unet.is_flat else f"multiples of {columns}"
+        )
+        raise ValueError(f"height and width must be positive, {expected}, got {height} x {width}")
     check_modules(unet, KINDS)
     return _Lowering(unet).run(height, width)
 
@@ -67,6 +75,7 @@ class _Lowering(PlanBuilder):
     def __init__(self, unet: nets.Unet) -> None:
         super().__init__(unet)
         self.unet = unet
+        self.is_flat = unet.is_flat
         self.embedding = 0
 
     def run(self, height: int, width: int) -> Plan:
@@ -144,15 +153,41 @@ class _Lowering(PlanBuilder):
         self.shaped(mlp[1], "bias", (2 * width,))
         self.projections.append(self.names[mlp[1]])
         self.time_width += 2 * width
-        h = self.pixel_norm(self.part(block.block1).norm, h, act=True, time=time)
-        h = self.conv(self.part(block.block2).proj, (h,))
+        first, second = self.part(block.block1), self.part(block.block2)
+        if isinstance(first.norm, nn.GroupNorm):
+            h = self.conv(second.proj, (h,), norm=self.group_norm(first.norm, h, time))
+        else:
+            h = self.conv(second.proj, (self.pixel_norm(first.norm, h, act=True, time=time),))
         if isinstance(block.res_conv, nn.Identity):
             if len(sources) != 1:
                 raise Unsupported(f"the engine cannot run {self.names[block]} on a concatenation")
             residual = sources[0]
         else:
             residual = self.conv(block.res_conv, sources)
-        return self.pixel_norm(self.part(block.block2).norm, h, act=True, residual=residual)
+        if not isinstance(second.norm, nn.GroupNorm):
+            return self.pixel_norm(second.norm, h, act=True, residual=residual)
+        buffer, factors = self.buffers[h], self.group_norm(second.norm, h)
+        target = self.buffer(buffer.height, buffer.width, buffer.channels)
+        return self.emit(Instruction("pixel_norm", (h,), target, act=True, norm=factors, residual=residual))
+
+    def group_norm(self, norm: nn.GroupNorm, x: int, time: int | None = None) -> int:
+        """The factors and offsets of a group norm."""
+        buffer = self.buffers[x]
+        self.shaped(norm, "weight", (buffer.channels,))
+        self.shaped(norm, "bias", (buffer.channels,))
+        stats = self.emit(Instruction("stats", (x,), self.buffer(2, 1, buffer.channels)))
+        return self.emit(
+            Instruction(
+                "norm",
+                (x,),
+                self.buffer(2, 1, buffer.channels),
+                stats=(stats,),
+                parameter=self.names[norm],
+                time=time,
+                groups=norm.num_groups,
+                eps=norm.eps,
+            )
+        )
 
     def part(self, block: nn.Module) -> nets._Block:
         if not isinstance(block, nets._Block) or not isinstance(block.dropout, nn.Dropout | nn.Identity):
@@ -174,7 +209,11 @@ class _Lowering(PlanBuilder):
         self.shaped(out, "weight", (buffer.channels, heads * size, 1, 1))
         # Heads come in whole vectors, with zeros behind.
         width = heads * -(-size // VECTOR) * VECTOR
-        qkv = self.conv(block.to_qkv, (self.pixel_norm(block.norm, x),), qkv="heads", heads=heads, channels=3 * width)
+        divides = linear and block.divides_values
+        qkv = self.conv(
+            block.to_qkv, (self.pixel_norm(block.norm, x),), qkv="heads", heads=heads, channels=3 * width,
+            gain=1 / (buffer.height * buffer.width) if divides else 1.0,
+        )  # fmt: skip
         op: Op = "linear_attention" if linear else "memory_attention"
         result = self.buffer(buffer.height, buffer.width, width)
         name = self.names[block]
@@ -188,17 +227,25 @@ class _Lowering(PlanBuilder):
     def pixel_norm(
         self, norm: nn.Module, x: int, *, act: bool = False, time: int | None = None, residual: int | None = None
     ) -> int:
-        if not isinstance(norm, nets._RMSNorm):
+        if not isinstance(norm, nets._RMSNorm | variants.LayerNorm):
             raise self.unknown(norm)
         buffer = self.buffers[x]
         self.shaped(norm, "g", (1, buffer.channels, 1, 1))
+        eps = 0.0
+        if isinstance(norm, variants.LayerNorm):
+            self.shaped(norm, "b", (1, buffer.channels, 1, 1))
+            eps = norm.eps
         target = self.buffer(buffer.height, buffer.width, buffer.channels)
-        name = self.names[norm]
-        return self.emit(Instruction("pixel_norm", (x,), target, act=act, time=time, residual=residual, parameter=name))
+        return self.emit(
+            Instruction(
+                "pixel_norm", (x,), target, act=act, time=time, residual=residual, parameter=self.names[norm], eps=eps
+            )
+        )
 
     def down(self, module: nn.Module, x: int) -> int:
         if not isinstance(module, nn.Sequential):
-            return self.conv(module, (x,))
+            halves = isinstance(module, nn.Conv2d) and module.stride[1] == 2
+            return self.conv(module, (x,), stride=2 if halves else 1)
         halve, conv = self.pair(module)
         if not isinstance(halve, nets._HalveByPixels):
             raise self.unknown(halve)
@@ -209,7 +256,8 @@ class _Lowering(PlanBuilder):
         if not isinstance(module, nn.Sequential):
             return self.conv(module, (x,))
         double, conv = self.pair(module)
-        if not isinstance(double, nn.Upsample) or (double.scale_factor, double.mode) != (2, "nearest"):
+        factor = (1, 2) if self.is_flat else 2
+        if not isinstance(double, nn.Upsample) or (double.scale_factor, double.mode) != (factor, "nearest"):
             raise self.unknown(double)
         return self.conv(conv, (x,), upsample=True)
 
@@ -220,32 +268,40 @@ class _Lowering(PlanBuilder):
         *,
         upsample: bool = False,
         halved: bool = False,
+        stride: int = 1,
+        norm: int | None = None,
         residual: int | None = None,
         qkv: AttentionLayer = "",
         heads: int = 1,
         channels: int | None = None,
+        gain: float = 1.0,
     ) -> int:
         if not isinstance(module, nn.Conv2d):
             raise self.unknown(module)
         channels_in = sum(self.buffers[n].channels for n in sources)
-        kernel = module.kernel_size[0]
+        kernel, pad = module.kernel_size[1], 1 if stride == 2 else module.kernel_size[1] // 2
+        # An image of one row meets one row of a kernel.
+        rows, row_pad = (1, 0) if self.is_flat else (kernel, pad)
+        expected = [(rows, kernel), (1 if self.is_flat else stride, stride), (row_pad, pad), (1, 1), 1, "zeros"]
         found = [getattr(module, name) for name in CONVOLUTION]
-        if kernel not in (1, 3, 7) or found != [(kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), 1, "zeros"]:
+        if kernel not in ((4,) if stride == 2 else (1, 3, 7)) or found != expected:
             raise Unsupported(f"the engine has no instruction for {self.names[module]}: {module}")
         if not qkv:
-            expected = (4 if halved else 1) * channels_in
-            self.shaped(module, "weight", (module.weight.shape[0], expected, kernel, kernel))
+            width_in = (4 if halved else 1) * channels_in
+            self.shaped(module, "weight", (module.weight.shape[0], width_in, rows, kernel))
         if module.bias is not None:
             self.shaped(module, "bias", (module.weight.shape[0],))
-        size, stride = (2, 2) if halved else (kernel, 1)
+        if halved:
+            kernel, stride, pad = 2, 2, 0
         first, scale = self.buffers[sources[0]], 2 if upsample else 1
         width = module.weight.shape[0] if channels is None else channels
-        target = self.buffer(first.height * scale // stride, first.width * scale // stride, width)
+        height = 1 if self.is_flat else first.height * scale // stride
+        target = self.buffer(height, first.width * scale // stride, width)
         instruction = Instruction(
-            "conv", sources, target, kernel=size, stride=stride, pad=0 if halved else kernel // 2, upsample=upsample,
-            residual=residual, parameter=self.names[module], heads=heads, qkv=qkv,
+            "conv", sources, target, kernel=kernel, stride=stride, pad=pad, upsample=upsample, norm=norm,
+            act=norm is not None, residual=residual, parameter=self.names[module], heads=heads, qkv=qkv, gain=gain,
         )  # fmt: skip
-        algorithm = choose_algorithm(size, stride, channels_in, self.buffers[target])
+        algorithm = "direct" if self.is_flat else choose_algorithm(kernel, stride, channels_in, self.buffers[target])
         return self.emit(replace(instruction, algorithm=algorithm))
 
 
@@ -255,21 +311,32 @@ def layer_parameters(unet: nets.Unet, instruction: Instruction) -> tuple[Tensor,
     if isinstance(module, nets._RMSNorm):
         gain = module.g.detach().double().flatten() * module.scale
         return gain, gain.new_zeros(0)
+    if isinstance(module, variants.LayerNorm):
+        return module.g.detach().flatten(), module.b.detach().flatten()
+    if isinstance(module, nn.GroupNorm):
+        return module.weight.detach(), module.bias.detach()
     if isinstance(module, nets._Attention | nets._LinearAttention):
         kv = module.mem_kv.detach()
         kv = kv.transpose(2, 3) if isinstance(module, nets._LinearAttention) else kv
         return F.pad(kv, (0, -kv.shape[3] % VECTOR)), kv.new_zeros(0)
     assert isinstance(module, nn.Conv2d)
     weight, bias = module.weight.detach(), module.bias
+    if isinstance(module, variants.StandardizedConv2d):
+        with torch.no_grad():
+            weight = variants.standardized(module.weight.double())
     if instruction.qkv == "heads":
         q, k, v = weight.double().flatten(1).chunk(3)
         if isinstance(unet.get_submodule(instruction.parameter.rpartition(".")[0]), nets._Attention):
             q = q * (len(q) // instruction.heads) ** -0.5
+        v = v * instruction.gain
         weight = torch.cat([_with_zeros(part, instruction.heads) for part in (q, k, v)])
     elif instruction.qkv == "joined":
         weight = _with_zeros(weight.flatten(1).T, instruction.heads).T
     elif instruction.kernel == 2:
         weight = weight.reshape(len(weight), -1, 2, 2)
+    elif weight.shape[2] < weight.shape[3]:
+        # The row that meets an image of one row; the others meet zeros.
+        weight = F.pad(weight, (0, 0, instruction.pad, instruction.kernel - 1 - instruction.pad))
     return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach()
 
 

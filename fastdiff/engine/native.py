@@ -36,6 +36,7 @@ __all__ = [
     "NativeNetwork",
     "Precision",
     "cached_network",
+    "check_memory",
     "check_precision",
     "has_bfloat16_products",
 ]
@@ -103,9 +104,10 @@ class NativeNetwork:
             these take beside images, times and labels (`low_res`, `x_self_cond`), a call takes by name.
         precision: "fast" computes 3x3 convolutions by Winograd's method where that is faster, with errors of about
             1e-6 relative to float64; "strict" computes all of them directly. "bfloat16" stores weights in 16 bits and
-            multiplies bfloat16 numbers, by the processor's own instructions where it has them (AVX512-BF16), and sums
-            in float32, in which the state, noise, norms and all between layers stay: errors of about 3e-3 to 3e-2 of
-            the largest value, at most twice those of PyTorch's bfloat16, and other bits with another instruction set.
+            multiplies bfloat16 numbers, by the processor's own instructions where it has them (AVX512-BF16, AMX), and
+            sums in float32, in which the state, noise, norms and all between layers stay: errors of about 3e-3 to 3e-2
+            of the largest value, at most twice those of PyTorch's bfloat16, and other bits with another instruction
+            set.
         memory: "low" takes 2x2 tiles for Winograd's method, whose weights are 16/9 of the network's own and not 4
             times as large; it is slower (docs/performance.md), and a little more exact.
         cache: Folder in which packed weights are kept for other processes, found by the network's weights and this
@@ -130,8 +132,7 @@ class NativeNetwork:
     ) -> None:
         self.family = family_of(unet)
         check_precision(precision)
-        if memory not in ("normal", "low"):
-            raise ValueError(f"memory must be 'normal' or 'low', got {memory!r}")
+        check_memory(memory)
         if not ops.has_extension():
             raise RuntimeError(f"the engine needs the C++ extension, which is not built ({ops.EXTENSION_ERROR})")
         if precision == "bfloat16" and not has_bfloat16_products():
@@ -409,10 +410,16 @@ def check_precision(precision: object) -> None:
         raise ValueError(f"{spelt('precision')} must be 'fast', 'strict' or 'bfloat16', got {precision!r}")
 
 
+def check_memory(memory: object) -> None:
+    """A choice of the room for packed weights, or a ValueError that names those there are."""
+    if memory not in ("normal", "low"):
+        raise ValueError(f"{spelt('memory')} must be 'normal' or 'low', got {memory!r}")
+
+
 def has_bfloat16_products() -> bool:
     """Whether the instruction set in use multiplies bfloat16 numbers, or widens them to float32 first."""
     name: str = import_module("fastdiff._C").cpu_isa()
-    return name.endswith("bf16")
+    return name in ("avx512bf16", "avx512amx", "avx512amxmodel")
 
 
 @functools.cache
@@ -425,15 +432,18 @@ def _say_that_bfloat16_is_widened() -> None:
     )
 
 
-_cache: weakref.WeakKeyDictionary[nn.Module, dict[Precision, NativeNetwork]] = weakref.WeakKeyDictionary()
+_cache: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Precision, Memory], NativeNetwork]] = (
+    weakref.WeakKeyDictionary()
+)
 _cache_lock = threading.Lock()
 
 
-def cached_network(unet: nn.Module, precision: Precision = "fast") -> NativeNetwork:
+def cached_network(unet: nn.Module, precision: Precision = "fast", memory: Memory = "normal") -> NativeNetwork:
     """The network compiled, kept as long as the network itself. Raises as `NativeNetwork`, at every call."""
+    key = (precision, memory)
     with _cache_lock:
         networks = _cache.get(unet, {})
-        if precision not in networks:
-            networks[precision] = NativeNetwork(unet, precision, hold=False)
+        if key not in networks:
+            networks[key] = NativeNetwork(unet, precision, memory=memory, hold=False)
             _cache[unet] = networks
-    return networks[precision]
+    return networks[key]

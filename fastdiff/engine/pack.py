@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.engine import memory, packed_cache
+from fastdiff.engine import schemas as _plan  # noqa: F401
 from fastdiff.engine.lucidrains import layer_parameters as lucidrains_parameters
 from fastdiff.engine.plan import VECTOR, Instruction, Placement, Plan
 from fastdiff.nets import lucidrains
@@ -38,27 +39,6 @@ CODE_FIELDS = (
     "groups", "epsilon", "heads", "stats", "stats2", "pairs", "memory",
 )  # fmt: skip
 PANEL = 64
-# Numbers that the packing of a layer holds at a time.
-CHUNK = 1 << 18
-# Filter transforms of F(4x4, 3x3) and F(2x2, 3x3). Source: Lavin and Gray (2016), arXiv:1509.09308, section 4.
-_G4 = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-]
-# F(4x4, 3x3) with the points 0, 2/3, -2/3, 3/2, -3/2 and infinity, for products in bfloat16: see winograd_impl.h.
-_G4_BALANCED = [
-    [1, 0, 0],
-    [-81 / 130, -27 / 65, -18 / 65],
-    [-81 / 130, 27 / 65, -18 / 65],
-    [8 / 65, 12 / 65, 18 / 65],
-    [8 / 65, -12 / 65, 18 / 65],
-    [0, 0, 1],
-]
-_G2 = [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]
 
 
 Places = dict[int, tuple[int, int, int]]
@@ -124,7 +104,7 @@ def pack_layers(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Te
     for (number, (at_weight, at_bias, at_epsilon)), (weight, bias) in zip(places.items(), layers, strict=True):
         instruction = plan.instructions[number]
         packed[at_bias : at_bias + bias.numel()] = bias.detach()
-        if instruction.op == "norm":
+        if at_epsilon >= 0:
             packed[at_epsilon] = instruction.eps
             for number, (_, factor) in enumerate(instruction.factors, 1):
                 packed[at_epsilon + number] = factor
@@ -150,9 +130,17 @@ def _places(plan: Plan, layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Places
 
     for number, (weight, bias) in zip(numbers, layers, strict=True):
         norm, conv = (plan.instructions[number].op == op for op in ("norm", "conv"))
+        norm = norm or _pixel_norm(plan.instructions[number]) == 1
         count = _packed_size(plan.instructions[number], weight) if conv else weight.numel()
         places[number] = (take(count), take(bias.numel()), take(3) if norm else -1)
     return places, length
+
+
+def _pixel_norm(instruction: Instruction) -> int:
+    """Which of its norms a "pixel_norm" is: see `csrc/include/plan_layout.h`."""
+    if instruction.op != "pixel_norm":
+        return 0
+    return 2 if instruction.norm is not None else int(instruction.eps > 0)
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -200,7 +188,7 @@ def encode(plan: Plan, placement: Placement, weight_places: Places) -> Tensor:
             "stats": places[i.stats[0]] if i.stats else -1,
             "stats2": places[i.stats[1]] if len(i.stats) > 1 else -1,
             "pairs": int(i.products == "bfloat16"),
-            "memory": int(bool(i.factors)) if i.op == "norm" else i.memory,
+            "memory": int(bool(i.factors)) if i.op == "norm" else i.memory or _pixel_norm(i),
         }
         rows.append([values[field] for field in CODE_FIELDS])
     return torch.tensor(rows, dtype=torch.int64, device="cpu")
@@ -221,44 +209,13 @@ def _packed_size(instruction: Instruction, weight: Tensor) -> int:
 
 
 def _pack(packed: Tensor, instruction: Instruction, weight: Tensor) -> None:
-    """[C_out, C_in, k, k] or [C_out, C_in] in panels of columns, with zeros behind the last column and an odd last row.
-
-    Direct: [panels, taps, C_in, PANEL]; Winograd: [points, panels, C_in, PANEL], transformed in float64. In bfloat16
-    two rows are one, of pairs.
-    """
-    points, columns, rows = _points(instruction), weight.shape[0], weight.shape[1]
-    direct = instruction.algorithm == "direct"
-    # One row of a pair or two: [..., rows or pairs, PANEL, 1 or 2].
-    paired = 2 if instruction.products == "bfloat16" else 1
-    panels = (packed.view(torch.bfloat16) if paired == 2 else packed).view(
-        *((-1, points) if direct else (points, -1)), _words(instruction, rows), PANEL, paired
+    """[C_out, C_in, k, k] or [C_out, C_in] in panels of columns; csrc/cpu/packing.h says how they lie."""
+    torch.ops.fastdiff.plan_pack(
+        weight.reshape(*weight.shape[:2], -1).contiguous(),
+        packed,
+        ALGORITHMS.index(instruction.algorithm),
+        instruction.products == "bfloat16",
     )
-    if not direct:
-        panels = panels.transpose(0, 1)
-    whole = columns // PANEL * PANEL
-    # [C_in, taps, C_out], and so many rows at a time that what is made on the way stays in the caches.
-    values = weight.reshape(columns, rows, -1).permute(1, 2, 0)
-    step = max(2, CHUNK // (points * columns) // 2 * 2)
-    for first in range(0, rows, step):
-        matrix = _transformed(instruction, values[first : first + step].to(torch.float64)).transpose(0, 1)
-        if matrix.shape[1] % paired:
-            matrix = nn.functional.pad(matrix, (0, 0, 0, 1))
-        # [points, rows or pairs, C_out, 1 or 2]
-        matrix = matrix.unflatten(1, (-1, paired)).transpose(2, 3)
-        some = slice(first // paired, first // paired + matrix.shape[1])
-        panels[: whole // PANEL, :, some] = matrix[:, :, :whole].unflatten(2, (-1, PANEL)).permute(2, 0, 1, 3, 4)
-        if whole < columns:
-            panels[-1, :, some, : columns - whole] = matrix[:, :, whole:]
-
-
-def _transformed(instruction: Instruction, taps: Tensor) -> Tensor:
-    """[C_in, taps, C_out] to [C_in, points, C_out]: G g G^T of every kernel g."""
-    if instruction.algorithm == "direct":
-        return taps
-    of_four = _G4_BALANCED if instruction.products == "bfloat16" else _G4
-    g = torch.tensor(of_four if instruction.algorithm == "winograd4" else _G2, dtype=torch.float64, device=taps.device)
-    kernels = taps.unflatten(1, (3, 3)).permute(3, 0, 1, 2)
-    return torch.einsum("ay,oiyx,bx->iabo", g, kernels, g).flatten(1, 2)
 
 
 def attention_weights(unet: UNet, instruction: Instruction) -> tuple[Tensor, Tensor]:

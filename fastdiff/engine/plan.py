@@ -78,7 +78,9 @@ class Instruction:
             the filter (1, 3, 3, 1) in each direction, and zeros outside of the image. "norm_act": act of the norm,
             scaled and shifted by the time, of its sources, to the first of which bias, time and residual are added
             first. "add": the first source with bias, time and residual added. "pixel_norm": act of each pixel over its
-            length times a gain per channel, scaled and shifted by the time, plus residual. "memory_attention":
+            length times a gain per channel, scaled and shifted by the time, plus residual; with `eps`, of each pixel
+            less its mean, over its deviation, times a gain, plus an offset; with `norm`, act(factor * x + offset) plus
+            residual. "memory_attention":
             softmax(q k^T) v of the packed q, k, v, with learned keys and values in front. "linear_attention": the
             same with softmax(q) (softmax(k)^T v), over the channels of q and the tokens of k, times d^(-1/2).
         sources: What is read; of a convolution's or norm's two sources, the channels follow each other.
@@ -200,7 +202,8 @@ class Plan:
     @functools.cached_property
     def algorithms(self) -> tuple[str, ...]:
         """How all instructions are computed: what packed weights depend on."""
-        return tuple(f"{instruction.algorithm} {instruction.products}" for instruction in self.instructions)
+        # Most gains are the network's, but some are of the number of pixels.
+        return tuple(f"{i.algorithm} {i.products} {i.gain}" for i in self.instructions)
 
     def strict(self) -> Plan:
         """The same with direct convolutions alone."""

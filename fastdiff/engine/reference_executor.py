@@ -167,8 +167,13 @@ def _attention(i: Instruction, values: dict[int, Tensor]) -> Tensor:
 
 
 def _pixel_norm(unet: nn.Module, i: Instruction, x: Tensor, values: dict[int, Tensor], times: Tensor) -> Tensor:
-    gain = layer_parameters(unet, i)[0].to(x.dtype)
-    y = F.normalize(x, dim=3) * gain
+    if i.norm is not None:
+        factor, offset = values[i.norm].unbind(dim=1)
+        y = x * factor[:, None] + offset[:, None]
+        y = F.silu(y) if i.act else y
+        return y if i.residual is None else y + values[i.residual]
+    gain, bias = (part.to(x.dtype) for part in layer_parameters(unet, i))
+    y = F.layer_norm(x, gain.shape, gain, bias, i.eps) if i.eps > 0 else F.normalize(x, dim=3) * gain
     if i.time is not None:
         scale, shift = times[:, None, None, i.time : i.time + 2 * len(gain)].chunk(2, dim=3)
         y = y * (1 + scale) + shift

@@ -461,8 +461,9 @@ def _check_fit(what: str, targets: Mapping[str, Tensor], shapes: Mapping[str, li
 
 def versions() -> dict[str, str]:
     """What a checkpoint says of the process that wrote it: all that its last bits may depend on, on the CPU."""
-    # Its bfloat16 is for sampling alone.
-    instructions = import_module("fastdiff._C").cpu_isa().removesuffix("bf16") if has_extension() else "none"
+    # Products of bfloat16 numbers are for sampling alone.
+    instructions = import_module("fastdiff._C").cpu_isa() if has_extension() else "none"
+    instructions = "avx512" if instructions.startswith("avx512") else instructions
     return {
         "fastdiff": __version__,
         "torch": str(torch.__version__),

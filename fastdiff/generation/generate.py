@@ -182,9 +182,9 @@ class Samples:
 
 
 def precision_of(model: Any) -> dict[str, str]:
-    """What a job says of a model's precision; jobs of before say nothing, and nothing is chosen as a rule."""
-    precision = getattr(model, "precision", None)
-    return {} if precision is None else {"precision": precision}
+    """What a job says of a model's precision and memory: what was chosen, which is nothing as a rule and before."""
+    chosen = {"precision": getattr(model, "precision", None), "memory": getattr(model, "memory", None)}
+    return {name: value for name, value in chosen.items() if value not in (None, "normal")}
 
 
 def generate(

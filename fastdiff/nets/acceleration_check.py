@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastdiff.nets import fused_modules as fused
 from fastdiff.nets.fused_modules import Fused, is_observed
 
-__all__ = ["MODULE_TOLERANCE", "compare_modules", "difference", "evaluate", "judge", "quiet"]
+__all__ = ["MODULE_TOLERANCE", "compare_modules", "difference", "evaluate", "evaluate_with_gradient", "judge", "quiet"]
 
 # Largest difference over largest value, by the coarsest type that the network computes in. Each module alone rounds a
 # few times; a whole network carries such differences, and those of TensorFloat-32, through some hundred layers.
@@ -40,6 +40,18 @@ def evaluate(model: nn.Module, check: Any) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return list(_tensors(_call(model, check)))
+
+
+def evaluate_with_gradient(model: nn.Module, check: Any) -> list[Tensor]:
+    """The same, and the gradient of their sum to the first argument."""
+    given = check if isinstance(check, Mapping | tuple | list) else (check,)
+    first = next(iter(given)) if isinstance(given, Mapping) else 0
+    arguments: Any = dict(given) if isinstance(given, Mapping) else list(given)
+    with torch.enable_grad():
+        x = arguments[first] = arguments[first].detach().requires_grad_()
+        outputs = evaluate(model, arguments)
+        total = torch.stack([output.sum() for output in outputs]).sum()
+        return [*(output.detach() for output in outputs), torch.autograd.grad(total, x)[0]]
 
 
 def _call(model: nn.Module, check: Any) -> Any:

@@ -75,7 +75,7 @@ class _Block(nn.Module):
     def __init__(self, dim: int, dim_out: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.proj = nn.Conv2d(dim, dim_out, 3, padding=1)
-        self.norm = _RMSNorm(dim_out)
+        self.norm: nn.Module = _RMSNorm(dim_out)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -103,10 +103,12 @@ class _ResnetBlock(nn.Module):
 class _LinearAttention(nn.Module):
     """Attention whose cost is linear in the pixels: softmax over channels of q and over pixels of k."""
 
+    divides_values = False
+
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = _RMSNorm(dim)
+        self.norm: nn.Module = _RMSNorm(dim)
         self.mem_kv = nn.Parameter(torch.randn(2, heads, dim_head, _NUM_MEMORY))
         self.to_qkv = nn.Conv2d(dim, 3 * heads * dim_head, 1, bias=False)
         self.to_out = nn.Sequential(nn.Conv2d(heads * dim_head, dim, 1), _RMSNorm(dim))
@@ -116,6 +118,8 @@ class _LinearAttention(nn.Module):
         q, k, v = self.to_qkv(self.norm(x)).view(batch, 3, self.heads, -1, height * width).unbind(1)
         memory = self.mem_kv[:, None].expand(-1, batch, -1, -1, -1)
         k, v = torch.cat((memory[0], k), dim=-1), torch.cat((memory[1], v), dim=-1)
+        if self.divides_values:
+            v = v / (height * width)
         q = q.softmax(dim=-2) / math.sqrt(q.shape[-2])
         h = (v @ k.softmax(dim=-1).transpose(-1, -2)) @ q
         y: Tensor = self.to_out(h.reshape(batch, -1, height, width))
@@ -126,7 +130,7 @@ class _Attention(nn.Module):
     def __init__(self, dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = _RMSNorm(dim)
+        self.norm: nn.Module = _RMSNorm(dim)
         self.mem_kv = nn.Parameter(torch.randn(2, heads, _NUM_MEMORY, dim_head))
         self.to_qkv = nn.Conv2d(dim, 3 * heads * dim_head, 1, bias=False)
         self.to_out = nn.Conv2d(heads * dim_head, dim, 1)
@@ -254,6 +258,16 @@ class Unet(nn.Module):
         """What height and width must be divisible by."""
         return 1 << (len(self.downs) - 1)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether its images have one pixel height."""
+        return False
+
+    @property
+    def divisors(self) -> tuple[int, int]:
+        """What height must be divisible by, and what width."""
+        return (self.downsample_factor, self.downsample_factor)
+
     def forward(self, x: Tensor, time: Tensor, x_self_cond: Tensor | None = None) -> Tensor:
         """Evaluate the network.
 
@@ -268,7 +282,7 @@ class Unet(nn.Module):
         Raises:
             ValueError: height or width is not divisible by `downsample_factor`.
         """
-        if any(size % self.downsample_factor for size in x.shape[-2:]):
+        if any(size % divisor for size, divisor in zip(x.shape[-2:], self.divisors, strict=True)):
             raise ValueError(
                 f"height and width must be divisible by {self.downsample_factor}, got {list(x.shape[-2:])}"
             )

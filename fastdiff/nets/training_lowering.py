@@ -31,7 +31,7 @@ from fastdiff.process.noise import factor_of_kept, last_kept
 if TYPE_CHECKING:
     from fastdiff.nets.unet import UNet
 
-__all__ = ["lower_training", "planned_parameters"]
+__all__ = ["Lowering", "is_dense", "lower_training", "planned_parameters"]
 
 # Of a network whose samples go through it by themselves, for each thread packs all of the weights, and what their
 # gradients read is kept: weights, and floats of a sample.
@@ -49,7 +49,7 @@ def lower_training(unet: UNet, height: int, width: int) -> TrainingPlan:
         Unplanned: channels that are no multiples of 16, images below 4 x 4, a layout of heads or a dropout that has no
             instruction.
     """
-    return _Lowering(unet).run(height, width)
+    return Lowering(unet).run(height, width)
 
 
 def planned_parameters(unet: UNet) -> list[Tensor]:
@@ -59,7 +59,9 @@ def planned_parameters(unet: UNet) -> list[Tensor]:
     return [parameter for parameter in unet.parameters() if parameter is not table]
 
 
-class _Lowering(Layers):
+class Lowering(Layers):
+    """Takes a `UNet` down, block by block."""
+
     def __init__(self, unet: UNet) -> None:
         super().__init__(planned_parameters(unet))
         self.unet = unet
@@ -71,7 +73,7 @@ class _Lowering(Layers):
     def run(self, height: int, width: int) -> TrainingPlan:
         unet = self.unet
         config = unet.config
-        if not all(map(_is_dense, planned_parameters(unet))):
+        if not all(map(is_dense, planned_parameters(unet))):
             raise Unplanned("parameters that do not lie as a network's own do")
         x = self.image(height, width, config.in_channels)
         waves, label = self.embed(config.channels, config.num_classes is not None)
@@ -90,14 +92,14 @@ class _Lowering(Layers):
             self.back.pop()()
         label_grad = None if label is None else self.grads[label.buffer].buffer
         given = [image.buffer for image in (x, waves, label) if image is not None]
-        taken = [output.buffer, slope.buffer, *([] if label_grad is None else [label_grad])]
+        ends = ([output.buffer], [slope.buffer], [] if label_grad is None else [label_grad])
         alone, in_order = None, list(self.code)
         if sum(parameter.numel() for parameter in planned_parameters(unet)) <= _MOST_WEIGHTS:
             alone = self.set_weights_last(forward)
-        places, floats = self.place(forward, given, taken, apart=alone)
+        places, floats = self.place(forward, given, *ends, apart=alone)
         if alone is not None and floats > _MOST_FLOATS:
             alone, self.code = None, in_order
-            places, floats = self.place(forward, given, taken, apart=None)
+            places, floats = self.place(forward, given, *ends, apart=None)
         rows = torch.from_numpy(self.rows(places))
 
         return TrainingPlan(
@@ -338,6 +340,6 @@ class _Lowering(Layers):
         return y
 
 
-def _is_dense(parameter: Tensor) -> bool:
+def is_dense(parameter: Tensor) -> bool:
     """Whether a parameter lies as [C_out, (H, W,) C_in]."""
     return (parameter.permute(0, 2, 3, 1) if parameter.ndim == 4 else parameter).is_contiguous()

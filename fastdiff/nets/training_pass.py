@@ -7,7 +7,7 @@ use again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,13 +39,14 @@ from fastdiff.process.noise import Stream
 if TYPE_CHECKING:
     from fastdiff.nets.unet import UNet
 
-__all__ = ["forget_activations", "train_as_one"]
+__all__ = ["forget_activations", "part_of", "run_training_code", "train_as_one"]
 
 LIBRARY.define(
     "training_run(Tensor code, Tensor[] parameters, Tensor(a!)[] gradients, Tensor(b!) arena, int batch, Tensor seeds, "
     "Tensor? sample_ids, int stream, int alone) -> ()"
 )
 
+_NO_SEEDS = torch.zeros(0, dtype=torch.int64, device="cpu")
 _CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 # What a plan takes from modules besides their parameters; of the network itself, its configuration.
 _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -227,13 +228,14 @@ class _Network(torch.autograd.Function):
         """The network's result."""
         batch, (height, width) = x.shape[0], x.shape[2:]
         arena = known.arena(plan.floats * batch)
-        _part(arena, plan.image, x.permute(0, 2, 3, 1).shape).copy_(x.permute(0, 2, 3, 1))
-        _part(arena, plan.waves, waves.shape).copy_(waves)
+        part_of(arena, plan.image, x.permute(0, 2, 3, 1).shape).copy_(x.permute(0, 2, 3, 1))
+        part_of(arena, plan.waves, waves.shape).copy_(waves)
         if label is not None and plan.label is not None:
-            _part(arena, plan.label, label.shape).copy_(label)
-        _run(plan.forward, parameters, (), arena, batch, seeds, None if plan.alone is None else len(plan.forward))
+            part_of(arena, plan.label, label.shape).copy_(label)
+        alone = None if plan.alone is None else len(plan.forward)
+        run_training_code(plan.forward, parameters, arena, batch, alone, seeds=seeds)
         y = torch.empty((batch, height, width, plan.channels), device="cpu")
-        y.copy_(_part(arena, plan.output, y.shape))
+        y.copy_(part_of(arena, plan.output, y.shape))
         ctx.save_for_backward(*parameters)
         ctx.known, ctx.plan, ctx.seeds, ctx.arena, ctx.batch = known, plan, seeds, arena, batch
         return y.permute(0, 3, 1, 2)
@@ -247,33 +249,36 @@ class _Network(torch.autograd.Function):
         keeps = torch._C._autograd._get_current_graph_task_keep_graph()
         arena = ctx.arena.clone() if keeps else ctx.arena
         slope = grad.permute(0, 2, 3, 1)
-        _part(arena, plan.slope, slope.shape).copy_(slope)
+        part_of(arena, plan.slope, slope.shape).copy_(slope)
         gradients = [torch.empty_like(parameter) for parameter in parameters]
-        _run(plan.backward, parameters, gradients, arena, batch, ctx.seeds, plan.alone)
+        run_training_code(plan.backward, parameters, arena, batch, plan.alone, gradients=gradients, seeds=ctx.seeds)
         label = None
         if plan.label_grad is not None:
-            label = _part(arena, plan.label_grad, torch.Size((batch, plan.width))).clone()
+            label = part_of(arena, plan.label_grad, torch.Size((batch, plan.width))).clone()
         if not keeps:
             ctx.arena = None
             ctx.known.arenas.append(arena)
         return (None, None, None, None, None, label, *gradients)
 
 
-def _part(arena: Tensor, place: int, shape: torch.Size) -> Tensor:
+def part_of(arena: Tensor, place: int, shape: torch.Size) -> Tensor:
     """What lies at a place, as a tensor of that shape, [B, ...]."""
     first = place * shape[0]
     return arena[first : first + shape.numel()].view(shape)
 
 
-def _run(
+def run_training_code(
     code: Tensor,
-    parameters: tuple[Tensor, ...],
-    gradients: list[Tensor] | tuple[()],
+    parameters: Sequence[Tensor],
     arena: Tensor,
     batch: int,
-    seeds: tuple[Tensor, Tensor | None],
     alone: int | None,
+    *,
+    gradients: Sequence[Tensor] = (),
+    seeds: tuple[Tensor, Tensor | None] | None = None,
 ) -> None:
+    """Run instructions of a plan over an arena; `seeds` are those of its dropouts."""
+    drawn, sample_ids = (_NO_SEEDS, None) if seeds is None else seeds
     torch.ops.fastdiff.training_run.default(
-        code, parameters, gradients, arena, batch, seeds[0], seeds[1], Stream.DROPOUT, -1 if alone is None else alone
+        code, parameters, gradients, arena, batch, drawn, sample_ids, Stream.DROPOUT, -1 if alone is None else alone
     )

@@ -148,7 +148,26 @@ class Recorder:
         self.code = self.code[:forward] + others + sorted((row for _, row in of_weights), key=_cost, reverse=True)
         return len(others)
 
-    def place(self, forward: int, given: list[int], taken: list[int], *, apart: int | None) -> tuple[list[int], int]:
+    def keep_what_leads_to(self, forward: int, wanted: int) -> None:
+        """Of the way back, which begins at `forward`, keep what a buffer depends on."""
+        needed, kept = {wanted}, []
+        for row in reversed(self.code[forward:]):
+            if OPS[row["op"]] not in _OF_WEIGHTS and not needed.isdisjoint({row["y"], row["y2"]}):
+                # What a norm's gradient is made of; nobody wants that of what was added to what it read.
+                kept.append(row | {"total": -1})
+                needed |= {row[name] for name in _READ if row[name] >= 0}
+        self.code[forward:] = reversed(kept)
+
+    def place(
+        self,
+        forward: int,
+        given: list[int],
+        results: list[int],
+        slopes: list[int],
+        taken: list[int],
+        *,
+        apart: int | None,
+    ) -> tuple[list[int], int]:
         """Where each buffer begins, those that are not alive together in the same room, and the length of the arena.
 
         First fit by falling size.
@@ -156,10 +175,11 @@ class Recorder:
         Args:
             forward: Instructions of the forward pass.
             given: Buffers that are written before the first instruction.
-            taken: Those that are read or written between the two passes, or behind the last instruction.
+            results, slopes: Those that are read and those that are written between the two passes.
+            taken: Those that are read behind the last instruction.
             apart: As `TrainingPlan.alone`.
         """
-        spans = self._spans(forward, given, taken)
+        spans = self._spans(forward, given, results, slopes, taken)
         sizes = [-(-size // _LINE) * _LINE for size in self.sizes]
         if apart is None:
             return _first_fit(spans, sizes)
@@ -171,7 +191,9 @@ class Recorder:
         places, length = _first_fit(passes, [-(-size // _LINE) * _LINE for size in self._room_sizes(room_of)])
         return [places[room_of[buffer]] if buffer in room_of else 0 for buffer in range(len(sizes))], length
 
-    def _spans(self, forward: int, given: list[int], taken: list[int]) -> dict[int, list[int]]:
+    def _spans(
+        self, forward: int, given: list[int], results: list[int], slopes: list[int], taken: list[int]
+    ) -> dict[int, list[int]]:
         """First and last instruction that each buffer is alive at."""
         spans: dict[int, list[int]] = {}
 
@@ -185,10 +207,11 @@ class Recorder:
                     touch(instruction[name], step)
         for buffer in given:
             touch(buffer, -1)
-        output, slope, *others = taken
-        touch(output, forward)
-        touch(slope, forward - 1)
-        for buffer in others:
+        for buffer in results:
+            touch(buffer, forward)
+        for buffer in slopes:
+            touch(buffer, forward - 1)
+        for buffer in taken:
             touch(buffer, len(self.code))
         return spans
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.engine.choose import compiled_or_not
-from fastdiff.engine.native import Precision, check_precision
+from fastdiff.engine.native import Memory, Precision, check_memory, check_precision
 from fastdiff.files.checkpoint import load_model, save_described
 from fastdiff.files.data import DataScaling
 from fastdiff.nets.conditions import Concatenated, ImageCondition
@@ -41,6 +41,7 @@ class TrainedModel:
         self.scaling = DataScaling() if scaling is None else scaling
         self.metadata = dict(metadata or {})
         self._precision: Precision | None = None
+        self._memory: Memory = "normal"
 
     @property
     def precision(self) -> Precision | None:
@@ -52,6 +53,16 @@ class TrainedModel:
         if precision is not None:
             check_precision(precision)
         self._precision = precision
+
+    @property
+    def memory(self) -> Memory:
+        """See the class."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        check_memory(memory)
+        self._memory = memory
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.unet.parameters())
@@ -81,7 +92,8 @@ class TrainedModel:
         names of published files. What no one says raises; `metadata["said"]` tells who said what.
 
         Args:
-            path: Folder, file, or hub id: "hf://owner/name", or "owner/name" that does not look like a local path.
+            path: Folder, file, or hub id: "hf://owner/name", or "owner/name" that does not look like a local path. A
+                revision may follow "hf://owner/name", behind an "@".
             device: Where the network goes.
             weights: "ema" or "raw"; None takes what the model was saved with, the average where there are both. Of the
                 several averages of a training, "ema:0.999" is the one of that decay, "power:0.05" that of a width.
@@ -91,8 +103,8 @@ class TrainedModel:
             diffusion: What the network was trained on.
 
         Raises:
-            ValueError: the path does not exist or is not known, the model is damaged, refused or contradicts the
-                arguments, or something is left open.
+            ValueError: the path does not exist or is not known, on this disk or on the hub, the model is damaged,
+                refused or contradicts the arguments, or something is left open.
             RuntimeError: a hub id that cannot be fetched.
         """
         from fastdiff.convert.hub import fetch, is_hub_id
@@ -200,18 +212,18 @@ class TrainedModel:
         return {} if seen is None else {"condition": seen}
 
     def _chosen(self, options: Mapping[str, Any] | None = None) -> Model:
-        """The network, or what was compiled of it where a precision was chosen; for an editing with such options."""
-        if self.precision is None:
+        """The network, or what was compiled of it where something was chosen; for an editing with such options."""
+        if self.precision is None and self.memory == "normal":
             return self.unet
-        return compiled_or_not(self.unet, (options or {}).get("runner", "auto"), self.precision)
+        return compiled_or_not(self.unet, (options or {}).get("runner", "auto"), self.precision, self.memory)
 
     def _guided(
         self, guidance: float | None, null_label: int | str | None, runner: str, precision: Precision | None = None
     ) -> Model:
         """The network, or wrappers that guide it and give it its condition."""
         network: Model = self.unet
-        if self.extra_channels or guidance is not None:
-            network = compiled_or_not(self.unet, runner, precision)
+        if self.extra_channels or guidance is not None or self.memory != "normal":
+            network = compiled_or_not(self.unet, runner, precision, self.memory)
         if self.extra_channels:
             network = Concatenated(network)
         guided = self.checked_guidance(guidance, null_label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from fastdiff.engine.choose import Runner, say_what_is_used
 from fastdiff.engine.compiled import checked_size
 from fastdiff.engine.export import write_model
 from fastdiff.engine.native import NativeNetwork, Precision
-from fastdiff.files.atomic import atomic_file
+from fastdiff.files.atomic import atomic_file, write_text
+from fastdiff.files.images import write_grid
 from fastdiff.files.progress import watched
 from fastdiff.likelihood.methods import Method, checked_method
 from fastdiff.pipeline.base import TrainedModel
@@ -48,6 +50,7 @@ class Pipeline(TrainedModel):
         metadata: Where the model came from: "path", "weights", "step", "training", "data", "versions", where known.
         precision: Of the C++ engine on a CPU, see `fastdiff.sample`, for all that runs there; "fast" when None. May be
             set.
+        memory: Of the same: "low" for smaller packed weights, see `fastdiff.compile`. May be set.
 
     Args:
         unet: As above. The wrappers of `torch.compile`, `DataParallel` and `DistributedDataParallel` are taken off.
@@ -161,7 +164,7 @@ class Pipeline(TrainedModel):
         """Write the model and a sampler into one file, from which programs without Python sample: docs/standalone.md.
 
         Their images are those of `sample` for the same seed, ids and labels, without guidance, known pixels,
-        thresholding or a condition.
+        thresholding or a condition. `memory` is the pipeline's.
 
         Args:
             path: The file.
@@ -183,7 +186,7 @@ class Pipeline(TrainedModel):
         channels, *trained = self.image_shape
         height, width = checked_size(size, trained)
         text = f"sampler: {table!r}\nprocess: {self.diffusion!r}\nprecision: {precision}\nfastdiff {__version__}"
-        network = NativeNetwork(self.unet, precision)
+        network = NativeNetwork(self.unet, precision, memory=self.memory)
         turn = self.classes.num_real if self.classes.num else None
         with atomic_file(path) as file:
             write_model(file, network, table, (channels, height, width), text=text, classes_in_turn=turn)
@@ -319,6 +322,67 @@ class Pipeline(TrainedModel):
         model = self._guided(guidance, null_label, options.get("runner", "auto"), self.precision)
         model = self._chosen(options) if model is self.unet else model
         return editing.inpaint(model, self.diffusion, x, mask, model_kwargs=kwargs, **options)
+
+    def push_to_hub(
+        self,
+        hub_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        license: str | None = None,
+        figures: Iterable[str | Path] = (),
+        pictures: int = 16,
+        sampler: Sampler = "ddim",
+        steps: int | None = None,
+        seed: int = 0,
+        keep_card: bool = False,
+    ) -> str:
+        """Put the model on the Hugging Face hub: safetensors, its configuration, samples, and a card written from them.
+
+        `from_pretrained("hf://owner/name")` reads it back. All files come in one commit.
+
+        Args:
+            hub_id: owner/name. The model is made where it does not exist, and gets new files where it does.
+            private: Whether a model that is made is seen by its owner alone.
+            token: Of an account that may write; when None, of HF_TOKEN or of `hf auth login`.
+            license: The hub's identifier, such as "mit"; the card says so where there is none.
+            figures: Folders of `fastdiff evaluate` and `fastdiff compare`, whose numbers and recommendations the card
+                repeats.
+            pictures: Samples on the card, 0 for none: ids 0, 1, ... of the seed, none picked. A network that is given
+                images has none.
+            sampler: Of the pictures, see `sample`.
+            steps: As sampler.
+            seed: As sampler.
+            keep_card: Leave the card that is there.
+
+        Returns:
+            Where the model is, a URL.
+
+        Raises:
+            ValueError: a name, a licence or figures that are none; or the network is of another project and not a
+                `fastdiff.UNet`.
+            RuntimeError: huggingface_hub is not installed, no token, or the hub refuses or cannot be reached.
+        """
+        from fastdiff.convert.card import check_license, model_card, read_figures
+        from fastdiff.convert.hub import check_hub_id, push
+
+        name, license = check_hub_id(hub_id), check_license(license)
+        pictures = whole_number("pictures", pictures, low=0)
+        reports = read_figures(figures)
+        with tempfile.TemporaryDirectory() as place:
+            folder = self.save_pretrained(Path(place) / "model")
+            told = None
+            if pictures and not self.extra_channels:
+                table = table_of(sampler, self.diffusion, steps)
+                num = self.unet.config.num_classes
+                labels = None if num is None else torch.arange(pictures) % num
+                write_grid(folder / "samples.png", self.sample(pictures, sampler=table, seed=seed, labels=labels))
+                told = f"Samples 0 to {pictures - 1} of seed {seed}, none picked: {table.name}, "
+                told += f"{table.num_evaluations} evaluations."
+            card = model_card(self, name, image_shape=self.image_shape, license=license, figures=reports, pictures=told)
+            write_text(folder / "README.md", card)
+            message = f"A model of fastdiff {__version__}"
+            return push(folder, name, private=private, token=token, message=message, keep_card=keep_card)
 
     def progressive(
         self,

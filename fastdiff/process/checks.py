@@ -7,7 +7,13 @@ import operator
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from fastdiff.process.installation import check_folder
+
+# Here, which every part of the package imports, since `fastdiff/__init__.py` may be the other package's.
+check_folder(Path(__file__).parents[1])
 
 # Of a value in a message.
 _LONGEST = 200

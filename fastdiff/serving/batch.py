@@ -50,7 +50,7 @@ class Evaluator:
     """
 
     def __init__(self, pipeline: Pipeline, precision: Precision | None) -> None:
-        self.model = compiled_or_not(pipeline.unet, "auto", precision)
+        self.model = compiled_or_not(pipeline.unet, "auto", precision, pipeline.memory)
         self.self_condition = is_self_conditioned(pipeline.unet, {})
         self._dtype = model_dtype(pipeline.unet, torch.float32)
         # None where the network is PyTorch's.

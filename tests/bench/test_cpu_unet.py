@@ -32,6 +32,20 @@ def test_bench_races_processes_of_their_own_and_prints_every_line():
     assert "over the fair share" in text
 
 
+def test_results_are_added_to_those_there_are():
+    def result(preset, condition, **engines):
+        return {"preset": preset, "batch": 1, "condition": condition, "engines": engines}
+
+    results = [result("a", "quiet", engine=1), result("a", "1 busy", engine=2)]
+    cpu_unet.add(results, result("b", "quiet", engine=3, peer=4))
+    cpu_unet.add(results, result("b", "quiet", engine=5, other=6))
+    cpu_unet.add(results, result("a", "one thread", engine=7))
+    assert [(r["preset"], r["condition"]) for r in results] == [
+        ("a", "quiet"), ("b", "quiet"), ("a", "1 busy"), ("a", "one thread"),
+    ]  # fmt: skip
+    assert results[1]["engines"] == {"engine": 3, "peer": 4, "other": 6}
+
+
 def test_bench_names_an_engine_that_cannot_be_built():
     found = cpu_unet.measure("digits", 1, ["engine", "nothing"], "quiet", 1)
     assert "KeyError" in found["engines"]["nothing"]["failed"]

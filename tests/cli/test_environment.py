@@ -26,7 +26,7 @@ def test_versions_are_the_installed_ones(monkeypatch):
 
 def test_extension_is_named_by_its_instruction_set_where_it_is_built(monkeypatch):
     if ops.has_extension():
-        assert environment.extension() in ("generic", "avx2", "avx512", "avx512bf16")
+        assert environment.extension() in ("generic", "avx2", "avx512", "avx512bf16", "avx512amx")
     monkeypatch.setattr(ops, "has_extension", lambda: False)
     assert environment.extension() is None
 
@@ -58,3 +58,19 @@ def test_other_devices_are_refused(monkeypatch, name, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=said):
         environment.resolve_device(name)
+
+
+def test_torch_report_is_what_pytorch_gathers(monkeypatch):
+    from torch.utils import collect_env
+
+    monkeypatch.setattr(collect_env, "get_pretty_env_info", lambda: "gathered")
+    assert environment.torch_report() == "gathered"
+
+
+def test_settings_tell_no_key(monkeypatch):
+    monkeypatch.setenv("FASTDIFF_API_KEY", "a secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = environment.settings()
+    assert found["FASTDIFF_API_KEY"] == "(set)"
+    assert found["OMP_NUM_THREADS"] == "3"
+    assert "PATH" not in found

@@ -11,14 +11,20 @@ from support.command_line import run
 pytestmark = pytest.mark.skipif(not ops.has_extension(), reason="the C++ extension is not built")
 
 
-@pytest.mark.parametrize("options", [(), ("--size", "16x32"), ("--precision", "strict")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [(), ("--size", "16x32"), ("--precision", "strict"), ("--memory", "low")], ids=" ".join
+)
 def test_export_samples_what_the_model_samples(options, model, tmp_path):
     file = tmp_path / "model.fd"
     done = run("export", model, file, "--sampler", "ddim", "--steps", 3, "--option", "eta=0.5", *options)
     assert done.exit_code == 0, done.output
     assert f"{file.stat().st_size:,} bytes: {file}; next: fastdiff-run {file} --out samples.png" in done.stdout
     pipe = fd.Pipeline.from_pretrained(model)
-    network = fd.compile(pipe.unet, precision="strict" if "strict" in options else "fast")
+    network = fd.compile(
+        pipe.unet,
+        precision="strict" if "strict" in options else "fast",
+        memory="low" if "low" in options else "normal",
+    )
     shape = (3, 16, 32) if "16x32" in options else pipe.image_shape
     table = fd.samplers.ddim(pipe.diffusion, 3, eta=0.5)
     expected = fd.sample(network, table, shape=(4, *shape), seed=2, progress=False)

@@ -35,6 +35,12 @@ def test_generate_takes_a_precision(lively_model, tmp_path):
     assert "precision: 'bfloat16' in the folder" in fails("generate", lively_model, tmp_path / "job", *FEW)
 
 
+def test_generate_takes_a_choice_of_memory(lively_model, tmp_path):
+    works("generate", lively_model, tmp_path / "job", *FEW, "--memory", "low")
+    assert "memory: 'low' in the folder" in fails("generate", lively_model, tmp_path / "job", *FEW)
+    assert "are the same" in works("generate", lively_model, tmp_path / "job", *FEW, "--memory", "low", "--verify", 9)
+
+
 def test_shard_is_read_from_the_environment(model, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 import fastdiff
+from fastdiff.cli import environment
 from fastdiff.nets.config import PRESETS
 from fastdiff.process.diffusion import Diffusion
 from fastdiff.process.schedule import NoiseSchedule
@@ -16,6 +17,19 @@ def test_info_tells_versions_and_the_machine():
     printed = works("info")
     for word in ("fastdiff", "python", "torch", "C++ extension", "threads", "GPU"):
         assert word in printed
+
+
+def test_info_gathers_a_bug_report(monkeypatch):
+    monkeypatch.setattr(environment, "torch_report", lambda: "PyTorch's own words")
+    monkeypatch.setenv("FASTDIFF_CPU_ISA", "generic")
+    monkeypatch.setenv("FASTDIFF_API_KEY", "a secret")
+    printed = works("info", "report")
+    for line in (f"fastdiff: {fastdiff.__version__}", "FASTDIFF_CPU_ISA: generic", "FASTDIFF_API_KEY: (set)"):
+        assert line in printed.splitlines()
+    assert "installed in: " in printed
+    assert "gpus: " in printed
+    assert printed.rstrip().endswith("PyTorch's own words")
+    assert "a secret" not in printed
 
 
 def test_info_lists_presets_with_the_papers_sizes():
@@ -66,6 +80,11 @@ def test_info_prints_a_plan(model):
     half = works("info", "plan", "digits", "--precision", "bfloat16")
     assert "bfloat16" in half
     assert "in bfloat16 here" in half
+    weights = [
+        float(re.search(r"weights ([\d.]+) MiB", works("info", "plan", "digits", "--memory", memory))[1])
+        for memory in ("normal", "low")
+    ]
+    assert weights[1] < 0.6 * weights[0]
     assert "--strict is --precision strict" in fails("info", "plan", "digits", "--strict", "--precision", "bfloat16")
     assert "instructions" in works("info", "plan", model)
     assert "for 1 images of 16x16" in works("info", "plan", "digits", "--size", 16)

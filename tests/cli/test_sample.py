@@ -61,6 +61,22 @@ def test_sample_takes_a_precision(lively_model, tmp_path):
     assert "--precision must be 'fast', 'strict' or 'bfloat16', got 'int8'" in fails(*options, "--precision", "int8")
 
 
+def test_sample_takes_a_choice_of_memory(lively_model, tmp_path, monkeypatch):
+    chosen = []
+    own = Pipeline.sample
+
+    def watched(pipe, *arguments, **options):
+        chosen.append(pipe.memory)
+        return own(pipe, *arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "sample", watched)
+    options = ("sample", lively_model, "--num", 2, "--sampler", "ddpm", "--steps", 4)
+    works(*options, "--memory", "low", "--out", tmp_path / "folder")
+    assert set(chosen) == {"low"}
+    assert json.loads((tmp_path / "folder" / ".fastdiff-sample.json").read_text())["memory"] == "low"
+    assert "--memory must be 'normal' or 'low', got 'tiny'" in fails(*options, "--memory", "tiny")
+
+
 # An untrained network's samples run away where nothing clips them.
 @pytest.mark.filterwarnings("ignore:samples of 'ddim':RuntimeWarning")
 def test_sample_takes_sampler_options(model, tmp_path):

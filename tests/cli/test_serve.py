@@ -48,12 +48,14 @@ def test_options_reach_the_engine_and_the_server(model, started):
         2,
     ]
     options += ["--max-pixels", 256, "--keep-seconds", 9, "--drain-seconds", 4, "--port", 0, "--precision", "strict"]
+    options += ["--memory", "low"]
     works("serve", model, *options)
     engine, settings = started["engine"], started["settings"]
     assert (engine.capacity, engine.max_queued, engine.max_wait) == (4, 30, 2.5)
     assert (engine.limits.num, engine.limits.steps, engine.limits.pixels) == (3, 20, 256)
     assert (settings.max_body, settings.keep_seconds) == (2 * 2**20, 9)
     assert (started["port"], started["drain_seconds"]) == (0, 4)
+    assert engine.pipeline.memory == "low"
 
 
 def test_the_key_is_read_from_the_environment(model, started, monkeypatch):

@@ -8,6 +8,7 @@ import fastdiff as fd
 from fastdiff.convert.foreign import foreign_of
 from fastdiff.nets.fused_modules import own_class
 from support.foreign_networks import NAMES, make, value
+from support.lucidrains_versions import version
 from support.networks import two_levels
 from support.tolerances import PEER_NETWORK
 
@@ -46,3 +47,14 @@ def test_calls_that_are_not_known(name):
     assert call(model, (x.clone().requires_grad_(), t), {}) is None
     assert call(model, (x, t[:1].expand(3)), {}) is None
     assert call(model, (x, t, None, True, 5), {}) is None
+
+
+def test_a_row_is_given_as_an_image_of_one_row():
+    model, (x, t) = version("1D")
+    call = foreign_of(model).call
+    found = call(model, (x, t), {"x_self_cond": x})
+    assert found.x.shape == (2, 3, 1, 24)
+    assert found.extras["x_self_cond"].shape == found.x.shape
+    assert found.wrap(found.x).shape == x.shape
+    assert call(model, (x[:, :, None], t), {}) is None
+    assert call(model, (x, t, x[:, :, None]), {}) is None

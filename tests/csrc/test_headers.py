@@ -16,9 +16,9 @@ CSRC = Path(__file__).parents[2] / "csrc"
 PLAIN = sorted(path for path in CSRC.rglob("*.h") if not path.name.endswith("_impl.h") and path.parent.name != "cuda")
 CUDA = sorted((CSRC / "cuda").glob("*.h"))
 VARIANT = sorted(CSRC.rglob("*_impl.h"))
-INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16")
-# Has files of its own for these alone, and takes the others from AVX-512.
-PARTIAL = {"avx512bf16": {"pairs.cpp"}}
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx", "avx512amxmodel")
+# Have files of their own for these alone, and take the others from AVX-512.
+PARTIAL = {name: {"pairs.cpp"} for name in ("avx512bf16", "avx512amx", "avx512amxmodel")}
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 

@@ -119,7 +119,7 @@ SAME = ("avx2", "avx512")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16", "avx512amx"])
 def test_every_instruction_set_passes_the_tests_of_the_kernels(isa):
     import fastdiff._C
 

@@ -64,3 +64,31 @@ def test_low_memory_is_smaller_and_the_same_network(case):
     assert pickle.loads(pickle.dumps(low)).memory == "low"
     with pytest.raises(ValueError, match="memory must be 'normal' or 'low', got 'tiny'"):
         fd.compile(net, memory="tiny")
+
+
+@needs_extension
+def test_a_pipeline_has_a_choice_of_memory_for_all_that_it_does(tmp_path):
+    pipe = fd.Pipeline(network("adm"), fd.Diffusion(fd.NoiseSchedule.cosine(20)))
+    low = fd.compile(pipe.unet, memory="low")
+    options = {"sampler": "ddim", "steps": 3, "labels": [1, 2]}
+    normal = pipe.sample(2, **options)
+    sizes = [pipe.export(tmp_path / "normal.fd", steps=3).stat().st_size]
+    pipe.memory = "low"
+    found = pipe.sample(2, **options)
+    assert not torch.equal(found, normal)
+    table = fd.samplers.ddim(pipe.diffusion, 3)
+    y = {"y": torch.tensor([1, 2])}
+    assert torch.equal(found, fd.sample(low, table, shape=(2, *pipe.image_shape), model_kwargs=y, progress=False))
+    assert torch.equal(pipe.sample(2, runner="native", **options), found)
+    guided = pipe.sample(2, guidance=2.0, null_label=0, **options)
+    varied = pipe.vary(normal.clamp(-1, 1), steps=2, labels=[1, 2])
+    half = pipe.sample(2, precision="bfloat16", **options)
+    sizes.append(pipe.export(tmp_path / "low.fd", steps=3).stat().st_size)
+    assert sizes[1] < 0.8 * sizes[0]
+    pipe.memory = "normal"
+    assert torch.equal(pipe.sample(2, **options), normal)
+    assert not torch.equal(pipe.sample(2, guidance=2.0, null_label=0, **options), guided)
+    assert not torch.equal(pipe.vary(normal.clamp(-1, 1), steps=2, labels=[1, 2]), varied)
+    assert not torch.equal(pipe.sample(2, precision="bfloat16", **options), half)
+    with pytest.raises(ValueError, match="memory must be 'normal' or 'low', got 'tiny'"):
+        pipe.memory = "tiny"

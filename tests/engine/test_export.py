@@ -134,7 +134,7 @@ print(fastdiff._C.cpu_isa())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16", "avx512amx"])
 def test_program_samples_what_python_does_with_every_instruction_set(isa, tmp_path):
     standalone.program()
     command = [sys.executable, "-c", ISA, str(tmp_path)]
@@ -161,7 +161,7 @@ def test_layout_is_that_of_the_executor():
 
 
 # Of the headers without comments and blanks, by version of the format.
-LAYOUTS = {1: "3ce93808978a0138"}
+LAYOUTS = {1: "3ce93808978a0138", 2: "8954655cc3b3f2f0"}
 
 
 def test_a_changed_layout_has_a_new_version():

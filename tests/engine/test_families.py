@@ -8,6 +8,7 @@ from fastdiff.compat.guided_diffusion.unet import SuperResModel
 from fastdiff.engine import Unsupported
 from fastdiff.engine.families import family_of, is_known
 from fastdiff.nets.lucidrains import Unet
+from support.encoder_networks import encoder
 from support.networks import two_levels
 
 
@@ -23,6 +24,11 @@ def test_known_classes_and_what_they_take():
     assert family_of(conditioned).channels(conditioned) == (3, 3)
     assert family_of(larger).channels(larger) == (3, 6)
     assert family_of(theirs).size(theirs) == (8, 8)
+
+
+def test_a_classifier_needs_no_engine():
+    with pytest.raises(Unsupported, match="got EncoderUNet; a classifier in evaluation runs in C"):
+        family_of(encoder("adaptive"))
 
 
 def test_other_classes_are_refused():

@@ -91,6 +91,37 @@ def test_pixel_norm_matches_float64(channels, residual):
     assert relative(actual, expected + added.double() if residual else expected) < ENGINE_INSTRUCTION
 
 
+@pytest.mark.parametrize("channels", [3, 16, 40])
+@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
+def test_layer_norm_of_pixels_matches_float64(channels, residual):
+    generator = torch.Generator().manual_seed(0)
+    # A mean that is far from zero.
+    x = 5 + torch.randn(2, channels, 5, 3, generator=generator)
+    gain, offset = torch.randn(2, channels, generator=generator)
+    added = torch.randn(x.shape, generator=generator)
+    instruction = Instruction(
+        "pixel_norm", (0,), 1, act=True, parameter="n", eps=1e-5, residual=2 if residual else None
+    )
+    buffers = (Buffer(5, 3, channels),) * 3
+    actual = run_one(instruction, buffers, [(gain, offset)], x, [(2, added)] if residual else [])
+    expected = F.silu(F.layer_norm(x.double().permute(0, 2, 3, 1), (channels,), gain.double(), offset.double(), 1e-5))
+    expected = expected.permute(0, 3, 1, 2)
+    assert relative(actual, expected + added.double() if residual else expected) < ENGINE_INSTRUCTION
+
+
+@pytest.mark.parametrize("channels", [3, 16, 40])
+def test_factors_of_a_group_norm_and_a_residual_match_float64(channels):
+    generator = torch.Generator().manual_seed(0)
+    x, added = torch.randn(2, 2, channels, 5, 3, generator=generator)
+    factors = torch.randn(2, channels, 2, 1, generator=generator)
+    instruction = Instruction("pixel_norm", (0,), 1, act=True, norm=2, residual=3)
+    image = Buffer(5, 3, channels)
+    actual = run_one(instruction, (image, image, Buffer(2, 1, channels), image), [], x, [(2, factors), (3, added)])
+    factor, offset = factors.double()[..., 0].unbind(dim=2)
+    expected = F.silu(x.double() * factor[..., None, None] + offset[..., None, None]) + added.double()
+    assert relative(actual, expected) < ENGINE_INSTRUCTION
+
+
 @pytest.mark.parametrize("op", ["memory_attention", "linear_attention"])
 @pytest.mark.parametrize(
     ("tokens", "heads", "size", "memory"),
@@ -187,7 +218,7 @@ def test_a_change_of_the_weights_is_noticed():
 
 CHANGES = {
     "init_conv": lambda net: setattr(net, "init_conv", nn.Conv2d(3, 8, 5, padding=2)),
-    r"downs\.0\.0\.block1\.norm": lambda net: setattr(net.downs[0][0].block1, "norm", nn.GroupNorm(2, 8)),
+    r"downs\.0\.0\.block1\.norm": lambda net: setattr(net.downs[0][0].block1, "norm", nn.BatchNorm2d(8)),
     r"mid_attn": lambda net: setattr(net, "mid_attn", nn.Identity()),
     r"time_mlp": lambda net: net.time_mlp.__setitem__(2, nn.SiLU()),
     r"downs\.0\.3\.0": lambda net: net.downs[0][3].__setitem__(0, nn.Upsample(scale_factor=2)),

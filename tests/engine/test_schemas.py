@@ -6,6 +6,7 @@ import fastdiff.engine  # noqa: F401
 from fastdiff import ops
 
 WRITTEN = {
+    "plan_pack": {"packed"},
     "plan_scratch": set(),
     "plan_forward": {"arena", "scratch", "out"},
     "plan_sample": {"x", "arena", "scratch", "model_output", "base", "history", "pred_out"},

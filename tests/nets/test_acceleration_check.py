@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdiff.nets.acceleration_check import difference, evaluate, judge, quiet
+from fastdiff.nets.acceleration_check import difference, evaluate, evaluate_with_gradient, judge, quiet
 
 
 def test_difference_is_relative_and_sees_what_is_not_finite():
@@ -35,3 +35,12 @@ def test_quiet_gives_modes_and_random_numbers_back():
         torch.rand(1)
     assert torch.equal(torch.rand(1), expected)
     assert [module.training for module in model] == [True, False]
+
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: (x,), lambda x: {"input": x}], ids=["tensor", "tuple", "dict"])
+def test_a_gradient_is_that_of_the_first_argument(form):
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    outputs, gradient = evaluate_with_gradient(layer, form(x))
+    assert torch.equal(outputs, layer(x))
+    torch.testing.assert_close(gradient, layer.weight.sum(dim=0).expand(4, -1))
+    assert not x.requires_grad

@@ -24,7 +24,7 @@ def test_buffers_share_room_unless_they_are_alive_together():
         recorder.emit("silu", x=source.buffer, y=target.buffer, channels=20, height_out=1, width_out=1)
     recorder.emit("silu_grad", x=x.buffer, x2=slope.buffer, y=first.buffer, channels=20, height_out=1, width_out=1)
     waves = recorder.buffer(4)
-    places, floats = recorder.place(3, [x.buffer, waves], [third.buffer, slope.buffer], apart=None)
+    places, floats = recorder.place(3, [x.buffer, waves], [third.buffer], [slope.buffer], [], apart=None)
     assert all(place % 16 == 0 for place in places)
     # x and the result are read after all the others are written, and `first` is written again.
     alive = {places[image.buffer] for image in (x, first, third, slope)}
@@ -47,11 +47,11 @@ def of_three_sizes():
 
 def test_no_two_samples_share_room_where_they_are_at_different_instructions():
     recorder, images, grads = of_three_sizes()
-    forward, given, taken = 8, [images[0].buffer], [images[-1].buffer, grads[0].buffer]
+    forward, given, results, slopes = 8, [images[0].buffer], [images[-1].buffer], [grads[0].buffer]
     alone = recorder.set_weights_last(forward)
     assert alone == 3
     assert [OPS[row["op"]] for row in recorder.code[forward + alone :]] == ["sums"] * 3
-    places, floats = recorder.place(forward, given, taken, apart=alone)
+    places, floats = recorder.place(forward, given, results, slopes, [], apart=alone)
     sizes = recorder.sizes
     # The forward pass has all of these, so that two of them lie apart, or a sample has the same place in both.
     for a, b in itertools.combinations([image.buffer for image in images], 2):

@@ -279,6 +279,12 @@ def plan_sample(m, network):
     return [x, code, weights, times, *places, out, *rest]
 
 
+def plan_pack(m):
+    channels, channels_out = m.size(1, 40), m.size(1, 80)
+    weight = m.floats(channels_out, channels, 9)
+    return [weight, torch.zeros(36 * -(-channels_out // 64) * 64 * channels), 1, False]
+
+
 def plan_scratch(m, network):
     p = network.prepare(2, 8, 8)
     return [p.code, 2, p.part, p.lanes]
@@ -303,7 +309,7 @@ BUILDERS = {
     for f in (
         step, diffuse, attention_out, attention_backward_out, dropout_out, conv3x3, conv3x3_backward, conv3x3_out,
         conv3x3_weight_grad, group_norm_act_cpu, group_norm_act_backward_cpu, linear, linear_backward, linear_out,
-        linear_weight_grad, column_sums, column_sums_out, bound_loss, bound_loss_backward, bound_terms, mse,
+        linear_weight_grad, column_sums, column_sums_out, plan_pack, bound_loss, bound_loss_backward, bound_terms, mse,
         mse_backward, posterior_mean, update, gradient_norms_out,
     )
 } | PLANS  # fmt: skip

@@ -100,6 +100,11 @@ def show_instructions() -> set[tuple[str, str, str]]:
         gain = numbers(channels)
         pixel = Instruction("pixel_norm", (0,), 1, act=True, parameter="n", residual=2)
         run(f"pixel norm of {channels}", pixel, (source,) * 3, [(gain, gain[:0])], x, (2, numbers(2, channels, *SIZE)))
+        layer = [(gain, numbers(channels))]
+        pixel = Instruction("pixel_norm", (0,), 1, act=True, parameter="n", residual=2, eps=1e-5)
+        run(f"layer norm of {channels}", pixel, (source,) * 3, layer, x, (2, numbers(2, channels, *SIZE)))
+        pixel = Instruction("pixel_norm", (0,), 1, act=True, norm=2, residual=0)
+        run(f"factors of {channels}", pixel, (source, source, pair), [], x, (2, factors))
     for op in ("memory_attention", "linear_attention"):
         remembered = Instruction(op, (0,), 1, heads=3, groups=20, memory=4, parameter="a")
         layer = [(numbers(2, 3, 4, 32), torch.empty(0))]

@@ -84,3 +84,12 @@ def convolution(case, residual, batch, *, products="float32", act=True, rounded=
         read = F.pad(read, (0, 1, 0, 1))
     expected = F.conv2d(read, weight.double(), bias.double(), stride=stride, padding=pad)
     return actual, expected + added.double() if residual else expected
+
+
+def run_pointwise(x, weight):
+    """A convolution of one pixel without a bias, of bfloat16 numbers. x: [pixels, C]; weight: [C_out, C]."""
+    buffers = (Buffer(1, len(x), x.shape[1]), Buffer(1, len(x), len(weight)))
+    instruction = Instruction("conv", (0,), 1, kernel=1, pad=0, parameter="c", products="bfloat16")
+    image = x.T.reshape(1, x.shape[1], 1, len(x))
+    result = run_one(instruction, buffers, [(weight[:, :, None, None], torch.zeros(len(weight)))], image)
+    return result[0, :, 0].T.contiguous()

@@ -22,14 +22,16 @@ def make(name):
         return shaken(openai.whole(num_classes=7, use_scale_shift_norm=False).eval(), 0.05), (x, t, y)
     if name == "openai, super-resolution":
         return shaken(openai.super_res().eval(), 0.05), (x, t, torch.randn(2, 3, 4, 4))
+    if name == "openai, classifier":
+        return shaken(openai.Encoder("attention").eval(), 0.05), (torch.randn(2, 3, 16, 16), t)
     settings = {"dim": 16, "dim_mults": (1, 2), "self_condition": name.endswith("self-conditioned")}
     net = shaken(peer_lucidrains.load().Unet(**settings).eval(), 0.05)
     return net, (x, t, torch.randn(2, 3, 8, 8)) if net.self_condition else (x, t)
 
 
 NAMES = (
-    "diffusers", "diffusers, labels", "openai", "openai, labels", "openai, super-resolution", "lucidrains",
-    "lucidrains, self-conditioned",
+    "diffusers", "diffusers, labels", "openai", "openai, labels", "openai, super-resolution", "openai, classifier",
+    "lucidrains", "lucidrains, self-conditioned",
 )  # fmt: skip
 
 

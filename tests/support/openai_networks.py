@@ -253,6 +253,69 @@ class SuperRes(Whole):
         return super().forward(torch.cat([x, upsampled], dim=1), timesteps, **kwargs)
 
 
+class AttentionPool2d(nn.Module):
+    def __init__(self, size, channels, head_channels, out):
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.randn(channels, size**2 + 1) / channels**0.5)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out, 1)
+        self.num_heads = channels // head_channels
+        self.attention = QKVAttention(self.num_heads)
+
+    def forward(self, x):
+        b, c, *_ = x.shape
+        x = x.reshape(b, c, -1)
+        x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1)
+        x = x + self.positional_embedding[None, :, :].to(x.dtype)
+        x = self.c_proj(self.attention(self.qkv_proj(x)))
+        return x[:, :, 0]
+
+
+class Encoder(nn.Module):
+    """Their EncoderUNetModel of two levels, with attention at the lower one."""
+
+    def __init__(self, pool, down=True, channels=32, classes=7):
+        super().__init__()
+        emb, wide, options = 4 * channels, 2 * channels, {"use_scale_shift_norm": True}
+        self.model_channels, self.pool, self.num_res_blocks = channels, pool, 1
+        self.time_embed = nn.Sequential(nn.Linear(channels, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+        def attend():
+            return AttentionBlock(wide, 2, QKVAttention(2))
+
+        def res(before, after, **more):
+            return ResBlock(before, emb, after, **options, **more)
+
+        blocks = (
+            [nn.Conv2d(3, channels, 3, padding=1)], [res(channels, channels)],
+            [res(channels, channels, down=True) if down else Down(channels)], [res(channels, wide), attend()],
+        )  # fmt: skip
+        self.input_blocks = nn.ModuleList(TimestepEmbedSequential(*layers) for layers in blocks)
+        self.middle_block = TimestepEmbedSequential(res(wide, wide), attend(), res(wide, wide))
+        norm, features = GroupNorm32(4, wide), 3 * channels + 2 * wide
+        if pool == "adaptive":
+            head = [norm, nn.SiLU(), nn.AdaptiveAvgPool2d((1, 1)), nn.Conv2d(wide, classes, 1), nn.Flatten()]
+        elif pool == "attention":
+            head = [norm, nn.SiLU(), AttentionPool2d(8, wide, 32, classes)]
+        elif pool == "spatial":
+            head = [nn.Linear(features, 2048), nn.ReLU(), nn.Linear(2048, classes)]
+        else:
+            head = [nn.Linear(features, 2048), GroupNorm32(4, 2048), nn.SiLU(), nn.Linear(2048, classes)]
+        self.out = nn.Sequential(*head)
+
+    def forward(self, x, timesteps):
+        half = self.model_channels // 2
+        angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)[None]
+        emb = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        results, h = [], x
+        for block in (*self.input_blocks, self.middle_block):
+            h = block(h, emb)
+            if self.pool.startswith("spatial"):
+                results.append(h.type(x.dtype).mean(dim=(2, 3)))
+        return self.out(torch.cat(results, dim=-1) if self.pool.startswith("spatial") else h)
+
+
+Encoder.__name__ = "EncoderUNetModel"
 Whole.__name__, SuperRes.__name__ = "UNetModel", "SuperResModel"
 
 

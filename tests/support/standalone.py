@@ -32,9 +32,8 @@ def lines(name: str) -> list[str]:
 
 
 def _read() -> list[Path]:
-    folders = [
-        ROOT / "csrc" / name for name in ("standalone", "include", "cpu", "generic", "avx2", "avx512", "avx512bf16")
-    ]
+    sets = ("generic", "avx2", "avx512", "avx512bf16", "avx512amx")
+    folders = [ROOT / "csrc" / name for name in ("standalone", "include", "cpu", *sets)]
     return [path for folder in folders for path in folder.iterdir() if path.suffix in (".h", ".cpp", ".txt")]
 
 

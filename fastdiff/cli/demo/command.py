@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,9 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives another model and other samples.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes; the digits are bad.")] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the digits' training: 300 give fair digits in half the time.")
+    ] = None,
     process: Annotated[
         str, typer.Option(help="Of the swiss roll: preserving, exploding, edm, flow or vdm; docs/processes.md.")
     ] = "preserving",
@@ -44,6 +48,8 @@ def demo(
         raise ValueError(f"unknown demo {name!r}: {nearest_name(name, ['digits', 'swiss-roll'])}")
     folder = out or Path("out/demo" if name == "digits" else "out/swiss-roll")
     if name == "swiss-roll":
+        if steps is not None:
+            raise ValueError(f"{spelt('steps')} belongs to `fastdiff demo digits`: leave it out")
         from fastdiff.cli.demo import swiss_roll
 
         make = swiss_roll.SwissRollConfig.quick if quick else swiss_roll.SwissRollConfig
@@ -62,6 +68,7 @@ def demo(
     from fastdiff.training.report import REPORT_FILE
 
     config = DemoConfig.quick(seed) if quick else DemoConfig(seed=seed)
+    config = config if steps is None else replace(config, steps=steps)
     place = resolve_device(device)
     # The report is the training's, which goes on.
     written = [pair for pair in WRITTEN if pair[0] != REPORT_FILE]

@@ -37,8 +37,9 @@ from fastdiff.engine.families import register_alike
 from fastdiff.engine.lower import computes_as
 from fastdiff.nets import unet as networks
 from fastdiff.nets.config import UNetConfig
+from fastdiff.nets.encoder import AttentionPool2d, EncoderUNet
+from fastdiff.nets.encoder_pass import register_block
 from fastdiff.nets.unet import UNet
-from fastdiff.tensors import split_qkv
 
 __all__ = [
     "AttentionBlock",
@@ -64,8 +65,6 @@ __all__ = [
     "timestep_embedding",
     "zero_module",
 ]
-
-_POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
 
 class _Convertible(nn.Module):
@@ -244,103 +243,41 @@ class SuperResModel(UNetModel):
 
 
 computes_as(_Block, networks.Block)
+register_block(_Block)
 register_alike(UNetModel)
 register_alike(SuperResModel, low_res=True)
-
-
-class AttentionPool2d(nn.Module):
-    """Pooling by attention: the mean of all pixels asks all pixels. Source: CLIP, arXiv:2103.00020.
-
-    Parameters: positional_embedding [C, S^2 + 1], qkv_proj and c_proj, convolutions of length 1.
-    """
-
-    def __init__(
-        self, spacial_dim: int, embed_dim: int, num_heads_channels: int, output_dim: int | None = None
-    ) -> None:
-        super().__init__()
-        self.positional_embedding = nn.Parameter(torch.randn(embed_dim, spacial_dim**2 + 1) / embed_dim**0.5)
-        self.qkv_proj = nn.Conv1d(embed_dim, 3 * embed_dim, 1)
-        self.c_proj = nn.Conv1d(embed_dim, output_dim or embed_dim, 1)
-        self.num_heads = embed_dim // num_heads_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, S, S] to [B, output_dim]."""
-        tokens = x.flatten(2)
-        tokens = torch.cat([tokens.mean(dim=-1, keepdim=True), tokens], dim=-1)
-        tokens = tokens + self.positional_embedding[None].to(x.dtype)
-        q, k, v = split_qkv(self.qkv_proj(tokens).transpose(1, 2), self.num_heads, "new")
-        h = F.scaled_dot_product_attention(q, k, v)
-        y: Tensor = self.c_proj(h.transpose(2, 3).flatten(1, 2))
-        return y[:, :, 0]
 
 
 _ENCODER_PARAMETERS = [p for p in inspect.signature(UNetModel.__init__).parameters.values() if p.name != "num_classes"]
 _ENCODER_PARAMETERS.append(parameter("pool", "adaptive", "adaptive"))
 
 
-class EncoderUNetModel(_Convertible):
+class EncoderUNetModel(EncoderUNet, _Convertible):
     """The downward half of the U-Net with a pooling at its end: a classifier of noisy images.
 
     Arguments as `UNetModel`'s, and `pool`: "attention", "adaptive", "spatial" or "spatial_v2". State-dict names are
-    OpenAI's.
+    OpenAI's. In evaluation on the CPU logits and the gradient of the images are a call each of C++
+    (`fastdiff.nets.encoder.EncoderUNet`).
     """
 
     @with_parameters(_ENCODER_PARAMETERS)
     def __init__(self, *, pool: str, **arguments: Any) -> None:
-        super().__init__()
-        if pool not in _POOLS:
-            raise NotImplementedError(f"unexpected {pool} pooling; it is one of {', '.join(_POOLS)}")
         random_state = torch.get_rng_state()
         # The upward half is left behind here.
         whole = UNetModel(**arguments)
-        config = whole.config
-        self.config = config
-        self.pool = pool
+        _draw_weights((whole.time_embed, whole.input_blocks, whole.middle_block), random_state)
+        head_channels = arguments["num_head_channels"]
+        super().__init__(whole, pool, None if head_channels == -1 else head_channels)
         self.dtype = whole.dtype
         self.in_channels = whole.in_channels
         self.model_channels = whole.model_channels
         self.out_channels = whole.out_channels
-        self.time_embed = whole.time_embed
-        self.input_blocks = whole.input_blocks
-        self.middle_block = whole.middle_block
-        _draw_weights((self.time_embed, self.input_blocks, self.middle_block), random_state)
-        self.out = _pooling(pool, config, arguments["num_head_channels"], config.out_channels)
         _use_openai_names(self)
 
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """Noisy images [B, C, H, W] and times [B] to logits [B, out_channels]."""
-        dtype = cast(nn.Linear, self.time_embed[0]).weight.dtype
-        emb = self.time_embed(timestep_embedding(timesteps, self.config.channels).to(dtype))
-        h = x.to(next(self.input_blocks.parameters()).dtype)
-        means = []
-        for block in [*self.input_blocks, self.middle_block]:
-            h = block(h, emb)
-            means.append(h.to(x.dtype).mean(dim=(2, 3)))
-        features = torch.cat(means, dim=1) if self.pool.startswith("spatial") else h.to(x.dtype)
-        y: Tensor = self.out(features.to(dtype))
-        return y.to(x.dtype)
-
-
-def _pooling(pool: str, config: UNetConfig, num_head_channels: int, out_channels: int) -> nn.Module:
-    widths = config.level_channels
-    last = widths[-1]
-    norm = nn.GroupNorm(32, last)
-    if pool == "adaptive":
-        conv = nn.Conv2d(last, out_channels, 1)
-        for parameter in conv.parameters():
-            nn.init.zeros_(parameter)
-        return nn.Sequential(norm, nn.SiLU(), nn.AdaptiveAvgPool2d((1, 1)), conv, nn.Flatten())
-    if pool == "attention":
-        if num_head_channels == -1:
-            raise ValueError("pool='attention' needs num_head_channels")
-        size = config.level_sizes[-1]
-        return nn.Sequential(norm, nn.SiLU(), AttentionPool2d(size, last, num_head_channels, out_channels))
-    # The first block, the residual blocks and the downsampling of each level, and the middle.
-    num_features = widths[0] + last + sum(width * config.num_res_blocks for width in widths) + sum(widths[:-1])
-    hidden = nn.Linear(num_features, 2048)
-    if pool == "spatial":
-        return nn.Sequential(hidden, nn.ReLU(), nn.Linear(2048, out_channels))
-    return nn.Sequential(hidden, nn.GroupNorm(32, 2048), nn.SiLU(), nn.Linear(2048, out_channels))
+    def embed(self, waves: Tensor) -> Tensor:
+        """The blocks apply the SiLU."""
+        emb: Tensor = self.time_embed(waves)
+        return emb
 
 
 @torch.no_grad()

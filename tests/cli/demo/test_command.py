@@ -34,3 +34,12 @@ def test_a_demo_replaces_nothing_unless_told(tmp_path, monkeypatch, name, runs, 
     assert ran == [out] * 3
     (tmp_path / "file").touch()
     assert "is a file: give a folder" in fails("demo", name, "--out", tmp_path / "file")
+
+
+def test_steps_are_of_the_digits_training(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr("fastdiff.cli.demo.digits.run_demo", lambda folder, config, **options: ran.append(config))
+    works("demo", "--out", tmp_path / "a", "--steps", 300)
+    works("demo", "--out", tmp_path / "b", "--quick", "--steps", 2)
+    assert [(config.steps, config.num_samples) for config in ran] == [(300, 1000), (2, 100)]
+    assert "--steps belongs to `fastdiff demo digits`" in fails("demo", "swiss-roll", "--steps", 2)
