@@ -80,7 +80,7 @@ def torch_report() -> str:
     """What PyTorch gathers for its own bug reports, in some seconds: builds, CUDA, compilers, packages."""
     from torch.utils import collect_env
 
-    return str(collect_env.get_pretty_env_info())  # type: ignore[no-untyped-call]
+    return str(collect_env.get_pretty_env_info())
 
 
 def resolve_device(name: str) -> str:
