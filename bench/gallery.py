@@ -39,7 +39,7 @@ PANELS = {
     "ancestral, DDIM, Analytic-DPM": ("ddpm", "ddim", "analytic_ddpm", "analytic_ddim", "euler_ancestral"),
     "DPM-Solver": ("ddim", "dpm_solver", "dpm_solver_singlestep", "dpmpp", "dpmpp_3m", "dpmpp_singlestep", "dpmpp_sde"),
     "multistep on the noise": ("ddim", "unipc", "deis", "lms", "ipndm", "plms", "pndm"),
-    "two stages": ("ddim", "heun", "dpm2", "dpm2_ancestral", "edm"),
+    "two stages": ("ddim", "heun", "dpm2", "dpm2_ancestral", "dpmpp_sde_singlestep", "edm"),
     "Langevin, jumps, editing": (
         "ddpm",
         "annealed_langevin",

@@ -38,7 +38,8 @@ PROCESSES = {
 }
 SAMPLERS = (
     "ddpm", "ddim", "euler_ancestral", "dpmpp", "dpmpp_3m", "dpmpp_sde", "dpmpp_singlestep", "unipc", "dpm_solver",
-    "dpm_solver_singlestep", "deis", "lms", "ipndm", "plms", "pndm", "heun", "dpm2", "dpm2_ancestral", "edm",
+    "dpm_solver_singlestep", "deis", "lms", "ipndm", "plms", "pndm", "heun", "dpm2", "dpm2_ancestral",
+    "dpmpp_sde_singlestep", "edm",
 )  # fmt: skip
 STEPS = (5, 10, 20, 50)
 # No distribution of images in [-1, 1] is so far from another.

@@ -105,8 +105,11 @@ class Coordinates:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON; what is at its default is left out."""
+        # Asked of every table that is built, mostly of this one.
+        if self == PRESERVING:
+            return {}
         values = asdict(self) | {"scales": [list(pair) for pair in self.scales]}
-        return {name: value for name, value in values.items() if value != getattr(Coordinates(), name) and value != []}
+        return {name: value for name, value in values.items() if value != getattr(PRESERVING, name) and value != []}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Coordinates:

@@ -111,9 +111,12 @@ class Diffusion:
 
     def noising_table(self) -> npt.NDArray[np.float64]:
         """Coefficients of the `diffuse` op, [T, 4]: the network's input c0 x_0 + c1 z, and the target c2 x_0 + c3 z."""
-        alpha, sigma = self.signal_noise()
-        scale = self.input_scale()
-        return np.stack([scale * alpha, scale * sigma, *self.parametrization.target(alpha, sigma)], axis=1)
+        alpha, sigma = given = self.signal_noise()
+        seen = self.parametrization
+        if not seen.is_given_the_state:
+            scale = seen.input_scale(alpha, sigma)
+            given = scale * alpha, scale * sigma
+        return np.stack([*given, *seen.target(alpha, sigma)], axis=1)
 
     def posterior_table(self) -> npt.NDArray[np.float64]:
         """Coefficients of the `posterior_mean` op, [T, 4]: x_0 = c2 x_t + c3 m, clipped, and mean = c0 x_0 + c1 x_t.

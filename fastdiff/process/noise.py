@@ -54,6 +54,7 @@ class Stream(IntEnum):
     BROWNIAN = 12
     LABEL_DROPOUT = 13
     CROP = 14
+    AUGMENT = 15
 
 
 def last_kept(p: float) -> int:

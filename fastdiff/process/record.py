@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastdiff.process.checks import check_keys, check_types, shown
 from fastdiff.process.diffusion import Diffusion
@@ -45,7 +47,7 @@ class ProcessRecord:
     def of(cls, diffusion: Diffusion) -> ProcessRecord:
         """The record of a process."""
         schedule = diffusion.schedule
-        at = np.unique(np.round(np.linspace(0, len(schedule) - 1, _NUM_COMPARED)).astype(np.int64))
+        at = _compared(len(schedule))
         levels = np.maximum(schedule.log_snr[at], _NO_SIGNAL)
         return cls(
             len(schedule), diffusion.prediction, schedule.name, tuple(schedule.timesteps[at].tolist()),
@@ -108,6 +110,12 @@ class ProcessRecord:
             data["num_timesteps"], data["prediction"], data["schedule"], tuple(map(float, data["times"])),
             tuple(map(float, data["log_snr"])), data.get("seen", ""),
         )  # fmt: skip
+
+
+@functools.cache
+def _compared(num_timesteps: int) -> npt.NDArray[np.int64]:
+    """The positions that are compared."""
+    return np.unique(np.round(np.linspace(0, num_timesteps - 1, _NUM_COMPARED)).astype(np.int64))
 
 
 def _seen(diffusion: Diffusion) -> str:

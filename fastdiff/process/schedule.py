@@ -9,13 +9,13 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdiff.process.arguments import check_options, spelt
+from fastdiff.process.chain import Chain
 from fastdiff.process.checks import check_keys, nearest_name, shown, whole_number
 from fastdiff.process.coordinates import PRESERVING, Coordinates
 from fastdiff.process.coordinates import Array as Array
@@ -31,12 +31,11 @@ def check_num_timesteps(num_timesteps: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseSchedule:
+class NoiseSchedule(Chain):
     """The forward process q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), t = 0..T-1.
 
-    Timesteps are 0-based: t = 0 is one noising step. All arrays are float64 of length T and read-only.
-    Products of alphas are taken as sums of log1p(-beta), so that 1 - alphas_cumprod keeps full relative
-    precision where it is tiny.
+    Timesteps are 0-based: t = 0 is one noising step. All arrays are float64 of length T and read-only; `Chain` has
+    those that follow from the betas.
 
     Attributes:
         betas: Variances of the single noising steps, in (0, 1]; 1 (no signal left) only at the last step.
@@ -82,9 +81,6 @@ class NoiseSchedule:
         object.__setattr__(self, "betas", betas)
         object.__setattr__(self, "timesteps", timesteps)
 
-    def __len__(self) -> int:
-        return int(self.betas.size)
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NoiseSchedule):
             return NotImplemented
@@ -97,72 +93,6 @@ class NoiseSchedule:
     def __repr__(self) -> str:
         low, high = self.betas[0], self.betas[-1]
         return f"NoiseSchedule({self.name!r}, T={len(self)}, betas {low:.3g}..{high:.3g})"
-
-    @property
-    def num_timesteps(self) -> int:
-        """T, the number of noising steps."""
-        return len(self)
-
-    @cached_property
-    def log_alphas_cumprod(self) -> Array:
-        """log of abar_t; -inf where no signal is left."""
-        with np.errstate(divide="ignore"):
-            return _frozen(np.cumsum(np.log1p(-self.betas)))
-
-    @cached_property
-    def alphas(self) -> Array:
-        """alpha_t = 1 - beta_t."""
-        return _frozen(1.0 - self.betas)
-
-    @cached_property
-    def alphas_cumprod(self) -> Array:
-        """abar_t, the share of the signal's variance left after t + 1 noising steps."""
-        return _frozen(np.exp(self.log_alphas_cumprod))
-
-    @cached_property
-    def one_minus_alphas_cumprod(self) -> Array:
-        """1 - abar_t, the noise's variance, without cancellation."""
-        return _frozen(-np.expm1(self.log_alphas_cumprod))
-
-    @cached_property
-    def alphas_cumprod_prev(self) -> Array:
-        """abar_{t-1}, with 1 in front."""
-        return _frozen(np.concatenate([[1.0], self.alphas_cumprod[:-1]]))
-
-    @cached_property
-    def one_minus_alphas_cumprod_prev(self) -> Array:
-        """1 - abar_{t-1}, with 0 in front."""
-        return _frozen(np.concatenate([[0.0], self.one_minus_alphas_cumprod[:-1]]))
-
-    @cached_property
-    def log_snr(self) -> Array:
-        """log(abar_t / (1 - abar_t)); -inf where no signal is left."""
-        return _frozen(self.log_alphas_cumprod - np.log(self.one_minus_alphas_cumprod))
-
-    @cached_property
-    def posterior_variance(self) -> Array:
-        """Variance of q(x_{t-1} | x_t, x_0), Ho eq. 7; 0 at t = 0."""
-        return _frozen(self.betas * self.one_minus_alphas_cumprod_prev / self.one_minus_alphas_cumprod)
-
-    @cached_property
-    def posterior_log_variance_clipped(self) -> Array:
-        """log of `posterior_variance`, with the value of t = 1 at t = 0, where the log does not exist.
-
-        A schedule of one step has no t = 1; its only entry is log(beta_0).
-        """
-        if len(self) == 1:
-            return _frozen(np.log(self.betas))
-        return _frozen(np.log(np.concatenate([self.posterior_variance[1:2], self.posterior_variance[1:]])))
-
-    @cached_property
-    def posterior_mean_coef1(self) -> Array:
-        """Coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0), Ho eq. 7."""
-        return _frozen(self.betas * np.sqrt(self.alphas_cumprod_prev) / self.one_minus_alphas_cumprod)
-
-    @cached_property
-    def posterior_mean_coef2(self) -> Array:
-        """Coefficient of x_t in the mean of q(x_{t-1} | x_t, x_0), Ho eq. 7."""
-        return _frozen(np.sqrt(self.alphas) * self.one_minus_alphas_cumprod_prev / self.one_minus_alphas_cumprod)
 
     def respace(self, spec: str | int | Iterable[int]) -> NoiseSchedule:
         """The schedule on a subset of the timesteps, with the marginals unchanged.
@@ -530,11 +460,6 @@ def _check_sigmas(sigma_min: float, sigma_max: float) -> None:
 def _given(**values: tuple[Any, Any]) -> dict[str, Any]:
     """Those values that are not their defaults."""
     return {name: value for name, (value, default) in values.items() if value != default}
-
-
-def _frozen(array: Array) -> Array:
-    array.flags.writeable = False
-    return array
 
 
 def recognise_schedule(betas: Array, names: Iterable[str], *, rtol: float = 0.0) -> NoiseSchedule | None:

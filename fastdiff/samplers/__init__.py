@@ -19,7 +19,7 @@ from fastdiff.samplers.registry import build, names, register
 from fastdiff.samplers.repaint import renoise, repaint
 from fastdiff.samplers.singlestep import dpm_solver_singlestep, dpmpp_singlestep
 from fastdiff.samplers.spacing import SPACINGS, spaced_indices
-from fastdiff.samplers.two_stage import dpm2, dpm2_ancestral, edm, euler, euler_ancestral, heun
+from fastdiff.samplers.two_stage import dpm2, dpm2_ancestral, dpmpp_sde_singlestep, edm, euler, euler_ancestral, heun
 from fastdiff.samplers.unipc import unipc
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "dpmpp_2m",
     "dpmpp_3m",
     "dpmpp_sde",
+    "dpmpp_sde_singlestep",
     "dpmpp_singlestep",
     "edm",
     "euler",

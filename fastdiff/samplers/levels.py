@@ -78,6 +78,11 @@ class Levels:
         """(ex, em), [N] each; see `Parametrization.eps`."""
         return self.network.eps(self.alpha[:-1], self.sigma[:-1])
 
+    @cached_property
+    def of_noise(self) -> tuple[Array, Array, Array]:
+        """(ex, em, ci), [N] each: `eps` and `input_scale` at once, for those who ask row by row."""
+        return (*self.eps(), self.input_scale())
+
     def input_scale(self) -> Array:
         """ci, [N]; see `Parametrization.input_scale`."""
         return self.network.input_scale(self.alpha[:-1], self.sigma[:-1])

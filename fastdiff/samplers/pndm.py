@@ -30,10 +30,13 @@ ADAMS_BASHFORTH = (
 )
 
 # With fewer levels than these the order that nobody chose is 1, 2 and 3: the weights of higher ones are large and of
-# either sign, and over long steps multiply what the network gets wrong.
-_LEVELS_OF_ORDER = (5, 8, 11)
-# With fewer evaluations PNDM takes no Runge-Kutta step: each would go down a third of the levels and more.
-_LEAST_RUNGE_KUTTA = 12
+# either sign, and over long steps multiply what the network gets wrong. One that predicts the noise is wrong by a like
+# share of it at all levels, and so by most at the noisy ones. Measured: docs/samplers.md.
+_LEVELS_OF_ORDER = (5, 8, 40)
+_LEVELS_OF_ORDER_FOR_NOISE = (6, 40, 40)
+# With fewer evaluations PLMS takes no improved Euler step, and PNDM no Runge-Kutta step: each would be too long.
+_LEAST_IMPROVED = 8
+_LEAST_RUNGE_KUTTA = 20
 
 
 @sampler
@@ -54,8 +57,9 @@ def ipndm(
         diffusion: What the network was trained on.
         steps: Network evaluations, 1 to T; None for all T.
         order: Values combined, 1 to 4, with equal-step weights; 1 is DDIM. None for 4, but 1, 2 and 3 with fewer than
-            5, 8 and 11 levels, unless `timesteps` are given. The order of convergence is at most 2, since DDIM's rule
-            moves the combined value as if it were constant over the step.
+            5, 8 and 40 levels, 1 and 2 with fewer than 6 and 40 where the network predicts eps or the score, unless
+            `timesteps` are given. The order of convergence is at most 2, since DDIM's rule moves the combined value as
+            if it were constant over the step.
         spacing: See `visited`, as for `timesteps`, `final` and `continuous`.
         lam_min: Least log(alpha / sigma) of a level, see `deis`.
 
@@ -67,7 +71,7 @@ def ipndm(
     ladder = Ladder(steps, spacing, timesteps, final, continuous, lam_min)
     levels = ladder.levels(diffusion)
     check_signal(levels, "ipndm")
-    order = _order(order, levels, ladder)
+    order = _order(order, levels, ladder, diffusion)
     rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
     options = {"order": order, **ladder.options, "steps": len(levels)}
     return table_from_rows(
@@ -97,8 +101,8 @@ def plms(
 
     Args:
         diffusion: What the network was trained on.
-        steps: Network evaluations, 1 to T + 1: one more than the levels. 1 and 2 leave no room for the second
-            evaluation, and are `ipndm`.
+        steps: Network evaluations, 1 to T + 1: one more than the levels. Fewer than 8 have no second evaluation, and
+            are `ipndm` but for `lam_min`.
         order: Values combined, 1 to 4, see `ipndm`, as for None; the order of convergence is 2 at most.
         spacing: See `visited`, as for `timesteps` (the levels), `final` and `continuous`.
         lam_min: Least log(alpha / sigma) of a level, see `deis`; "auto" is -2.5 here, whatever the
@@ -111,12 +115,12 @@ def plms(
     """
     if steps is not None:
         steps = whole_number(spelt("steps"), steps, low=1)
-    improved = steps is None or steps > 2
+    improved = steps is None or steps >= (_LEAST_IMPROVED if timesteps is None else 3)
     num_levels = steps - 1 if steps is not None and improved else steps
     ladder = Ladder(num_levels, spacing, timesteps, final, continuous, lam_min, has_stages=True)
     levels = ladder.levels(diffusion)
     check_signal(levels, "plms")
-    order = _order(order, levels, ladder)
+    order = _order(order, levels, ladder, diffusion)
     rows = [_multistep_row(levels, i, min(order, i + 1)) for i in range(len(levels))]
     reached = list(range(1, len(levels) + 1))
     if improved and len(levels) > 1:
@@ -143,19 +147,21 @@ def pndm(
     diffusion: Diffusion,
     steps: int | None = None,
     *,
+    order: int | None = None,
     spacing: str = "trailing",
     timesteps: Sequence[int] | None = None,
     final: Final = "zero",
     lam_min: LamMin = "auto",
 ) -> CoefficientTable:
-    """Coefficients of PNDM: up to three Runge-Kutta steps of four evaluations each, then linear multistep of order 4.
+    """Coefficients of PNDM: three Runge-Kutta steps of four evaluations each, then linear multistep of order 4.
 
     The inner evaluations of a Runge-Kutta step lie half way in time, at the nearest timestep.
 
     Args:
         diffusion: What the network was trained on.
-        steps: Network evaluations, 1 to T; 12 have two Runge-Kutta steps, fewer have none and are `ipndm`'s. None for T
-            levels.
+        steps: Network evaluations, 1 to T; fewer than 20 have no Runge-Kutta step and are `ipndm` but for `lam_min`.
+            None for T levels.
+        order: Values that the multistep part combines, 1 to 4, see `ipndm`, as for None.
         spacing: See `visited`, as for `timesteps` (the levels) and `final`.
         lam_min: Least log(alpha / sigma) of a level, see `deis`; "auto" is -2.5 here, whatever the
             network predicts.
@@ -167,13 +173,15 @@ def pndm(
     """
     if steps is not None:
         steps = whole_number(spelt("steps"), steps, low=1)
-    num_runge_kutta = 3 if steps is None else min(3, (steps - 1) // 4) if steps >= _LEAST_RUNGE_KUTTA else 0
+    # Timesteps that are given are visited by the textbook, where there are evaluations for two Runge-Kutta steps.
+    least = _LEAST_RUNGE_KUTTA if timesteps is None else 12
+    num_runge_kutta = 3 if steps is None else min(3, (steps - 1) // 4) if steps >= least else 0
     num_levels = None if steps is None else steps - 3 * num_runge_kutta
     ladder = Ladder(num_levels, spacing, timesteps, final, lam_min=lam_min, has_stages=True)
     levels = ladder.levels(diffusion)
     check_signal(levels, "pndm")
     num_runge_kutta = min(num_runge_kutta, len(levels) - 1)
-    order = 4 if num_runge_kutta else _order(None, levels, ladder)
+    order = _order(order, levels, ladder, diffusion)
     rows, reached = [], []
     for i in range(len(levels)):
         if i < num_runge_kutta:
@@ -183,7 +191,7 @@ def pndm(
         else:
             rows.append(_multistep_row(levels, i, min(order, i + 1)))
             reached.append(i + 1)
-    options = {**ladder.options, "steps": len(rows)}
+    options = {"order": order, **ladder.options, "steps": len(rows)}
     return table_from_rows(
         levels,
         rows,
@@ -196,11 +204,15 @@ def pndm(
     )
 
 
-def _order(order: int | None, levels: Levels, ladder: Ladder) -> int:
-    """The order asked for, or what suits the number of levels."""
+def _order(order: int | None, levels: Levels, ladder: Ladder, diffusion: Diffusion) -> int:
+    """The order asked for, or what suits the number of levels and what is predicted."""
     if order is not None:
         return whole_number("order", order, low=1, high=4)
-    return 4 if ladder.timesteps is not None else 1 + sum(len(levels) >= count for count in _LEVELS_OF_ORDER)
+    if ladder.timesteps is not None:
+        return 4
+    tells_noise = diffusion.prediction in ("eps", "score")
+    counts = _LEVELS_OF_ORDER_FOR_NOISE if tells_noise else _LEVELS_OF_ORDER
+    return 1 + sum(len(levels) >= count for count in counts)
 
 
 def _ddim(levels: Levels, start: int, end: int) -> tuple[float, float]:
@@ -211,8 +223,8 @@ def _ddim(levels: Levels, start: int, end: int) -> tuple[float, float]:
 
 
 def _evaluation(levels: Levels, i: int) -> dict[str, float]:
-    ex, em = levels.eps()
-    return {"t": levels.t[i], "ci": levels.input_scale()[i], "px": ex[i], "pm": em[i]}
+    ex, em, scale = levels.of_noise
+    return {"t": levels.t[i], "ci": scale[i], "px": ex[i], "pm": em[i]}
 
 
 def _multistep_row(levels: Levels, i: int, order: int) -> dict[str, float]:

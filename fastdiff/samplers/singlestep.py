@@ -14,7 +14,7 @@ from fastdiff.samplers.registry import sampler
 
 # A group over which sigma / alpha falls by more than this factor is taken apart where nothing is clipped: its second
 # value is that of what the first one got wrong. Measured on trained networks: docs/samplers.md.
-_LONGEST = 10.0
+_LONGEST = 8.0
 
 
 @sampler(evaluations_per_step=2)
@@ -74,7 +74,7 @@ def dpm_solver_singlestep(
 ) -> CoefficientTable:
     """Coefficients of singlestep DPM-Solver, which integrates the noise prediction; nothing is clipped.
 
-    A group over which sigma / alpha falls by more than a factor of 10 is made smaller, unless `timesteps` or `groups`
+    A group over which sigma / alpha falls by more than a factor of 8 is made smaller, unless `timesteps` or `groups`
     are given: in a long step the second evaluation sees what the first one got wrong.
 
     Args, Returns, Raises: as `dpmpp_singlestep`, and lam_min: least log(alpha / sigma) of a level; "auto"

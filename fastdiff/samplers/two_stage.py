@@ -188,6 +188,45 @@ def dpm2_ancestral(
 
 
 @sampler(evaluations_per_step=2)
+def dpmpp_sde_singlestep(
+    diffusion: Diffusion,
+    steps: int | None = None,
+    *,
+    eta: float = 1.0,
+    spacing: str = "trailing",
+    timesteps: Sequence[float] | None = None,
+    final: Final = "zero",
+    continuous: bool = False,
+    clip: float | None = 1.0,
+) -> CoefficientTable:
+    """Coefficients of DPM-Solver++ on the reverse SDE in single steps, the second evaluation half-way in log-SNR.
+
+    The noise of a step's two halves is that of one Brownian path whose time is sigma / alpha, as in k-diffusion; it is
+    two draws here, one in each row.
+
+    Args:
+        diffusion: What the network was trained on.
+        steps: Network evaluations in all, 1 to T, or any number if `continuous`; None for T. Spent exactly, see `heun`.
+        eta: Noise scale in [0, 1], no unit. 0 is `dpmpp_singlestep`; 1 has the variance of q(x_s | x_t, x_0).
+        spacing: Of the levels, see `visited`, as for `final` and `continuous`. Middle levels: see `dpm2`.
+        timesteps: The levels themselves; the evaluations follow.
+        clip: Bound on the predicted x_0, in units of the data; None for no bound.
+
+    Returns:
+        Table of one row per evaluation, float64. No noise is drawn on the way to an end without noise.
+
+    Raises:
+        ValueError: an option out of range.
+
+    Source: Lu et al. (2022), arXiv:2211.01095, algorithm 1; on the SDE: Crowson, k-diffusion, `sample_dpmpp_sde`, as in
+    diffusers' `DPMSolverSDEScheduler`.
+    """
+    ladder = Ladder(steps, spacing, timesteps, final, continuous)
+    method = TwoStage("dpmpp_sde_singlestep", second="middle", eta=eta, on_path=True)
+    return build(method, diffusion, ladder, clip, {"eta": eta})
+
+
+@sampler(evaluations_per_step=2)
 def edm(
     diffusion: Diffusion,
     steps: int | None = None,

@@ -11,6 +11,14 @@ eliminated: no row reads the state that the step began with, which is large agai
 so float32 keeps its accuracy. Ancestral solvers take rho' below the next level and add the noise that is missing there;
 churn adds noise to a finished step and starts the next one from the level so raised. A row of y becomes one of x by the
 alphas of the levels before and after it.
+
+On a path a step's noise is that of a Brownian motion in the time rho, z over its first half and z' over its second:
+
+    first:   y_m = d_m y + (1 - d_m) D1 + u_m z
+    second:  y'  = d' y + (1 - d') (D1 + w (D2 - D1)) + u' (sqrt(h_1 / h) z + sqrt(h_2 / h) z')
+
+with d = rho_down / rho and u = rho_up of `get_ancestral_step`, and h_1 + h_2 = h the lengths in rho. The second row has
+z from y_m, y and D1, which are at hand.
 """
 
 from __future__ import annotations
@@ -70,6 +78,7 @@ class TwoStage:
             none (Euler).
         eta: Scale of the ancestral noise.
         churn: The noise before each step.
+        on_path: Whether the noise of both stages is that of one path, as in DPM-Solver++ on the SDE.
         longest: A step over which rho falls by more than this factor has no second evaluation. Heun's enters with the
             weight (rho / rho' - 1) / 2, and multiplies as much what the network gets wrong there.
 
@@ -81,6 +90,7 @@ class TwoStage:
     second: Literal["end", "middle"] | None = None
     eta: float = 0.0
     churn: Churn = Churn()
+    on_path: bool = False
     longest: float = 100.0
 
     def __post_init__(self) -> None:
@@ -143,7 +153,7 @@ def build(
     bound = clip_column(clip)
     steps = _spent(method, diffusion, ladder)
     options = {"steps": steps.num_evaluations(), **ladder.options, "continuous": ladder.continuous, "clip": clip}
-    columns, levels = _rows(steps, diffusion)
+    columns, levels = _path_rows(steps, diffusion, method.eta) if method.on_path else _rows(steps, diffusion)
     return CoefficientTable(
         columns | {"clip": bound},
         method.name,
@@ -197,7 +207,7 @@ def _steps(method: TwoStage, diffusion: Diffusion, ladder: Ladder) -> _Steps:
     # N + 1 positions; that of the end is 0, and unused where the end is clean.
     positions = np.append(position_at_time(diffusion.schedule, visited.t), 0.0)
     levels = levels_at(diffusion, positions[:-1], (float(visited.alpha[-1]), float(visited.sigma[-1])))
-    steps = _first_stage(levels, positions, method.eta)
+    steps = _first_stage(levels, positions, 0.0 if method.on_path else method.eta)
     if method.second == "end":
         twice = np.isfinite(levels.rho[:-1]) & (levels.rho[1:] > 0)
         steps = replace(steps, weight=np.full(len(levels), 0.5), twice=twice)
@@ -212,10 +222,7 @@ def _steps(method: TwoStage, diffusion: Diffusion, ladder: Ladder) -> _Steps:
 def _first_stage(levels: Levels, positions: Array, eta: float) -> _Steps:
     """Steps of one evaluation, to the rho from where noise of scale eta leads up to the next level."""
     rho = levels.rho
-    ratio = rho[1:] / rho[:-1]
-    # sigma_down and sigma_up of k-diffusion, `get_ancestral_step`.
-    down = rho[1:] * np.sqrt((1 - eta**2) + (eta * ratio) ** 2)
-    up = rho[1:] * eta * np.sqrt((1 - ratio) * (1 + ratio))
+    down, up = _ancestral(rho[:-1], rho[1:], eta)
     with np.errstate(divide="ignore"):
         length = np.log(rho[:-1]) - np.log(down)
     return _Steps(
@@ -228,6 +235,12 @@ def _first_stage(levels: Levels, positions: Array, eta: float) -> _Steps:
         twice=np.zeros(len(levels), dtype=bool),
         end=(float(levels.alpha[-1]), float(levels.sigma[-1])),
     )
+
+
+def _ancestral(rho: Array, after: Array, eta: float) -> tuple[Array, Array]:
+    """sigma_down and sigma_up of k-diffusion, `get_ancestral_step`."""
+    ratio = after / rho
+    return after * np.sqrt((1 - eta**2) + (eta * ratio) ** 2), after * eta * np.sqrt((1 - ratio) * (1 + ratio))
 
 
 def _with_middle(steps: _Steps, diffusion: Diffusion, levels: Levels, positions: Array, continuous: bool) -> _Steps:
@@ -270,12 +283,59 @@ def _churned(steps: _Steps, churn: Churn, diffusion: Diffusion, levels: Levels, 
     return replace(steps, start=start, noise=np.append(added[1:], 0.0), init_scale=scale)
 
 
+@dataclass(frozen=True)
+class _Evaluations:
+    """The evaluations of all steps: the step of each, whether it is a step's first of two or second, and its level."""
+
+    step: npt.NDArray[np.int64]
+    first: npt.NDArray[np.bool_]
+    second: npt.NDArray[np.bool_]
+    levels: Levels
+
+    @classmethod
+    def of(cls, steps: _Steps, diffusion: Diffusion) -> _Evaluations:
+        step = np.repeat(np.arange(steps.twice.size), 1 + steps.twice)
+        second = np.append(False, step[1:] == step[:-1])
+        first = np.append(second[1:], False)
+        levels = levels_at(diffusion, np.where(second, steps.middle[step], steps.start[step]), steps.end)
+        return cls(step, first, second, levels)
+
+    def columns(self) -> dict[str, Array]:
+        """What the network is given, and how its output is read."""
+        px, pm = self.levels.x0()
+        return {"t": self.levels.t, "ci": self.levels.input_scale(), "px": px, "pm": pm}
+
+
+def _path_rows(steps: _Steps, diffusion: Diffusion, eta: float) -> tuple[dict[str, Array], Levels]:
+    """The columns of the two formulas on a path; a step of one evaluation is the first formula over all of it."""
+    rows = _Evaluations.of(steps, diffusion)
+    levels, second = rows.levels, rows.second
+    alpha, sigma, rho = levels.alpha, levels.sigma, levels.rho
+    begin = np.arange(second.size) - second
+    down, up = _ancestral(rho[begin], rho[1:], eta)
+    kept = down / rho[begin]
+    # What the row before a second one did, from the same start.
+    down_m, up_m, kept_m = (np.roll(values, 1) for values in (down, up, kept))
+    # A step from a level without signal has one evaluation.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (rho[begin] - rho[:-1]) / (rho[begin] - rho[1:])
+        again = np.where(second & (up_m > 0), up * np.sqrt(share) / up_m, 0.0)
+    weight = np.where(second, steps.weight[rows.step], 1.0)
+    columns = rows.columns() | {
+        "cx": alpha[1:] * np.where(second, again / np.where(second, alpha[:-1], 1.0), down / sigma[begin]),
+        "cb": alpha[1:] * np.where(second, (down - again * down_m) / sigma[begin], 0.0),
+        "c0": alpha[1:] * (1 - kept) * weight,
+        "c1": alpha[1:] * np.where(second, (1 - kept) * (1 - weight) - again * (1 - kept_m), 0.0),
+        "s": alpha[1:] * up * np.sqrt(np.where(second, 1 - share, 1.0)),
+    }
+    is_first = rows.first.astype(np.float64)
+    return columns | {"push": is_first, "save_base": is_first, "bx": is_first}, levels
+
+
 def _rows(steps: _Steps, diffusion: Diffusion) -> tuple[dict[str, Array], Levels]:
     """The columns of the module's two formulas, one row per evaluation, and the levels that they visit."""
-    step = np.repeat(np.arange(steps.twice.size), 1 + steps.twice)
-    second = np.append(False, step[1:] == step[:-1])
-    first = np.append(second[1:], False)
-    levels = levels_at(diffusion, np.where(second, steps.middle[step], steps.start[step]), steps.end)
+    rows = _Evaluations.of(steps, diffusion)
+    step, first, second, levels = rows.step, rows.first, rows.second, rows.levels
     alpha, rho = levels.alpha, levels.rho
     # rho' of the formula "second", and rho_m of "Euler" where a second evaluation follows.
     target = np.where(first, rho[1:], steps.target[step])
@@ -283,12 +343,7 @@ def _rows(steps: _Steps, diffusion: Diffusion) -> tuple[dict[str, Array], Levels
     began = np.where(second, np.append(0.0, rho[:-2]), 0.0)
     # w (rho - rho') / rho_m
     correction = np.where(second, steps.weight[step], 0.0) * (began - target) / rho[:-1]
-    px, pm = levels.x0()
-    columns = {
-        "t": levels.t,
-        "ci": levels.input_scale(),
-        "px": px,
-        "pm": pm,
+    columns = rows.columns() | {
         "cx": alpha[1:] * target / levels.sigma[:-1],
         "c0": alpha[1:] * np.where(second, correction, 1 - share),
         "c1": alpha[1:] * np.where(second, 1 - share - correction, 0.0),

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fastdiff.data.reading import Key, ReadAhead
 from fastdiff.data.source import ImageSource
-from fastdiff.files.data import batch_indices, flip_mask
+from fastdiff.files.data import DataScaling, batch_indices, flip_mask
 from fastdiff.process.noise import Stream, integers, words
+from fastdiff.training.augmentation import Transforms
 from fastdiff.training.config import TrainConfig
 
 __all__ = ["Batch", "Batches", "moved"]
@@ -26,16 +27,22 @@ class Batch:
     """Some images of a step's batch.
 
     Attributes:
-        images: As stored, [n, C, H, W], channels_last, on the network's device.
+        images: As stored, or in [-1, 1] where they are augmented; [n, C, H, W], channels_last, on the network's device.
         labels: int64 [n], where the network takes them.
+        augment: float32 [n, 9], the labels of the augmentation; None without.
     """
 
     images: Tensor
     labels: Tensor | None
+    augment: Tensor | None = None
+
+    def in_model(self, scaling: DataScaling) -> Tensor:
+        """The images in [-1, 1]."""
+        return self.images if self.augment is not None else scaling.to_model(self.images)
 
 
 class Batches:
-    """What each step sees of the data: which images, cut where, which of them mirrored, and which labels dropped.
+    """What each step sees of the data: which images, cut where, mirrored or augmented how, and which labels dropped.
 
     The requests of a step are expected to be those of the step before: the next ones are read while the present one is
     used.
@@ -66,7 +73,12 @@ class Batches:
             mirrored = torch.from_numpy(flip_mask(config.batch_size, step, config.seed)[places]).to(images.device)
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         images = moved(images.contiguous(memory_format=torch.channels_last), self.device)
-        return Batch(images, self._labels(step, places, index))
+        labels = self._labels(step, places, index)
+        if not config.augment:
+            return Batch(images, labels)
+        transforms = Transforms.drawn(config.augment, config.seed, step, places)
+        told = moved(torch.from_numpy(transforms.labels()).float(), self.device)
+        return Batch(transforms.of(self.data.scaling.to_model(images)), labels, told)
 
     def _read(self, step: int, places: NDArray[np.int64]) -> Tensor:
         """Images as stored, while the ones behind them are begun."""

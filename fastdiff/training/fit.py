@@ -11,7 +11,9 @@ from fastdiff.data.source import ImageSource
 from fastdiff.nets.conditions import ImageCondition
 from fastdiff.nets.unet import UNet
 from fastdiff.nets.wrapped import own_tensors, plain_network
+from fastdiff.process.arguments import spelt
 from fastdiff.process.diffusion import Diffusion
+from fastdiff.training.augmentation import NUM_LABELS
 from fastdiff.training.config import TrainConfig
 from fastdiff.training.objectives import check_objective
 
@@ -66,6 +68,11 @@ def check_fit(unet: UNet, diffusion: Diffusion, data: ImageSource, config: Train
                 f"label_dropout needs a null class behind those of the data: give the network num_classes = "
                 f"{network.num_classes + 1}, got {network.num_classes}, whose last the data use"
             )
+    if config.augment and network.augment_channels != NUM_LABELS:
+        raise ValueError(
+            f"augment tells the network {NUM_LABELS} labels, and it takes {network.augment_channels or 'none'}: give "
+            f"it augment_channels = {NUM_LABELS}, or leave out {spelt('augment')}"
+        )
     types = {parameter.dtype for parameter in unet.parameters()}
     if types != {torch.float32}:
         raise ValueError(f"the network must be float32 to be trained, got {', '.join(sorted(map(str, types)))}")

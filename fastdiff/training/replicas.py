@@ -65,7 +65,11 @@ def of_zeros(network: nn.Module, config: UNetConfig, batch_size: int, size: tupl
     device = next(network.parameters()).device
     x = torch.zeros(batch_size, config.in_channels, *size, device=device)
     zeros = torch.zeros(batch_size, dtype=torch.int64, device=device)
-    found: Tensor = network(x, zeros, None if config.num_classes is None else zeros)
+    labels = None if config.num_classes is None else zeros
+    if config.augment_channels is None:
+        found: Tensor = network(x, zeros, labels)
+    else:
+        found = network(x, zeros, labels, torch.zeros(batch_size, config.augment_channels, device=device))
     return found
 
 

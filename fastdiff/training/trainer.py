@@ -430,7 +430,7 @@ class Trainer:
         drawn, weights = self.objective.timesteps(config.seed, step, places)
         t = moved(torch.from_numpy(drawn), self._device)
         factors = None if weights is None else moved(torch.from_numpy(weights).float(), self._device)
-        stored = images if images.dtype == torch.uint8 else scaling.to_model(images)
+        stored = images if images.dtype == torch.uint8 else batch.in_model(scaling)
         x_t, target = ops.diffuse(
             stored,
             t,
@@ -442,13 +442,14 @@ class Trainer:
             levels=scaling.levels or 256 if images.dtype == torch.uint8 else 256,
         )
         condition = self.condition
-        x0 = scaling.to_model(images) if self.objective.needs_images or condition is not None else None
+        x0 = batch.in_model(scaling) if self.objective.needs_images or condition is not None else None
         seen = x_t
         if condition is not None and x0 is not None:
             seen = torch.cat([x_t, condition.of_training(x0, config.seed, step, places)], dim=1)
         enabled = config.precision == "bfloat16"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled):
-            output = self._network(seen, self._times[t], batch.labels)
+            augment = () if batch.augment is None else (batch.augment,)
+            output = self._network(seen, self._times[t], batch.labels, *augment)
         return t, self.objective(output, target, x0, x_t, t), factors
 
     def _seed_dropout(self, step: int, places: NDArray[np.int64]) -> None:

@@ -48,6 +48,25 @@ def run(name):
     return names
 
 
+def test_migration_lists_the_drop_ins():
+    """Of diffusers' schedulers and lucidrains' classes: each that is there, and none that is not."""
+    from fastdiff.compat import diffusers as schedulers
+    from fastdiff.compat import lucidrains
+
+    listed = PAGE.split("The schedulers:")[1].split("`DPMSolverSDEScheduler` needs torchsde")[0]
+    there = {name for name in schedulers.__all__ if name.endswith("Scheduler") and name != "FusedScheduler"}
+    assert set(re.findall(r"`(\w+)`", listed)) == there
+    section = PAGE.split("## lucidrains")[1].split("\n## ")[0]
+    assert {f"`{name}`" for name in lucidrains.__all__} - {*re.findall(r"`\w+`", section)} <= {
+        "`ModelPrediction`",
+        "`Unet`",
+    }
+    absent = section.split("by the import error:")[1].split("\n\n")[0]
+    for name in re.findall(r"`(\w+)`", absent):
+        with pytest.raises((ImportError, AttributeError), match=r"docs/migration\.md"):
+            getattr(lucidrains, name)
+
+
 def test_migration_of_the_loader_runs(here):
     assert run("loader: before")["images"].shape == (2, 8, 8, 3)
     assert run("loader: after")["images"].shape == (2, 3, 8, 8)

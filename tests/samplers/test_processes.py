@@ -39,6 +39,8 @@ def built(name, diffusion, steps, **options):
     known = inspect.signature(SAMPLERS[name].build).parameters
     options |= {"clip": None} if "clip" in known else {}
     options |= {"lam_min": -4.0} if "lam_min" in known else {}
+    # As does the order of these.
+    options |= {"order": 3} if name in ("ipndm", "plms", "pndm") else {}
     return samplers.build(name, diffusion, steps, **options)
 
 

@@ -13,13 +13,18 @@ from fastdiff.compat import diffusers as ours  # noqa: E402
 QUIET = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+    # torchsde, of the last digit of a level.
+    pytest.mark.filterwarnings("ignore:Should have t[ab]:UserWarning"),
 ]
 EVERY = [name for name in ours.__all__ if name.endswith("Scheduler") and name != "FusedScheduler"]
 # Of processes without betas; test_processes.py has them.
 WITHOUT_BETAS = [name for name in EVERY if name.startswith(("EDM", "Flow", "IPNDM"))]
 NAMES = [name for name in EVERY if name not in WITHOUT_BETAS]
 # Theirs take no network that predicts the image.
-WITHOUT_X0 = ("EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler")
+WITHOUT_X0 = (
+    "DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+)  # fmt: skip
 # What the drop-ins promise; diffusers computes its levels and states in float32.
 SAME_IMAGES = 1e-4
 

@@ -45,6 +45,7 @@ from fastdiff.compat.diffusers._processes import (
     FlowMatchHeunDiscreteScheduler,
     IPNDMScheduler,
 )
+from fastdiff.compat.diffusers._sde import DPMSolverSDEScheduler
 from fastdiff.compat.diffusers._two_stage import KDPM2AncestralDiscreteScheduler, KDPM2DiscreteScheduler
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "DDPMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",

@@ -369,6 +369,16 @@ def place_in(timestep: Any, times: Tensor) -> int | None:
     return place if rest == 0 and 0 <= place < times.numel() else None
 
 
+def is_index(timestep: Any) -> bool:
+    """Whether it is a place in the list of timesteps, which diffusers' schedulers of sigmas refuse."""
+    return isinstance(timestep, (int, torch.IntTensor, torch.LongTensor))
+
+
+def peer_complains(scheduler: Any, timestep: Any) -> bool:
+    """Whether diffusers would warn of an input that was not scaled, or refuse the timestep."""
+    return not scheduler.is_scale_input_called or is_index(timestep)
+
+
 def _chosen_by_level(config: Any) -> bool:
     """Whether the sigmas come first and the timesteps from them: such levels are exact as they are."""
     return any(config.get(f"use_{kind}", False) for kind in ("karras_sigmas", "exponential_sigmas", "beta_sigmas",

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOut
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.compat.diffusers._base import BySigma, Generators, GivesVelocity
+from fastdiff.compat.diffusers._base import BySigma, Generators, GivesVelocity, peer_complains
 from fastdiff.compat.diffusers._run import output_of
 from fastdiff.compat.levels import Levels, variance_exploding
 from fastdiff.process.table import CoefficientTable
@@ -42,10 +42,6 @@ class _Exploding(BySigma):
 
     def _build(self, start: int, key: Any) -> CoefficientTable:
         return variance_exploding(super()._build(start, key))
-
-    def _peer_complains(self, timestep: Any) -> bool:
-        """Whether diffusers would warn of an input that was not scaled, or refuse the timestep."""
-        return not self.is_scale_input_called or isinstance(timestep, (int, torch.IntTensor, torch.LongTensor))
 
 
 class _Upcast(_Exploding):
@@ -76,7 +72,7 @@ class EulerDiscreteScheduler(GivesVelocity, _Upcast, diffusers.EulerDiscreteSche
     ) -> Any:
         """As in diffusers."""
         # Their own step also says what is wrong where the input was not scaled or the timestep is an index.
-        if s_churn > 0 or self._peer_complains(timestep) or self._peer_steps(sample):
+        if s_churn > 0 or peer_complains(self, timestep) or self._peer_steps(sample):
             return super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict
             )
@@ -102,7 +98,7 @@ class EulerAncestralDiscreteScheduler(_Upcast, diffusers.EulerAncestralDiscreteS
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if self._peer_complains(timestep) or self._peer_steps(sample):
+        if peer_complains(self, timestep) or self._peer_steps(sample):
             return super().step(model_output, timestep, sample, generator, return_dict)
         out, pred = self._advance(model_output, timestep, sample, generator=generator, draws=True, prediction=True)
         return output_of(EulerAncestralDiscreteSchedulerOutput, return_dict, prev_sample=out, pred_original_sample=pred)

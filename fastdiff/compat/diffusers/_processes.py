@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from fastdiff import samplers
-from fastdiff.compat.diffusers._base import BySigma, FusedScheduler, Generators
+from fastdiff.compat.diffusers._base import BySigma, FusedScheduler, Generators, is_index, peer_complains
 from fastdiff.compat.diffusers._multistep import dpmpp_table
 from fastdiff.compat.diffusers._run import output_of
 from fastdiff.compat.levels import Levels, variance_exploding
@@ -42,10 +42,6 @@ class _WithoutBetas(BySigma):
     def _types(self, model_output: Tensor, sample: Tensor) -> tuple[torch.dtype, torch.dtype]:
         both = torch.promote_types(sample.dtype, model_output.dtype)
         return torch.promote_types(both, torch.float32), model_output.dtype
-
-    def _is_index(self, timestep: Any) -> bool:
-        """Whether it is a place in the list, which theirs refuses."""
-        return isinstance(timestep, (int, torch.IntTensor, torch.LongTensor))
 
 
 class IPNDMScheduler(_WithoutBetas, diffusers.IPNDMScheduler):  # type: ignore[misc]
@@ -146,7 +142,7 @@ class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteSch
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if per_token_timesteps is not None or self._is_index(timestep) or self._peer_steps(sample):
+        if per_token_timesteps is not None or is_index(timestep) or self._peer_steps(sample):
             return super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps,
                 return_dict,
@@ -191,7 +187,7 @@ class FlowMatchHeunDiscreteScheduler(_Flow, diffusers.FlowMatchHeunDiscreteSched
         return_dict: bool = True,
     ) -> Any:
         """As in diffusers."""
-        if s_churn > 0 or self._is_index(timestep) or self._peer_steps(sample) or self._is_between(timestep):
+        if s_churn > 0 or is_index(timestep) or self._peer_steps(sample) or self._is_between(timestep):
             return super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict
             )
@@ -255,8 +251,8 @@ class EDMEulerScheduler(_Preconditioned, diffusers.EDMEulerScheduler):  # type: 
         pred_original_sample: Tensor | None = None,
     ) -> Any:
         """As in diffusers."""
-        complains = not self.is_scale_input_called or self._is_index(timestep)
-        if s_churn > 0 or pred_original_sample is not None or complains or self._peer_steps(sample):
+        is_theirs = s_churn > 0 or pred_original_sample is not None or peer_complains(self, timestep)
+        if is_theirs or self._peer_steps(sample):
             return super().step(
                 model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict,
                 pred_original_sample,

@@ -16,7 +16,7 @@ from fastdiff.process.schedule import Array
 from fastdiff.process.table import CoefficientTable
 
 
-class _Halves(BySigma):
+class Halves(BySigma):
     """A scheduler of x / alpha whose `timesteps` hold each step's start and its middle; the last step is Euler's.
 
     With the slope d = (x - pred) / rho, the first row of a step leads to the middle, x_m = x + (rho_m - rho) d, and the
@@ -84,7 +84,7 @@ class _Halves(BySigma):
         return out, pred
 
 
-class KDPM2DiscreteScheduler(_Halves, diffusers.KDPM2DiscreteScheduler):  # type: ignore[misc]
+class KDPM2DiscreteScheduler(Halves, diffusers.KDPM2DiscreteScheduler):  # type: ignore[misc]
     """diffusers.KDPM2DiscreteScheduler, a row an evaluation. It takes networks that predict x0 as well."""
 
     _lists = ("alphas_cumprod", "timesteps", "sigmas", "sigmas_interpol", "log_sigmas")
@@ -127,7 +127,7 @@ class _Finite:
             middles.copy_(middles.where(~middles.isnan(), self.sigmas[1:end:2].to(middles.device)))
 
 
-class KDPM2AncestralDiscreteScheduler(_Halves, _Finite, diffusers.KDPM2AncestralDiscreteScheduler):  # type: ignore[misc]
+class KDPM2AncestralDiscreteScheduler(Halves, _Finite, diffusers.KDPM2AncestralDiscreteScheduler):  # type: ignore[misc]
     """diffusers.KDPM2AncestralDiscreteScheduler, a row an evaluation.
 
     It takes networks that predict x0 as well, and few steps of schedules that end without signal, whose middles are NaN

@@ -227,6 +227,8 @@ def test_scheduler_in_half_precision_is_no_worse_than_diffusers(name, dtype):
         t = scheduler.timesteps[0]
         m = toy(scheduler.scale_model_input(x, t).double(), t).to(dtype).to(kind)
         options = {"generator": generator} if takes else {}
+        if name == "DPMSolverSDEScheduler":
+            options = {"s_noise": 0.0}
         if takes and kind == torch.float64:
             noise = torch.randn(x.shape, generator=generator, dtype=_noise_type(name, dtype))
             if name == "DDPMScheduler" or name == "EulerAncestralDiscreteScheduler":
@@ -484,7 +486,8 @@ def test_betas_above_1_run_their_step():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("name", IN_ORDER)
+# torchsde's path cannot be copied.
+@pytest.mark.parametrize("name", [name for name in IN_ORDER if name != "DPMSolverSDEScheduler"])
 def test_copied_scheduler_goes_on_by_itself(name, copied):
     scheduler = getattr(ours, name)()
     scheduler.set_timesteps(8)
