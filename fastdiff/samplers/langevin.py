@@ -234,8 +234,8 @@ def _langevin_row(levels: Levels, level: int, ratio: float, clip: float | None) 
 
 def _denoise_row(levels: Levels, level: int, clip: float | None) -> dict[str, float]:
     """x' = the predicted x_0, the mean of the clean image given the state."""
-    px, pm = levels.x0()
-    at = {"t": levels.t[level], "ci": levels.input_scale()[level], "px": px[level], "pm": pm[level]}
+    px, pm, scale = levels.of_image
+    at = {"t": levels.t[level], "ci": scale[level], "px": px[level], "pm": pm[level]}
     return at | {"clip": clip_column(clip), "c0": 1.0}
 
 

@@ -83,6 +83,11 @@ class Levels:
         """(ex, em, ci), [N] each: `eps` and `input_scale` at once, for those who ask row by row."""
         return (*self.eps(), self.input_scale())
 
+    @cached_property
+    def of_image(self) -> tuple[Array, Array, Array]:
+        """(px, pm, ci), [N] each: `x0` and `input_scale`, likewise."""
+        return (*self.x0(), self.input_scale())
+
     def input_scale(self) -> Array:
         """ci, [N]; see `Parametrization.input_scale`."""
         return self.network.input_scale(self.alpha[:-1], self.sigma[:-1])
