@@ -25,6 +25,15 @@ def page(script: str, printed: str, name: str) -> str:
     )
 
 
+def opening(script: str) -> tuple[str, str]:
+    """The title of a script, and the first sentence of what it says of itself."""
+    text = re.split(r"^# %%", script, flags=re.MULTILINE)[1].partition("\n")[2]
+    title, _, body = text.partition("\n#\n")
+    words = " ".join(line.removeprefix("#").strip() for line in body.strip().splitlines())
+    # A sentence ends where a capital follows: "scikit-learn's handwritten digits: 8x8 pixels" goes on.
+    return title.removeprefix("# # ").strip(), re.split(r"(?<=[.?!]) (?=[A-Z])", words)[0]
+
+
 def pages() -> dict[str, str]:
     """Path on the site to text, of all examples and of the page that lists them."""
     found, rows = {}, ""
@@ -32,8 +41,8 @@ def pages() -> dict[str, str]:
         script = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
         printed = (EXAMPLES / f"{name}.txt").read_text(encoding="utf-8")
         found[f"examples/{name}.md"] = page(script, printed, name)
-        title, first = re.findall(r"^# (?:# )?([^#%\n].*)$", script, re.MULTILINE)[:2]
-        rows += f"- [{title}]({name}.md): {first}\n"
+        title, said = opening(script)
+        rows += f"- [{title}]({name}.md): {said}\n"
     found["examples/index.md"] = (
         "# Examples\n\nFive scripts on handwritten digits, each with its pictures and what it printed. They run with "
         "the model "
