@@ -95,14 +95,15 @@ def train(diffusion: Diffusion, images: Tensor, steps: int) -> Denoiser:
 
 
 def measured(
-    network: Denoiser, diffusion: Diffusion, real: Any, count: int, names: Sequence[str]
+    network: Denoiser, diffusion: Diffusion, real: Any, count: int, names: Sequence[str], unclipped: bool = False
 ) -> dict[str, list[Any]]:
     """By sampler, a distance for each number of steps; None where samples ran away."""
     found: dict[str, list[Any]] = {}
     for name in names:
         found[name] = []
         for steps in STEPS:
-            table = samplers.build(name, diffusion, steps)
+            options = {"clip": None} if unclipped else {}
+            table = samplers.build(name, diffusion, steps, **options)
             x = sample(network, table, shape=(count, 1, 8, 8), progress=False).numpy()
             far = not np.isfinite(x).all() or np.abs(x).max() > RUN_AWAY
             distance = None if far else metrics.frechet_distance(metrics.dct_features(x), real)
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1797, help="samples of each")
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), help="their names")
     parser.add_argument("--only", nargs="*", default=list(PROCESSES), help="processes")
+    parser.add_argument("--unclipped", action="store_true", help="with clip=None, of samplers that have it")
     given = parser.parse_args()
     torch.set_num_threads(1)
     digits = data.digits("all")
@@ -135,7 +137,7 @@ def main() -> None:
     result: dict[str, dict[str, list[Any]]] = {}
     for name in given.only:
         network = train(PROCESSES[name], images, given.steps)
-        result[name] = measured(network, PROCESSES[name], real, given.count, given.samplers)
+        result[name] = measured(network, PROCESSES[name], real, given.count, given.samplers, given.unclipped)
         print(name, json.dumps(result[name]), flush=True)
     written = {"distance": result, "steps": STEPS, "training_steps": given.steps, "versions": versions()}
     given.out.write_text(json.dumps(written, indent=1) + "\n")
