@@ -28,8 +28,8 @@ def accelerate(model: nn.Module, check: Any = None, *, tolerance: float | None =
     classifier's gradient of its images, which guidance takes, is the engine's as well. Their outputs differ by
     rounding, as was seen once on small images. Weights that change are noticed, and packed anew once they have stayed
     the same for three evaluations. A network with a hook inside, another type, autocast, training or gradients is its
-    own forward, with its modules fused. The engine holds copies of the weights, packed (about four times the
-    network's).
+    own forward, with its modules fused. The engine holds a copy of the weights and packed ones, about four times the
+    network's memory beside its own, for as long as the model lives.
 
     Fused modules, on any device, are diffusers' `ResnetBlock2D`, `Attention` and `UNet2DModel`, OpenAI's `ResBlock` and
     `QKVAttention`, lucidrains' `Block` (with group norm) and `Attend`, and in any network each `nn.GroupNorm`, with the
