@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1797, help="samples of each")
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS), help="their names")
     parser.add_argument("--only", nargs="*", default=list(PROCESSES), help="processes")
-    parser.add_argument("--unclipped", action="store_true", help="with clip=None, of samplers that have it")
+    parser.add_argument("--unclipped", action="store_true", help="with clip=None, for --samplers that take it")
     given = parser.parse_args()
     torch.set_num_threads(1)
     digits = data.digits("all")

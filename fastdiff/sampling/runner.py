@@ -57,9 +57,9 @@ def sample(
 ) -> Tensor:
     """Run a sampler, which is a coefficient table, with a model.
 
-    The noise is a function of (seed, sample id) alone. In the C++ engine so are an image's bits, for a model and a table:
-    whatever the batch size, its other images and the threads. By another runner, on another instruction set or on a GPU
-    an image is the same but for rounding. A module is run in eval mode and its mode is restored.
+    The noise is a function of (seed, sample id) alone. In the C++ engine so are an image's bits, for a model and a
+    table: whatever the batch size, its other images and the threads. By another runner, on another instruction set or
+    on a GPU an image is the same but for rounding. A module is run in eval mode and its mode is restored.
 
     Args:
         model: Any callable (x [B, C, ...], t [B], **model_kwargs) -> [B, C or 2C, ...]. t is int64 when all times of
