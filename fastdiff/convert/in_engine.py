@@ -196,6 +196,10 @@ class InEngine(Fused):
                 return call.wrap(output)
         return self.own.forward(self, *args, **options)
 
+    def let_go(self) -> None:
+        """Give the engine's copy of the weights back."""
+        forget(self)
+
     def _evaluated(self, network: NativeNetwork | EncoderUNet | None, call: Call) -> Tensor | None:
         if network is None:
             return None

@@ -157,7 +157,7 @@ def _instead_of(given: object) -> str:
 
 
 def restore(model: nn.Module) -> int:
-    """Undo `accelerate`: every module gets its own class again.
+    """Undo `accelerate`: every module gets its own class again, and the engine's memory is given back.
 
     Args:
         model: A network, accelerated or not.
@@ -167,6 +167,7 @@ def restore(model: nn.Module) -> int:
     """
     modules = [module for module in model.modules() if isinstance(module, Fused)]
     for module in modules:
+        module.let_go()
         _set_class(module, module.own)
     return len(modules)
 

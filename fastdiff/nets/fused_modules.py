@@ -41,6 +41,9 @@ class Fused(nn.Module):
             return reduced
         return (_blank, (self.mixin, self.own), *reduced[2:])
 
+    def let_go(self) -> None:
+        """Give back what is kept of the module, which is to have its own class again."""
+
 
 _CLASSES: dict[tuple[type[Fused], type[nn.Module]], type[Fused]] = {}
 

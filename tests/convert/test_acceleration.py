@@ -44,8 +44,11 @@ def test_accelerate_puts_the_whole_network_into_the_engine(name):
     assert value(found).ndim == 2 or value(found).stride() == expected.stride()
     assert (value(found) - expected).abs().max() < FLOAT32_SUM * expected.abs().max()
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    assert model in in_engine._engines
     fd.restore(model)
     assert type(model) is kind
+    # Its weights in the engine, several times the network's own, are given back.
+    assert model not in in_engine._engines
     with torch.no_grad():
         assert torch.equal(value(model(*given)), expected)
 

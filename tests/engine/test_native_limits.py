@@ -309,7 +309,7 @@ def test_a_network_that_was_sampled_is_like_any_other():
 def test_memory_goes_with_the_network():
     net = network("ho")
     fd.sample(net, TABLE, shape=(2, 3, 8, 8), runner="native", progress=False)
-    packed = weakref.ref(engine_native._cache[net]["fast"].weights(8, 8))
+    packed = weakref.ref(engine_native._cache[net]["fast", "normal"].weights(8, 8))
     compiled = fd.compile(net)
     gc.disable()
     try:
