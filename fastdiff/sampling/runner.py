@@ -57,9 +57,8 @@ def sample(
 ) -> Tensor:
     """Run a sampler, which is a coefficient table, with a model.
 
-    The result depends on (model, table, seed, sample id) alone: in the C++ engine to the bit, whatever else is in the
-    batch; in the eager runner, on another device or kind of processor, to rounding (docs/reproducibility.md). A module is
-    run in eval mode and its mode is restored.
+    The result depends on (model, table, seed, sample id) alone: not on the batch size, the device or what else is in
+    the batch. A module is run in eval mode and its mode is restored.
 
     Args:
         model: Any callable (x [B, C, ...], t [B], **model_kwargs) -> [B, C or 2C, ...]. t is int64 when all times of
