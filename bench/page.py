@@ -396,8 +396,8 @@ def processes(data: Data) -> Section:
     return Section(
         "processes",
         "Samplers on trained networks",
-        "Quality, not time: Fréchet distance of 1,797 samples, not clamped, to the digits by their 8x8 pixels; lower is "
-        "nearer. A small network was trained on each process; columns are evaluations of it. "
+        "Quality, not time: Fréchet distance of 1,797 samples, not clamped, to the digits by their 8x8 pixels; lower "
+        "is nearer. A small network was trained on each process; columns are evaluations of it. "
         f"Six of {len(next(iter(data['distance'].values())))} samplers; "
         "the file has all.",
         "python bench/processes.py bench/results/processes.json",
