@@ -146,13 +146,15 @@ class Altered:
 
 
 SWAPPED = int.from_bytes(export.WORD_ORDER.to_bytes(4, "little"), "big")
+BEFORE, LATER = export.VERSION - 1, export.VERSION + 1
 # Name: how a file is altered, whether its checksums are made right again, and what is said.
 BAD_FILES = {
     "empty": (lambda f: f.data.clear(), False, "it is empty"),
     "of another kind": (lambda f: f.header(0, "=8s", b"\x89PNG\r\n\x1a\n"), False, "it is no exported model"),
     "shorter than a header": (lambda f: f.data.__delitem__(slice(40, None)), False, "fewer than the 64 of a header"),
     "of another word order": (lambda f: f.header(8, "=I", SWAPPED), False, "machines of the other word order"),
-    "of another version": (lambda f: f.header(12, "=I", 2), False, "it has version 2 of the format"),
+    "of the version before": (lambda f: f.header(12, "=I", BEFORE), False, f"it has version {BEFORE} of the format"),
+    "of a later version": (lambda f: f.header(12, "=I", LATER), False, f"it has version {LATER} of the format"),
     "cut off": (lambda f: f.data.__delitem__(slice(-1, None)), False, "it was cut off"),
     "with something behind it": (lambda f: f.data.extend(b"x"), False, "something was added to it"),
     "with a damaged header": (lambda f: f.header(HEADER.size + 24, "=Q", 5), False, "its header is damaged"),
