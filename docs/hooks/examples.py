@@ -25,13 +25,6 @@ def page(script: str, printed: str, name: str) -> str:
     )
 
 
-def first_words(script: str) -> tuple[str, str]:
-    """The title of a script and the first sentence below it."""
-    lines = [line.removeprefix("#").strip() for line in script.partition("\n\n")[0].splitlines()[1:]]
-    title, text = lines[0].removeprefix("# "), " ".join(lines[1:])
-    return title, re.split(r"(?<=[.?!]) (?=[A-Z])", text.strip())[0]
-
-
 def pages() -> dict[str, str]:
     """Path on the site to text, of all examples and of the page that lists them."""
     found, rows = {}, ""
@@ -39,7 +32,7 @@ def pages() -> dict[str, str]:
         script = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
         printed = (EXAMPLES / f"{name}.txt").read_text(encoding="utf-8")
         found[f"examples/{name}.md"] = page(script, printed, name)
-        title, first = first_words(script)
+        title, first = re.findall(r"^# (?:# )?([^#%\n].*)$", script, re.MULTILINE)[:2]
         rows += f"- [{title}]({name}.md): {first}\n"
     found["examples/index.md"] = (
         "# Examples\n\nFive scripts on handwritten digits, each with its pictures and what it printed. They run with "
