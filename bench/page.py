@@ -44,8 +44,8 @@ measured.
 """
 # Losses that no result file holds.
 ELSEWHERE = (
-    "Beside the result files, [Performance](performance.md#training-on-the-cpu) has two, on one thread of a busy "
-    "machine: the op `mse` on 64x3x32x32 at 0.8x of PyTorch's, and with its gradient on 1x3x32x32 at 0.7x.\n"
+    "Beside the result files, [Training on the CPU](performance-training.md#the-losses) has two, on one thread of a "
+    "busy machine: the op `mse` on 64x3x32x32 at 0.8x of PyTorch's, and with its gradient on 1x3x32x32 at 0.7x.\n"
 )
 
 
