@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,28 @@ Data = dict[str, Any]
 # The same bytes from the same matplotlib: no dates, no random names, letters as letters.
 STYLE = {"svg.hashsalt": "fastdiff", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}
 FASTER, SLOWER = "#3949ab", "#c62828"
+HEAD = """# Benchmarks
+
+How fast each part is against a peer, what is slower, and which goals were missed. In short: [How fast](speed.md).
+No GPU has run any of it: there are no GPU figures. [Limitations](limitations.md#not-measured) has what else was not
+measured.
+
+## How to read this page
+
+- **A ratio** is the peer's median time over fastdiff's in the same run; below 1 fastdiff is slower.
+- **The line below each table** has the command, the processor, its instruction set, the threads, the machine's load
+  when the run began, and the versions.
+- **Version and commit** are those of the code that was measured. Results are not measured anew for each release, so
+  the version may be older than this documentation's. [Performance](performance.md) tells what later changes gave.
+- **"quiet"** means that the benchmark started nothing beside the race. Other programs may have run: see the load.
+
+`python bench/page.py` makes this page of the committed result files.
+"""
+# Losses that no result file holds.
+ELSEWHERE = (
+    "Beside the result files, [Training on the CPU](performance-training.md#the-losses) has two, on one thread of a "
+    "busy machine: the op `mse` on 64x3x32x32 at 0.8x of PyTorch's, and with its gradient on 1x3x32x32 at 0.7x.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,7 @@ class Section:
         header, rows: The table.
         bars: Label and times as fast as the peer, for the figure.
         goals: What was aimed at.
+        named: How many columns say what a row is of.
     """
 
     stem: str
@@ -62,6 +86,22 @@ class Section:
     rows: list[list[str]]
     bars: list[tuple[str, float]] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
+    named: int = 2
+
+    def losses(self) -> list[str]:
+        """A line for each row in which something is slower than its peer, with the ratio."""
+        anchor = re.sub(r"[^a-z0-9]+", "-", self.title.lower().replace("'", ""))
+        lines = []
+        for row in self.rows:
+            slower = [
+                cell if head in ("", "faster by") else f"{head} {cell}"
+                for head, cell in zip(self.header, row, strict=True)
+                if "slower" in cell
+            ]
+            if slower:
+                what = ", ".join(cell for cell in row[: self.named] if "slower" not in cell)
+                lines.append(f"- [{self.title}](#{anchor}): {what}: {'; '.join(slower)}")
+        return lines
 
 
 def times(ratio: float) -> str:
@@ -140,13 +180,15 @@ def networks(data: Data) -> Section:
         "One evaluation of the network of Ho et al. (ho-cifar10) and of the digits' network by fastdiff's engine "
         "and by others, each in a process of its own, in turns; medians, in float32 and in bfloat16 against the "
         "peer in the same. "
-        '"2 busy": beside two processes that keep a processor busy each. The figure has the fastest peer of each race.',
+        '"quiet": nothing that the benchmark started ran beside it; "2 busy": beside two processes that keep a '
+        "processor busy each. The figure has the fastest peer of each race.",
         "python bench/cpu_unet.py",
         data["machine"],
         ["network", "peer", "numbers", "its time", "fastdiff's", "faster by"],
         rows,
         bars,
         goals,
+        named=3,
     )
 
 
@@ -264,12 +306,16 @@ def generation(data: Data) -> Section:
         ["share of the time that parts and records take", f"{speed['share_of_files']:.2%}"],
         *([f"resident with {int(number):,} images", f"{value:.0f} MB"] for number, value in megabytes.items()),
         ["1,000 digits from nothing: two processes", f"{ray['processes']:.1f} s"],
-        ["the same: two actors of Ray", f"{ray['ray']:.1f} s, **{ray['processes'] / ray['ray']:.2f}x, slower**"],
+        [
+            "1,000 digits from nothing: two actors of Ray, against that",
+            f"{ray['ray']:.1f} s, **{ray['processes'] / ray['ray']:.2f}x, slower**",
+        ],
     ]
     return Section(
         "generation",
         "Many images",
-        "`fastdiff generate`: parts that processes share out.",
+        "`fastdiff generate`: parts that processes share out. Memory was measured at commit "
+        f"{data['memory']['machine']['commit']}, Ray at {data['ray']['machine']['commit']}.",
         "python bench/generation.py speed|memory|ray",
         speed["machine"],
         ["", ""],
@@ -294,27 +340,32 @@ SERVING_GOALS = {"digits": 2.5, "ho-cifar10": 1.3}
 
 
 def serving(data: Data) -> Section:
+    def waits(case: Data) -> list[str]:
+        alone, shared = case["waiting_one_p50_p99"], case["waiting_together_p50_p99"]
+        marked = [
+            f"{ours:.1f} s" if ours <= theirs else f"{ours:.1f} s (**{theirs / ours:.2f}x, slower**)"
+            for theirs, ours in zip(alone, shared, strict=True)
+        ]
+        return [" / ".join(f"{value:.1f} s" for value in alone), " / ".join(marked)]
+
     cases = {name: case for name, case in data.items() if "times" in case}
     rows = [
-        [name, f"{case['one_at_a_time']:.1f}", f"{case['together']:.1f}", times(case["times"])]
-        + [
-            f"{case[f'waiting_{how}_p50_p99'][0]:.1f} s / {case[f'waiting_{how}_p50_p99'][1]:.1f} s"
-            for how in ("one", "together")
-        ]
+        [name, f"{case['one_at_a_time']:.1f}", f"{case['together']:.1f}", times(case["times"]), *waits(case)]
         for name, case in cases.items()
     ]
     return Section(
         "serving",
         "Serving together",
         "Requests of 1 to 4 images that share evaluations, against the same one at a time; images a second, and "
-        "how long the middle and the hundredth request wait at eight times that load. A network that fills the "
-        "processors alone gains nothing, and its middle request waits longer.",
+        "how long a request waits (median / 99th percentile) at eight times that load. A network that fills the "
+        "processors alone gains nothing, and its median request waits longer.",
         "python bench/serving.py digits|ho-cifar10",
         next(iter(cases.values()))["machine"],
         ["network", "one at a time", "together", "faster by", "waiting, one at a time", "waiting, together"],
         rows,
         [(name, case["times"]) for name, case in cases.items()],
         [Goal(f"serving {name} together", case["times"], SERVING_GOALS[name]) for name, case in cases.items()],
+        named=1,
     )
 
 
@@ -345,8 +396,9 @@ def processes(data: Data) -> Section:
     return Section(
         "processes",
         "Samplers on trained networks",
-        "Quality, not time: Fréchet distance of 1,797 samples to the digits, lower is nearer, for a network "
-        f"trained on each process, by evaluations. Six of {len(next(iter(data['distance'].values())))} samplers; "
+        "Quality, not time: Fréchet distance of 1,797 samples, not clamped, to the digits by their 8x8 pixels; lower "
+        "is nearer. A small network was trained on each process; columns are evaluations of it. "
+        f"Six of {len(next(iter(data['distance'].values())))} samplers; "
         "the file has all.",
         "python bench/processes.py bench/results/processes.json",
         {"versions": data["versions"]},
@@ -422,23 +474,11 @@ def markdown(parts: list[Section]) -> str:
     """The page."""
     goals = [goal for section in parts for goal in section.goals]
     missed = sum(goal.reached < goal.goal for goal in goals)
-    slower = [
-        f"{section.title}: {', '.join(row[:2])}"
-        for section in parts
-        for row in section.rows
-        if "slower" in "".join(row)
-    ]
-    text = (
-        "# Benchmarks\n\n`python bench/page.py` makes this page of the committed results; each section has the "
-        "command that measured, the machine, the versions and the commit. A ratio is the peer's median time over "
-        "fastdiff's in the same run; below 1 fastdiff is slower. How they came about: "
-        "[Performance](performance.md).\n\nNo GPU has run any of it: there are no GPU figures.\n\n## Goals\n\n"
-        + "\n".join(goal.line() for goal in goals)
-        + f"\n\n{len(goals) - missed} met, {missed} missed.\n\n"
-        "## Where a peer is faster\n\n"
-    )
-    text += "\n".join(f"- {label}" for label in slower) if slower else "In none of the tables below."
-    text += "\n"
+    slower = [line for section in parts for line in section.losses()]
+    text = f"{HEAD}\n## Goals\n\n" + "\n".join(goal.line() for goal in goals)
+    text += f"\n\n{len(goals) - missed} met, {missed} missed.\n\n## Where a peer is faster\n\n"
+    text += "\n".join(slower) if slower else "In none of the tables below."
+    text += f"\n\n{ELSEWHERE}"
     for section in parts:
         text += f"\n## {section.title}\n\n{section.told}\n\n"
         if section.bars:

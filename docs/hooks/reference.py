@@ -14,36 +14,44 @@ import fastdiff as fd
 # Page: title, first paragraph, what stands there. A module's public names follow it, all of them.
 PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "processes": (
-        "Processes and tables",
+        "Reference: processes and tables",
         "What a network was trained on, and the table that a sampler is. NumPy alone.",
         ("NoiseSchedule", "Diffusion", "CoefficientTable", "noise"),
     ),
     "samplers": (
-        "Samplers",
+        "Reference: samplers",
         "Each is a function from a process to a table. [Which one, and how many steps](../which-sampler.md).",
         ("samplers", "estimate"),
     ),
     "sampling": (
-        "Sampling and pipelines",
+        "Reference: sampling and pipelines",
         "From noise to images: the loop over a table, guidance, and a network with its process in one.",
         ("sample", "Pipeline", "guidance", "DynamicThreshold", "Views", "langevin"),
     ),
     "networks": (
-        "Networks",
+        "Reference: networks",
         "The U-Net, the engine that runs it, and other people's networks.",
         ("UNet", "UNetConfig", "compile", "accelerate", "restore", "load_model", "save_model", "convert"),
     ),
-    "training": ("Training", "The loop and its settings.", ("Trainer", "TrainConfig", "Ema")),
-    "scores": ("Likelihoods", "Bits per dimension, with every term and its error.", ("likelihood",)),
-    "editing": ("Editing", "Encode, decode, vary, interpolate, inpaint.", ("editing",)),
+    "training": ("Reference: training", "The loop and its settings.", ("Trainer", "TrainConfig", "Ema")),
+    "scores": ("Reference: likelihood", "Bits per dimension, with every term and its error.", ("likelihood",)),
+    "editing": ("Reference: editing", "Encode, decode, vary, interpolate, inpaint.", ("editing",)),
     "evaluation": (
-        "Evaluation and figures",
+        "Reference: evaluation and figures",
         "Distances between sets of images, numbers of one set, and pictures of both.",
         ("evaluation", "metrics", "figures"),
     ),
-    "data": ("Data", "What a training reads its images from.", ("data",)),
-    "serving": ("Serving", "The engine that puts requests together, its server's client, and Ray Serve.", ("serving",)),
-    "ops": ("Ops", "The fused ops: one schema each, with an implementation for the CPU and one in Triton.", ("ops",)),
+    "data": ("Reference: data", "What a training reads its images from.", ("data",)),
+    "serving": (
+        "Reference: serving",
+        "The engine that puts requests together, its server's client, and Ray Serve.",
+        ("serving",),
+    ),
+    "ops": (
+        "Reference: ops",
+        "The fused ops: one schema each, with an implementation for the CPU and one in Triton.",
+        ("ops",),
+    ),
 }
 
 
@@ -82,10 +90,14 @@ def page(title: str, first: str, names: tuple[str, ...]) -> str:
 
 
 def index() -> str:
-    rows = "\n".join(f"- [{title}]({name}.md): {first}" for name, (title, first, _) in PAGES.items())
+    rows = "\n".join(
+        f"- [{title.removeprefix('Reference: ').capitalize()}]({name}.md): {first}"
+        for name, (title, first, _) in PAGES.items()
+    )
     return (
-        "# Reference\n\nEvery public name, out of its docstring. `import fastdiff as fd` loads no torch before a name "
-        f"that needs it is used.\n\n{rows}\n- [Commands](commands.md): the command line, with every option.\n"
+        "# Reference\n\nEvery public name, out of its docstring. `import fastdiff as fd` is quick: PyTorch is imported "
+        f"later, with the first name that needs it.\n\n{rows}\n"
+        "- [Commands](commands.md): the command line, with every option.\n"
     )
 
 
@@ -117,7 +129,7 @@ def escaped(text: str) -> str:
 def commands() -> str:
     typer_main = importlib.import_module("typer.main")
     app = importlib.import_module("fastdiff.cli.app").app
-    return "# Commands\n\nAs `fastdiff COMMAND --help` says it.\n\n" + command_pages(
+    return "# Reference: command line\n\nAs `fastdiff COMMAND --help` says it.\n\n" + command_pages(
         typer_main.get_command(app), ["fastdiff"]
     )
 

@@ -49,6 +49,15 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def label(words: str, path: str) -> str:
+    """A page's title where a link is called by its file; other words as they are."""
+    if not path.endswith(".md") or posixpath.basename(words.strip("`")) != posixpath.basename(path):
+        return words
+    source = ROOT / path
+    title = re.match(r"# (.+)\n", source.read_text(encoding="utf-8")) if source.is_file() else None
+    return title[1] if title else words
+
+
 def relinked(text: str, place: str) -> str:
     """The text of the page at `place` of the site, with its links as they are there.
 
@@ -71,7 +80,7 @@ def relinked(text: str, place: str) -> str:
         if there is None:
             # A file of the repository that the site has not: its name alone.
             return words if (ROOT / path).is_file() else match[0]
-        return f"{mark}[{words}]({posixpath.relpath(there, posixpath.dirname(place) or '.')}{anchor})"
+        return f"{mark}[{label(words, path)}]({posixpath.relpath(there, posixpath.dirname(place) or '.')}{anchor})"
 
     parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
     for i in range(0, len(parts), 2):
@@ -87,3 +96,20 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     weights = [weight for start, weight in SEARCH_WEIGHTS.items() if place.startswith(start)]
     page.meta["search"] = {"boost": weights[0] if weights else GUIDE_WEIGHT}
     return re.sub(r"^ *<!--.*?-->\n", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Papers' numbers as links, but in code and in links."""
+    inside, parts = 0, re.split(r"(<[^>]+>)", html)
+    for i, part in enumerate(parts):
+        if re.match(r"</?(?:a|code|pre)\b", part):
+            inside += -1 if part.startswith("</") else 1
+        elif not inside and not part.startswith("<"):
+            parts[i] = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1">\g<0></a>', part)
+    return "".join(parts)
+
+
+def on_post_build(config: Any) -> None:
+    """Take the sitemap away: it needs the site's address, and is empty without."""
+    for name in ("sitemap.xml", "sitemap.xml.gz"):
+        (Path(config["site_dir"]) / name).unlink(missing_ok=True)

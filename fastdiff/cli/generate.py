@@ -88,7 +88,7 @@ def generate(
         typer.Option("--verify", min=1, help="Sample so many images again and compare, in place of generating."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images at a time; changes nothing but speed and memory.")
+        int, typer.Option(min=1, help="Images at a time; changes speed and memory, and no bit of the engine's images.")
     ] = 64,
     precision: PrecisionOption = None,
     memory: MemoryOption = "normal",

@@ -76,7 +76,7 @@ def sample(
         str | None, typer.Option(help="The null class, number or name, where the model does not say.")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images at a time; changes nothing but speed and memory.")
+        int, typer.Option(min=1, help="Images at a time; changes speed and memory, and no bit of the engine's images.")
     ] = 64,
     precision: PrecisionOption = None,
     memory: MemoryOption = "normal",

@@ -207,7 +207,7 @@ def generate(
         out: The job's folder: manifest.json and parts/.
         request: What to sample.
         shard: Which parts are this process's; `Shard.from_environment()` when None.
-        batch_size: Images at a time; it changes nothing but speed and memory.
+        batch_size: Images at a time; it changes speed and memory, and no bit of the engine's images.
         progress: Called with the images of this shard that are done, and with all of them.
 
     Returns:

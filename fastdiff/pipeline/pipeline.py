@@ -101,7 +101,7 @@ class Pipeline(TrainedModel):
                 channels of its input, [num, ..., H, W].
             mask: For an inpainting network: 1 where a pixel is known, 0 where it is to be filled, of a shape that
                 broadcasts to [num, 1, H, W].
-            batch_size: Images at a time; all when None. It changes nothing but speed and memory.
+            batch_size: Images at a time; all when None. It changes speed and memory, and no bit of the engine's images.
             runner: See `fastdiff.sample`.
             precision: See `fastdiff.sample`; the pipeline's own when None.
             progress: Show a progress bar per batch.

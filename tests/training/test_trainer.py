@@ -301,7 +301,7 @@ def test_trainer_has_the_loss_of_plain_pytorch(case: str, tmp_path: Path, monkey
 
 
 def test_trainer_updates_all_of_a_group_by_one_call(tmp_path: Path) -> None:
-    """docs/performance.md says so, and why."""
+    """docs/performance-gpu.md says so, and why."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     names: list[str] = []
