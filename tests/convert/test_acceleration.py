@@ -11,6 +11,7 @@ from torch import nn
 
 import fastdiff as fd
 from fastdiff.convert import acceleration as in_place
+from fastdiff.convert import in_engine
 from fastdiff.convert.in_engine import InEngine, engine_of
 from support.diffusers_networks import SMALL, diffusers_model
 from support.foreign_networks import NAMES, make, value
