@@ -157,7 +157,7 @@ ENGINE_GOALS = {
 def networks(data: Data) -> Section:
     rows, bars, goals = [], [], []
     for race in data["results"]:
-        engines = {name: value["ms"] for name, value in race["engines"].items()}
+        engines = {name: value["ms"] for name, value in race["engines"].items() if "ms" in value}
         where = f"{race['preset']}, batch {race['batch']}, {race['condition']}"
         best: dict[str, tuple[float, str]] = {}
         for name, ms in sorted(engines.items(), key=lambda item: item[1]):
@@ -167,6 +167,8 @@ def networks(data: Data) -> Section:
             ours = engines["engine bf16" if number == "bf16" else "engine"]
             rows.append([where, name, number, f"{ms:.1f} ms", f"{ours:.1f} ms", times(ms / ours)])
             best.setdefault(number, (ms / ours, name))
+        failed = [name for name, value in race["engines"].items() if "ms" not in value]
+        rows += [[where, name, "float32", "did not run", "", ""] for name in failed]
         bars += [(f"{where}, {number}: {name}", ratio) for number, (ratio, name) in sorted(best.items(), reverse=True)]
         for number, (ratio, name) in sorted(best.items(), reverse=True):
             goal = ENGINE_GOALS.get((race["preset"], race["batch"], number))
@@ -177,11 +179,12 @@ def networks(data: Data) -> Section:
     return Section(
         "cpu_unet",
         "A network's evaluation on the CPU",
-        "One evaluation of the network of Ho et al. (ho-cifar10) and of the digits' network by fastdiff's engine "
-        "and by others, each in a process of its own, in turns; medians, in float32 and in bfloat16 against the "
+        "One evaluation of the networks of Ho et al. (ho-cifar10), of the digits, and of two for 64x64 images, by "
+        "fastdiff's engine and by others, each in a process of its own, in turns; medians, in float32 and in bfloat16 against the "
         "peer in the same. "
         '"quiet": nothing that the benchmark started ran beside it; "2 busy": beside two processes that keep a '
-        "processor busy each. The figure has the fastest peer of each race.",
+        "processor busy each. The figure has the fastest peer of each race. The races at 64x64 and with one thread are "
+        "of version 0.2.0, and against fewer peers.",
         "python bench/cpu_unet.py",
         data["machine"],
         ["network", "peer", "numbers", "its time", "fastdiff's", "faster by"],
