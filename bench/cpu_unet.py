@@ -219,19 +219,26 @@ def main() -> None:
         options.out.with_suffix(".md").write_text(to_markdown(everything))
 
 
+def times_faster(engines: dict[str, Any], peer: str) -> float:
+    """How many times as fast the engine of the peer's numbers is, each measured in the run that it was in."""
+    own: float = engines["engine bf16"]["times_faster"] if peer in SIXTEEN_BITS else 1.0
+    ratio: float = engines[peer]["times_faster"] / own
+    return ratio
+
+
 def best_of(result: dict[str, Any], kind: str) -> tuple[str, float] | None:
     """The fastest peer of 16 or 32 bits, and how many times as fast the engine of that kind is, by medians."""
     own = "engine bf16" if kind == "16" else "engine"
     found = result["engines"]
+    own = "engine" if kind == "32" else "engine bf16"
     peers = {
-        name: one["ms"]
+        name: times_faster(found, name)
         for name, one in found.items()
         if "ms" in one and not name.startswith("engine") and (name in SIXTEEN_BITS) == (kind == "16")
     }
     if not peers or "ms" not in found.get(own, {}):
         return None
-    name = min(peers, key=lambda name: peers[name])
-    return name, peers[name] / found[own]["ms"]
+    return min(peers.items(), key=lambda item: item[1])
 
 
 def to_lines(result: dict[str, Any]) -> list[str]:

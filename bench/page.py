@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cpu_unet import times_faster
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -157,16 +158,16 @@ ENGINE_GOALS = {
 def networks(data: Data) -> Section:
     rows, bars, goals = [], [], []
     for race in data["results"]:
-        engines = {name: value["ms"] for name, value in race["engines"].items() if "ms" in value}
+        ran = {name: value for name, value in race["engines"].items() if "ms" in value}
         where = f"{race['preset']}, batch {race['batch']}, {race['condition']}"
         best: dict[str, tuple[float, str]] = {}
-        for name, ms in sorted(engines.items(), key=lambda item: item[1]):
+        for name, value in sorted(ran.items(), key=lambda item: item[1]["ms"]):
             if name.startswith("engine"):
                 continue
             number = "bf16" if name.endswith("bf16") else "float32"
-            ours = engines["engine bf16" if number == "bf16" else "engine"]
-            rows.append([where, name, number, f"{ms:.1f} ms", f"{ours:.1f} ms", times(ms / ours)])
-            best.setdefault(number, (ms / ours, name))
+            ratio = times_faster(ran, name)
+            rows.append([where, name, number, f"{value['ms']:.1f} ms", f"{value['ms'] / ratio:.1f} ms", times(ratio)])
+            best[number] = min(best.get(number, (ratio, name)), (ratio, name))
         failed = [name for name, value in race["engines"].items() if "ms" not in value]
         rows += [[where, name, "float32", "did not run", "", ""] for name in failed]
         bars += [(f"{where}, {number}: {name}", ratio) for number, (ratio, name) in sorted(best.items(), reverse=True)]
