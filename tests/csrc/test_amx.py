@@ -41,16 +41,11 @@ print(fastdiff._C.cpu_isa())
 """
 
 CHECKS = """
-import importlib.util, sys
+import sys
 sys.path.insert(0, "tests")
 import torch, fastdiff as fd, fastdiff._C
 torch.set_num_threads(1)
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), f"tests/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support.by_path import load
 
 half, engine = load("engine/test_bfloat16"), load("engine/test_native")
 for case in half.CONVOLUTIONS:

@@ -16,16 +16,11 @@ pytestmark = pytest.mark.skipif(not ops.has_extension(), reason="the C++ extensi
 
 TESTS = Path(__file__).parents[1]
 CHECKS = """
-import importlib.util, sys
+import sys
 sys.path.insert(0, "tests")
 import torch, fastdiff._C
 torch.set_num_threads(1)
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), f"tests/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from support.by_path import load
 
 from support import op_cases
 diffuse, step = load("ops/test_diffuse"), load("ops/test_step")
